@@ -1,0 +1,43 @@
+# `make run` prunes the built-in model; `make test` runs the tests. Both set up what they need:
+# a virtual environment in .venv, reused until pyproject.toml or constraints.txt changes.
+#
+#   PYTHON=python3.12           another interpreter, 3.11 or newer
+#   PIP_TORCH="--index-url https://download.pytorch.org/whl/cpu"
+#                               where torch comes from, e.g. the small build without CUDA
+#   ARGS="--prune-rate 0.3"     further options of the command that `make run` starts
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --constraint constraints.txt
+INSTALLED := $(VENV)/.installed
+
+.PHONY: run test lint clean
+
+run: $(INSTALLED)
+	$(BIN)/python scripts/train_agent.py --agent reinforce --model builtin $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -q
+
+# mypy cannot follow setuptools' editable package-dir, so it reads a copy laid out as installed.
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	rm -rf build/lint
+	mkdir -p build/lint/pgprune
+	cp pgprune/*.py pgprune/py.typed build/lint/pgprune
+	cp -r envs agents build/lint/pgprune
+	cp -r scripts build/lint
+	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
+		--cache-dir ../../.mypy_cache pgprune scripts
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("pgprune needs Python 3.11 or newer: make PYTHON=..." if sys.version_info < (3, 11) else 0)'
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(PIP) $(PIP_TORCH) torch
+	$(PIP) --editable ".[plots,dev]"
+	touch $@

@@ -1,0 +1,6 @@
+"""Agents that choose pruning masks; each is one file that reads from top to bottom."""
+
+from pgprune.agents.base import Agent
+from pgprune.agents.reinforce import Reinforce, ReinforceConfig
+
+__all__ = ["Agent", "Reinforce", "ReinforceConfig"]

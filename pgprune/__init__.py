@@ -1,0 +1,18 @@
+"""Structural pruning of large language models as a reinforcement-learning problem.
+
+Importing this registers the Gymnasium environment ``pgprune/LLMPruning-v0``; nothing heavy is
+loaded before an environment is made.
+"""
+
+import gymnasium
+
+from pgprune.errors import PruningError
+
+__version__ = "0.1.0"
+__all__ = ["PruningError", "__version__"]
+
+gymnasium.register(
+    id="pgprune/LLMPruning-v0",
+    entry_point="pgprune.envs:LLMPruningEnv",
+    vector_entry_point="pgprune.envs:LLMPruningVectorEnv",
+)
