@@ -1,0 +1,108 @@
+"""Model families as data: where each Hugging Face architecture keeps its layers and projections.
+
+A new family is a new row of ``FAMILIES``; nothing else in the project names an architecture.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from pgprune.errors import PruningError
+
+
+@dataclass(frozen=True)
+class Family:
+    """Where the parts of a decoder are: dotted paths, as in ``module.get_submodule``.
+
+    Attributes:
+        layers: the list of decoder layers, from the causal LM.
+        attention: the attention module, from a layer.
+        query: query projection, from a layer; its rows belong to query heads.
+        key: key projection, from a layer; its rows belong to kv heads.
+        value: value projection, from a layer; its rows belong to kv heads.
+        output: attention output projection, from a layer; its columns belong to query heads.
+        expand: MLP projections whose rows are channels, from a layer.
+        down: MLP projection whose columns are channels, from a layer.
+        attention_norms: norms that a missing attention block makes useless, from a layer.
+        mlp_norms: norms that a missing MLP block makes useless, from a layer.
+        head_count: name of the attention module's attribute that must hold the number of heads,
+            None where the number follows from the shapes.
+    """
+
+    layers: str
+    attention: str
+    query: str
+    key: str
+    value: str
+    output: str
+    expand: tuple[str, ...]
+    down: str
+    attention_norms: tuple[str, ...]
+    mlp_norms: tuple[str, ...]
+    head_count: str | None = None
+
+
+_LLAMA = Family(
+    layers="model.layers",
+    attention="self_attn",
+    query="self_attn.q_proj",
+    key="self_attn.k_proj",
+    value="self_attn.v_proj",
+    output="self_attn.o_proj",
+    expand=("mlp.gate_proj", "mlp.up_proj"),
+    down="mlp.down_proj",
+    attention_norms=("input_layernorm",),
+    mlp_norms=("post_attention_layernorm",),
+)
+
+FAMILIES: dict[str, Family] = {
+    "llama": _LLAMA,
+    "mistral": _LLAMA,
+    "qwen2": _LLAMA,
+    "qwen3": _LLAMA,
+    "opt": Family(
+        layers="model.decoder.layers",
+        attention="self_attn",
+        query="self_attn.q_proj",
+        key="self_attn.k_proj",
+        value="self_attn.v_proj",
+        output="self_attn.out_proj",
+        expand=("fc1",),
+        down="fc2",
+        attention_norms=("self_attn_layer_norm",),
+        mlp_norms=("final_layer_norm",),
+        head_count="num_heads",
+    ),
+}
+"""Every supported family by its Hugging Face ``model_type``."""
+
+
+def family_of(config: Any) -> Family:
+    """Returns the family of a Hugging Face model configuration.
+
+    Args:
+        config: a ``PretrainedConfig``, or anything with a ``model_type``.
+
+    Raises:
+        PruningError: the family is unknown, or a variant of it that masks cannot describe.
+    """
+    model_type = getattr(config, "model_type", None)
+    if model_type not in FAMILIES:
+        raise PruningError(
+            f"the model family {model_type!r} is not supported; known families: "
+            f"{', '.join(sorted(FAMILIES))}"
+        )
+    if getattr(config, "do_layer_norm_before", True) is False:
+        raise PruningError(
+            "OPT with norms after its blocks (do_layer_norm_before=false, as opt-350m) is not "
+            "supported, because a norm would still act where a block is gone; take another size"
+        )
+    return FAMILIES[model_type]
+
+
+def decoder_layers(model: nn.Module, family: Family) -> nn.ModuleList:
+    """Returns the list of decoder layers of a causal LM."""
+    layers = model.get_submodule(family.layers)
+    assert isinstance(layers, nn.ModuleList)
+    return layers

@@ -1,0 +1,250 @@
+"""The frozen language model under masks: its losses, and what its projections see.
+
+The decoder is driven layer by layer through the model's own modules: `_Station`s stand in for the
+decoder layers during one call of the Hugging Face model, record the arguments that each layer
+would get (rotary embeddings, attention mask), and the last one runs the real layers the way the
+executor wants. No modelling code is copied, and every family works alike.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pgprune.errors import PruningError
+from pgprune.executors import EXECUTORS, LayerCall, LayerMask
+from pgprune.families import decoder_layers, family_of
+from pgprune.units import PruningUnits
+
+_LOGITS_BYTES = 64 * 2**20  # of one chunk of float32 logits; the loss needs about three such
+_PASS_TOKENS = 2048  # through the layers at once, so that any number of masks fits in memory
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the output and down projections of one dense layer get as input.
+
+    Attributes:
+        layer: index of the layer.
+        inputs: yields, chunk by chunk of the sequences, the input of the attention output
+            projection, (b, T, query heads * head_dim), and of the MLP down projection,
+            (b, T, channels).
+    """
+
+    layer: int
+    inputs: Iterator[tuple[Tensor, Tensor]]
+
+
+class MaskedLM:
+    """A frozen causal LM that evaluates masks; the only place that touches its layers.
+
+    Args:
+        model: a causal LM of a known family.
+        units: the units that the masks are over.
+        executor: ``masked`` multiplies the inputs of the output and down projections by the mask
+            and runs all K masks as one batch; ``sliced`` computes the kept units only, one mask
+            after another. Both give the same losses.
+
+    Attributes:
+        tokens: tokens asked of the model so far, K * B * T for each call.
+
+    Raises:
+        PruningError: an unknown executor.
+    """
+
+    def __init__(self, model: nn.Module, units: PruningUnits, executor: str = "masked") -> None:
+        if executor not in EXECUTORS:
+            raise PruningError(
+                f"executor {executor!r} is unknown; choose one of {', '.join(EXECUTORS)}"
+            )
+        self.model = model.eval().requires_grad_(False)
+        self.units = units
+        self.executor = executor
+        self.tokens = 0
+        self._family = family_of(model.config)
+        self._layers = decoder_layers(model, self._family)
+        self._decoder = model.get_submodule(self._family.layers.rpartition(".")[0])
+
+    @property
+    def device(self) -> torch.device:
+        """Where token ids enter the model."""
+        return self.model.get_input_embeddings().weight.device  # type: ignore[operator]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the weights."""
+        return self.model.get_input_embeddings().weight.dtype  # type: ignore[operator]
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the dense model, tied ones once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @torch.no_grad()
+    def losses(self, masks: Tensor, input_ids: Tensor) -> Tensor:
+        """Mean next-token cross-entropy of each sequence under each mask.
+
+        Args:
+            masks: (K, n) of zeros and ones, any dtype and device.
+            input_ids: (B, T) int64.
+
+        Returns:
+            (K, B) float32 in nats (float64 for a float64 model), on the model's device.
+        """
+        passes = self._passes(masks, input_ids)
+        return torch.cat([self._losses(part, input_ids) for part in passes])
+
+    @torch.no_grad()
+    def logits(self, masks: Tensor, input_ids: Tensor) -> Tensor:
+        """Next-token logits under each mask, (K, B, T, vocabulary); for small inputs."""
+        passes = self._passes(masks, input_ids)
+        return torch.cat([self._head(self._hidden(part, input_ids)) for part in passes])
+
+    @torch.no_grad()
+    def observe(self, mask: Tensor, input_ids: Tensor) -> Iterator[Observation]:
+        """Yields, layer by layer, the inputs of the output and down projections.
+
+        A layer is observed dense, on the outputs of the masked layers before it. Its part of the
+        mask is read only after its observation was yielded, so a metric may decide layer by
+        layer, writing into ``mask`` as it goes (Wanda-sp does).
+
+        Args:
+            mask: (n,), read layer by layer.
+            input_ids: (B, T) int64; large B is run in chunks of a few thousand tokens.
+        """
+        self.tokens += 2 * input_ids.numel()
+        run = EXECUTORS[self.executor]
+        chunks = input_ids.to(self.device).split(max(1, _PASS_TOKENS // input_ids.shape[1]))
+        prepared = [self._capture(chunk) for chunk in chunks]
+        states = [hidden for hidden, _ in prepared]  # each (b, T, D)
+        for index in range(self.units.layers):
+            calls = [calls[index] for _, calls in prepared]
+            yield Observation(index, map(self._watch, calls, tuple(states)))
+            layer_mask = LayerMask(mask[None], self.units, index, self._family)
+            for chunk, call in enumerate(calls):
+                states[chunk] = run(call, states[chunk][None], layer_mask)[0]
+
+    def projection(self, layer: int, kind: str) -> Tensor:
+        """Weight of the projection whose inputs a kind of unit masks: (D, inputs)."""
+        path = self._family.output if kind == "heads" else self._family.down
+        return self._layers[layer].get_submodule(path).get_parameter("weight")
+
+    def _passes(self, masks: Tensor, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """Checked and counted masks (K, n), split into those that run together."""
+        if masks.ndim != 2 or masks.shape[1] != self.units.n:
+            raise PruningError(
+                f"masks must have shape (K, {self.units.n}), got {tuple(masks.shape)}"
+            )
+        self.tokens += len(masks) * input_ids.numel()
+        together = 1 if self.executor == "sliced" else max(1, _PASS_TOKENS // input_ids.numel())
+        return masks.to(self.device).split(together)
+
+    def _losses(self, masks: Tensor, input_ids: Tensor) -> Tensor:
+        """The losses of one pass, (K, B)."""
+        targets = input_ids.to(self.device)[:, 1:]  # (B, T-1)
+        hidden = self._hidden(masks, input_ids)[:, :, :-1].flatten(0, 2)  # (K*B*(T-1), D)
+        wanted = targets.expand(len(masks), -1, -1).flatten()
+        parts = zip(hidden.split(self._chunk), wanted.split(self._chunk), strict=True)
+        loss = torch.cat([self._cross_entropy(part, want) for part, want in parts])
+        return loss.view(len(masks), *targets.shape).mean(dim=2).to(self.device)
+
+    def _hidden(self, masks: Tensor, input_ids: Tensor) -> Tensor:
+        """Last hidden states after the final norm under the masks of a pass, (K, B, T, D)."""
+        run = EXECUTORS[self.executor]
+
+        def drive(hidden: Tensor, calls: list[LayerCall]) -> Tensor:
+            states = hidden.unflatten(0, (len(masks), -1))  # (K, B, T, D)
+            for index, call in enumerate(calls):
+                states = run(call, states, LayerMask(masks, self.units, index, self._family))
+            return states.flatten(0, 1)
+
+        ids = input_ids.to(self.device).repeat(len(masks), 1)  # (K*B, T)
+        return self._decode(ids, drive).unflatten(0, (len(masks), -1))
+
+    def _capture(self, input_ids: Tensor) -> tuple[Tensor, list[LayerCall]]:
+        """The embeddings (B, T, D) and the calls of all layers, without running any layer."""
+        captured: list[tuple[Tensor, list[LayerCall]]] = []
+
+        def keep(hidden: Tensor, calls: list[LayerCall]) -> Tensor:
+            captured.append((hidden, calls))
+            return hidden
+
+        self._decode(input_ids, keep)
+        return captured[0]
+
+    def _decode(
+        self, input_ids: Tensor, drive: Callable[[Tensor, list[LayerCall]], Tensor]
+    ) -> Tensor:
+        """Runs the base model with ``drive`` in place of its layers; (N, T) -> (N, T, D)."""
+        stations = [_Station(layer) for layer in self._layers]
+
+        def last(hidden: Tensor) -> Tensor:
+            return drive(hidden, [station.call for station in stations])
+
+        stations[-1].then = last
+        with _replaced(self._decoder, nn.ModuleList(stations)):
+            output = self.model.base_model(input_ids=input_ids, use_cache=False)  # type: ignore
+        return output.last_hidden_state
+
+    def _watch(self, call: LayerCall, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """Runs a dense layer and returns the inputs of its output and down projections."""
+        seen: dict[str, Tensor] = {}
+        hooks = []
+        for path in (self._family.output, self._family.down):
+
+            def keep(module: nn.Module, args: tuple[Tensor, ...], path: str = path) -> None:
+                seen[path] = args[0]
+
+            hooks.append(call.layer.get_submodule(path).register_forward_pre_hook(keep))
+        try:
+            call(hidden)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        batch = hidden.shape[:2]  # OPT's MLP sees tokens in one row
+        return seen[self._family.output], seen[self._family.down].view(*batch, -1)
+
+    @property
+    def _chunk(self) -> int:
+        """Tokens whose logits exist at the same time."""
+        vocabulary = self.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+        return max(64, _LOGITS_BYTES // (4 * vocabulary))
+
+    def _head(self, hidden: Tensor) -> Tensor:
+        return self.model.get_output_embeddings()(hidden)  # type: ignore[operator]
+
+    def _cross_entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """(N, D), (N,) -> (N,), computed in at least float32."""
+        logits = self._head(hidden)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return F.cross_entropy(logits, targets.to(logits.device), reduction="none")
+
+
+class _Station(nn.Module):
+    """Stands in for one decoder layer: records how it would be called."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        # A tuple hides the layer from module registration, so no parameter moves.
+        self._layer = (layer,)
+        self.attention_type = getattr(layer, "attention_type", None)
+        self.then: Callable[[Tensor], Tensor] | None = None
+        self.call = LayerCall(layer, (), {})
+
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        self.call = LayerCall(self._layer[0], args, kwargs)
+        return self.then(hidden) if self.then else hidden
+
+
+@contextmanager
+def _replaced(decoder: nn.Module, layers: nn.ModuleList) -> Iterator[None]:
+    original = decoder.layers
+    decoder.layers = layers
+    try:
+        yield
+    finally:
+        decoder.layers = original

@@ -1,0 +1,117 @@
+"""A pruning problem: the frozen model, its units, the budget and the calibration stream."""
+
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+from pgprune.budget import BUDGETS, SCOPES, Budget
+from pgprune.costs import choose_executor
+from pgprune.executors import EXECUTORS
+from pgprune.masked_lm import MaskedLM
+from pgprune.models import ModelConfig, load_model
+from pgprune.stream import (
+    CalibrationStream,
+    DataConfig,
+    calibration_stream,
+    check_sequence_length,
+)
+from pgprune.text import calibration_documents, evaluation_documents
+from pgprune.units import GRANULARITIES, PruningUnits
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """What is pruned, and how much of it."""
+
+    prune_rate: float = field(
+        default=0.4,
+        metadata={"help": "share of the prunable parameters to remove", "above": 0, "below": 1},
+    )
+    granularity: str = field(
+        default="heads+channels",
+        metadata={"help": "what one mask bit prunes", "choices": list(GRANULARITIES)},
+    )
+    channel_block: int = field(
+        default=1, metadata={"help": "neighbouring MLP channels that make one unit", "minimum": 1}
+    )
+    budget: str = field(
+        default="per-kind",
+        metadata={
+            "help": "what the rate is counted in: heads and channels each (per-kind), all units "
+            "in one pool (units), or parameters in one pool (parameters)",
+            "choices": list(BUDGETS),
+        },
+    )
+    scope: str = field(
+        default="global",
+        metadata={
+            "help": "whether layers may keep different shares (global) or not (local)",
+            "choices": list(SCOPES),
+        },
+    )
+    executor: str = field(
+        default="auto",
+        metadata={
+            "help": "how masks are evaluated: multiply (masked), kept units only (sliced), or "
+            "the cheaper by counted cost (auto)",
+            "choices": ["auto", *EXECUTORS],
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that choosing a mask needs.
+
+    Attributes:
+        lm: the frozen model under masks.
+        units: what a mask bit stands for.
+        budget: which masks are allowed.
+        stream: calibration batches.
+        tokenizer: of the model.
+        data: where calibration and evaluation text comes from.
+    """
+
+    lm: MaskedLM
+    units: PruningUnits
+    budget: Budget
+    stream: CalibrationStream
+    tokenizer: PreTrainedTokenizerBase
+    data: DataConfig
+
+
+def make_problem(
+    model: ModelConfig,
+    data: DataConfig,
+    pruning: PruningConfig,
+    seed: int = 0,
+    masks_per_step: int = 2,
+) -> Problem:
+    """Loads the model and the text, and checks that they and the budget fit together.
+
+    Args:
+        model: which model, where and in which number format.
+        data: calibration and evaluation text.
+        pruning: units and budget.
+        seed: of the calibration stream.
+        masks_per_step: masks evaluated on one batch, for the choice of the executor.
+
+    Raises:
+        PruningError: anything about them that cannot work, in one sentence.
+    """
+    calibration_documents(data.calibration)  # text that cannot be read says so before the model
+    evaluation_documents(data.evaluation)  # loads, which may take minutes
+    language_model, tokenizer = load_model(model)
+    check_sequence_length(language_model.config, data.sequence_length)
+    units = PruningUnits.of(language_model, pruning.granularity, pruning.channel_block)
+    budget = Budget(units, pruning.prune_rate, pruning.budget, pruning.scope)
+    stream = calibration_stream(data, tokenizer, seed)
+    executor = pruning.executor
+    if executor == "auto":
+        weight = language_model.get_input_embeddings().weight
+        tokens = data.batch_size * data.sequence_length
+        executor = choose_executor(
+            units, pruning.prune_rate, masks_per_step, tokens, weight.dtype, weight.device.type
+        )
+    lm = MaskedLM(language_model, units, executor)
+    return Problem(lm, units, budget, stream, tokenizer, data)
