@@ -1,0 +1,272 @@
+"""Loads the frozen language model that is pruned, and its tokenizer.
+
+All that can be checked without reading weights is checked first: the device, the directory, the
+family, that there are weights and that their files are whole, the tokenizer. Nothing from a
+checkpoint is ever executed: weights are safetensors, and remote code is not trusted.
+"""
+
+import json
+import re
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from pgprune.errors import PruningError
+from pgprune.families import FAMILIES, family_of
+from pgprune.text import first_line
+
+BUILTIN = Path(__file__).with_name("builtin_model")
+"""Where the built-in model lies."""
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which language model, and where and how it runs."""
+
+    model: str = field(
+        default="builtin",
+        metadata={
+            "help": "language model to prune: builtin, a hub id, or a Hugging Face directory "
+            f"({', '.join(FAMILIES)})"
+        },
+    )
+    device: str = field(
+        default="auto",
+        metadata={"help": "auto (an accelerator if there is one), cpu, cuda, cuda:N or mps"},
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "number format of the weights; auto is float32 on the CPU and for the built-in "
+            "model, else the checkpoint's own",
+            "choices": ["auto", *DTYPES],
+        },
+    )
+    device_map: str | None = field(
+        default=None,
+        metadata={
+            "help": "auto spreads the model over all devices (needs the package accelerate)",
+            "choices": ["auto"],
+            "default": "all on one device",
+        },
+    )
+    attn_implementation: str = field(
+        default="sdpa",
+        metadata={
+            "help": "attention kernel of transformers",
+            "choices": ["sdpa", "eager", "flash_attention_2"],
+        },
+    )
+
+
+def load_model(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a causal LM to evaluate, never to train: evaluation mode, no gradients, no cache.
+
+    Args:
+        config: which model, device and number format.
+
+    Returns:
+        The model on its device, and its tokenizer.
+
+    Raises:
+        PruningError: the device is absent, or the model is missing, of an unknown family, without
+            (whole) safetensors weights or without a tokenizer.
+    """
+    device = choose_device(config.device)
+    dtype = _choose_dtype(config, device)
+    _check_device_map(config)
+    source = _resolve(config.model)
+    model_config = _read_config(source)
+    if Path(source).is_dir():
+        _check_weights(Path(source))
+    tokenizer = _load_tokenizer(source)
+    placement = {"device_map": config.device_map} if config.device_map else {}
+    model = _load_weights(
+        source,
+        config=model_config,
+        dtype=dtype,
+        attn_implementation=config.attn_implementation,
+        **placement,
+    )
+    if not placement:
+        model = _move(model, device)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def choose_device(name: str) -> torch.device:
+    """Turns a device's name into a device that is present.
+
+    Args:
+        name: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+
+    Raises:
+        PruningError: there is no such device.
+    """
+    mps = torch.backends.mps.is_available()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    present = ["cpu", *(["mps"] if mps else [])]
+    present += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    if name not in present and not (name == "cuda" and "cuda:0" in present):
+        raise PruningError(
+            f"there is no device {name!r}; this machine has {', '.join(present)}, or take auto"
+        )
+    return torch.device(name)
+
+
+def _choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype | str:
+    if config.dtype == "auto":
+        own = device.type != "cpu" and config.model != "builtin"
+        return "auto" if own else torch.float32
+    if config.dtype not in DTYPES:
+        raise PruningError(f"dtype {config.dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
+    if config.dtype == "float64" and device.type == "mps":
+        raise PruningError("mps devices have no float64; choose another dtype or device cpu")
+    return DTYPES[config.dtype]
+
+
+def _check_device_map(config: ModelConfig) -> None:
+    if config.device_map is None:
+        return
+    if config.device_map != "auto":
+        raise PruningError(f"device_map {config.device_map!r} is unknown; it can only be auto")
+    if config.device != "auto":
+        raise PruningError(
+            f"device_map auto and device {config.device!r} contradict each other; give one of them"
+        )
+    if find_spec("accelerate") is None:
+        raise PruningError(
+            "device_map auto needs the package accelerate; run `pip install accelerate`"
+        )
+
+
+def _resolve(model: str) -> str:
+    """The directory or hub id that a name stands for."""
+    if model == "builtin":
+        return str(BUILTIN)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise PruningError(
+                f"the directory {model!r} has no config.json; give one that a Hugging Face model "
+                "was saved to"
+            )
+        return str(path)
+    if path.exists() or not _HUB_ID.fullmatch(model):
+        problem = "is not a directory" if path.exists() else "does not exist"
+        raise PruningError(f"the model {model!r} {problem}; give a model's directory or a hub id")
+    return model
+
+
+def _read_config(source: str) -> PretrainedConfig:
+    """Reads the configuration of a known family."""
+    try:
+        raw, _ = PretrainedConfig.get_config_dict(source)
+    except (OSError, ValueError) as error:
+        raise PruningError(_unreadable(source, "configuration", error)) from error
+    if raw.get("model_type") not in FAMILIES:  # also those that transformers does not know either
+        raise PruningError(
+            f"the model {source!r} is of the family {raw.get('model_type')!r}, which is not "
+            f"supported; known families: {', '.join(FAMILIES)}"
+        )
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # each configuration class checks its values in its own way
+        raise PruningError(_unreadable(source, "configuration", error)) from error
+    family_of(config)  # refuses the variants that cannot be pruned
+    config.use_cache = False
+    return config
+
+
+def _check_weights(directory: Path) -> None:
+    """Makes sure that a directory holds all its weights in whole safetensors files."""
+    index = directory / "model.safetensors.index.json"
+    files = [directory / "model.safetensors"]
+    if not files[0].exists() and index.exists():
+        try:
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        except (ValueError, KeyError, TypeError, AttributeError):
+            raise PruningError(f"the weight index {str(index)!r} is corrupted") from None
+        files = [directory / name for name in sorted(set(names))]
+    for file in files:
+        if file.exists():
+            continue
+        if any(directory.glob("*.bin")):
+            raise PruningError(
+                f"the model {str(directory)!r} has its weights in a pickle (.bin), which is not "
+                "loaded because it can run code; convert it to safetensors with transformers' "
+                "save_pretrained"
+            )
+        raise PruningError(f"the model {str(directory)!r} has no weights: {file.name} is missing")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt"):  # compares the header with the file's length
+                pass
+        except (SafetensorError, OSError) as error:
+            raise PruningError(
+                f"the weights {str(file)!r} are truncated or corrupted ({first_line(error)}); copy "
+                "or download them again"
+            ) from error
+
+
+def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # tokenizers raise everything, down to bare Exception
+        raise PruningError(_unreadable(source, "tokenizer", error)) from error
+
+
+def _load_weights(source: str, **options: Any) -> PreTrainedModel:
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise PruningError(_unreadable(source, "weights", error)) from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):  # transformers would fill them at random
+        raise PruningError(
+            f"the model {source!r} lacks {len(missing)} of its weights, such as {missing[0]}; give "
+            "a complete checkpoint of a causal LM"
+        )
+    return model
+
+
+def _move(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    try:
+        return model.to(device)  # type: ignore[arg-type]
+    except torch.OutOfMemoryError as error:
+        raise PruningError(
+            f"the model does not fit into the memory of {device} ({first_line(error)}); choose a "
+            "smaller dtype, device_map auto or device cpu"
+        ) from error
+
+
+def _unreadable(source: str, what: str, error: Exception) -> str:
+    remedy = "check the directory" if Path(source).is_dir() else "check the hub id and the network"
+    return f"the {what} of the model {source!r} cannot be read ({first_line(error)}); {remedy}"

@@ -1,0 +1,342 @@
+"""Windows of token ids: the endless calibration stream and the evaluation sets.
+
+Documents are tokenised one by one, with the special tokens that the tokenizer adds by itself,
+joined, and cut into windows of equal length that may straddle documents.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from itertools import chain, count, islice
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pgprune.errors import PruningError
+from pgprune.text import Documents, calibration_documents, evaluation_documents, iterate
+
+Ids = NDArray[np.int32]
+
+_BLOCK_DOCUMENTS = 1000
+_BLOCK_CHARACTERS = 2_000_000
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which text, and how it is cut.
+
+    Raises:
+        PruningError: a number that is too small.
+    """
+
+    calibration: str = field(
+        default="builtin",
+        metadata={
+            "help": "text to calibrate on: builtin, a hub data set as name:config:split, or .txt, "
+            ".jsonl, .parquet files joined by commas; a range of documents as file.jsonl[:500]"
+        },
+    )
+    evaluation: str = field(
+        default="builtin",
+        metadata={"help": "text to evaluate on, as for calibration; each item is a set of its own"},
+    )
+    sequence_length: int = field(
+        default=128, metadata={"help": "tokens of one window", "minimum": 2}
+    )
+    batch_size: int = field(
+        default=8, metadata={"help": "windows of one calibration batch", "minimum": 1}
+    )
+    calibration_samples: int | None = field(
+        default=None,
+        metadata={
+            "help": "calibrate on that many windows only, revisited in epochs",
+            "minimum": 1,
+            "default": "all the text",
+        },
+    )
+    evaluation_windows: int = field(
+        default=400, metadata={"help": "windows to evaluate on, at most, in each set", "minimum": 1}
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that no stream can be made of."""
+        for option in fields(self):
+            value, least = getattr(self, option.name), option.metadata.get("minimum")
+            if least is not None and value is not None and value < least:
+                raise PruningError(f"{option.name} is {value}; it must be at least {least}")
+        _check_samples(self.calibration_samples, self.batch_size)
+
+
+class CalibrationStream:
+    """An endless sequence of batches of token ids, whose whole state is (seed, position).
+
+    An epoch goes through the text once: documents in memory in an order drawn from (seed, epoch),
+    others as they come. Blocks of up to 1000 documents or two million characters are tokenised
+    when they are needed, and their windows are shuffled by (seed, epoch, block). What a block's
+    last window lacks is taken from the next block; the remainder of an epoch is dropped. With
+    ``samples=N`` the first N windows are all there is: they come in the same order first, and
+    reshuffled by (seed, epoch) in each later epoch. Batch p is windows p*B to (p+1)*B of the
+    sequence of all epochs, so a batch may straddle two epochs.
+
+    Args:
+        documents: texts, or a function that reads them anew.
+        tokenizer: a Hugging Face tokenizer; whether documents begin with BOS is its own rule.
+        sequence_length: tokens of a window, T.
+        batch_size: windows of a batch, B.
+        seed: the seed of all shuffling, at least 0.
+        samples: size of the finite set, at least ``batch_size``; None takes all text.
+        name: what error messages call the text.
+
+    Attributes:
+        position: batches taken since the start.
+        seed: the seed.
+
+    Raises:
+        PruningError: a negative seed, or fewer samples than a batch has.
+    """
+
+    position: int
+    seed: int
+    _sequence: Iterator[Ids]
+
+    def __init__(
+        self,
+        documents: Documents,
+        tokenizer: PreTrainedTokenizerBase,
+        sequence_length: int,
+        batch_size: int,
+        seed: int = 0,
+        samples: int | None = None,
+        *,
+        name: str = "calibration text",
+    ) -> None:
+        _check_samples(samples, batch_size)
+        self.sequence_length = sequence_length
+        self.batch_size = batch_size
+        self.samples = samples
+        self.name = name
+        self._tokens = _Tokens(documents, tokenizer)
+        self.reseed(seed)
+
+    def next(self) -> Tensor:
+        """Takes the next batch.
+
+        Returns:
+            Token ids, (B, T) int64 on the CPU.
+
+        Raises:
+            PruningError: the whole text is shorter than one window.
+        """
+        batch = _stack(islice(self._sequence, self.batch_size))
+        self.position += 1
+        return batch
+
+    def seek(self, position: int) -> None:
+        """Goes to a position: the next batch is what it is when running there from the start."""
+        if position < 0:
+            raise PruningError(f"stream position {position} is negative")
+        if position < self.position:
+            self.reseed(self.seed)
+        for _ in islice(self._sequence, (position - self.position) * self.batch_size):
+            pass
+        self.position = position
+
+    def reseed(self, seed: int) -> None:
+        """Starts over, at position 0, with another seed."""
+        if seed < 0:
+            raise PruningError(f"seed {seed} is negative; choose 0 or more")
+        self.seed = seed
+        self.position = 0
+        self._sequence = self._endless()
+
+    def fork(self, seed: int) -> "CalibrationStream":
+        """An independent stream over the same text, with its own seed, at position 0."""
+        other = object.__new__(CalibrationStream)
+        other.__dict__ |= self.__dict__  # shares the tokens already made, nothing that moves
+        other.reseed(seed)
+        return other
+
+    def head(self, n: int) -> Tensor:
+        """The first n windows of the sequence, wherever the stream stands.
+
+        Returns:
+            Token ids, (n, T) int64 on the CPU.
+
+        Raises:
+            PruningError: the text (or the finite set) has fewer windows.
+        """
+        windows = list(islice(self._epoch(0), min(n, self.samples or n)))
+        if len(windows) < n:
+            raise PruningError(
+                f"{self.name} has only {len(windows)} windows of {self.sequence_length} tokens, "
+                f"fewer than the {n} asked for; give more text or ask for fewer"
+            )
+        return _stack(windows)
+
+    def _endless(self) -> Iterator[Ids]:
+        """All epochs, window by window."""
+        if self.samples is not None:
+            windows = self.head(self.samples).numpy()  # (N, T)
+            yield from windows
+            for epoch in count(1):
+                yield from _generator(self.seed, epoch, 0).permutation(windows)
+        for epoch in count():
+            empty = True
+            for window in self._epoch(epoch):
+                empty = False
+                yield window
+            if empty:
+                raise PruningError(_too_short(self.name, self.sequence_length))
+
+    def _epoch(self, epoch: int) -> Iterator[Ids]:
+        blocks = self._tokens.blocks(_generator(self.seed, epoch, 0))
+        for block, windows in enumerate(_cut(blocks, self.sequence_length), start=1):
+            yield from _generator(self.seed, epoch, block).permutation(windows)
+
+
+def calibration_stream(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int = 0
+) -> CalibrationStream:
+    """Opens the calibration text and makes sure that it is long enough.
+
+    Raises:
+        PruningError: the text cannot be read, or is shorter than a batch or the asked samples.
+    """
+    stream = CalibrationStream(
+        calibration_documents(config.calibration),
+        tokenizer,
+        config.sequence_length,
+        config.batch_size,
+        seed,
+        config.calibration_samples,
+        name=f"the calibration text {config.calibration!r}",
+    )
+    stream.head(config.calibration_samples or config.batch_size)
+    return stream
+
+
+def evaluation_windows(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+    """Cuts the evaluation texts.
+
+    Returns:
+        For each set its first windows in the text's order, (N, T) int64 on the CPU, where N is at
+        most ``config.evaluation_windows``.
+
+    Raises:
+        PruningError: a text cannot be read, or is shorter than a window.
+    """
+    length = config.sequence_length
+    sets: dict[str, Tensor] = {}
+    for name, documents in evaluation_documents(config.evaluation).items():
+        cut = _cut(_encode(tokenizer, iterate(documents)), length)
+        windows = list(islice(chain.from_iterable(cut), config.evaluation_windows))
+        if not windows:
+            raise PruningError(_too_short(f"the evaluation text {name!r}", length))
+        sets[name] = _stack(windows)
+    return sets
+
+
+def check_sequence_length(model_config: Any, sequence_length: int) -> None:
+    """Makes sure that a model can read windows of a length.
+
+    Args:
+        model_config: its Hugging Face configuration.
+        sequence_length: tokens of a window.
+
+    Raises:
+        PruningError: the window is longer than the model's context.
+    """
+    limit = getattr(model_config, "max_position_embeddings", None)
+    if limit is not None and sequence_length > limit:
+        raise PruningError(
+            f"sequence_length {sequence_length} is more than the model's context of {limit} "
+            f"tokens; choose at most {limit}"
+        )
+
+
+class _Tokens:
+    """The token ids of documents, in blocks.
+
+    Kept are those of documents in memory and of the first block, so that starting over, other
+    seeds and later epochs tokenise nothing twice.
+    """
+
+    def __init__(self, documents: Documents, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._documents = documents
+        self._tokenizer = tokenizer
+        self._kept: dict[int, Ids] = {}
+
+    def blocks(self, order: np.random.Generator) -> Iterator[Ids]:
+        """Goes through the text once; documents in memory are shuffled."""
+        if callable(self._documents):
+            documents = enumerate(self._documents())
+        else:
+            shuffled = order.permutation(len(self._documents)).tolist()
+            documents = ((i, self._documents[i]) for i in shuffled)  # type: ignore[assignment]
+        keeps = True
+        for block in _blocks(documents):
+            new = {i: text for i, text in block.items() if i not in self._kept}
+            ids = self._kept | dict(zip(new, _encode(self._tokenizer, new.values()), strict=True))
+            if keeps:
+                self._kept = ids
+            keeps = not callable(self._documents)
+            yield np.concatenate([ids[i] for i in block])
+
+
+def _blocks(documents: Iterable[tuple[int, str]]) -> Iterator[dict[int, str]]:
+    block: dict[int, str] = {}
+    characters = 0
+    for index, text in documents:
+        block[index] = text
+        characters += len(text)
+        if len(block) == _BLOCK_DOCUMENTS or characters >= _BLOCK_CHARACTERS:
+            yield block
+            block, characters = {}, 0
+    if block:
+        yield block
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[Ids]:
+    """Tokenises documents, a few at a time: a tokenizer holds far more than ids of each."""
+    texts = iter(texts)
+    while some := list(islice(texts, 32)):
+        encoded = tokenizer(
+            some,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # documents may be longer than the model's context: they will be cut
+        )
+        yield from (np.array(ids, dtype=np.int32) for ids in encoded["input_ids"])
+
+
+def _cut(parts: Iterable[Ids], length: int) -> Iterator[Ids]:
+    """Joins parts and cuts: yields the whole windows (M, length) that each part completes."""
+    rest = np.empty(0, dtype=np.int32)
+    for part in parts:
+        joined = np.concatenate([rest, part])
+        whole = len(joined) - len(joined) % length
+        rest = joined[whole:]
+        yield joined[:whole].reshape(-1, length)
+
+
+def _generator(seed: int, epoch: int, block: int) -> np.random.Generator:
+    return np.random.default_rng([seed, epoch, block])
+
+
+def _stack(windows: Iterable[Ids]) -> Tensor:
+    return torch.from_numpy(np.stack(list(windows)).astype(np.int64))
+
+
+def _check_samples(samples: int | None, batch_size: int) -> None:
+    if samples is not None and samples < batch_size:
+        raise PruningError(
+            f"calibration_samples {samples} is less than one batch of {batch_size}; choose at "
+            f"least {batch_size} or a smaller batch_size"
+        )
+
+
+def _too_short(name: str, length: int) -> str:
+    return f"{name} is shorter than one window of {length} tokens; give more text"

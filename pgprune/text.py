@@ -1,0 +1,261 @@
+"""Documents of text sources: the built-in text, data sets of the hub, local files.
+
+A source is one item or several joined by commas. An item is
+
+* ``builtin``: the standard library's sources and Python's language reference;
+* a local ``.txt`` (one document), ``.jsonl`` (one document a line, field ``text``) or ``.parquet``
+  file (one document a row), or a directory of such files;
+* a data set of the hub with config and split, ``allenai/c4:en:train``, read as a stream,
+
+and may end in a range of its documents, ``stories.jsonl[500:1000]``. Blank documents are left out.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from pgprune.errors import PruningError
+
+Documents = Sequence[str] | Callable[[], Iterable[str]]
+"""Documents in memory, or a function that reads them anew from the first one each time."""
+
+_ITEM = re.compile(r"(?P<place>[^\[\]]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?")
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(:[\w.+-]*){0,2}")
+_IN_MEMORY_BYTES = 64 * 2**20  # larger files are streamed
+
+
+def calibration_documents(source: str) -> Documents:
+    """Opens the text to calibrate on; several items follow each other.
+
+    Args:
+        source: as the module describes; ``builtin`` is the training part of the code, and a data
+            set without a split is read from ``train``.
+
+    Returns:
+        The documents: in memory, and so read and checked to their end, for the built-in text and
+        for files up to 64 MiB; else a function that reads them one by one.
+
+    Raises:
+        PruningError: a file or data set is missing, unreadable, binary or empty, or a line is not
+            JSON with a ``text``.
+    """
+    parts = [_open(item, "code", "train") for item in _items(source)]
+    if len(parts) == 1:
+        return parts[0]
+    if any(callable(part) for part in parts):
+        return partial(_read_all, parts)
+    return list(_read_all(parts))
+
+
+def evaluation_documents(source: str) -> dict[str, Documents]:
+    """Opens the texts to evaluate on, each item a set of its own.
+
+    Args:
+        source: as the module describes; ``builtin`` is the two held-out sets ``code`` and
+            ``prose``, and a data set without a split is read from ``test``.
+
+    Returns:
+        The documents of each set by its name: the file's name without suffix or the data set's id
+        (the whole item where that name is taken).
+
+    Raises:
+        PruningError: as ``calibration_documents``.
+    """
+    sets: dict[str, Documents] = {}
+    for item in _items(source):
+        domains = ("code", "prose") if item.place == "builtin" else ("",)
+        for domain in domains:
+            name = domain or item.name
+            sets[name if name not in sets else item.text] = _open(item, domain, "test")
+    return sets
+
+
+def iterate(documents: Documents) -> Iterator[str]:
+    """Reads documents from the first one."""
+    return iter(documents() if callable(documents) else documents)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says first, to quote it within a sentence."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".: ")
+
+
+@dataclass(frozen=True)
+class _Item:
+    """One item of a source: all its text, the place it names, and the range of its documents."""
+
+    text: str
+    place: str
+    start: int
+    stop: int | None
+
+    @property
+    def path(self) -> Path:
+        return Path(self.place).expanduser()
+
+    @property
+    def is_local(self) -> bool:
+        return self.path.exists() or self.path.suffix in _READERS
+
+    @property
+    def name(self) -> str:
+        if not self.is_local:
+            return self.place.partition(":")[0]
+        return self.path.resolve().name if self.path.is_dir() else self.path.stem
+
+
+def _items(source: str) -> list[_Item]:
+    items = []
+    for text in (part.strip() for part in source.split(",")):
+        match = _ITEM.fullmatch(text)
+        if not match:
+            raise PruningError(
+                f"the text source {text!r} is not understood; give `builtin`, a file, or a data "
+                "set as name:config:split, with a range of documents as [start:stop] if wanted"
+            )
+        start, stop = match["start"], match["stop"]
+        items.append(_Item(text, match["place"], int(start or 0), int(stop) if stop else None))
+    return items
+
+
+def _open(item: _Item, domain: str, split: str) -> Documents:
+    """Opens one item and makes sure that it holds text."""
+    in_memory = True
+    if item.place == "builtin":
+        from pgprune.builtin_text import builtin_documents
+
+        part = "train" if split == "train" else "heldout"
+        read: Callable[[], Iterable[str]]
+        read = partial(builtin_documents, domain, part)  # type: ignore[arg-type]
+    elif item.is_local:
+        files = _files(item.path)
+        read = partial(_read_files, files)
+        in_memory = sum(file.stat().st_size for file in files) <= _IN_MEMORY_BYTES
+    elif _HUB_ID.fullmatch(item.place):
+        read = partial(_read_hub, item.place, split)
+        in_memory = False
+    else:
+        raise PruningError(f"the text {item.place!r} does not exist")
+    read = partial(_kept, read, item.start, item.stop)
+    documents: Documents = list(read()) if in_memory else read
+    if next(iterate(documents), None) is None:
+        raise PruningError(f"the text {item.text!r} is empty; give one that holds documents")
+    return documents
+
+
+def _kept(read: Callable[[], Iterable[str]], start: int, stop: int | None) -> Iterator[str]:
+    """The documents of a range, less the blank ones."""
+    return (text for text in islice(read(), start, stop) if text and not text.isspace())
+
+
+def _read_all(parts: Sequence[Documents]) -> Iterator[str]:
+    return chain.from_iterable(map(iterate, parts))
+
+
+def _files(path: Path) -> list[Path]:
+    files = [path]
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix in _READERS)
+    if not files or not all(file.is_file() and file.suffix in _READERS for file in files):
+        problem = "does not exist" if not path.exists() else "has none of the known formats"
+        raise PruningError(f"the text {str(path)!r} {problem}; give .txt, .jsonl or .parquet files")
+    return files
+
+
+def _read_files(files: Iterable[Path]) -> Iterator[str]:
+    for file in files:
+        try:
+            yield from _READERS[file.suffix](file)
+        except OSError as error:
+            raise PruningError(
+                f"the text {str(file)!r} cannot be read: {first_line(error)}"
+            ) from None
+
+
+def _read_txt(path: Path) -> Iterator[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        raise PruningError(f"the text {str(path)!r} is binary; give text in UTF-8")
+    yield text
+
+
+def _read_jsonl(path: Path) -> Iterator[str]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.isspace():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig"))
+            except ValueError as error:  # not UTF-8 or not JSON
+                raise PruningError(
+                    f"line {number} of {str(path)!r} is not JSON in UTF-8: {first_line(error)}"
+                ) from None
+            text = row.get("text") if isinstance(row, dict) else None
+            if not isinstance(text, str):
+                raise PruningError(
+                    f"line {number} of {str(path)!r} has no text; each line must be a JSON object "
+                    "with a string in its field `text`"
+                )
+            yield text.encode("utf-8", "replace").decode()  # JSON may escape half a character
+
+
+def _read_parquet(path: Path) -> Iterator[str]:
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(path) as file:
+            batches = file.iter_batches(batch_size=256)
+            yield from _texts(chain.from_iterable(b.to_pylist() for b in batches), str(path))
+    except PruningError:
+        raise
+    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+        raise PruningError(
+            f"the parquet file {str(path)!r} cannot be read: {first_line(error)}"
+        ) from None
+
+
+_READERS: Mapping[str, Callable[[Path], Iterator[str]]] = {
+    ".txt": _read_txt,
+    ".jsonl": _read_jsonl,
+    ".parquet": _read_parquet,
+}
+
+
+def _read_hub(place: str, default_split: str) -> Iterator[str]:
+    from datasets import load_dataset
+
+    name, config, split = (*place.split(":"), "", "")[:3]
+    try:
+        rows = load_dataset(name, config or None, split=split or default_split, streaming=True)
+        yield from _texts(rows, place)
+    except PruningError:
+        raise
+    except Exception as error:  # datasets, httpx and fsspec share no base class
+        raise PruningError(
+            f"the data set {place!r} cannot be read ({first_line(error)}); check its name, config "
+            "and split (name:config:split) and the network, or give local files"
+        ) from error
+
+
+def _texts(rows: Iterable[Mapping[str, Any]], where: str) -> Iterator[str]:
+    """The column ``text`` of rows, or their only column of strings; null is blank."""
+    column = None
+    for row in rows:
+        if column is None:
+            strings = [name for name, value in row.items() if isinstance(value, str)]
+            column = "text" if "text" in row else strings[0] if len(strings) == 1 else None
+            if column is None:
+                raise PruningError(
+                    f"{where!r} has no column `text` and not exactly one column of strings; its "
+                    f"columns are {', '.join(row)}"
+                )
+        yield row[column] or ""
