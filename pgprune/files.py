@@ -1,0 +1,167 @@
+"""Writing files so that no crash and no full disk leaves half of one."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from pgprune.errors import PruningError
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a file under a temporary name, forces it to the disk and renames it.
+
+    Args:
+        path: the file, replaced if it exists.
+        data: all of its content.
+
+    Raises:
+        OSError: the disk is full or refuses; a previous file stays as it was.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Forces a directory's entries to the disk, so that a rename survives a power cut."""
+    if os.name == "posix":  # Windows cannot open directories
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
+    """Tensors of any device as the content of a safetensors file."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    return save(plain, dict(metadata) if metadata else None)
+
+
+def make_directory(path: Path, files: Mapping[str, str], numbered: bool) -> Path:
+    """Makes a new directory with text files in it, by one rename of the complete thing.
+
+    Args:
+        path: the directory.
+        files: the texts by file name.
+        numbered: whether -2, -3 and so on may be appended where the path is taken.
+
+    Returns:
+        The directory.
+
+    Raises:
+        OSError: it exists, or the disk is full or refuses.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    numbers = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    try:
+        temporary.mkdir()
+        for name, text in files.items():
+            write_file(temporary / name, text.encode())
+        for free in chain([path], numbers if numbered else []):
+            if _renamed(temporary, free):
+                sync_directory(path.parent)
+                return free
+        raise FileExistsError(errno.EEXIST, "it exists")
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    """Writes tensors and a record into one safetensors file, the record as JSON in its metadata.
+
+    Args:
+        path: the file, replaced if it exists.
+        tensors: tensors by name.
+        record: everything else, as JSON can hold it.
+
+    Raises:
+        OSError: the disk is full or refuses; a previous file stays as it was.
+    """
+    text = json.dumps(record)
+    metadata = {"record": text, "sha256": _digest(tensors, text)}
+    write_file(path, tensor_bytes(tensors, metadata))
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Reads what ``write_checkpoint`` wrote.
+
+    Args:
+        path: the file.
+
+    Returns:
+        Tensors (on the CPU) and record.
+
+    Raises:
+        PruningError: the file is not what was written, to the bit.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if metadata["sha256"] == _digest(tensors, metadata["record"]):
+            return tensors, json.loads(metadata["record"])
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError):
+        pass
+    raise PruningError(
+        f"the checkpoint {path} is damaged; delete it and --resume again to start the run over"
+    )
+
+
+@contextmanager
+def saving(path: Path, remedy: str) -> Iterator[None]:
+    """Turns the system's refusal to write into a PruningError.
+
+    Args:
+        path: what is written, for the error.
+        remedy: what to do about it, for the error.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        PruningError: the body raised an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise PruningError(f"cannot write {path}: {reason}; {remedy}") from error
+
+
+def _renamed(temporary: Path, path: Path) -> bool:
+    """Renames a directory unless the path is taken, also by one that appears this instant."""
+    if os.path.lexists(path):
+        return False
+    try:
+        temporary.rename(path)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            return False
+        raise
+    return True
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    """Identifies a checkpoint's content, so that damage inside the file is noticed."""
+    return hashlib.sha256(tensor_bytes(tensors) + text.encode()).hexdigest()
