@@ -1,0 +1,97 @@
+"""Pictures of a mask: the kept share of every layer and kind, as text or as pixels."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from pgprune.units import Group
+
+BAR = 20
+"""Characters of a full bar in ``ansi``."""
+CELL, HEIGHT, MARGIN = 12, 64, 8
+"""Pixels in ``rgb_array``: width of a layer's bar, height of a full bar, space around a panel."""
+
+Frame = npt.NDArray[np.uint8]
+_WHITE, _TRACK, _TARGET = (255, 255, 255), (230, 230, 230), (200, 30, 30)
+_LOW, _HIGH = np.array([68.0, 1.0, 84.0]), np.array([53.0, 183.0, 121.0])  # viridis, 0 and 2/3
+
+
+def ansi(groups: Sequence[Group], kept_shares: npt.NDArray[np.floating], target: float) -> str:
+    """Draws a table with a bar for every layer (rows) and kind (columns).
+
+    Args:
+        groups: the groups of the units.
+        kept_shares: share of units kept in each group, (groups,).
+        target: the share that the budget leaves.
+
+    Returns:
+        The table, one line per layer and a line that names the columns.
+    """
+    table = _table(groups, kept_shares)
+    kinds = _kinds(groups)
+    lines = [f"kept share (target {target:.1%})", "layer  " + "".join(map(_heading, kinds))]
+    for layer in _layers(groups):
+        lines.append(f"{layer:>5}  " + "".join(_bar(table.get((layer, kind))) for kind in kinds))
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def rgb_array(
+    groups: Sequence[Group], kept_shares: npt.NDArray[np.floating], target: float
+) -> Frame:
+    """Draws one panel for each kind, a bar for each layer in it, and a line at the target.
+
+    A bar's height and colour (violet to green) both say how much the layer keeps.
+
+    Args:
+        groups: the groups of the units.
+        kept_shares: share of units kept in each group, (groups,).
+        target: the share that the budget leaves.
+
+    Returns:
+        The picture, (height, width, 3).
+    """
+    table = _table(groups, kept_shares)
+    layers = _layers(groups)
+    panels = [_panel([table.get((x, kind)) for x in layers], target) for kind in _kinds(groups)]
+    return np.concatenate(panels)
+
+
+def _panel(shares: list[float | None], target: float) -> Frame:
+    """One kind's bars, (HEIGHT + 2 MARGIN, layers * CELL + 2 MARGIN, 3)."""
+    size = (HEIGHT + 2 * MARGIN, len(shares) * CELL + 2 * MARGIN, 3)
+    panel = np.full(size, _WHITE, dtype=np.uint8)
+    inside = panel[MARGIN:-MARGIN, MARGIN:-MARGIN]
+    for position, share in enumerate(shares):
+        if share is not None:
+            bar = inside[:, position * CELL + 1 : (position + 1) * CELL - 1]
+            bar[:] = _TRACK
+            bar[HEIGHT - round(share * HEIGHT) :] = (_LOW + share * (_HIGH - _LOW)).round()
+    inside[HEIGHT - 1 - round(target * (HEIGHT - 1))] = _TARGET
+    return panel
+
+
+def _bar(share: float | None) -> str:
+    if share is None:
+        return " " * (BAR + 8)
+    full = round(share * BAR)
+    return "█" * full + "░" * (BAR - full) + f" {share:>6.1%} "
+
+
+def _heading(kind: str) -> str:
+    return f"{kind:<{BAR + 8}}"
+
+
+def _table(
+    groups: Sequence[Group], kept_shares: npt.NDArray[np.floating]
+) -> dict[tuple[int, str], float]:
+    shares = kept_shares.tolist()
+    return {(g.layer, g.kind): share for g, share in zip(groups, shares, strict=True)}
+
+
+def _kinds(groups: Sequence[Group]) -> list[str]:
+    return list(dict.fromkeys(group.kind for group in groups))
+
+
+def _layers(groups: Sequence[Group]) -> list[int]:
+    return sorted({group.layer for group in groups})

@@ -1,0 +1,191 @@
+"""Wrappers that let agents act in a ``Box``: every action becomes a mask of exactly the budget.
+
+``ScoreAction`` takes a score for each unit, ``DensityAction`` how much each layer keeps of each
+kind: a few dozen numbers even for a large model, so agents like SAC, TD3 or CMA-ES work too. The
+``Vector...`` wrappers do the same for ``LLMPruningVectorEnv``.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
+from gymnasium.vector import VectorActionWrapper, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from pgprune.envs.llm_pruning import Array, LLMPruningEnv, LLMPruningVectorEnv
+from pgprune.errors import PruningError
+from pgprune.metrics import METRICS
+from pgprune.problem import Problem
+
+_WINDOWS = 128  # of calibration text for the metric, as in the paper
+
+Numbers = npt.NDArray[Any]
+Scores = Callable[[Tensor], Tensor]
+"""A function from an action to the units' scores, (n,), which the budget rounds to a mask."""
+
+
+class ScoreAction(gym.ActionWrapper[Numbers, Numbers, Numbers], RecordConstructorArgs):
+    """Takes a score for each unit and keeps the best that the budget allows.
+
+    The action space becomes ``Box(-1, 1, (n,), float32)``; only the order of the scores counts.
+
+    Args:
+        env: an ``LLMPruningEnv``, wrapped or not.
+
+    Raises:
+        PruningError: another environment.
+
+    Example:
+        >>> import gymnasium as gym
+        >>> import pgprune
+        >>> from pgprune.envs import ScoreAction
+        >>> env = ScoreAction(gym.make("pgprune/LLMPruning-v0", granularity="layers"))
+        >>> _ = env.reset(seed=0)
+        >>> *_, info = env.step(env.action_space.sample())
+        >>> info["excess"]
+        0.0
+    """
+
+    def __init__(self, env: gym.Env[Numbers, Numbers]) -> None:
+        RecordConstructorArgs.__init__(self)
+        gym.ActionWrapper.__init__(self, env)
+        self.problem = _problem(env)
+        self.action_space = _box(self.problem.units.n)
+
+    def action(self, action: Numbers) -> Numbers:
+        """The budget's mask of the best scores: (n,) -> (n,) uint8."""
+        return _masks(self.problem, _itself, action[None], self.action_space)[0]
+
+
+class VectorScoreAction(VectorActionWrapper[Array, Array, Array, Array]):
+    """``ScoreAction`` for ``LLMPruningVectorEnv``: scores (K, n), an array or a tensor."""
+
+    def __init__(self, env: VectorEnv[Array, Array, Array]) -> None:
+        super().__init__(env)
+        self.problem = _problem(env)
+        self.single_action_space = _box(self.problem.units.n)
+        self.action_space = batch_space(self.single_action_space, env.num_envs)
+
+    def actions(self, actions: Array) -> Array:
+        """The budget's masks of the best scores: (K, n) -> (K, n) uint8."""
+        return _masks(self.problem, _itself, actions, self.single_action_space)
+
+
+class DensityAction(gym.ActionWrapper[Numbers, Numbers, Numbers], RecordConstructorArgs):
+    """Takes how much each layer keeps of each kind and fills it in order of importance.
+
+    The action space becomes ``Box(-1, 1, (groups,), float32)``: -1 asks for none of a group's
+    units, 1 for all of them. The densities of a pool are shifted together until the budget is met,
+    as its projection does, so only their differences count.
+
+    Args:
+        env: an ``LLMPruningEnv``, wrapped or not.
+        importance: importance of each unit, (n,); by default the metric ``wanda-sp``.
+
+    Raises:
+        PruningError: another environment, or importances of another shape.
+
+    Example:
+        >>> import gymnasium as gym
+        >>> import pgprune
+        >>> from pgprune.envs import DensityAction
+        >>> env = DensityAction(gym.make("pgprune/LLMPruning-v0"))
+        >>> env.action_space.shape == (len(env.unwrapped.units.groups),)
+        True
+        >>> _ = env.reset(seed=0)
+        >>> *_, info = env.step(env.action_space.sample())
+        >>> info["excess"]
+        0.0
+    """
+
+    def __init__(self, env: gym.Env[Numbers, Numbers], importance: Array | None = None) -> None:
+        RecordConstructorArgs.__init__(self, importance=importance)
+        gym.ActionWrapper.__init__(self, env)
+        self.problem = _problem(env)
+        self.action_space = _box(len(self.problem.units.groups))
+        self._scores = _density_scores(self.problem, importance)
+
+    def action(self, action: Numbers) -> Numbers:
+        """The budget's mask with these densities: (groups,) -> (n,) uint8."""
+        return _masks(self.problem, self._scores, action[None], self.action_space)[0]
+
+
+class VectorDensityAction(VectorActionWrapper[Array, Array, Array, Array]):
+    """``DensityAction`` for ``LLMPruningVectorEnv``: densities (K, groups), array or tensor."""
+
+    def __init__(
+        self, env: VectorEnv[Array, Array, Array], importance: Array | None = None
+    ) -> None:
+        super().__init__(env)
+        self.problem = _problem(env)
+        self.single_action_space = _box(len(self.problem.units.groups))
+        self.action_space = batch_space(self.single_action_space, env.num_envs)
+        self._scores = _density_scores(self.problem, importance)
+
+    def actions(self, actions: Array) -> Array:
+        """The budget's masks with these densities: (K, groups) -> (K, n) uint8."""
+        return _masks(self.problem, self._scores, actions, self.single_action_space)
+
+
+def _masks(problem: Problem, scores: Scores, actions: Array, single: gym.Space[Any] | None) -> Any:
+    """Actions (K, ...) as masks (K, n) uint8: a tensor on its device for a tensor, else an array.
+
+    Raises:
+        PruningError: actions of another shape, or not numbers.
+    """
+    rows = actions if isinstance(actions, Tensor) else torch.tensor(np.asarray(actions))
+    assert single is not None and single.shape is not None
+    if rows.shape[1:] != single.shape:
+        raise PruningError(f"an action must have shape {single.shape}, got {tuple(rows.shape[1:])}")
+    rows = rows.detach().to("cpu", torch.float64)
+    masks = torch.stack([problem.budget.round(scores(row)) for row in rows])  # (K, n)
+    return masks.to(actions.device) if isinstance(actions, Tensor) else masks.numpy()
+
+
+def _itself(action: Tensor) -> Tensor:
+    return action
+
+
+def _density_scores(problem: Problem, importance: Array | None) -> Scores:
+    """Scores by which ``round`` fills densities in order of importance.
+
+    The unit of rank r of the m in its group sits at (r + 1/2) / m of the way through the group and
+    is kept where its group's density, shifted by the budget, is above that.
+    """
+    units = problem.units
+    if importance is None:
+        importance = _wanda_sp(problem)
+    important = torch.as_tensor(importance).detach().to("cpu", torch.float64)
+    if important.shape != (units.n,):
+        raise PruningError(f"importance must have shape ({units.n},), got {tuple(important.shape)}")
+    position = torch.empty(units.n, dtype=torch.float64)
+    for group in units.groups:
+        size = group.stop - group.start
+        order = important[group.start : group.stop].argsort(descending=True, stable=True)
+        position[group.start + order] = (torch.arange(size, dtype=torch.float64) + 0.5) / size
+    return lambda action: ((action + 1) / 2)[units.group] - position
+
+
+def _wanda_sp(problem: Problem) -> Tensor:
+    """The metric's scores, (n,); groups of one unit, such as blocks, need no order."""
+    if problem.units.n == len(problem.units.groups):
+        return torch.zeros(problem.units.n)
+    windows = problem.stream.head(min(_WINDOWS, problem.stream.samples or _WINDOWS))
+    return METRICS["wanda-sp"](problem.lm, windows, problem.budget, 0).scores
+
+
+def _problem(env: gym.Env[Any, Any] | VectorEnv[Any, Any, Any]) -> Problem:
+    unwrapped = env.unwrapped
+    if not isinstance(unwrapped, LLMPruningEnv | LLMPruningVectorEnv):
+        raise PruningError(f"{env} is not an LLM pruning environment, so it has no budget")
+    return unwrapped.problem
+
+
+def _box(size: int) -> spaces.Box:
+    return spaces.Box(-1, 1, (size,), np.float32)

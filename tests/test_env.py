@@ -1,0 +1,371 @@
+"""The environments are what Gymnasium says an environment is, and K rows are K environments."""
+
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env, data_equivalence
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.wrappers import RecordEpisodeStatistics
+from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorRecordEpisodeStatistics
+from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+import pgprune
+from pgprune.envs import LLMPruningEnv, LLMPruningVectorEnv
+from pgprune.models import ModelConfig
+from pgprune.problem import Problem, PruningConfig, make_problem
+from pgprune.stream import DataConfig
+
+ID = "pgprune/LLMPruning-v0"
+
+
+def tiny_arguments(directory: Path) -> dict[str, Any]:
+    """Writes a random Llama of 3 layers (2 kv groups and 6 channels each) and a text to read."""
+    alphabet = {symbol: i for i, symbol in enumerate(pre_tokenizers.ByteLevel.alphabet())}
+    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory / "model")
+    config = LlamaConfig(
+        vocab_size=len(alphabet),
+        hidden_size=32,
+        intermediate_size=6,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        initializer_range=0.3,  # far from the default 0.02, so that every unit matters
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(directory / "model")
+    lines = [f"{n} squared is {n * n} and cubed is {n**3}." for n in range(300)]
+    (directory / "text.txt").write_text("\n".join(lines))
+    return {
+        "model": str(directory / "model"),
+        "calibration": str(directory / "text.txt"),
+        "evaluation": str(directory / "text.txt"),
+        "batch_size": 2,
+        "sequence_length": 16,
+        "dtype": "float64",
+        "prune_rate": 0.5,
+    }
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return tiny_arguments(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def problem(arguments: dict[str, Any]) -> Problem:
+    model = ModelConfig(model=arguments["model"], dtype="float64")
+    names = ("calibration", "evaluation", "batch_size", "sequence_length")
+    data = DataConfig(**{name: arguments[name] for name in names})
+    return make_problem(model, data, PruningConfig(prune_rate=0.5), seed=3)
+
+
+@pytest.fixture
+def masks(problem: Problem) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 2, (4, 3, problem.units.n), dtype=np.int8)
+
+
+# ---------------------------------------------------------------- Gymnasium's rules
+
+
+@pytest.mark.parametrize("granularity", ["heads+channels", "layers"])
+def test_both_checkers_pass_without_a_warning(arguments: dict[str, Any], granularity: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        env = gym.make(ID, granularity=granularity, **arguments).unwrapped
+        check_env(env)
+        check_env_for_sb3(env)
+
+
+def test_spec_pickles_and_makes_the_same_environment(arguments: dict[str, Any]) -> None:
+    env = gym.make(ID, **arguments)
+    again = pickle.loads(pickle.dumps(env.spec)).make()
+    action = env.action_space.sample()
+    for each in (env, again):
+        each.reset(seed=5)
+    assert data_equivalence(env.step(action), again.step(action), exact=True)
+
+
+def test_make_vec_takes_the_vector_environment(arguments: dict[str, Any]) -> None:
+    envs = gym.make_vec(ID, num_envs=3, **arguments)
+    assert isinstance(envs, LLMPruningVectorEnv)
+    assert repr(envs) == f"LLMPruningVectorEnv({ID}, num_envs=3)"
+    assert envs.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
+    assert envs.action_space == gym.spaces.Box(0, 1, (3, 24), np.int8)
+    assert envs.observation_space == gym.spaces.Box(0, 1, (3, 7), np.float32)
+    observations, _ = envs.reset(seed=0)
+    assert observations in envs.observation_space
+    observations, rewards, *_ = envs.step(envs.action_space.sample())
+    assert observations in envs.observation_space and rewards.shape == (3,)
+    envs.close()
+
+
+def test_make_needs_no_arguments() -> None:
+    env = gym.make(ID)
+    observation, _ = env.reset(seed=0)
+    np.testing.assert_allclose(observation, [*np.ones(len(observation) - 1), 0.6])
+    assert env.step(env.action_space.sample())[1] < 0
+
+
+def test_record_episode_statistics(problem: Problem) -> None:
+    env = RecordEpisodeStatistics(LLMPruningEnv(problem=problem))
+    env.reset(seed=0)
+    _, reward, _, _, info = env.step(env.action_space.sample())
+    assert info["episode"]["r"] == pytest.approx(reward) and info["episode"]["l"] == 1
+
+    envs = VectorRecordEpisodeStatistics(LLMPruningVectorEnv(3, problem=problem, horizon=2))
+    envs.reset(seed=0)
+    rewards = [envs.step(envs.action_space.sample()) for _ in range(4)]
+    assert "episode" not in rewards[0][4]
+    episode = rewards[3][4]["episode"]
+    np.testing.assert_allclose(episode["r"], rewards[2][1] + rewards[3][1])
+    assert episode["l"].tolist() == [2, 2, 2]
+
+
+# ---------------------------------------------------------------- K rows are K environments
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_rows_of_a_shared_batch_equal_single_environments(
+    problem: Problem, masks: np.ndarray, horizon: int
+) -> None:
+    envs = LLMPruningVectorEnv(3, problem=problem, horizon=horizon, budget_penalty=2.0)
+    singles = [
+        LLMPruningEnv(problem=problem, horizon=horizon, budget_penalty=2.0) for _ in range(3)
+    ]
+    envs.reset(seed=7)
+    for env in singles:
+        env.reset(seed=7)
+    for actions in masks:
+        observations, rewards, ends, _, info = envs.step(actions)
+        for row, env in enumerate(singles):
+            observation, reward, ended, truncated, single_info = env.step(actions[row])
+            last = info["final_obs"] if ended else observations
+            np.testing.assert_array_equal(last[row], observation)
+            assert rewards[row] == pytest.approx(reward, abs=1e-10)
+            assert ends[row] == ended and not truncated
+            for key, value in single_info.items():
+                np.testing.assert_allclose(info[key][row], value, atol=1e-10)
+            if ended:
+                env.reset()
+
+
+@pytest.mark.parametrize("horizon", [1, 3])
+def test_rows_of_their_own_batches_equal_gymnasiums_vectorisation(
+    problem: Problem, masks: np.ndarray, horizon: int
+) -> None:
+    envs = LLMPruningVectorEnv(3, problem=problem, horizon=horizon, shared_batch=False)
+    sync = SyncVectorEnv(
+        [lambda: LLMPruningEnv(problem=problem, horizon=horizon)] * 3,
+        autoreset_mode=AutoresetMode.SAME_STEP,
+    )
+    assert data_equivalence(envs.reset(seed=7), sync.reset(seed=7), exact=True)
+    for actions in masks:
+        *ours, our_info = envs.step(actions)
+        *theirs, their_info = sync.step(actions)
+        assert data_equivalence(ours, theirs, exact=True)
+        for key, value in their_info.items():  # ours also describes the step beside final_info
+            assert data_equivalence(our_info[key], value, exact=True), key
+
+
+def test_masks_of_a_step_are_evaluated_in_one_call(
+    problem: Problem, masks: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    losses = problem.lm.losses
+
+    def counted(masks: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+        calls.append((len(masks), tuple(input_ids.shape)))
+        return losses(masks, input_ids)
+
+    monkeypatch.setattr(problem.lm, "losses", counted)
+    LLMPruningVectorEnv(3, problem=problem).step(masks[0])
+    assert calls == [(3, (2, 16))]
+
+
+def test_tensors_in_tensors_out(problem: Problem, masks: np.ndarray) -> None:
+    envs = LLMPruningVectorEnv(3, problem=problem, budget_penalty=1.0)
+    envs.reset(seed=0)
+    *arrays, array_info = envs.step(masks[0])
+    envs.reset(seed=0)
+    *tensors, tensor_info = envs.step(torch.from_numpy(masks[0]))
+    for array, tensor in zip(arrays, tensors, strict=True):
+        assert isinstance(tensor, torch.Tensor)
+        np.testing.assert_array_equal(array, tensor.numpy())
+    for key in ("loss", "kept_shares", "excess"):
+        np.testing.assert_array_equal(array_info[key], tensor_info[key].numpy())
+    np.testing.assert_array_equal(array_info["final_obs"][2], tensor_info["final_obs"][2].numpy())
+
+
+# ---------------------------------------------------------------- rewards, streams, episodes
+
+
+def test_reward_is_minus_the_loss_minus_the_penalty(problem: Problem) -> None:
+    env = LLMPruningEnv(problem=problem, budget_penalty=10.0)
+    env.reset(seed=4)
+    mask = problem.units.ones()
+    mask[1:3] = 0  # one of two heads and one of six channels in the first of three layers
+    observation, reward, _, _, info = env.step(mask.numpy())
+    batch = problem.stream.fork(4).next()
+    assert info["loss"] == pytest.approx(float(problem.lm.losses(mask[None], batch).mean()))
+    assert info["excess"] == pytest.approx(17 / 18 - 0.5)
+    assert reward == pytest.approx(-info["loss"] - 10 * info["excess"])
+    np.testing.assert_allclose(info["kept_shares"], [1 / 2, 5 / 6, 1, 1, 1, 1])
+    np.testing.assert_allclose(observation, [*info["kept_shares"], 0.5], rtol=1e-6)
+
+
+def test_each_step_takes_the_next_batch_and_a_seed_starts_over(problem: Problem) -> None:
+    env = LLMPruningEnv(problem=problem)
+    dense = problem.units.ones().numpy()
+
+    def losses(steps: int) -> list[float]:
+        values = []
+        for _ in range(steps):
+            values.append(env.step(dense)[4]["loss"])
+            env.reset()
+        return values
+
+    unseeded = losses(3)
+    env.reset(seed=problem.stream.seed)
+    assert losses(3) == unseeded, "before a seeded reset, the problem's own seed holds"
+    env.reset(seed=8)
+    first = losses(4)
+    env.reset(seed=8)
+    assert losses(4) == first
+    assert len({*first, *unseeded}) == 7, "no two batches are the same"
+
+
+def test_environments_that_share_a_problem_do_not_disturb_each_other(problem: Problem) -> None:
+    dense = problem.units.ones().numpy()
+    alone, other = LLMPruningEnv(problem=problem), LLMPruningEnv(problem=problem)
+    alone.reset(seed=1)
+    undisturbed = [alone.step(dense)[1] for _ in range(3)]
+    alone.reset(seed=1)
+    disturbed = []
+    for _ in range(3):
+        other.reset(seed=2)
+        other.step(dense)
+        disturbed.append(alone.step(dense)[1])
+    assert disturbed == undisturbed
+    assert problem.stream.position == 0
+
+
+def test_episodes_end_after_the_horizon(problem: Problem, masks: np.ndarray) -> None:
+    envs = LLMPruningVectorEnv(3, problem=problem, horizon=2)
+    start, _ = envs.reset(seed=0)
+    steps = [envs.step(actions) for actions in masks]
+    assert [ends.tolist() for _, _, ends, _, _ in steps] == [[False] * 3, [True] * 3] * 2
+    assert not any(truncated.any() for _, _, _, truncated, _ in steps)
+    kept = problem.units.kept_shares(torch.from_numpy(masks[1])).numpy()
+    observations, _, _, _, info = steps[1]
+    np.testing.assert_array_equal(observations, start)
+    np.testing.assert_allclose(np.stack(info["final_obs"])[:, :-1], kept, rtol=1e-6)
+    np.testing.assert_array_equal(info["final_info"]["loss"], info["loss"])
+    assert info["_final_obs"].all() and info["_final_info"].all() and info["_loss"].all()
+    assert "final_obs" not in steps[0][4]
+
+
+def test_returned_arrays_are_fresh(problem: Problem, masks: np.ndarray) -> None:
+    envs = LLMPruningVectorEnv(3, problem=problem, render_mode="ansi")
+    envs.reset(seed=0)
+    *first, info = envs.step(masks[0])
+    frames = envs.render()
+    for array in (*first, *(info[key] for key in ("loss", "kept_shares", "_loss"))):
+        array[:] = 0
+    assert envs.render() == frames
+    assert info["final_info"]["_loss"].all() and info["final_info"]["loss"].all()
+    envs.reset(seed=0)
+    assert (envs.step(masks[0])[1] < 0).all()
+
+
+# ---------------------------------------------------------------- pictures, perplexity, mistakes
+
+
+def test_ansi_shows_the_kept_share_of_each_layer_and_kind(problem: Problem) -> None:
+    env = LLMPruningEnv(problem=problem, render_mode="ansi")
+    env.reset(seed=0)
+    mask = problem.units.ones().numpy()
+    mask[2:8] = 0  # all channels of the first layer
+    env.step(mask)
+    picture = env.render()
+    assert picture is not None
+    head, kinds, *layers = str(picture).splitlines()
+    assert head == "kept share (target 50.0%)" and kinds.split() == ["layer", "heads", "channels"]
+    assert layers[0].split() == ["0", "█" * 20, "100.0%", "░" * 20, "0.0%"]
+    assert layers[2].split() == ["2", "█" * 20, "100.0%", "█" * 20, "100.0%"]
+
+
+def test_rgb_array_has_a_higher_bar_for_a_higher_share(problem: Problem) -> None:
+    envs = LLMPruningVectorEnv(2, problem=problem, render_mode="rgb_array")
+    envs.reset(seed=0)
+    masks = np.ones((2, problem.units.n))
+    masks[1, 2:5] = 0  # half of the channels of the first layer
+    envs.step(masks)
+    frames = envs.render()
+    assert frames is not None
+    full, half = frames
+    assert full.dtype == np.uint8 and full.ndim == 3 and full.shape[2] == 3
+    rows = np.flatnonzero((full != half).any(axis=(1, 2)))
+    assert rows.min() > len(full) // 2, "only the lower panel, the channels, differs"
+    columns = np.flatnonzero((full != half).any(axis=(0, 2)))
+    assert columns.max() < full.shape[1] // 2, "only the first layer differs"
+
+
+def test_render_without_a_mode_warns(problem: Problem) -> None:
+    with pytest.warns(UserWarning, match="render_mode"):
+        assert LLMPruningEnv(problem=problem).render() is None
+
+
+def test_perplexity_of_the_evaluation_text(problem: Problem) -> None:
+    envs = LLMPruningVectorEnv(problem=problem)
+    mask = problem.units.ones()
+    windows = problem.stream.head(5)
+    loss = problem.lm.losses(mask[None], windows).mean()
+    given = envs.perplexity(mask.numpy(), {"mine": windows})
+    assert given == {"mine": pytest.approx(float(loss.exp()))}
+    (value,) = envs.perplexity(mask).values()
+    assert 1 < value < 1e6
+    assert LLMPruningEnv(problem=problem).perplexity(mask) == envs.perplexity(mask)
+
+
+@pytest.mark.parametrize(
+    ("action", "message"),
+    [
+        (np.ones(23), r"shape \(1, 24\).*got shape \(1, 23\)"),
+        (np.ones((1, 24)), r"got shape \(1, 1, 24\)"),
+        (np.full(24, 2), "got the value 2"),
+        (np.full(24, 0.5), "got the value 0.5"),
+        (np.full(24, np.nan), "got the value nan"),
+        (np.array(["keep"] * 24), "got <U4 entries"),
+        (None, "got object entries"),
+    ],
+)
+def test_what_is_not_a_mask_is_refused(problem: Problem, action: Any, message: str) -> None:
+    env = LLMPruningEnv(problem=problem)
+    env.reset(seed=0)
+    with pytest.raises(pgprune.PruningError, match=message):
+        env.step(action)
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ({"num_envs": 0}, "num_envs 0"),
+        ({"horizon": 0}, "horizon 0"),
+        ({"budget_penalty": -1.0}, "budget_penalty -1.0"),
+        ({"render_mode": "human"}, "'human' is unknown; choose one of ansi, rgb_array"),
+    ],
+)
+def test_bad_arguments_are_refused_at_once(argument: dict[str, Any], message: str) -> None:
+    with pytest.raises(pgprune.PruningError, match=message):
+        LLMPruningVectorEnv(**argument)
