@@ -1,0 +1,41 @@
+"""What a run knows besides its agent's state; part of every checkpoint."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Self
+
+from torch import Tensor
+
+
+@dataclass
+class Record:
+    """Figures and masks collected over all sessions of a run.
+
+    Attributes:
+        masks: ``initial`` is the metric's own, ``best`` the best rounded one on the validation
+            batch, (n,) uint8.
+        perplexity: by row (dense, initial, ...) and evaluation set.
+        validation_loss: of the last rounded mask looked at.
+        best_loss: of ``best``.
+        tokens: tokens asked of the model.
+        seconds: of the command.
+        peak_memory: bytes.
+        beyond_weights: bytes of the peak beyond what was in use after loading.
+    """
+
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    perplexity: dict[str, dict[str, float]] = field(default_factory=dict)
+    validation_loss: float = float("nan")
+    best_loss: float = float("inf")
+    tokens: int = 0
+    seconds: float = 0.0
+    peak_memory: int = 0
+    beyond_weights: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the masks."""
+        return {name: value for name, value in asdict(self).items() if name != "masks"}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], masks: dict[str, Tensor]) -> Self:
+        """The record of ``to_json`` and its masks."""
+        return cls(masks=masks, **values)

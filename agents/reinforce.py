@@ -1,0 +1,323 @@
+"""REINFORCE with a Bernoulli policy over the units: the paper's method (arXiv 2406.10576).
+
+Each step draws N_s masks from the keep probabilities s, evaluates them on one calibration batch,
+moves s against the policy gradient (Eq. 7) and projects it back onto the budget (Theorem 1).
+No back-propagation, no optimizer state: the agent is s, one baseline and one random generator.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+import torch
+from gymnasium.vector import VectorEnv
+from pgprune.agents.base import Agent
+from pgprune.envs import LLMPruningVectorEnv
+from rich.progress import track
+from torch import Tensor
+
+from pgprune.budget import Budget
+from pgprune.errors import PruningError
+from pgprune.initialization import initial_probabilities, metric_name
+from pgprune.metrics import METRICS
+
+SCORES = ("preconditioned", "paper")
+BASELINES = ("moving-average", "leave-one-out", "none")
+TOKENS_PER_TIMESTEP = 1024  # one mask on the paper's batch of 8 x 128
+_FLOOR = 1e-7  # of s(1 - s): where s is 0 or 1, m - s is 0 and the score stays finite
+_MOST_STEPS_IN_VAIN = 20
+_VALUES = ("average", "steps", "skipped", "in_vain")  # of an agent's state, besides tensors
+Callback = Callable[["Reinforce", dict[str, float]], bool | None]
+
+
+def _option(value: Any, text: str, **limits: Any) -> Any:
+    return field(default=value, metadata={"help": text, **limits})
+
+
+@dataclass(frozen=True)
+class ReinforceConfig:
+    """REINFORCE: the estimator and its step size."""
+
+    masks_per_step: int = _option(2, "masks drawn on each batch (the paper's N_s)", minimum=1)
+    window: int = _option(5, "window T of the moving-average baseline", minimum=1)
+    learning_rate: float | None = _option(
+        None, "step size", above=0, default="by the formula in docs/reinforce.md"
+    )
+    schedule: str = _option(
+        "cosine", "step size over time: down to 0, or constant", choices=["cosine", "constant"]
+    )
+    score: str = _option(
+        "preconditioned",
+        "(m-s)/sqrt(s(1-s)) as in the released code, or (m-s)/(s(1-s)) as in Eq. 7 (paper)",
+        choices=list(SCORES),
+    )
+    baseline: str = _option(
+        "moving-average", "what is subtracted from the losses", choices=list(BASELINES)
+    )
+    baseline_start: str = _option(
+        "first-loss",
+        "moving average before the first step: that step's mean loss, or zero (Algorithm 1)",
+        choices=["first-loss", "zero"],
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses what an option does not allow, and N_s - 1 as a divisor where it is zero."""
+        for option in fields(self):
+            value, limits = getattr(self, option.name), option.metadata
+            if value not in limits.get("choices", [value]):
+                known = ", ".join(limits["choices"])
+                raise PruningError(f"{option.name} {value!r} is unknown; choose one of {known}")
+            if value is not None and "minimum" in limits and value < limits["minimum"]:
+                raise PruningError(f"{option.name} {value} is below {limits['minimum']}")
+        for name, value in (("score", self.score), ("baseline", self.baseline)):
+            if self.masks_per_step < 2 and value in ("preconditioned", "leave-one-out"):
+                raise PruningError(
+                    f"{name} {value!r} needs masks_per_step of 2 or more, got "
+                    f"{self.masks_per_step}; for one mask take score paper and baseline "
+                    "moving-average or none"
+                )
+
+
+def default_learning_rate(total_timesteps: int) -> float:
+    """The step size for a number of mask evaluations: the paper's 2e-3 at its 30,000.
+
+    Chosen on a grid; docs/reinforce.md has the grid and the command that regenerates it.
+    """
+    return min(0.128, 2e-3 * 30_000 / total_timesteps)
+
+
+def score_function(masks: Tensor, probabilities: Tensor, score: str) -> Tensor:
+    """The derivative of log p(m|s) in s (Remark 4), or that times sqrt(s(1-s)): (K, n) float64."""
+    variance = (probabilities * (1 - probabilities)).clamp(min=_FLOOR)
+    scale = variance if score == "paper" else variance.sqrt()
+    return (masks.to(probabilities) - probabilities) / scale
+
+
+def moving_average(previous: float, losses: Tensor, window: int) -> float:
+    """Eq. (8): the baseline after this step's losses (K,), which are inside it."""
+    return (1 - 1 / window) * previous + float(losses.mean()) / window
+
+
+def advantages(losses: Tensor, baseline: str, average: float) -> Tensor:
+    """Losses (K,) minus their baseline; ``average`` is the moving average after this step."""
+    if baseline == "moving-average":
+        return losses - average
+    if baseline == "leave-one-out":
+        return losses - (losses.sum() - losses) / (len(losses) - 1)
+    return losses
+
+
+def gradient(masks: Tensor, advantage: Tensor, probabilities: Tensor, score: str) -> Tensor:
+    """The estimate of the gradient in s, (n,) float64.
+
+    ``paper`` is the mean over masks (Eq. 7); ``preconditioned`` divides the sum by K - 1, as the
+    released code does.
+
+    Args:
+        masks: (K, n).
+        advantage: of each mask, (K,).
+        probabilities: s, (n,) float64.
+        score: ``paper`` or ``preconditioned``.
+    """
+    divisor = len(masks) if score == "paper" else max(1, len(masks) - 1)
+    return advantage.to(probabilities) @ score_function(masks, probabilities, score) / divisor
+
+
+class Reinforce(Agent):
+    """The paper's agent, with the verbs of Stable-Baselines3.
+
+    Args:
+        env: the vector environment; its ``num_envs`` is N_s, the masks per step.
+        config: estimator and step size.
+        initial: keep probabilities (n,), or the name of a metric to start from.
+        prune_rates: rates of the stages of progressive pruning; by default the budget's own.
+        seed: of the masks and of the calibration stream.
+
+    Attributes:
+        probabilities: keep probabilities s, (n,) float64 on the model's device.
+        average: moving average of the losses (delta), None before the first step.
+        steps: steps done.
+        skipped: masks whose loss was not a finite number.
+        in_vain: steps in a row without enough finite losses to learn from.
+
+    Raises:
+        PruningError: the config does not fit the environment.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv[Any, Any, Any],
+        config: ReinforceConfig | None = None,
+        initial: Tensor | str = "auto",
+        prune_rates: list[float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(env.unwrapped, LLMPruningVectorEnv):
+            raise PruningError(
+                f"Reinforce needs the vector environment, not {type(env.unwrapped).__name__}; make "
+                'it with gym.make_vec("pgprune/LLMPruning-v0", num_envs=2)'
+            )
+        self.env = env.unwrapped
+        self.config = config or ReinforceConfig(masks_per_step=env.num_envs)
+        if self.config.masks_per_step != env.num_envs:
+            raise PruningError(
+                f"masks_per_step is {self.config.masks_per_step} but the environment has num_envs "
+                f"{env.num_envs}; make them equal"
+            )
+        self.seed = seed
+        self.budget = self.env.budget
+        rates = prune_rates or [self.budget.prune_rate]
+        self._stages = [self.budget.with_rate(rate) for rate in rates]
+        if isinstance(initial, str):
+            initial = self._from_metric(initial)
+        if initial.shape != (self.budget.units.n,):
+            raise PruningError(
+                f"initial probabilities must have shape ({self.budget.units.n},), got "
+                f"{tuple(initial.shape)}"
+            )
+        device = self.env.problem.lm.device
+        self.probabilities = initial.to(device, torch.float64)  # (n,)
+        self.average: float | None = None
+        self.steps = self.skipped = self.in_vain = 0
+        self._generator = torch.Generator(device).manual_seed(seed)
+
+    def learn(
+        self, total_timesteps: int, callback: Callback | None = None, progress_bar: bool = False
+    ) -> Self:
+        """Learns until ``total_timesteps`` masks were evaluated, counted from the beginning.
+
+        Args:
+            total_timesteps: masks evaluated on 1,024 tokens each; other batches in proportion.
+            callback: called after each step with the agent and its figures; False stops.
+            progress_bar: shows one.
+
+        Raises:
+            PruningError: the losses are not finite numbers for too many steps in a row.
+        """
+        total_steps = self.steps_for(total_timesteps)
+        self.env.reset(seed=self.seed)
+        for stream in self.env.streams:
+            stream.seek(self.steps)
+        remaining: Any = range(self.steps, total_steps)
+        for _ in track(remaining, "learning") if progress_bar else remaining:
+            figures = self._learn_step(total_steps, total_timesteps)
+            if callback and callback(self, figures) is False:
+                break
+        return self
+
+    def steps_for(self, total_timesteps: int) -> int:
+        """Steps that ``total_timesteps`` mean at this batch size and number of masks."""
+        stream = self.env.stream
+        tokens = self.config.masks_per_step * stream.batch_size * stream.sequence_length
+        return max(1, math.ceil(total_timesteps * TOKENS_PER_TIMESTEP / tokens))
+
+    def learning_rate(self, total_steps: int, total_timesteps: int) -> float:
+        """The step size of the current step; each stage of progressive pruning starts anew."""
+        rate = self.config.learning_rate or default_learning_rate(total_timesteps)
+        if self.config.schedule == "constant":
+            return rate
+        _, done = self._stage(total_steps)
+        return rate * (1 + math.cos(math.pi * done)) / 2
+
+    def mask(self) -> Tensor:
+        """The answer: the budget's rounding of the probabilities, (n,) uint8 on the CPU."""
+        return self.budget.round(self.probabilities)
+
+    def draw(self) -> Tensor:
+        """One mask from the Bernoulli policy, (n,) uint8."""
+        return self._sample(1)[0]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a resume needs: tensors, and values that JSON can hold."""
+        tensors = {"probabilities": self.probabilities, "generator": self._generator.get_state()}
+        return tensors, {name: getattr(self, name) for name in _VALUES}
+
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Continues from what ``state`` returned.
+
+        Raises:
+            PruningError: the state is over another number of units, or of another device.
+        """
+        probabilities = tensors["probabilities"].to(self.probabilities.device)
+        if probabilities.shape != self.probabilities.shape:
+            raise PruningError(
+                f"the saved agent chooses among {len(probabilities)} units, this environment has "
+                f"{len(self.probabilities)}; take the model and granularity it was saved with"
+            )
+        self.probabilities = probabilities
+        try:
+            self._generator.set_state(tensors["generator"])
+        except RuntimeError as error:
+            raise PruningError(
+                "the saved agent drew its masks on another kind of device than "
+                f"{self.probabilities.device}; load the model where it was saved"
+            ) from error
+        for name in _VALUES:
+            setattr(self, name, values[name])
+
+    def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
+        """One step of Algorithm 1; returns its figures."""
+        budget, _ = self._stage(total_steps)
+        rate = self.learning_rate(total_steps, total_timesteps)
+        self.probabilities = budget.project(self.probabilities)  # a stage may just have begun
+        masks = self._sample(self.config.masks_per_step)  # (K, n)
+        losses = -self.env.step(masks)[1].to("cpu", torch.float64)  # (K,), the one read-back
+        finite = losses.isfinite()
+        loss = float(losses[finite].mean())  # nan if there is none
+        if self._enough(finite):
+            if not bool(finite.all()):
+                masks, losses = masks[finite.to(masks.device)], losses[finite]
+            self._update(masks, losses, rate)
+            self.probabilities = budget.project(self.probabilities)
+        self.steps += 1
+        return {
+            "rollout/loss": loss,
+            "rollout/reward": -loss,
+            "train/baseline": math.nan if self.average is None else self.average,
+            "train/learning_rate": rate,
+            "train/skipped": float(self.skipped),
+        }
+
+    def _stage(self, total_steps: int) -> tuple[Budget, float]:
+        """The budget of the current stage, and the share of the stage that is done."""
+        stage, rest = divmod(self.steps * len(self._stages), total_steps)
+        return self._stages[stage], rest / total_steps
+
+    def _update(self, masks: Tensor, losses: Tensor, rate: float) -> None:
+        """Eqs. (8) and (7), without the projection."""
+        if self.average is None:
+            start_at_zero = self.config.baseline_start == "zero"
+            self.average = 0.0 if start_at_zero else float(losses.mean())
+        self.average = moving_average(self.average, losses, self.config.window)
+        advantage = advantages(losses, self.config.baseline, self.average)
+        step = gradient(masks, advantage, self.probabilities, self.config.score)
+        self.probabilities = self.probabilities - rate * step
+
+    def _sample(self, count: int) -> Tensor:
+        """Draws masks from the Bernoulli policy (Eq. 2): (count, n) uint8."""
+        uniform = torch.rand(
+            (count, len(self.probabilities)),
+            generator=self._generator,
+            dtype=torch.float64,
+            device=self.probabilities.device,
+        )
+        return (uniform < self.probabilities).to(torch.uint8)
+
+    def _enough(self, finite: Tensor) -> bool:
+        """Counts losses that are not finite, and whether the others are enough to learn from."""
+        self.skipped += int((~finite).sum())
+        enough = int(finite.sum()) >= (2 if self.config.baseline == "leave-one-out" else 1)
+        self.in_vain = 0 if enough else self.in_vain + 1
+        if self.in_vain >= _MOST_STEPS_IN_VAIN:
+            raise PruningError(
+                f"too few losses were finite numbers for {self.in_vain} steps in a row, so there "
+                "is nothing to learn from; try --dtype bfloat16 or float32, or a lower prune rate"
+            )
+        return enough
+
+    def _from_metric(self, name: str) -> Tensor:
+        problem = self.env.problem
+        metric = METRICS[metric_name(name, self.budget.units.granularity)]
+        importance = metric(problem.lm, problem.stream.head(128), self._stages[0], self.seed)
+        return initial_probabilities(importance, self._stages[0])

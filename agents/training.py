@@ -1,0 +1,309 @@
+"""A training run from settings to results: what ``scripts/train_agent.py`` does.
+
+Load and check everything; evaluate the dense model and the metric's one-shot mask; learn, with
+checkpoints and now and then a look at a fixed validation batch; evaluate, write and plot.
+"""
+
+import math
+import shlex
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+from typing import Any
+
+import torch
+from pgprune.agents.record import Record
+from pgprune.agents.reinforce import TOKENS_PER_TIMESTEP, Reinforce
+from pgprune.agents.settings import Settings
+from pgprune.envs import LLMPruningVectorEnv
+from torch import Tensor
+
+from pgprune.evaluation import bos_rule, perplexity
+from pgprune.initialization import (
+    PROGRESSIVE,
+    initial_probabilities,
+    metric_name,
+    progressive_rates,
+)
+from pgprune.memory import memory_now, peak_memory
+from pgprune.metrics import METRICS
+from pgprune.plots import plot_kept_shares, plot_learning_curve
+from pgprune.problem import make_problem
+from pgprune.run import Run
+from pgprune.stream import evaluation_windows
+from pgprune.versions import versions
+from pgprune.view import TrainingView
+
+VALIDATIONS = 10  # looks at the validation batch in a run
+VALIDATION_WINDOWS = 32
+
+
+class Training:
+    """One run, loaded and checked; ``run`` does it or goes on with it.
+
+    Args:
+        settings: of the run.
+        view: what is shown.
+
+    Raises:
+        PruningError: anything that cannot work, before any long work.
+    """
+
+    def __init__(self, settings: Settings, view: TrainingView) -> None:
+        self._started = time.monotonic()
+        self.settings = settings
+        self.view = view
+        seed, masks = settings.run.seed, settings.reinforce.masks_per_step
+        self.problem = make_problem(settings.model, settings.data, settings.pruning, seed, masks)
+        self._loaded = memory_now(self.problem.lm.device)
+        self.windows = evaluation_windows(settings.data, self.problem.tokenizer)
+        self._metric_windows = self._head(settings.init.init_samples)
+        self._validation = self._head(VALIDATION_WINDOWS)
+        self.record = Record()
+        self._earlier_seconds = 0.0
+
+    def decided(self) -> dict[str, Any]:
+        """What was chosen from the settings, for config.yaml."""
+        executor = self.problem.lm.executor
+        return {"executor": executor, "learning_rate": self.settings.learning_rate}
+
+    def run(self, run: Run) -> dict[str, Any]:
+        """Learns, from the run's checkpoint if it has one, and writes everything.
+
+        Ctrl-C ends the learning after the step at hand; what was learned is saved and evaluated,
+        and the run can be resumed.
+
+        Args:
+            run: a new run, or one without results.
+
+        Returns:
+            The content of results.json.
+
+        Raises:
+            PruningError: the checkpoint is damaged or of another model, the disk is full, or the
+                losses are not finite.
+        """
+        settings = self.settings
+        checkpoint = run.load_checkpoint()
+        if checkpoint is None:
+            agent = self._new_agent(*self._initialise())
+            self._validate(agent)
+            self._save(run, agent)
+        else:
+            agent = self._new_agent(torch.zeros(self.problem.units.n), None)
+            self._restore(agent, *checkpoint)
+        total = settings.run.total_timesteps
+        with self.view, _ctrl_c() as interrupted:
+            every = max(1, agent.steps_for(total) // VALIDATIONS)
+
+            def after_step(agent: Reinforce, figures: dict[str, float]) -> bool:
+                looked = agent.steps % every == 0
+                if looked:
+                    self._validate(agent)
+                figures["validation/loss"] = self.record.validation_loss if looked else math.nan
+                self._report(run, agent, figures)
+                if agent.steps % settings.run.checkpoint_every == 0 or interrupted():
+                    self._save(run, agent)
+                return not interrupted()
+
+            agent.learn(total, after_step)
+            self._validate(agent)
+        self._save(run, agent)
+        return self._finish(run, agent, completed=agent.steps >= agent.steps_for(total))
+
+    def _initialise(self) -> tuple[Tensor, list[float] | None]:
+        """Evaluates what is there before learning; returns the agent's start and its stages."""
+        problem, config = self.problem, self.settings.init
+        self.view.note(f"{problem.units}; executor {problem.lm.executor}")
+        metric = METRICS[metric_name(config.init, problem.units.granularity)]
+        seed = self.settings.run.seed
+        importance = metric(problem.lm, self._metric_windows, problem.budget, seed)
+        self.record.masks["initial"] = importance.mask
+        rows = {"dense": problem.units.ones(), "initial": importance.mask}
+        self._evaluate(rows)
+        rates, start = None, problem.budget
+        if config.init == PROGRESSIVE:
+            rates = progressive_rates(problem.budget.prune_rate)
+            start = problem.budget.with_rate(rates[0])
+        probabilities = initial_probabilities(
+            importance, start, config.init_transform, config.init_constant
+        )
+        return probabilities, rates
+
+    def _new_agent(self, initial: Tensor, prune_rates: list[float] | None) -> Reinforce:
+        config = self.settings.reinforce
+        env = LLMPruningVectorEnv(config.masks_per_step, problem=self.problem)
+        if prune_rates is None and self.settings.init.init == PROGRESSIVE:
+            prune_rates = progressive_rates(self.problem.budget.prune_rate)
+        return Reinforce(env, config, initial, prune_rates, seed=self.settings.run.seed)
+
+    def _evaluate(self, rows: dict[str, Tensor]) -> None:
+        """Adds perplexity rows to the record: name -> mask (n,)."""
+        masks = torch.stack(list(rows.values()))  # (rows, n)
+        for name in rows:
+            self.record.perplexity[name] = {}
+        for text, windows in self.windows.items():
+            values = perplexity(self.problem.lm, masks, windows)
+            assert isinstance(values, list)
+            for name, value in zip(rows, values, strict=True):
+                self.record.perplexity[name][text] = value
+
+    def _validate(self, agent: Reinforce) -> None:
+        """Looks at the rounded mask on the validation batch and keeps the best so far."""
+        mask, record = agent.mask(), self.record
+        record.validation_loss = math.log(perplexity(self.problem.lm, mask, self._validation))  # type: ignore[arg-type]
+        if record.validation_loss < record.best_loss or "best" not in record.masks:
+            record.best_loss = record.validation_loss
+            record.masks["best"] = mask
+
+    def _report(self, run: Run, agent: Reinforce, figures: dict[str, float]) -> None:
+        units, shown = self.problem.units, dict(figures)
+        kind = units.kind.to(agent.probabilities.device)
+        kept = torch.bincount(kind, agent.probabilities) / torch.bincount(kind)
+        for name, share in zip(units.kinds, kept.tolist(), strict=True):
+            shown[f"policy/kept_share/{name}"] = share
+        shown["validation/best_loss"] = self.record.best_loss
+        timesteps = self._timesteps(agent)
+        run.log(agent.steps, {"time/timesteps": float(timesteps), **shown})
+        finite = {name: value for name, value in shown.items() if math.isfinite(value)}
+        self.view.update(agent.steps, timesteps, self.settings.run.total_timesteps, finite)
+
+    def _save(self, run: Run, agent: Reinforce) -> None:
+        self._count()
+        tensors, values = agent.state()
+        masks = {f"mask.{name}": mask for name, mask in self.record.masks.items()}
+        run.save_checkpoint(
+            {**tensors, **masks}, {"agent": values, "record": self.record.to_json()}
+        )
+
+    def _restore(self, agent: Reinforce, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        masks = {name: tensors.pop(name) for name in list(tensors) if name.startswith("mask.")}
+        agent.restore(tensors, state["agent"])
+        self.record = Record.from_json(
+            state["record"], {name.removeprefix("mask."): mask for name, mask in masks.items()}
+        )
+        self._earlier_seconds = self.record.seconds
+        self.problem.lm.tokens = self.record.tokens
+        self.view.note(f"going on after step {agent.steps}")
+
+    def _count(self) -> None:
+        """Brings tokens, seconds and memory of the record up to date."""
+        record, device = self.record, self.problem.lm.device
+        record.tokens = self.problem.lm.tokens
+        record.seconds = self._earlier_seconds + time.monotonic() - self._started
+        peak = peak_memory(device)
+        record.peak_memory = max(record.peak_memory, peak)
+        record.beyond_weights = max(record.beyond_weights, peak - self._loaded)
+
+    def _finish(self, run: Run, agent: Reinforce, completed: bool) -> dict[str, Any]:
+        mask, masks = agent.mask(), self.record.masks
+        self._evaluate({"masked": mask, "best": masks["best"]})
+        self._count()
+        tensors = {"mask": mask, **masks, "probabilities": agent.probabilities}
+        run.write_mask("mask", tensors, self.problem.units.describe())
+        self._plot(run, mask)
+        results = self._results(agent, mask, completed)
+        run.write_results(results)
+        return results
+
+    def _results(self, agent: Reinforce, mask: Tensor, completed: bool) -> dict[str, Any]:
+        """The content of results.json; its keys are in the design."""
+        settings, record, units = self.settings, self.record, self.problem.units
+        parameters = self.problem.lm.parameters
+        rows = record.perplexity
+        return {
+            "model": settings.model.model,
+            "agent": settings.agent.agent,
+            "granularity": units.granularity,
+            "budget": settings.pruning.budget,
+            "prune_rate": {
+                "requested": settings.pruning.prune_rate,
+                "achieved": units.prune_rate(mask),
+            },
+            "parameters": {
+                "dense": parameters,
+                "prunable": units.prunable,
+                "initial": parameters - units.pruned_parameters(record.masks["initial"]),
+                "pruned": parameters - units.pruned_parameters(mask),
+            },
+            "perplexity": {**rows, "pruned": rows["masked"]},
+            "validation_loss": {"last": record.validation_loss, "best": record.best_loss},
+            "evaluation": {
+                "windows": {name: len(windows) for name, windows in self.windows.items()},
+                "sequence_length": settings.data.sequence_length,
+                "bos": bos_rule(self.problem.tokenizer),
+            },
+            "completed": completed,
+            "mask_evaluations": self._timesteps(agent),
+            "skipped": agent.skipped,
+            **self.decided(),
+            "tokens": record.tokens,
+            "seconds": record.seconds,
+            "peak_memory_bytes": record.peak_memory,
+            "memory_beyond_weights_bytes": record.beyond_weights,
+            "seed": settings.run.seed,
+            "versions": versions(),
+        }
+
+    def _plot(self, run: Run, mask: Tensor) -> None:
+        units = self.problem.units
+        learned, initial = units.kept_shares(torch.stack([mask, self.record.masks["initial"]]))
+        plots = run.path / "plots"
+        plot_learning_curve(run.path / "progress.csv", plots / "learning_curve.png")
+        target = self.problem.budget.target_share
+        plot_kept_shares(plots / "kept_shares.png", units.groups, learned, initial, target)
+
+    def _timesteps(self, agent: Reinforce) -> int:
+        data = self.settings.data
+        tokens = agent.config.masks_per_step * data.batch_size * data.sequence_length
+        return agent.steps * tokens // TOKENS_PER_TIMESTEP
+
+    def _head(self, windows: int) -> Tensor:
+        """The first calibration windows, no more than the finite set holds: (N, T)."""
+        samples = self.settings.data.calibration_samples
+        return self.problem.stream.head(min(windows, samples or windows))
+
+
+def resumed(run: Run) -> Settings:
+    """The settings of a run to go on with, what was decided then included."""
+    settings, decided = Settings.from_run(run), run.sections.get("decided", {})
+    executor = decided.get("executor", settings.pruning.executor)
+    rate = decided.get("learning_rate", settings.reinforce.learning_rate)
+    return replace(
+        settings,
+        pruning=replace(settings.pruning, executor=executor),
+        reinforce=replace(settings.reinforce, learning_rate=rate),
+    )
+
+
+def next_commands(results: dict[str, Any], run: Run) -> list[str]:
+    """What to do after a run."""
+    path = shlex.quote(str(run.path))
+    commands = [f"tensorboard --logdir {path}/tensorboard", f"open {path}/plots/kept_shares.png"]
+    if not results["completed"]:
+        commands.insert(0, f"python scripts/train_agent.py --resume {path}")
+    return commands
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[Any]:
+    """Yields a function that tells whether Ctrl-C was pressed; the second time it interrupts."""
+    pressed: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if pressed:
+            raise KeyboardInterrupt
+        pressed.append(number)
+
+    try:
+        before = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not the main thread: whoever runs that one handles Ctrl-C
+        yield lambda: False
+        return
+    try:
+        yield lambda: bool(pressed)
+    finally:
+        signal.signal(signal.SIGINT, before)
