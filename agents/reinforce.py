@@ -12,20 +12,18 @@ from typing import Any, Self
 
 import torch
 from gymnasium.vector import VectorEnv
-from pgprune.agents.base import Agent
-from pgprune.envs import LLMPruningVectorEnv
 from rich.progress import track
 from torch import Tensor
 
+from pgprune.agents.base import Agent
+from pgprune.agents.estimators import BASELINES, SCORES, advantages, gradient, moving_average
 from pgprune.budget import Budget
+from pgprune.envs import LLMPruningVectorEnv
 from pgprune.errors import PruningError
 from pgprune.initialization import initial_probabilities, metric_name
 from pgprune.metrics import METRICS
 
-SCORES = ("preconditioned", "paper")
-BASELINES = ("moving-average", "leave-one-out", "none")
 TOKENS_PER_TIMESTEP = 1024  # one mask on the paper's batch of 8 x 128
-_FLOOR = 1e-7  # of s(1 - s): where s is 0 or 1, m - s is 0 and the score stays finite
 _MOST_STEPS_IN_VAIN = 20
 _VALUES = ("average", "steps", "skipped", "in_vain")  # of an agent's state, besides tensors
 Callback = Callable[["Reinforce", dict[str, float]], bool | None]
@@ -85,43 +83,6 @@ def default_learning_rate(total_timesteps: int) -> float:
     Chosen on a grid; docs/reinforce.md has the grid and the command that regenerates it.
     """
     return min(0.128, 2e-3 * 30_000 / total_timesteps)
-
-
-def score_function(masks: Tensor, probabilities: Tensor, score: str) -> Tensor:
-    """The derivative of log p(m|s) in s (Remark 4), or that times sqrt(s(1-s)): (K, n) float64."""
-    variance = (probabilities * (1 - probabilities)).clamp(min=_FLOOR)
-    scale = variance if score == "paper" else variance.sqrt()
-    return (masks.to(probabilities) - probabilities) / scale
-
-
-def moving_average(previous: float, losses: Tensor, window: int) -> float:
-    """Eq. (8): the baseline after this step's losses (K,), which are inside it."""
-    return (1 - 1 / window) * previous + float(losses.mean()) / window
-
-
-def advantages(losses: Tensor, baseline: str, average: float) -> Tensor:
-    """Losses (K,) minus their baseline; ``average`` is the moving average after this step."""
-    if baseline == "moving-average":
-        return losses - average
-    if baseline == "leave-one-out":
-        return losses - (losses.sum() - losses) / (len(losses) - 1)
-    return losses
-
-
-def gradient(masks: Tensor, advantage: Tensor, probabilities: Tensor, score: str) -> Tensor:
-    """The estimate of the gradient in s, (n,) float64.
-
-    ``paper`` is the mean over masks (Eq. 7); ``preconditioned`` divides the sum by K - 1, as the
-    released code does.
-
-    Args:
-        masks: (K, n).
-        advantage: of each mask, (K,).
-        probabilities: s, (n,) float64.
-        score: ``paper`` or ``preconditioned``.
-    """
-    divisor = len(masks) if score == "paper" else max(1, len(masks) - 1)
-    return advantage.to(probabilities) @ score_function(masks, probabilities, score) / divisor
 
 
 class Reinforce(Agent):
@@ -208,9 +169,17 @@ class Reinforce(Agent):
 
     def steps_for(self, total_timesteps: int) -> int:
         """Steps that ``total_timesteps`` mean at this batch size and number of masks."""
+        return max(1, math.ceil(total_timesteps * TOKENS_PER_TIMESTEP / self._step_tokens))
+
+    @property
+    def timesteps(self) -> int:
+        """Mask evaluations done, in units of 1,024 tokens."""
+        return self.steps * self._step_tokens // TOKENS_PER_TIMESTEP
+
+    @property
+    def _step_tokens(self) -> int:
         stream = self.env.stream
-        tokens = self.config.masks_per_step * stream.batch_size * stream.sequence_length
-        return max(1, math.ceil(total_timesteps * TOKENS_PER_TIMESTEP / tokens))
+        return self.config.masks_per_step * stream.batch_size * stream.sequence_length
 
     def learning_rate(self, total_steps: int, total_timesteps: int) -> float:
         """The step size of the current step; each stage of progressive pruning starts anew."""
@@ -262,7 +231,8 @@ class Reinforce(Agent):
         rate = self.learning_rate(total_steps, total_timesteps)
         self.probabilities = budget.project(self.probabilities)  # a stage may just have begun
         masks = self._sample(self.config.masks_per_step)  # (K, n)
-        losses = -self.env.step(masks)[1].to("cpu", torch.float64)  # (K,), the one read-back
+        rewards = torch.as_tensor(self.env.step(masks)[1])
+        losses = -rewards.to("cpu", torch.float64)  # (K,), the one read-back
         finite = losses.isfinite()
         loss = float(losses[finite].mean())  # nan if there is none
         if self._enough(finite):

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from pgprune.agents.reinforce import ReinforceConfig, default_learning_rate
-
 from pgprune.cli import ArgumentParser, Config, from_arguments, given
 from pgprune.errors import PruningError
 from pgprune.initialization import InitConfig
@@ -42,14 +41,15 @@ class Settings:
     @classmethod
     def add_to(cls, parser: ArgumentParser) -> None:
         """Adds every setting to a command's options."""
-        for section in fields(cls):
-            parser.add(type(section.default))  # type: ignore[arg-type]
+        for config in _SECTIONS.values():
+            parser.add(config)
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Self:
         """The settings of a new run, from parsed options."""
-        sections = {s.name: from_arguments(type(s.default), arguments) for s in fields(cls)}  # type: ignore[type-var]
-        return cls(**sections)
+        return cls(
+            **{name: from_arguments(config, arguments) for name, config in _SECTIONS.items()}
+        )
 
     @classmethod
     def from_run(cls, run: Run) -> Self:
@@ -58,11 +58,11 @@ class Settings:
         Raises:
             PruningError: its config.yaml lacks a section or holds a wrong value.
         """
-        return cls(**{s.name: run.config(s.name, type(s.default)) for s in fields(cls)})  # type: ignore[type-var]
+        return cls(**{name: run.config(name, config) for name, config in _SECTIONS.items()})
 
     def sections(self, decided: dict[str, Any]) -> dict[str, Config | dict[str, Any]]:
         """The sections of config.yaml; ``decided`` holds what was chosen from the settings."""
-        return {s.name: getattr(self, s.name) for s in fields(self)} | {"decided": decided}
+        return {name: getattr(self, name) for name in _SECTIONS} | {"decided": decided}
 
     @property
     def learning_rate(self) -> float:
@@ -77,14 +77,17 @@ class Settings:
         return f"{self.agent.agent}-{model}-{self.pruning.prune_rate:g}-seed{self.run.seed}"
 
 
+_SECTIONS: dict[str, Any] = {field.name: type(field.default) for field in fields(Settings)}
+
+
 def check_resume(arguments: argparse.Namespace) -> None:
     """Refuses other options beside ``--resume``, whose run has its own.
 
     Raises:
         PruningError: an option was given that the run's settings would silently override.
     """
-    for section in fields(Settings):
-        for name in given(type(section.default), arguments):  # type: ignore[arg-type]
+    for config in _SECTIONS.values():
+        for name in given(config, arguments):
             if name not in ("resume", "quiet"):
                 raise PruningError(
                     f"--resume goes on under the run's own settings, so --{name.replace('_', '-')} "

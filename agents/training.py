@@ -5,36 +5,33 @@ checkpoints and now and then a look at a fixed validation batch; evaluate, write
 """
 
 import math
-import shlex
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from types import FrameType
 from typing import Any
 
 import torch
-from pgprune.agents.record import Record
-from pgprune.agents.reinforce import TOKENS_PER_TIMESTEP, Reinforce
-from pgprune.agents.settings import Settings
-from pgprune.envs import LLMPruningVectorEnv
 from torch import Tensor
 
-from pgprune.evaluation import bos_rule, perplexity
+from pgprune.agents.record import Record
+from pgprune.agents.reinforce import Reinforce
+from pgprune.agents.results import plot, summarise
+from pgprune.agents.settings import Settings
+from pgprune.envs import LLMPruningVectorEnv
+from pgprune.errors import PruningError
+from pgprune.evaluation import perplexity
 from pgprune.initialization import (
     PROGRESSIVE,
     initial_probabilities,
     metric_name,
     progressive_rates,
 )
+from pgprune.interrupt import ctrl_c
 from pgprune.memory import memory_now, peak_memory
-from pgprune.metrics import METRICS
-from pgprune.plots import plot_kept_shares, plot_learning_curve
+from pgprune.metrics import METRICS, check_metric
+from pgprune.models import fingerprint
 from pgprune.problem import make_problem
 from pgprune.run import Run
 from pgprune.stream import evaluation_windows
-from pgprune.versions import versions
 from pgprune.view import TrainingView
 
 VALIDATIONS = 10  # looks at the validation batch in a run
@@ -56,6 +53,8 @@ class Training:
         self._started = time.monotonic()
         self.settings = settings
         self.view = view
+        self._metric = metric_name(settings.init.init, settings.pruning.granularity)
+        check_metric(self._metric, settings.pruning.granularity)
         seed, masks = settings.run.seed, settings.reinforce.masks_per_step
         self.problem = make_problem(settings.model, settings.data, settings.pruning, seed, masks)
         self._loaded = memory_now(self.problem.lm.device)
@@ -67,8 +66,26 @@ class Training:
 
     def decided(self) -> dict[str, Any]:
         """What was chosen from the settings, for config.yaml."""
-        executor = self.problem.lm.executor
-        return {"executor": executor, "learning_rate": self.settings.learning_rate}
+        return {
+            "executor": self.problem.lm.executor,
+            "learning_rate": self.settings.learning_rate,
+            "model_fingerprint": fingerprint(*self.problem.lm.model.parameters()),
+            "text_fingerprint": fingerprint(self._validation),
+        }
+
+    def check(self, run: Run) -> None:
+        """Makes sure that a run to go on with was started on this model and this text.
+
+        Raises:
+            PruningError: the model or the calibration text is another one.
+        """
+        for name in ("model", "text"):
+            key = f"{name}_fingerprint"
+            if run.sections.get("decided", {}).get(key) != self.decided()[key]:
+                raise PruningError(
+                    f"the run {run.path} was started on another {name} than the one that is there "
+                    f"now; put the old {name} back, or start a new run"
+                )
 
     def run(self, run: Run) -> dict[str, Any]:
         """Learns, from the run's checkpoint if it has one, and writes everything.
@@ -96,11 +113,12 @@ class Training:
             agent = self._new_agent(torch.zeros(self.problem.units.n), None)
             self._restore(agent, *checkpoint)
         total = settings.run.total_timesteps
-        with self.view, _ctrl_c() as interrupted:
-            every = max(1, agent.steps_for(total) // VALIDATIONS)
+        with self.view, ctrl_c() as interrupted:
+            last = agent.steps_for(total)
+            every = max(1, last // VALIDATIONS)
 
             def after_step(agent: Reinforce, figures: dict[str, float]) -> bool:
-                looked = agent.steps % every == 0
+                looked = agent.steps % every == 0 or agent.steps == last
                 if looked:
                     self._validate(agent)
                 figures["validation/loss"] = self.record.validation_loss if looked else math.nan
@@ -110,16 +128,14 @@ class Training:
                 return not interrupted()
 
             agent.learn(total, after_step)
-            self._validate(agent)
         self._save(run, agent)
-        return self._finish(run, agent, completed=agent.steps >= agent.steps_for(total))
+        return self._finish(run, agent, completed=agent.steps >= last)
 
     def _initialise(self) -> tuple[Tensor, list[float] | None]:
         """Evaluates what is there before learning; returns the agent's start and its stages."""
         problem, config = self.problem, self.settings.init
         self.view.note(f"{problem.units}; executor {problem.lm.executor}")
-        metric = METRICS[metric_name(config.init, problem.units.granularity)]
-        seed = self.settings.run.seed
+        metric, seed = METRICS[self._metric], self.settings.run.seed
         importance = metric(problem.lm, self._metric_windows, problem.budget, seed)
         self.record.masks["initial"] = importance.mask
         rows = {"dense": problem.units.ones(), "initial": importance.mask}
@@ -166,7 +182,7 @@ class Training:
         for name, share in zip(units.kinds, kept.tolist(), strict=True):
             shown[f"policy/kept_share/{name}"] = share
         shown["validation/best_loss"] = self.record.best_loss
-        timesteps = self._timesteps(agent)
+        timesteps = agent.timesteps
         run.log(agent.steps, {"time/timesteps": float(timesteps), **shown})
         finite = {name: value for name, value in shown.items() if math.isfinite(value)}
         self.view.update(agent.steps, timesteps, self.settings.run.total_timesteps, finite)
@@ -199,67 +215,18 @@ class Training:
         record.beyond_weights = max(record.beyond_weights, peak - self._loaded)
 
     def _finish(self, run: Run, agent: Reinforce, completed: bool) -> dict[str, Any]:
-        mask, masks = agent.mask(), self.record.masks
-        self._evaluate({"masked": mask, "best": masks["best"]})
+        masks = self.record.masks
+        masks["masked"] = agent.mask()
+        self._evaluate({"masked": masks["masked"], "best": masks["best"]})
         self._count()
-        tensors = {"mask": mask, **masks, "probabilities": agent.probabilities}
+        tensors = {**masks, "mask": masks["masked"], "probabilities": agent.probabilities}
+        del tensors["masked"]
         run.write_mask("mask", tensors, self.problem.units.describe())
-        self._plot(run, mask)
-        results = self._results(agent, mask, completed)
+        plot(run, self.problem, self.record)
+        results = summarise(self.settings, self.problem, self.record, agent, completed)
+        results["evaluation"]["windows"] = {name: len(ids) for name, ids in self.windows.items()}
         run.write_results(results)
         return results
-
-    def _results(self, agent: Reinforce, mask: Tensor, completed: bool) -> dict[str, Any]:
-        """The content of results.json; its keys are in the design."""
-        settings, record, units = self.settings, self.record, self.problem.units
-        parameters = self.problem.lm.parameters
-        rows = record.perplexity
-        return {
-            "model": settings.model.model,
-            "agent": settings.agent.agent,
-            "granularity": units.granularity,
-            "budget": settings.pruning.budget,
-            "prune_rate": {
-                "requested": settings.pruning.prune_rate,
-                "achieved": units.prune_rate(mask),
-            },
-            "parameters": {
-                "dense": parameters,
-                "prunable": units.prunable,
-                "initial": parameters - units.pruned_parameters(record.masks["initial"]),
-                "pruned": parameters - units.pruned_parameters(mask),
-            },
-            "perplexity": {**rows, "pruned": rows["masked"]},
-            "validation_loss": {"last": record.validation_loss, "best": record.best_loss},
-            "evaluation": {
-                "windows": {name: len(windows) for name, windows in self.windows.items()},
-                "sequence_length": settings.data.sequence_length,
-                "bos": bos_rule(self.problem.tokenizer),
-            },
-            "completed": completed,
-            "mask_evaluations": self._timesteps(agent),
-            "skipped": agent.skipped,
-            **self.decided(),
-            "tokens": record.tokens,
-            "seconds": record.seconds,
-            "peak_memory_bytes": record.peak_memory,
-            "memory_beyond_weights_bytes": record.beyond_weights,
-            "seed": settings.run.seed,
-            "versions": versions(),
-        }
-
-    def _plot(self, run: Run, mask: Tensor) -> None:
-        units = self.problem.units
-        learned, initial = units.kept_shares(torch.stack([mask, self.record.masks["initial"]]))
-        plots = run.path / "plots"
-        plot_learning_curve(run.path / "progress.csv", plots / "learning_curve.png")
-        target = self.problem.budget.target_share
-        plot_kept_shares(plots / "kept_shares.png", units.groups, learned, initial, target)
-
-    def _timesteps(self, agent: Reinforce) -> int:
-        data = self.settings.data
-        tokens = agent.config.masks_per_step * data.batch_size * data.sequence_length
-        return agent.steps * tokens // TOKENS_PER_TIMESTEP
 
     def _head(self, windows: int) -> Tensor:
         """The first calibration windows, no more than the finite set holds: (N, T)."""
@@ -277,33 +244,3 @@ def resumed(run: Run) -> Settings:
         pruning=replace(settings.pruning, executor=executor),
         reinforce=replace(settings.reinforce, learning_rate=rate),
     )
-
-
-def next_commands(results: dict[str, Any], run: Run) -> list[str]:
-    """What to do after a run."""
-    path = shlex.quote(str(run.path))
-    commands = [f"tensorboard --logdir {path}/tensorboard", f"open {path}/plots/kept_shares.png"]
-    if not results["completed"]:
-        commands.insert(0, f"python scripts/train_agent.py --resume {path}")
-    return commands
-
-
-@contextmanager
-def _ctrl_c() -> Iterator[Any]:
-    """Yields a function that tells whether Ctrl-C was pressed; the second time it interrupts."""
-    pressed: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if pressed:
-            raise KeyboardInterrupt
-        pressed.append(number)
-
-    try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not the main thread: whoever runs that one handles Ctrl-C
-        yield lambda: False
-        return
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -18,7 +18,8 @@ from gymnasium.vector import VectorActionWrapper, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from pgprune.envs.llm_pruning import Array, LLMPruningEnv, LLMPruningVectorEnv
+from pgprune.envs.llm_pruning import LLMPruningEnv
+from pgprune.envs.vector import Array, LLMPruningVectorEnv
 from pgprune.errors import PruningError
 from pgprune.metrics import METRICS
 from pgprune.problem import Problem

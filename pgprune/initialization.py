@@ -72,9 +72,10 @@ def initial_probabilities(
     """Keep probabilities from importance, projected onto the budget.
 
     ``sigmoid-norm`` (Eq. A10, as the released code does it) is the sigmoid of the standardised
-    score, shifted so that every group starts at the target's mean and clamped to [0, 1]; groups
-    are (layer, kind) where scores compare within a layer, else kinds. ``score-const`` (Eq. A11)
-    is ``constant`` for what the metric's mask keeps and ``1 - constant`` for the rest.
+    score, shifted so that every group starts at the target's mean and clamped to [0, 1], which
+    lowers the mean a little where the target is near 1; groups are (layer, kind) where scores
+    compare within a layer, else kinds. ``score-const`` (Eq. A11) is ``constant`` for what the
+    metric's mask keeps and ``1 - constant`` for the rest.
 
     Args:
         importance: scores and one-shot mask of a metric.

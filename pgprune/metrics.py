@@ -9,7 +9,7 @@ from torch import Tensor
 from pgprune.budget import Budget
 from pgprune.errors import PruningError
 from pgprune.masked_lm import MaskedLM
-from pgprune.units import Group
+from pgprune.units import GRANULARITIES, Group
 
 _ROWS = 512  # converted to float32 at a time: a whole projection of a 70B model would be 1 GB
 
@@ -49,11 +49,7 @@ def wanda_sp(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Import
         PruningError: the units are blocks or layers.
     """
     units = lm.units
-    if not set(units.kinds) <= {"heads", "channels"}:
-        raise PruningError(
-            f"metric wanda-sp scores heads and channels, not granularity {units.granularity!r}; "
-            "use layerwise-ppl or random"
-        )
+    check_metric("wanda-sp", units.granularity)
     local = budget.local()
     scores = torch.zeros(units.n, dtype=torch.float64)
     mask = units.ones()
@@ -104,11 +100,7 @@ def layerwise_ppl(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> I
         PruningError: the units are heads or channels.
     """
     units = lm.units
-    if units.granularity not in ("blocks", "layers"):
-        raise PruningError(
-            f"metric layerwise-ppl scores blocks and layers, not granularity "
-            f"{units.granularity!r}; use wanda-sp or random"
-        )
+    check_metric("layerwise-ppl", units.granularity)
     scores = torch.zeros(units.n, dtype=torch.float64)
     without = torch.ones(units.n, units.n) - torch.eye(units.n)  # (n, n), one unit gone in each
     for unit in range(units.n):
@@ -124,6 +116,25 @@ METRICS: dict[str, Callable[[MaskedLM, Tensor, Budget, int], Importance]] = {
     "random": random_scores,
 }
 """Every metric by its name: (model, calibration windows, budget, seed) -> Importance."""
+
+_FITS = {
+    "wanda-sp": ("heads+channels", "heads", "channels"),
+    "layerwise-ppl": ("blocks", "layers"),
+    "random": tuple(GRANULARITIES),
+}
+
+
+def check_metric(name: str, granularity: str) -> None:
+    """Makes sure that a metric scores the units of a granularity.
+
+    Raises:
+        PruningError: it does not; the message names those that do.
+    """
+    if granularity not in _FITS[name]:
+        fitting = " or ".join(metric for metric in METRICS if granularity in _FITS[metric])
+        raise PruningError(
+            f"metric {name} does not score granularity {granularity!r}; use {fitting}"
+        )
 
 
 def _square_sum(inputs: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ family, that there are weights and that their files are whole, the tokenizer. No
 checkpoint is ever executed: weights are safetensors, and remote code is not trusted.
 """
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -112,6 +114,15 @@ def load_model(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenize
     if not placement:
         model = _move(model, device)
     return model.eval().requires_grad_(False), tokenizer
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """A short digest of tensors: their shapes and a few values of each, (anything) -> hex."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        few = tensor.flatten()[:: max(1, tensor.numel() // 64)].double().cpu()
+        digest.update(f"{tuple(tensor.shape)} {few.tolist()}".encode())
+    return digest.hexdigest()[:16]
 
 
 def choose_device(name: str) -> torch.device:

@@ -108,10 +108,14 @@ def make_problem(
     stream = calibration_stream(data, tokenizer, seed)
     executor = pruning.executor
     if executor == "auto":
-        weight = language_model.get_input_embeddings().weight
         tokens = data.batch_size * data.sequence_length
         executor = choose_executor(
-            units, pruning.prune_rate, masks_per_step, tokens, weight.dtype, weight.device.type
+            units,
+            pruning.prune_rate,
+            masks_per_step,
+            tokens,
+            language_model.dtype,
+            language_model.device.type,
         )
     lm = MaskedLM(language_model, units, executor)
     return Problem(lm, units, budget, stream, tokenizer, data)

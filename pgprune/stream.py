@@ -11,17 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pgprune.errors import PruningError
 from pgprune.text import Documents, calibration_documents, evaluation_documents, iterate
-
-Ids = NDArray[np.int32]
-
-_BLOCK_DOCUMENTS = 1000
-_BLOCK_CHARACTERS = 2_000_000
+from pgprune.tokens import BlockTokens, Ids, cut, encode
 
 
 @dataclass(frozen=True)
@@ -118,7 +113,7 @@ class CalibrationStream:
         self.batch_size = batch_size
         self.samples = samples
         self.name = name
-        self._tokens = _Tokens(documents, tokenizer)
+        self._tokens = BlockTokens(documents, tokenizer)
         self.reseed(seed)
 
     def next(self) -> Tensor:
@@ -193,7 +188,7 @@ class CalibrationStream:
 
     def _epoch(self, epoch: int) -> Iterator[Ids]:
         blocks = self._tokens.blocks(_generator(self.seed, epoch, 0))
-        for block, windows in enumerate(_cut(blocks, self.sequence_length), start=1):
+        for block, windows in enumerate(cut(blocks, self.sequence_length), start=1):
             yield from _generator(self.seed, epoch, block).permutation(windows)
 
 
@@ -231,8 +226,8 @@ def evaluation_windows(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -
     length = config.sequence_length
     sets: dict[str, Tensor] = {}
     for name, documents in evaluation_documents(config.evaluation).items():
-        cut = _cut(_encode(tokenizer, iterate(documents)), length)
-        windows = list(islice(chain.from_iterable(cut), config.evaluation_windows))
+        parts = cut(encode(tokenizer, iterate(documents)), length)
+        windows = list(islice(chain.from_iterable(parts), config.evaluation_windows))
         if not windows:
             raise PruningError(_too_short(f"the evaluation text {name!r}", length))
         sets[name] = _stack(windows)
@@ -255,71 +250,6 @@ def check_sequence_length(model_config: Any, sequence_length: int) -> None:
             f"sequence_length {sequence_length} is more than the model's context of {limit} "
             f"tokens; choose at most {limit}"
         )
-
-
-class _Tokens:
-    """The token ids of documents, in blocks.
-
-    Kept are those of documents in memory and of the first block, so that starting over, other
-    seeds and later epochs tokenise nothing twice.
-    """
-
-    def __init__(self, documents: Documents, tokenizer: PreTrainedTokenizerBase) -> None:
-        self._documents = documents
-        self._tokenizer = tokenizer
-        self._kept: dict[int, Ids] = {}
-
-    def blocks(self, order: np.random.Generator) -> Iterator[Ids]:
-        """Goes through the text once; documents in memory are shuffled."""
-        if callable(self._documents):
-            documents = enumerate(self._documents())
-        else:
-            shuffled = order.permutation(len(self._documents)).tolist()
-            documents = ((i, self._documents[i]) for i in shuffled)  # type: ignore[assignment]
-        keeps = True
-        for block in _blocks(documents):
-            new = {i: text for i, text in block.items() if i not in self._kept}
-            ids = self._kept | dict(zip(new, _encode(self._tokenizer, new.values()), strict=True))
-            if keeps:
-                self._kept = ids
-            keeps = not callable(self._documents)
-            yield np.concatenate([ids[i] for i in block])
-
-
-def _blocks(documents: Iterable[tuple[int, str]]) -> Iterator[dict[int, str]]:
-    block: dict[int, str] = {}
-    characters = 0
-    for index, text in documents:
-        block[index] = text
-        characters += len(text)
-        if len(block) == _BLOCK_DOCUMENTS or characters >= _BLOCK_CHARACTERS:
-            yield block
-            block, characters = {}, 0
-    if block:
-        yield block
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[Ids]:
-    """Tokenises documents, a few at a time: a tokenizer holds far more than ids of each."""
-    texts = iter(texts)
-    while some := list(islice(texts, 32)):
-        encoded = tokenizer(
-            some,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,  # documents may be longer than the model's context: they will be cut
-        )
-        yield from (np.array(ids, dtype=np.int32) for ids in encoded["input_ids"])
-
-
-def _cut(parts: Iterable[Ids], length: int) -> Iterator[Ids]:
-    """Joins parts and cuts: yields the whole windows (M, length) that each part completes."""
-    rest = np.empty(0, dtype=np.int32)
-    for part in parts:
-        joined = np.concatenate([rest, part])
-        whole = len(joined) - len(joined) % length
-        rest = joined[whole:]
-        yield joined[:whole].reshape(-1, length)
 
 
 def _generator(seed: int, epoch: int, block: int) -> np.random.Generator:

@@ -2,7 +2,8 @@
 
 A source is one item or several joined by commas. An item is
 
-* ``builtin``: the standard library's sources and Python's language reference;
+* ``builtin``: the standard library's sources and Python's language reference; ``builtin:code`` and
+  ``builtin:prose`` are one of them;
 * a local ``.txt`` (one document), ``.jsonl`` (one document a line, field ``text``) or ``.parquet``
   file (one document a row), or a directory of such files;
 * a data set of the hub with config and split, ``allenai/c4:en:train``, read as a stream,
@@ -26,6 +27,11 @@ Documents = Sequence[str] | Callable[[], Iterable[str]]
 
 _ITEM = re.compile(r"(?P<place>[^\[\]]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?")
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(:[\w.+-]*){0,2}")
+_DOMAINS = {
+    "builtin": ("code", "prose"),
+    "builtin:code": ("code",),
+    "builtin:prose": ("prose",),
+}
 _IN_MEMORY_BYTES = 64 * 2**20  # larger files are streamed
 
 
@@ -33,8 +39,9 @@ def calibration_documents(source: str) -> Documents:
     """Opens the text to calibrate on; several items follow each other.
 
     Args:
-        source: as the module describes; ``builtin`` is the training part of the code, and a data
-            set without a split is read from ``train``.
+        source: as the module describes; ``builtin`` is the training part of the code
+            (``builtin:prose`` that of the prose), and a data set without a split is read from
+            ``train``.
 
     Returns:
         The documents: in memory, and so read and checked to their end, for the built-in text and
@@ -44,7 +51,7 @@ def calibration_documents(source: str) -> Documents:
         PruningError: a file or data set is missing, unreadable, binary or empty, or a line is not
             JSON with a ``text``.
     """
-    parts = [_open(item, "code", "train") for item in _items(source)]
+    parts = [_open(item, item.domains[0], "train") for item in _items(source)]
     if len(parts) == 1:
         return parts[0]
     if any(callable(part) for part in parts):
@@ -68,8 +75,7 @@ def evaluation_documents(source: str) -> dict[str, Documents]:
     """
     sets: dict[str, Documents] = {}
     for item in _items(source):
-        domains = ("code", "prose") if item.place == "builtin" else ("",)
-        for domain in domains:
+        for domain in item.domains:
             name = domain or item.name
             sets[name if name not in sets else item.text] = _open(item, domain, "test")
     return sets
@@ -94,6 +100,10 @@ class _Item:
     place: str
     start: int
     stop: int | None
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        return _DOMAINS.get(self.place, ("",))
 
     @property
     def path(self) -> Path:
@@ -127,7 +137,7 @@ def _items(source: str) -> list[_Item]:
 def _open(item: _Item, domain: str, split: str) -> Documents:
     """Opens one item and makes sure that it holds text."""
     in_memory = True
-    if item.place == "builtin":
+    if domain:
         from pgprune.builtin_text import builtin_documents
 
         part = "train" if split == "train" else "heldout"

@@ -8,11 +8,12 @@ Without options it prunes the built-in model by 40 % in a few minutes on a lapto
 
 import sys
 
-from pgprune.agents.settings import Settings, check_resume
-from pgprune.agents.training import Training, next_commands, resumed
 from rich.console import Console
 from transformers.utils import logging
 
+from pgprune.agents.results import next_commands
+from pgprune.agents.settings import Settings, check_resume
+from pgprune.agents.training import Training, resumed
 from pgprune.cli import ArgumentParser, run_command
 from pgprune.run import Run, check_output
 from pgprune.view import TrainingView, print_results
@@ -52,6 +53,7 @@ def train(settings: Settings, run: Run | None, console: Console) -> int:
         if run is None:
             sections = settings.sections(training.decided())
             run = Run.create(settings.run.output, sections, ["python", *sys.argv], settings.name)
+        training.check(run)
         console.print(f"run {run.path}")
         with run:
             results = training.run(run)

@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from hypothesis import settings
+
 from tiny import CONFIGS, tiny_model
 
 settings.register_profile("deterministic", derandomize=True, deadline=None, database=None)

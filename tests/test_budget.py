@@ -7,16 +7,20 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from tiny import toy_units
 
 from pgprune import PruningError
 from pgprune.budget import BUDGETS, SCOPES, Budget
+from tiny import toy_units
 
 UNITS = toy_units(layers=2, kv_heads=2, channels=4)
 RATES = (0.1, 0.25, 0.3, 1 / 3, 0.5, 0.7)
 
 budgets = st.builds(
-    Budget, st.just(UNITS), st.sampled_from(RATES), st.sampled_from(BUDGETS), st.sampled_from(SCOPES)
+    Budget,
+    st.just(UNITS),
+    st.sampled_from(RATES),
+    st.sampled_from(BUDGETS),
+    st.sampled_from(SCOPES),
 )
 numbers = st.floats(-3, 3, allow_subnormal=False) | st.sampled_from([0.0, 0.25, 0.5, 1.0, 1.5])
 scores = st.lists(numbers, min_size=UNITS.n, max_size=UNITS.n).map(
@@ -33,7 +37,9 @@ def pools(budget: Budget) -> list[tuple[list[int], list[int]]]:
         layer = group.layer if budget.scope == "local" else "all"
         pools.setdefault((kind, layer), []).append(i)
     weighted = budget.kind == "parameters"
-    return [(pool, [int(units.cost[i]) if weighted else 1 for i in pool]) for pool in pools.values()]
+    return [
+        (pool, [int(units.cost[i]) if weighted else 1 for i in pool]) for pool in pools.values()
+    ]
 
 
 def keep(budget: Budget) -> Fraction:

@@ -1,5 +1,6 @@
 """The environments are what Gymnasium says an environment is, and K rows are K environments."""
 
+import doctest
 import pickle
 import warnings
 from pathlib import Path
@@ -14,38 +15,23 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.wrappers import RecordEpisodeStatistics
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorRecordEpisodeStatistics
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import pgprune
-from pgprune.envs import LLMPruningEnv, LLMPruningVectorEnv
+from pgprune.envs import LLMPruningEnv, LLMPruningVectorEnv, llm_pruning
 from pgprune.models import ModelConfig
 from pgprune.problem import Problem, PruningConfig, make_problem
 from pgprune.stream import DataConfig
+from tiny import letters_tokenizer, tiny_model
 
 ID = "pgprune/LLMPruning-v0"
 
 
 def tiny_arguments(directory: Path) -> dict[str, Any]:
     """Writes a random Llama of 3 layers (2 kv groups and 6 channels each) and a text to read."""
-    alphabet = {symbol: i for i, symbol in enumerate(pre_tokenizers.ByteLevel.alphabet())}
-    tokenizer = Tokenizer(models.BPE(vocab=alphabet, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(directory / "model")
-    config = LlamaConfig(
-        vocab_size=len(alphabet),
-        hidden_size=32,
-        intermediate_size=6,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        initializer_range=0.3,  # far from the default 0.02, so that every unit matters
-    )
-    torch.manual_seed(0)
-    LlamaForCausalLM(config).save_pretrained(directory / "model")
-    lines = [f"{n} squared is {n * n} and cubed is {n**3}." for n in range(300)]
-    (directory / "text.txt").write_text("\n".join(lines))
+    tiny_model("llama", intermediate_size=6).save_pretrained(directory / "model")
+    letters_tokenizer().save_pretrained(directory / "model")
+    letters = np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), (40, 100))
+    (directory / "text.txt").write_text("\n".join("".join(line) for line in letters))
     return {
         "model": str(directory / "model"),
         "calibration": str(directory / "text.txt"),
@@ -114,7 +100,12 @@ def test_make_needs_no_arguments() -> None:
     env = gym.make(ID)
     observation, _ = env.reset(seed=0)
     np.testing.assert_allclose(observation, [*np.ones(len(observation) - 1), 0.6])
-    assert env.step(env.action_space.sample())[1] < 0
+    assert float(env.step(env.action_space.sample())[1]) < 0
+
+
+def test_the_examples_of_the_documentation_run() -> None:
+    result = doctest.testmod(llm_pruning)
+    assert result.attempted and not result.failed
 
 
 def test_record_episode_statistics(problem: Problem) -> None:

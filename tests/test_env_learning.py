@@ -1,8 +1,8 @@
 """An agent that nobody adapted learns: Stable-Baselines3's PPO, with the budget as a penalty."""
 
 import itertools
-import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +11,6 @@ from stable_baselines3.common.callbacks import BaseCallback
 
 from pgprune.envs import LLMPruningEnv
 
-ASSETS = Path(os.environ.get("PGPRUNE_ASSETS", "../shared/assets"))
 ROLLOUT = 64
 
 
@@ -27,23 +26,13 @@ class Rewards(BaseCallback):
         return True
 
 
-@pytest.fixture
-def one_thread() -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # as fast as more on so small a model
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("one_thread")
-@pytest.mark.skipif(not ASSETS.is_dir(), reason="needs the model stories260K: set PGPRUNE_ASSETS")
-def test_an_unmodified_ppo_learns_which_blocks_to_keep() -> None:
+def test_an_unmodified_ppo_learns_which_blocks_to_keep(assets: Path) -> None:
     env = LLMPruningEnv(
-        model=str(ASSETS / "models/stories260K"),  # 5 attention and 5 MLP blocks
-        calibration=str(ASSETS / "text/tinystories/tinystories_1000_clean.jsonl"),
+        model=str(assets / "models/stories260K"),  # 5 attention and 5 MLP blocks
+        calibration=str(assets / "text/tinystories/tinystories_1000_clean.jsonl"),
         granularity="blocks",
         prune_rate=0.4,
-        budget_penalty=10.0,  # a block too many costs 2, more than a block is worth in most places
+        budget_penalty=10.0,  # keeping one of five blocks too many costs 2 nats
         batch_size=4,
         sequence_length=32,
     )
@@ -51,24 +40,19 @@ def test_an_unmodified_ppo_learns_which_blocks_to_keep() -> None:
     agent = PPO("MlpPolicy", env, n_steps=ROLLOUT, learning_rate=3e-3, seed=0, device="cpu")
     agent.learn(16 * ROLLOUT, callback=rewards)
 
-    first, last = (
-        torch.tensor(part).mean() for part in (rewards.rewards[:128], rewards.rewards[-128:])
-    )
+    steps = torch.tensor(rewards.rewards)
+    first, last = steps[: 2 * ROLLOUT].mean(), steps[-2 * ROLLOUT :].mean()
     assert last > first + 1, "the loss of the masks, or their excess, is clearly lower"
 
     observation, _ = env.reset()
-    policy = agent.policy.get_distribution(torch.as_tensor(observation)[None])
-    answer = env.budget.round(policy.distribution.probs[0])
+    policy: Any = agent.policy.get_distribution(torch.as_tensor(observation)[None]).distribution
+    answer = env.budget.round(policy.probs[0])
     assert env.units.prune_rate(answer) == pytest.approx(0.4)
 
     # All 100 masks that keep 3 of the 5 blocks of each kind, on text that no reward was taken from.
     triples = [set(kept) for kept in itertools.combinations(range(5), 3)]
-    masks = torch.tensor(
-        [
-            [layer in kept for layer in range(5) for kept in pair]
-            for pair in itertools.product(triples, triples)
-        ]
-    )
+    pairs = itertools.product(triples, repeat=2)
+    masks = torch.tensor([[layer in kept for layer in range(5) for kept in pair] for pair in pairs])
     windows = env.stream.fork(seed=1).head(32)
     losses = env.problem.lm.losses(masks, windows).mean(dim=1)  # (100,)
     answers_loss = env.problem.lm.losses(answer[None], windows).mean()

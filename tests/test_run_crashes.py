@@ -3,10 +3,9 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -106,13 +105,7 @@ def test_the_same_process_can_go_on_when_there_is_space_again(full_disk):
 def test_dying_at_any_system_call_leaves_a_whole_checkpoint(owner, name, number):
     with make() as run:
         train(run, [1, 2])
-    child = os.fork()
-    if child == 0:
-        _die_at(owner, name, number)
-        resumed = Run.open(run.path)
-        resumed.load_checkpoint()
-        train(resumed, [3, 4])
-        os._exit(1)  # it should have died
+    child = _fork(_train_and_die_at, run.path, owner, name, number)
     assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
     resumed = Run.open(run.path)
@@ -122,8 +115,19 @@ def test_dying_at_any_system_call_leaves_a_whole_checkpoint(owner, name, number)
     assert steps_of(run) == [1, 2, 3, 4, 5]
 
 
-def _die_at(owner, name, number):
-    """Makes a system function kill its own process at the given call."""
+def _fork(function, *args):
+    """Calls the function in a process of its own; returns the process."""
+    child = os.fork()
+    if child == 0:
+        try:
+            function(*args)
+        finally:
+            os._exit(1)
+    return child
+
+
+def _train_and_die_at(path, owner, name, number):
+    """Goes on with a run in which a system function kills its process at the given call."""
     original, left = getattr(owner, name), iter(range(number))
 
     def dying(*args):
@@ -132,34 +136,36 @@ def _die_at(owner, name, number):
         return original(*args)
 
     setattr(owner, name, dying)
+    resumed = Run.open(path)
+    resumed.load_checkpoint()
+    train(resumed, [3, 4])
 
 
-_ENDLESS = """
-import sys, torch
-from pgprune.run import Run
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize("delay", [0.0, 0.007, 0.03])
+def test_kill_9_at_any_moment(delay):
+    with make() as run:
+        train(run, [1])
+    checkpoint = run.path / "checkpoint" / "checkpoint.safetensors"
+    first = checkpoint.stat().st_ino
+    child = _fork(_train_forever, run.path)
+    while checkpoint.stat().st_ino == first:  # a replaced file is another file
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it should not have ended by itself"
+        time.sleep(0.001)
+    time.sleep(delay)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 
-run = Run.open(sys.argv[1])
-saved = run.load_checkpoint()
-step = saved[1]["step"] if saved else 0
-while True:
-    step += 1
-    run.log(step, {"loss": float(step)})
-    run.save_checkpoint({"s": torch.full((20000,), float(step))}, {"step": step})
-    print("saved", flush=True)
-"""
+    resumed = Run.open(run.path)
+    saved, state = resumed.load_checkpoint()
+    assert state["step"] >= 2
+    assert torch.equal(saved["s"], torch.full((20000,), float(state["step"])))
+    assert steps_of(run) == list(range(1, state["step"] + 1))
 
 
-def test_kill_9_at_any_moment():
-    run = make()
-    last = 0
-    for delay in (0.0, 0.021, 0.042):
-        command = [sys.executable, "-c", _ENDLESS, str(run.path)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-            assert process.stdout.readline() == b"saved\n"
-            time.sleep(delay)
-            process.send_signal(signal.SIGKILL)
-        saved, state = Run.open(run.path).load_checkpoint()
-        assert torch.equal(saved["s"], torch.full((20000,), float(state["step"])))
-        assert steps_of(run) == list(range(1, state["step"] + 1))
-        assert state["step"] > last
-        last = state["step"]
+def _train_forever(path):
+    resumed = Run.open(path)
+    resumed.load_checkpoint()
+    for step in count(2):
+        resumed.log(step, {"loss": 1 / step})
+        resumed.save_checkpoint({"s": torch.full((20000,), float(step))}, {"step": step})

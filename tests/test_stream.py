@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 
-from pgprune import PruningError, stream
+from pgprune import PruningError, stream, tokens
 from pgprune.stream import (
     CalibrationStream,
     DataConfig,
@@ -56,7 +56,7 @@ def multiset(windows: torch.Tensor) -> list[list[int]]:
 @pytest.fixture(params=["in memory", "streamed"])
 def documents(request, monkeypatch):
     """The same text either way, in blocks of three documents."""
-    monkeypatch.setattr(stream, "_BLOCK_DOCUMENTS", 3)
+    monkeypatch.setattr(tokens, "_BLOCK_DOCUMENTS", 3)
     return DOCUMENTS if request.param == "in memory" else lambda: iter(DOCUMENTS)
 
 
@@ -80,7 +80,7 @@ def test_documents_are_shuffled_joined_each_with_its_bos_cut_and_shuffled_again(
 
 
 def test_windows_straddle_blocks(monkeypatch):
-    monkeypatch.setattr(stream, "_BLOCK_DOCUMENTS", 1)
+    monkeypatch.setattr(tokens, "_BLOCK_DOCUMENTS", 1)
     source = make(lambda: iter(["a", "b", "c", "d"]), length=8, batch=1)
     assert source.next().tolist() == [[BOS, 0, BOS, 1, BOS, 2, BOS, 3]]
 
@@ -163,9 +163,9 @@ def test_samples_are_a_finite_set_revisited_in_epochs(documents, samples):
 
 def test_nothing_in_memory_is_tokenised_twice(monkeypatch):
     seen = []
-    encode = stream._encode
+    encode = tokens.encode
     monkeypatch.setattr(
-        stream, "_encode", lambda t, texts: encode(t, seen.extend(texts := list(texts)) or texts)
+        tokens, "encode", lambda t, texts: encode(t, seen.extend(texts := list(texts)) or texts)
     )
     source = make()
     take(source, 100)

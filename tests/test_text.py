@@ -93,6 +93,15 @@ def test_builtin_text_calibrates_on_code_and_evaluates_what_is_held_out():
     assert calibration_documents("builtin[:3]") == training[:3]
 
 
+def test_one_domain_of_the_builtin_text_can_be_named():
+    assert calibration_documents("builtin:code") == calibration_documents("builtin")
+    assert calibration_documents("builtin:prose") != calibration_documents("builtin:code")
+    assert list(evaluation_documents("builtin:prose")) == ["prose"]
+    assert not set(calibration_documents("builtin:prose")) & set(
+        evaluation_documents("builtin:prose")["prose"]
+    )
+
+
 def test_evaluation_sets_are_named_by_their_files(tmp_path, stories):
     write(tmp_path / "wiki.test.txt", "x")
     sets = evaluation_documents(f"{stories}[2:],{tmp_path}/wiki.test.txt,{stories}[:2]")

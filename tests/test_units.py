@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tiny import CONFIGS, layers_of, projections_of, tiny_model, toy_units
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from pgprune import PruningError
 from pgprune.units import GRANULARITIES, Group, PruningUnits
+from tiny import CONFIGS, layers_of, projections_of, tiny_model, toy_units
 
 
 def numel(modules) -> int:

@@ -1,5 +1,6 @@
 """Whatever an agent does in a Box becomes a mask of exactly the budget."""
 
+import doctest
 import pickle
 import warnings
 from dataclasses import replace
@@ -14,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
-from test_env import ID, tiny_arguments
 
 import pgprune
 from pgprune.envs import (
@@ -24,8 +24,10 @@ from pgprune.envs import (
     ScoreAction,
     VectorDensityAction,
     VectorScoreAction,
+    wrappers,
 )
 from pgprune.metrics import METRICS
+from test_env import ID, tiny_arguments
 
 UNITS, GROUPS = 24, 6  # 3 layers, each of 2 kv groups and 6 channels
 actions = arrays(np.float32, UNITS, elements=st.floats(-1, 1, width=32))
@@ -147,6 +149,11 @@ def test_a_local_budget_leaves_densities_nothing_to_say(env: LLMPruningEnv) -> N
     wrapped = DensityAction(LLMPruningEnv(problem=problem), np.arange(UNITS))
     first, second = (wrapped.action(wrapped.action_space.sample()) for _ in range(2))
     np.testing.assert_array_equal(first, second)
+
+
+def test_the_examples_of_the_documentation_run() -> None:
+    result = doctest.testmod(wrappers)
+    assert result.attempted and not result.failed
 
 
 def test_mistakes_are_named(env: LLMPruningEnv) -> None:

@@ -1,0 +1,279 @@
+"""K masks a step on one model: the environment for agents that learn from many masks at once."""
+
+import math
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import Any, cast
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from pgprune.envs import rendering
+from pgprune.errors import PruningError
+from pgprune.evaluation import perplexity
+from pgprune.models import ModelConfig
+from pgprune.problem import Problem, PruningConfig, make_problem
+from pgprune.stream import DataConfig, evaluation_windows
+
+Array = npt.NDArray[Any] | Tensor
+
+
+class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
+    """Prune a frozen large language model, K masks a step: see ``LLMPruningEnv``.
+
+    All rows begin and end their episodes together, and a step that ends them resets them
+    (``SAME_STEP``): it returns the next episode's first observations, and the last ones of the
+    ended episode are in ``info["final_obs"]``. ``info`` carries the step's ``loss`` (K,),
+    ``kept_shares`` (K, groups) and ``excess`` (K,), also in ``info["final_info"]`` if it was the
+    episode's last.
+
+    ``step`` takes NumPy arrays and returns NumPy arrays, or takes a tensor and returns tensors on
+    the model's device, without sending the rewards through the host.
+    """
+
+    metadata = {
+        "render_modes": ["ansi", "rgb_array"],
+        "render_fps": 4,
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        model: str = "builtin",
+        calibration: str = "builtin",
+        evaluation: str = "builtin",
+        granularity: str = "heads+channels",
+        channel_block: int = 1,
+        prune_rate: float = 0.4,
+        budget: str = "per-kind",
+        scope: str = "global",
+        batch_size: int = 8,
+        sequence_length: int = 128,
+        calibration_samples: int | None = None,
+        budget_penalty: float = 0.0,
+        horizon: int = 1,
+        shared_batch: bool = True,
+        executor: str = "auto",
+        device: str = "auto",
+        dtype: str = "auto",
+        seed: int | None = None,
+        render_mode: str | None = None,
+        problem: Problem | None = None,
+    ) -> None:
+        """Loads the model and the text, unless they come with ``problem``.
+
+        ``num_envs`` is K, the masks of a step. ``shared_batch=False`` gives each row a calibration
+        stream of its own. The other arguments are in the table in ``LLMPruningEnv``.
+
+        Raises:
+            PruningError: an argument that is not allowed.
+        """
+        self._check_arguments(num_envs, horizon, budget_penalty, render_mode)
+        if problem is None:
+            data = DataConfig(
+                calibration=calibration,
+                evaluation=evaluation,
+                sequence_length=sequence_length,
+                batch_size=batch_size,
+                calibration_samples=calibration_samples,
+            )
+            pruning = PruningConfig(
+                prune_rate=prune_rate,
+                granularity=granularity,
+                channel_block=channel_block,
+                budget=budget,
+                scope=scope,
+                executor=executor,
+            )
+            config = ModelConfig(model=model, device=device, dtype=dtype)
+            problem = make_problem(config, data, pruning, seed or 0, masks_per_step=num_envs)
+        self.problem = problem
+        self.units = problem.units
+        self.budget = problem.budget
+        self.num_envs = num_envs
+        self.horizon = horizon
+        self.budget_penalty = budget_penalty
+        self.shared_batch = shared_batch
+        self.render_mode = render_mode
+        # Streams of its own, so that environments that share a problem do not disturb each other.
+        first = problem.stream.seed if seed is None else seed
+        rows = range(1 if shared_batch else num_envs)
+        self.streams = tuple(problem.stream.fork(first + row) for row in rows)
+        self.stream = self.streams[0]  # of all rows, or of the first
+
+        groups = len(self.units.groups)
+        self.single_action_space = spaces.MultiBinary(self.units.n)
+        self.single_observation_space = spaces.Box(0, 1, (groups + 1,), np.float32)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self._elapsed = 0  # steps of the current episode
+        self._shares = torch.ones(num_envs, groups, dtype=torch.float64)  # kept, of the last masks
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
+        """Starts an episode of all rows from the unpruned model.
+
+        Args:
+            seed: starts the calibration stream of this seed (row ``i`` of ``seed + i`` with
+                ``shared_batch=False``); without one, the streams go on.
+            options: not used.
+
+        Returns:
+            The observations, (K, groups + 1), and an empty info.
+        """
+        super().reset(seed=seed)
+        if seed is not None:
+            for row, stream in enumerate(self.streams):
+                stream.reseed(seed + row)
+        self._elapsed = 0
+        self._shares = torch.ones_like(self._shares)
+        return self._observations(self._shares).cpu().numpy(), {}
+
+    def step(self, actions: Array) -> tuple[Array, Array, Array, Array, dict[str, Any]]:
+        """Evaluates K masks on the next calibration batch.
+
+        Args:
+            actions: the masks, (K, n) of zeros and ones, an array or a tensor.
+
+        Returns:
+            Observations (K, groups + 1), rewards (K,) float64, terminations (K,), truncations (K,)
+            and info; arrays for an array, tensors on the model's device for a tensor.
+
+        Raises:
+            PruningError: actions that are not K masks of the units.
+        """
+        masks = self._masks(actions, self.num_envs)  # (K, n)
+        loss = self._losses(masks)  # (K,)
+        excess = self.budget.excess(masks)  # (K,)
+        self._shares = self.units.kept_shares(masks)  # (K, groups)
+        self._elapsed += 1
+        ended = self._elapsed >= self.horizon
+
+        out = _fresh_tensor if isinstance(actions, Tensor) else _fresh_array
+        every = np.ones(self.num_envs, dtype=np.bool_)
+        step_info = {"loss": loss, "kept_shares": self._shares, "excess": excess}
+        info = _described(step_info, out, every)
+        observations = out(self._observations(self._shares))  # (K, groups + 1)
+        if ended:
+            info["final_obs"] = np.fromiter(observations, dtype=object)
+            info["final_info"] = _described(step_info, out, every)
+            info |= {"_final_obs": every.copy(), "_final_info": every.copy()}
+            observations = out(self._observations(torch.ones_like(self._shares)))
+            self._elapsed = 0
+        rewards = out(-loss - self.budget_penalty * excess)
+        flags = torch.full_like(loss, ended, dtype=torch.bool)
+        return observations, rewards, out(flags), out(torch.zeros_like(flags)), info
+
+    def render(self) -> tuple[Any, ...] | None:
+        """Draws the kept share by layer and kind of each row's last mask.
+
+        Returns:
+            A string (``ansi``) or a picture (``rgb_array``) for each row, ``None`` without a
+            render mode.
+        """
+        if self.render_mode is None:
+            gym.logger.warn(
+                "render was called without a render mode; give one at the start, for example "
+                'gym.make("pgprune/LLMPruning-v0", render_mode="ansi")'
+            )
+            return None
+        draw = rendering.ansi if self.render_mode == "ansi" else rendering.rgb_array
+        target = self.budget.target_share
+        return tuple(draw(self.units.groups, row, target) for row in self._shares.cpu().numpy())
+
+    def perplexity(
+        self, mask: Array, windows: Mapping[str, Tensor] | None = None
+    ) -> dict[str, float]:
+        """The masked model's perplexity on text that no reward was computed on.
+
+        Args:
+            mask: the mask, (n,) of zeros and ones.
+            windows: token ids (N, T) of each evaluation set; by default the problem's own.
+
+        Returns:
+            The perplexity on each set, by name.
+
+        Raises:
+            PruningError: a mask that is not one of the units.
+        """
+        (row,) = self._masks(mask[None], 1)
+        sets = self.evaluation_windows if windows is None else windows
+        lm = self.problem.lm
+        return {name: cast(float, perplexity(lm, row, ids)) for name, ids in sets.items()}
+
+    @cached_property
+    def evaluation_windows(self) -> dict[str, Tensor]:
+        """Token ids (N, T) of each evaluation set, read when they are first asked for."""
+        return evaluation_windows(self.problem.data, self.problem.tokenizer)
+
+    def _losses(self, masks: Tensor) -> Tensor:
+        """The mean loss of each mask (K, n) on its next batch, (K,) float64."""
+        lm = self.problem.lm
+        if self.shared_batch:
+            losses = lm.losses(masks, self.stream.next())  # (K, B)
+        else:
+            batches = zip(masks.split(1), self.streams, strict=True)
+            losses = torch.cat([lm.losses(mask, stream.next()) for mask, stream in batches])
+        return losses.double().mean(dim=1)
+
+    def _observations(self, kept_shares: Tensor) -> Tensor:
+        """Kept shares (K, groups) and the target as observations, (K, groups + 1) float32."""
+        target = torch.full_like(kept_shares[:, :1], self.budget.target_share)
+        return torch.cat([kept_shares, target], dim=1).float()
+
+    def _masks(self, actions: Array, rows: int) -> Tensor:
+        """Checked copies of masks, (rows, n) uint8 on the model's device."""
+        shape = (rows, self.units.n)
+        expected = f"actions must have shape {shape}, a 1 (keep) or 0 (prune) for each unit"
+        if not isinstance(actions, Tensor):
+            array = np.asarray(actions)
+            if array.dtype.kind not in "biuf":
+                raise PruningError(f"{expected}; got {array.dtype} entries")
+            actions = torch.tensor(array)
+        if actions.shape != shape:
+            raise PruningError(f"{expected}; got shape {tuple(actions.shape)}")
+        wrong = (actions != 0) & (actions != 1)
+        if wrong.any():
+            raise PruningError(f"{expected}; got the value {actions[wrong][0].item()}")
+        return actions.detach().to(self.problem.lm.device, torch.uint8)
+
+    def _check_arguments(
+        self, num_envs: int, horizon: int, budget_penalty: float, render_mode: str | None
+    ) -> None:
+        for name, value in {"num_envs": num_envs, "horizon": horizon}.items():
+            if not isinstance(value, int) or value < 1:
+                raise PruningError(f"{name} {value!r} is not a whole number of at least 1")
+        if not 0 <= budget_penalty < math.inf:
+            raise PruningError(
+                f"budget_penalty {budget_penalty!r} must be zero (the paper's reward) or positive"
+            )
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise PruningError(
+                f"render_mode {render_mode!r} is unknown; choose one of "
+                f"{', '.join(self.metadata['render_modes'])}"
+            )
+
+
+def _fresh_tensor(values: Tensor) -> Array:
+    return values.clone()
+
+
+def _fresh_array(values: Tensor) -> Array:
+    return values.numpy(force=True).copy()
+
+
+def _described(
+    values: dict[str, Tensor], out: Callable[[Tensor], Array], every: npt.NDArray[np.bool_]
+) -> dict[str, Any]:
+    """Values of all rows as Gymnasium's vector info: each key with the rows that have it."""
+    present = {f"_{key}": every.copy() for key in values}
+    return {key: out(value) for key, value in values.items()} | present

@@ -1,0 +1,106 @@
+"""An interpolated Kneser-Ney n-gram: what a model without layers achieves on the same tokens."""
+
+import numpy as np
+
+_Table = tuple[np.ndarray, np.ndarray]
+
+
+class KneserNey:
+    """Interpolated modified Kneser-Ney (Chen & Goodman, 1998) over token ids.
+
+    An n-gram is one int64 (its ids as digits), a table is the sorted n-grams with a value for each.
+    The highest order counts occurrences, the lower ones count how many different tokens precede.
+    """
+
+    def __init__(self, tokens: np.ndarray, vocabulary: int, order: int = 4) -> None:
+        """Counts.
+
+        Args:
+            tokens: The training stream, 1-D.
+            vocabulary: How many ids there are; ``vocabulary ** order`` must fit an int64.
+            order: The longest n-gram.
+        """
+        self.vocabulary = vocabulary
+        self.levels = [_Level(counts, vocabulary) for counts in self._counts(tokens, order)]
+
+    def _counts(self, tokens: np.ndarray, order: int) -> list[_Table]:
+        """Returns the counts of each order, unigrams first."""
+        grams, occurrences = np.unique(_encode(tokens, order, self.vocabulary), return_counts=True)
+        tables = [(grams, occurrences)]
+        for length in range(order, 1, -1):
+            suffixes = tables[0][0] % self.vocabulary ** (length - 1)
+            tables.insert(0, np.unique(suffixes, return_counts=True))
+        return tables
+
+    def probabilities(self, tokens: np.ndarray) -> np.ndarray:
+        """Returns the probability of every token given the ones before it.
+
+        Args:
+            tokens: A stream, 1-D, of at least ``order`` tokens.
+
+        Returns:
+            An array as long as ``tokens``; the first ``order - 1`` know shorter contexts only.
+        """
+        probabilities = np.full(len(tokens), 1 / self.vocabulary)
+        for index, level in enumerate(self.levels):
+            reached = probabilities[index:]
+            probabilities[index:] = level.refine(
+                _encode(tokens, index + 1, self.vocabulary), reached
+            )
+        return probabilities
+
+
+class _Level:
+    """One order: discounted counts, and what the discount leaves to the order below."""
+
+    def __init__(self, counts: _Table, vocabulary: int) -> None:
+        self.vocabulary = vocabulary
+        self.grams, occurrences = counts
+        discounts = _discounts(occurrences)[np.minimum(occurrences, 3)]
+        self.discounted = np.append(occurrences - discounts, 0.0)
+        self.contexts, inverse = np.unique(self.grams // vocabulary, return_inverse=True)
+        self.totals = np.append(np.bincount(inverse, occurrences), 1.0)
+        self.backoff = np.append(np.bincount(inverse, discounts), 1.0)
+
+    def refine(self, grams: np.ndarray, lower: np.ndarray) -> np.ndarray:
+        """Interpolates this order's estimate with the lower order's."""
+        context = _find(self.contexts, grams // self.vocabulary)
+        found = self.discounted[_find(self.grams, grams)]
+        return (found + self.backoff[context] * lower) / self.totals[context]
+
+
+def _encode(tokens: np.ndarray, length: int, vocabulary: int) -> np.ndarray:
+    """Returns the int64 of the n-gram that ends at each token but the first ``length - 1``."""
+    windows = np.lib.stride_tricks.sliding_window_view(tokens.astype(np.int64), length)
+    return windows @ vocabulary ** np.arange(length - 1, -1, -1, dtype=np.int64)
+
+
+def _find(table: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """Returns each key's position in a sorted table, or the table's length if it is absent."""
+    positions = np.searchsorted(table, keys)
+    present = table[np.minimum(positions, len(table) - 1)] == keys
+    return np.where(present, positions, len(table))
+
+
+def _discounts(counts: np.ndarray) -> np.ndarray:
+    """Returns what to subtract from a count of 0, 1, 2 and 3 or more."""
+    ones, twos, threes, fours = (max(1, int((counts == number).sum())) for number in (1, 2, 3, 4))
+    share = ones / (ones + 2 * twos)
+    discounts = np.array(
+        [
+            0,
+            1 - 2 * share * twos / ones,
+            2 - 3 * share * threes / twos,
+            3 - 4 * share * fours / threes,
+        ]
+    )
+    return np.clip(discounts, 0, [0, 1, 2, 3])
+
+
+def mixture_weight(first: np.ndarray, second: np.ndarray) -> float:
+    """The w that makes ``w * first + (1 - w) * second`` most likely, by EM."""
+    weight = 0.5
+    for _ in range(50):
+        joint = weight * first
+        weight = float(np.mean(joint / (joint + (1 - weight) * second)))
+    return weight
