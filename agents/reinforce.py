@@ -25,7 +25,7 @@ from pgprune.metrics import METRICS
 
 TOKENS_PER_TIMESTEP = 1024  # one mask on the paper's batch of 8 x 128
 _MOST_STEPS_IN_VAIN = 20
-_VALUES = ("average", "steps", "skipped", "in_vain")  # of an agent's state, besides tensors
+_VALUES = ("seed", "average", "steps", "skipped", "in_vain")  # of an agent's state, besides tensors
 Callback = Callable[["Reinforce", dict[str, float]], bool | None]
 
 
@@ -142,6 +142,9 @@ class Reinforce(Agent):
         self.average: float | None = None
         self.steps = self.skipped = self.in_vain = 0
         self._generator = torch.Generator(device).manual_seed(seed)
+        self._other_generator = torch.Generator(device).manual_seed(
+            seed
+        )  # learning must not see it
 
     def learn(
         self, total_timesteps: int, callback: Callback | None = None, progress_bar: bool = False
@@ -183,7 +186,9 @@ class Reinforce(Agent):
 
     def learning_rate(self, total_steps: int, total_timesteps: int) -> float:
         """The step size of the current step; each stage of progressive pruning starts anew."""
-        rate = self.config.learning_rate or default_learning_rate(total_timesteps)
+        rate = self.config.learning_rate
+        if rate is None:
+            rate = default_learning_rate(total_timesteps)
         if self.config.schedule == "constant":
             return rate
         _, done = self._stage(total_steps)
@@ -195,7 +200,7 @@ class Reinforce(Agent):
 
     def draw(self) -> Tensor:
         """One mask from the Bernoulli policy, (n,) uint8."""
-        return self._sample(1)[0]
+        return self._sample(1, self._other_generator)[0]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a resume needs: tensors, and values that JSON can hold."""
@@ -229,8 +234,9 @@ class Reinforce(Agent):
         """One step of Algorithm 1; returns its figures."""
         budget, _ = self._stage(total_steps)
         rate = self.learning_rate(total_steps, total_timesteps)
-        self.probabilities = budget.project(self.probabilities)  # a stage may just have begun
-        masks = self._sample(self.config.masks_per_step)  # (K, n)
+        if self.steps == 0 or len(self._stages) > 1:  # a stage may just have begun
+            self.probabilities = budget.project(self.probabilities)
+        masks = self._sample(self.config.masks_per_step, self._generator)  # (K, n)
         rewards = torch.as_tensor(self.env.step(masks)[1])
         losses = -rewards.to("cpu", torch.float64)  # (K,), the one read-back
         finite = losses.isfinite()
@@ -264,11 +270,11 @@ class Reinforce(Agent):
         step = gradient(masks, advantage, self.probabilities, self.config.score)
         self.probabilities = self.probabilities - rate * step
 
-    def _sample(self, count: int) -> Tensor:
+    def _sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Draws masks from the Bernoulli policy (Eq. 2): (count, n) uint8."""
         uniform = torch.rand(
             (count, len(self.probabilities)),
-            generator=self._generator,
+            generator=generator,
             dtype=torch.float64,
             device=self.probabilities.device,
         )

@@ -58,6 +58,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         batch_size: int = 8,
         sequence_length: int = 128,
         calibration_samples: int | None = None,
+        evaluation_windows: int = 400,
         budget_penalty: float = 0.0,
         horizon: int = 1,
         shared_batch: bool = True,
@@ -84,6 +85,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
                 sequence_length=sequence_length,
                 batch_size=batch_size,
                 calibration_samples=calibration_samples,
+            evaluation_windows=evaluation_windows,
             )
             pruning = PruningConfig(
                 prune_rate=prune_rate,

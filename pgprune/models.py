@@ -111,6 +111,11 @@ def load_model(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenize
         attn_implementation=config.attn_implementation,
         **placement,
     )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise PruningError(
+            f"the model {config.model!r} does not fit into the memory of all devices together; "
+            "choose a smaller dtype or more devices"
+        )
     if not placement:
         model = _move(model, device)
     return model.eval().requires_grad_(False), tokenizer
