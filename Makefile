@@ -2,8 +2,7 @@
 # a virtual environment in .venv, reused until pyproject.toml or constraints.txt changes.
 #
 #   PYTHON=python3.12           another interpreter, 3.11 or newer
-#   PIP_TORCH="--index-url https://download.pytorch.org/whl/cpu"
-#                               where torch comes from, e.g. the small build without CUDA
+#   PIP_TORCH="--index-url URL" where torch comes from, e.g. an index of the builds without CUDA
 #   ARGS="--prune-rate 0.3"     further options of the command that `make run` starts
 
 PYTHON ?= python3

@@ -2,13 +2,21 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import transformers
 from hypothesis import settings
 
-from tiny import CONFIGS, tiny_model
+from masks import Case, case_of
+from pgprune.models import ModelConfig
+from pgprune.problem import Problem, PruningConfig, make_problem
+from pgprune.stream import DataConfig
+from tiny import CONFIGS, tiny_arguments, tiny_model
+
+pytest.register_assert_rewrite("command")
+from command import train  # noqa: E402
 
 settings.register_profile("deterministic", derandomize=True, deadline=None, database=None)
 settings.load_profile("deterministic")
@@ -23,6 +31,12 @@ def model(request: pytest.FixtureRequest) -> transformers.PreTrainedModel:
     return tiny_model(request.param)
 
 
+@pytest.fixture(params=["heads+channels", "blocks"])
+def case(model: transformers.PreTrainedModel, request: pytest.FixtureRequest) -> Case:
+    """That model with all patterns of masks over its units, fine and coarse."""
+    return case_of(model, request.param)
+
+
 @pytest.fixture(scope="session")
 def assets() -> Path:
     """The folder of real models and texts that ``PGPRUNE_ASSETS`` names."""
@@ -30,3 +44,34 @@ def assets() -> Path:
     if not folder.is_dir():
         pytest.skip("PGPRUNE_ASSETS names no folder of real models and texts")
     return folder
+
+
+@pytest.fixture(scope="session")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Of an environment with a tiny random model and text."""
+    return tiny_arguments(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def problem(arguments: dict[str, Any]) -> Problem:
+    """What these arguments describe, for environments to share."""
+    model = ModelConfig(model=arguments["model"], dtype="float64")
+    names = ("calibration", "evaluation", "batch_size", "sequence_length")
+    data = DataConfig(**{name: arguments[name] for name in names})
+    return make_problem(model, data, PruningConfig(prune_rate=0.5), seed=3)
+
+
+@pytest.fixture(scope="session")
+def options(arguments: dict[str, Any]) -> list[str]:
+    """The same for the command, with so few tokens a step that 60 steps take a second."""
+    few = {"evaluation_windows": 8, "init_samples": 16, "checkpoint_every": 7}
+    few["total_timesteps"] = 4  # 4 x 1024 tokens are 64 steps of 2 masks x 2 x 16 tokens
+    return [f"--{name.replace('_', '-')}={value}" for name, value in (arguments | few).items()]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of the command that nothing happened to."""
+    run = tmp_path_factory.mktemp("runs") / "undisturbed"
+    assert train(*options, f"--output={run}") == 0
+    return run

@@ -1,6 +1,4 @@
 import math
-import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -75,10 +73,7 @@ def test_the_bos_rule_is_named(bos, rule):
 
 
 @pytest.mark.parametrize(("name", "expected"), [("stories260K", 5.23), ("babyllama-361", 2.40)])
-def test_dense_perplexity_on_tinystories(name, expected):
-    assets = Path(os.environ.get("PGPRUNE_ASSETS", "nowhere"))
-    if not assets.is_dir():
-        pytest.skip("PGPRUNE_ASSETS names no folder of models and text")
+def test_dense_perplexity_on_tinystories(name, expected, assets):
     model, tokenizer = load_model(ModelConfig(model=str(assets / "models" / name), device="cpu"))
     (text,) = (assets / "text" / "tinystories").glob("*.jsonl")
     assert len(text.read_text().splitlines()) == 1000

@@ -1,17 +1,15 @@
 """Invariant 1: masked == sliced == a model whose pruned weights are gone, for every pattern."""
 
-import copy
-from dataclasses import dataclass
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from masks import case_of, patterns
 from pgprune import PruningError, masked_lm
 from pgprune.executors import EXECUTORS
 from pgprune.masked_lm import MaskedLM
 from pgprune.units import PruningUnits
-from tiny import VOCABULARY, layers_of, projections_of, tiny_model, tokens, zeroed
+from tiny import VOCABULARY, tiny_model, tokens
 
 GRANULARITIES = [
     ("heads+channels", 1),
@@ -22,66 +20,6 @@ GRANULARITIES = [
     ("layers", 1),
 ]
 DTYPES = [torch.float64, torch.float32, torch.bfloat16]
-
-
-def patterns(units: PruningUnits) -> dict[str, torch.Tensor]:
-    """Masks that prune some units of each kind, all units of a kind in a layer, whole layers."""
-    generator = torch.Generator().manual_seed(0)
-    some = torch.rand(units.n, generator=generator) < 0.5
-    pruned = {"nothing": units.group < 0, "everything": units.group >= 0, "some": some}
-    for k, kind in enumerate(units.kinds):
-        of_kind = units.kind == k
-        first = torch.tensor([group.start for group in units.groups if group.kind == kind])
-        pruned[f"some {kind}"] = some & of_kind
-        pruned[f"the first {kind} of each layer"] = torch.isin(torch.arange(units.n), first)
-        pruned[f"all {kind} of layer 1"] = of_kind & (units.layer == 1)
-    for layer, name in ((0, "layer 0"), (1, "layer 1"), (2, "the last layer")):
-        pruned[name] = units.layer == layer
-        pruned[f"{name} and some"] = (units.layer == layer) | some
-    return {name: (~gone).to(torch.uint8) for name, gone in pruned.items()}
-
-
-@dataclass
-class Case:
-    """A model, units and all patterns of masks over them."""
-
-    model: torch.nn.Module
-    units: PruningUnits
-    ids: torch.Tensor
-
-    def __post_init__(self) -> None:
-        self.names = list(patterns(self.units))
-        self.masks = torch.stack(list(patterns(self.units).values()))  # (K, n)
-
-    def logits(self, executor: str, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-        lm = MaskedLM(copy.deepcopy(self.model).to(dtype), self.units, executor)
-        return lm.logits(self.masks, self.ids).double()
-
-    def reference(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-        """What Hugging Face computes with zeros in place of the pruned weights."""
-        model = copy.deepcopy(self.model).to(dtype)
-        with torch.no_grad():
-            plain = [zeroed(model, self.units, mask)(self.ids).logits for mask in self.masks]
-        return torch.stack(plain).double()
-
-    def worst(self, error: torch.Tensor) -> str:
-        """The pattern with the largest error, for the message of a failure."""
-        error = error.abs().flatten(1).amax(dim=1)
-        return f"{self.names[int(error.argmax())]} pruned: off by {float(error.max()):.3g}"
-
-    def size(self, error: torch.Tensor) -> torch.Tensor:
-        """Root mean square of each pattern's error, (K,)."""
-        return error.square().mean(dim=(1, 2, 3)).sqrt()
-
-
-def case_of(model, granularity="heads+channels", channel_block=1, **tokens_options) -> Case:
-    units = PruningUnits.of(model, granularity, channel_block)
-    return Case(model, units, tokens(**tokens_options))
-
-
-@pytest.fixture(params=["heads+channels", "blocks"])
-def case(model, request) -> Case:
-    return case_of(model, request.param)
 
 
 @pytest.mark.parametrize(("granularity", "channel_block"), GRANULARITIES)
@@ -235,124 +173,3 @@ def test_an_unknown_executor_is_refused():
     model = tiny_model("llama")
     with pytest.raises(PruningError, match="executor 'fast' .* masked, sliced"):
         MaskedLM(model, PruningUnits.of(model), "fast")
-
-
-# ---------------------------------------------------------------- the model stays as it is
-
-
-def snapshot(model: torch.nn.Module) -> list:
-    """Everything about a model that an evaluation could change."""
-    modules = dict(model.named_modules())
-    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules.values()]
-    own = [sorted(m.__dict__) for m in modules.values()]
-    heads = [getattr(layer.self_attn, "num_heads", None) for layer in layers_of(model)]
-    identities = [id(p) for p in model.parameters()]
-    return [list(modules), hooks, own, heads, identities]
-
-
-@pytest.mark.parametrize("executor", EXECUTORS)
-def test_the_model_is_untouched(case, executor):
-    lm = MaskedLM(case.model, case.units, executor)
-    before, weights = snapshot(case.model), copy.deepcopy(case.model.state_dict())
-    plain = case.model(case.ids).logits
-    lm.losses(case.masks, case.ids)
-    for observation in lm.observe(case.masks[1], case.ids):
-        list(observation.inputs)
-    assert snapshot(case.model) == before
-    assert all(torch.equal(weights[name], p) for name, p in case.model.state_dict().items())
-    assert torch.equal(case.model(case.ids).logits, plain)
-    assert not any(p.requires_grad for p in case.model.parameters())
-
-
-@pytest.mark.parametrize("executor", EXECUTORS)
-def test_the_model_is_untouched_by_an_error_inside(case, executor, monkeypatch):
-    lm = MaskedLM(case.model, case.units, executor)
-    before = snapshot(case.model)
-    (_, broken) = projections_of(case.model, 1)
-
-    class Interrupted(Exception):
-        pass
-
-    def interrupt(inputs):
-        raise Interrupted
-
-    with monkeypatch.context() as patch:
-        patch.setattr(broken, "forward", interrupt)
-        with pytest.raises(Interrupted):
-            lm.losses(case.masks[:1], case.ids)
-        with pytest.raises(Interrupted):
-            lm.losses(case.masks, case.ids)
-        with pytest.raises(Interrupted):
-            for observation in lm.observe(case.masks[1], case.ids):
-                list(observation.inputs)
-    with pytest.raises(IndexError):
-        lm.losses(case.masks, case.ids + VOCABULARY)
-    assert snapshot(case.model) == before
-    assert bool(lm.losses(case.masks, case.ids).isfinite().all())
-
-
-# ---------------------------------------------------------------- observe
-
-
-def inputs_by_hooks(model, ids) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """The inputs of the output and down projections of each layer, in a plain forward pass."""
-    seen: dict[torch.nn.Module, torch.Tensor] = {}
-    projections = [projections_of(model, layer) for layer in range(len(layers_of(model)))]
-    hooks = [
-        module.register_forward_pre_hook(lambda module, args: seen.update({module: args[0]}))
-        for pair in projections
-        for module in pair
-    ]
-    with torch.no_grad():
-        model(ids)
-    for hook in hooks:
-        hook.remove()
-    return [tuple(seen[module].view(*ids.shape, -1) for module in pair) for pair in projections]
-
-
-def observed(lm: MaskedLM, mask, ids) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    return [
-        tuple(torch.cat(part) for part in zip(*observation.inputs, strict=True))
-        for observation in lm.observe(mask, ids)
-    ]
-
-
-@pytest.mark.parametrize("executor", EXECUTORS)
-def test_observe_sees_what_the_projections_of_the_dense_model_get(model, executor):
-    lm, ids = MaskedLM(model, PruningUnits.of(model), executor), tokens(batch=3)
-    torch.testing.assert_close(
-        observed(lm, lm.units.ones(), ids), inputs_by_hooks(model, ids), rtol=0, atol=1e-12
-    )
-
-
-@pytest.mark.parametrize("executor", EXECUTORS)
-def test_observe_sees_dense_layers_on_the_outputs_of_masked_ones(case, executor):
-    lm, mask = MaskedLM(case.model, case.units, executor), patterns(case.units)["some"]
-    for layer, seen in enumerate(observed(lm, mask, case.ids)):
-        before = torch.where(case.units.layer < layer, mask, 1)
-        expected = inputs_by_hooks(zeroed(case.model, case.units, before), case.ids)[layer]
-        torch.testing.assert_close(seen, expected, rtol=0, atol=1e-10)
-
-
-def test_observe_reads_a_mask_that_is_written_as_it_goes():
-    model, ids = tiny_model("llama"), tokens()
-    lm = MaskedLM(model, PruningUnits.of(model))
-    written, given = lm.units.ones(), patterns(lm.units)["some"]
-    seen = []
-    for observation in lm.observe(written, ids):
-        seen.append(next(observation.inputs))
-        here = lm.units.layer == observation.layer
-        written[here] = given[here]
-    torch.testing.assert_close(seen, observed(lm, given, ids))
-
-
-def test_observations_may_be_read_late_and_come_in_chunks(monkeypatch):
-    model, ids = tiny_model("opt"), tokens(batch=5)
-    lm = MaskedLM(model, PruningUnits.of(model))
-    mask = patterns(lm.units)["some"]
-    whole = observed(lm, mask, ids)
-    monkeypatch.setattr(masked_lm, "_PASS_TOKENS", 2 * ids.shape[1])
-    late = [list(observation.inputs) for observation in list(lm.observe(mask, ids))]
-    assert [[len(attention) for attention, _ in chunks] for chunks in late] == [[2, 2, 1]] * 3
-    joined = [tuple(torch.cat(part) for part in zip(*chunks, strict=True)) for chunks in late]
-    torch.testing.assert_close(joined, whole, rtol=0, atol=1e-12)

@@ -1,5 +1,4 @@
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -225,9 +224,8 @@ def test_device_map(directory):
     assert load(directory, device="auto", device_map="auto")[0].device.type == "cuda"
 
 
-@pytest.mark.skipif("PGPRUNE_ASSETS" not in os.environ, reason="PGPRUNE_ASSETS is not set")
 @pytest.mark.parametrize("name", ["stories260K", "babyllama-361"])
-def test_real_checkpoints(name):
-    model, tokenizer = load(Path(os.environ["PGPRUNE_ASSETS"]) / "models" / name)
+def test_real_checkpoints(name, assets):
+    model, tokenizer = load(assets / "models" / name)
     assert model.dtype == torch.float32
     assert len(tokenizer) <= model.config.vocab_size

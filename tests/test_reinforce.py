@@ -1,145 +1,19 @@
-"""REINFORCE: its estimators by enumeration (Invariant 2), and an agent that learns and resumes."""
+"""REINFORCE: an agent that learns, stays in its budget and resumes."""
 
 import json
 import math
-from itertools import product
 
 import pytest
 import torch
 
 from pgprune import PruningError
-from pgprune.agents.estimators import (
-    BASELINES,
-    SCORES,
-    advantages,
-    gradient,
-    moving_average,
-    score_function,
-)
 from pgprune.agents.reinforce import Reinforce, ReinforceConfig, default_learning_rate
 from pgprune.budget import Budget
 from pgprune.envs import LLMPruningEnv, LLMPruningVectorEnv
 from pgprune.initialization import progressive_rates
 from tiny import AdditiveLM, toy_problem, toy_units
 
-# ---------------------------------------------------------------- estimators
-
-
-def all_masks(n: int) -> torch.Tensor:
-    return torch.tensor(list(product([0, 1], repeat=n)), dtype=torch.float64)  # (2^n, n)
-
-
-def problem_of(n: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Keep probabilities inside (0, 1) and a loss for each of the 2^n masks, any loss."""
-    generator = torch.Generator().manual_seed(n)
-    s = 0.1 + 0.8 * torch.rand(n, generator=generator, dtype=torch.float64)
-    return s, 5 * torch.rand(2**n, generator=generator, dtype=torch.float64)
-
-
-def probability(masks: torch.Tensor, s: torch.Tensor) -> torch.Tensor:
-    return torch.where(masks.bool(), s, 1 - s).prod(dim=-1)
-
-
-def exact_gradient(s: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
-    """The gradient of the expected loss, by automatic differentiation."""
-    s = s.clone().requires_grad_()
-    (probability(all_masks(len(s)), s) @ losses).backward()
-    return s.grad
-
-
-def expected_estimate(s, table, count, score, baseline, previous, window) -> torch.Tensor:
-    """The mean of the estimate over all 2^(n N_s) tuples of masks."""
-    masks, total = all_masks(len(s)), torch.zeros_like(s)
-    for indices in product(range(len(masks)), repeat=count):
-        drawn, losses = masks[list(indices)], table[list(indices)]
-        average = moving_average(previous, losses, window)
-        estimate = gradient(drawn, advantages(losses, baseline, average), s, score)
-        total += probability(drawn, s).prod() * estimate
-    return total
-
-
-@pytest.mark.parametrize(("n", "count"), [(1, 2), (2, 2), (2, 3), (3, 2), (4, 2)])
-@pytest.mark.parametrize("baseline", BASELINES)
-@pytest.mark.parametrize("score", SCORES)
-def test_every_estimator_by_enumeration(n, count, score, baseline):
-    s, losses = problem_of(n)
-    window = 5
-    expected = exact_gradient(s, losses)
-    if baseline == "moving-average":
-        expected = (1 - 1 / (count * window)) * expected
-    if score == "preconditioned":
-        expected = (s * (1 - s)).sqrt() * expected * count / (count - 1)
-    actual = expected_estimate(s, losses, count, score, baseline, previous=2.7, window=window)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("previous", [-3.0, 0.0, 40.0])
-@pytest.mark.parametrize("window", [1, 2, 5])
-def test_the_moving_average_scales_the_gradient_whatever_was_before(previous, window):
-    s, losses = problem_of(3)
-    actual = expected_estimate(s, losses, 2, "paper", "moving-average", previous, window)
-    expected = (1 - 1 / (2 * window)) * exact_gradient(s, losses)
-    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("baseline", ["moving-average", "none"])
-def test_one_mask_a_step_is_enough_for_the_papers_score(baseline):
-    s, losses = problem_of(4)
-    actual = expected_estimate(s, losses, 1, "paper", baseline, previous=1.0, window=5)
-    factor = 0.8 if baseline == "moving-average" else 1
-    torch.testing.assert_close(actual, factor * exact_gradient(s, losses), rtol=0, atol=1e-12)
-
-
-def test_the_moving_average_is_equation_8():
-    losses = torch.tensor([3.0, 5.0], dtype=torch.float64)
-    assert moving_average(10.0, losses, 5) == 4 / 5 * 10 + 1 / (2 * 5) * (3 + 5)
-
-
-def test_leave_one_out_is_the_mean_of_the_others():
-    losses = torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)
-    assert advantages(losses, "leave-one-out", 100.0).tolist() == [-3, -1.5, 4.5]
-
-
-@pytest.mark.parametrize("score", SCORES)
-def test_scores_are_zero_where_nothing_is_random(score):
-    """Where s is 0 or 1 every mask agrees with it, and no division by zero may show."""
-    s = torch.tensor([0.0, 1.0, 0.5], dtype=torch.float64)
-    masks = torch.tensor([[0, 1, 0], [0, 1, 1]], dtype=torch.uint8)
-    factor = 2 if score == "paper" else 1
-    expected = [[0, 0, -factor], [0, 0, factor]]
-    assert score_function(masks, s, score).tolist() == expected
-
-
 # ---------------------------------------------------------------- options
-
-
-@pytest.mark.parametrize(
-    "options", [{"score": "preconditioned"}, {"score": "paper", "baseline": "leave-one-out"}]
-)
-def test_what_divides_by_the_masks_but_one_refuses_one_mask(options):
-    with pytest.raises(PruningError, match="needs masks_per_step of 2 or more, got 1"):
-        ReinforceConfig(masks_per_step=1, **options)
-
-
-def test_one_mask_a_step_needs_the_papers_score():
-    ReinforceConfig(masks_per_step=1, score="paper")
-    ReinforceConfig(masks_per_step=1, score="paper", baseline="none")
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("score", "papr"),
-        ("baseline", "mean"),
-        ("schedule", "linear"),
-        ("baseline_start", "one"),
-        ("masks_per_step", 0),
-        ("window", 0),
-    ],
-)
-def test_wrong_options_are_refused_by_name(option, value):
-    with pytest.raises(PruningError, match=f"{option} '?{value}'?"):
-        ReinforceConfig(**{option: value})
 
 
 def test_the_default_learning_rate_is_the_papers_at_its_30000_evaluations():

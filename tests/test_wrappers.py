@@ -27,17 +27,12 @@ from pgprune.envs import (
     wrappers,
 )
 from pgprune.metrics import METRICS
-from test_env import ID, tiny_arguments
+from tiny import ID
 
 UNITS, GROUPS = 24, 6  # 3 layers, each of 2 kv groups and 6 channels
 actions = arrays(np.float32, UNITS, elements=st.floats(-1, 1, width=32))
 densities = arrays(np.float32, GROUPS, elements=st.floats(-1, 1, width=32))
 few = settings(max_examples=50, deadline=None)
-
-
-@pytest.fixture(scope="module")
-def arguments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return tiny_arguments(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")

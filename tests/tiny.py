@@ -2,7 +2,10 @@
 
 import copy
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
@@ -22,6 +25,7 @@ from pgprune.problem import Problem
 from pgprune.stream import CalibrationStream, DataConfig
 from pgprune.units import LayerShape, PruningUnits
 
+ID = "pgprune/LLMPruning-v0"
 VOCABULARY = 48
 _COMMON = {
     "vocab_size": VOCABULARY,
@@ -121,6 +125,23 @@ def letters_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def tiny_arguments(directory: Path) -> dict[str, Any]:
+    """Writes a random Llama of 3 layers (2 kv groups and 6 channels each) and a text to read."""
+    tiny_model("llama", intermediate_size=6).save_pretrained(directory / "model")
+    letters_tokenizer().save_pretrained(directory / "model")
+    letters = np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), (40, 100))
+    (directory / "text.txt").write_text("\n".join("".join(line) for line in letters))
+    return {
+        "model": str(directory / "model"),
+        "calibration": str(directory / "text.txt"),
+        "evaluation": str(directory / "text.txt"),
+        "batch_size": 2,
+        "sequence_length": 16,
+        "dtype": "float64",
+        "prune_rate": 0.5,
+    }
 
 
 @dataclass
