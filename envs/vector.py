@@ -85,7 +85,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
                 sequence_length=sequence_length,
                 batch_size=batch_size,
                 calibration_samples=calibration_samples,
-            evaluation_windows=evaluation_windows,
+                evaluation_windows=evaluation_windows,
             )
             pruning = PruningConfig(
                 prune_rate=prune_rate,
