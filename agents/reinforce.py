@@ -82,7 +82,7 @@ def default_learning_rate(total_timesteps: int) -> float:
 
     Chosen on a grid; docs/reinforce.md has the grid and the command that regenerates it.
     """
-    return min(0.128, 2e-3 * 30_000 / total_timesteps)
+    return min(0.03, 2e-3 * 30_000 / total_timesteps)
 
 
 class Reinforce(Agent):
