@@ -26,7 +26,7 @@ lint: $(INSTALLED)
 	rm -rf build/lint
 	mkdir -p build/lint/pgprune
 	cp pgprune/*.py pgprune/py.typed build/lint/pgprune
-	cp -r envs agents build/lint/pgprune
+	cp -r pgprune/hub_code envs agents build/lint/pgprune
 	cp -r scripts build/lint
 	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
 		--cache-dir ../../.mypy_cache pgprune scripts

@@ -1,12 +1,13 @@
 """Structural pruning of large language models as a reinforcement-learning problem.
 
-Importing this registers the Gymnasium environment ``pgprune/LLMPruning-v0``; nothing heavy is
-loaded before an environment is made.
+Importing this registers the Gymnasium environment ``pgprune/LLMPruning-v0``, and pruned models
+with transformers; nothing heavy is loaded before an environment is made.
 """
 
 import gymnasium
 
 from pgprune.errors import PruningError
+from pgprune.registration import register_with_transformers
 
 __version__ = "0.1.0"
 __all__ = ["PruningError", "__version__"]
@@ -16,3 +17,4 @@ gymnasium.register(
     entry_point="pgprune.envs:LLMPruningEnv",
     vector_entry_point="pgprune.envs:LLMPruningVectorEnv",
 )
+register_with_transformers()

@@ -26,6 +26,7 @@ class Family:
         down: MLP projection whose columns are channels, from a layer.
         attention_norms: norms that a missing attention block makes useless, from a layer.
         mlp_norms: norms that a missing MLP block makes useless, from a layer.
+        channel_count: name of the configuration's MLP width.
         head_count: name of the attention module's attribute that must hold the number of heads,
             None where the number follows from the shapes.
     """
@@ -40,6 +41,7 @@ class Family:
     down: str
     attention_norms: tuple[str, ...]
     mlp_norms: tuple[str, ...]
+    channel_count: str = "intermediate_size"
     head_count: str | None = None
 
 
@@ -72,6 +74,7 @@ FAMILIES: dict[str, Family] = {
         down="fc2",
         attention_norms=("self_attn_layer_norm",),
         mlp_norms=("final_layer_norm",),
+        channel_count="ffn_dim",
         head_count="num_heads",
     ),
 }

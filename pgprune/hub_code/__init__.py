@@ -1,0 +1,1 @@
+"""Code that exported models carry with them; it imports nothing of pgprune."""

@@ -1,0 +1,320 @@
+"""Decoders whose layers differ in their numbers of heads and channels, or lack whole blocks.
+
+This file travels with every pruned model, so that plain transformers (5.15 or newer) loads it:
+
+    AutoModelForCausalLM.from_pretrained(DIRECTORY, trust_remote_code=True)
+
+Nothing is reimplemented: the layers are the stock ones of transformers, built from the ``config``
+of each layer, and all weights have their stock names. ``config.per_layer_config`` says what is
+different about a layer: ``num_attention_heads``, ``num_key_value_heads``, ``intermediate_size``
+(``ffn_dim`` for OPT), and ``skip`` for an attention or MLP block that is gone with its norm. A
+block of 0 heads or 0 channels is not gone: the bias of its output projection still acts.
+"""
+
+import copy
+from collections import OrderedDict
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    MistralConfig,
+    MistralForCausalLM,
+    MistralModel,
+    OPTConfig,
+    OPTForCausalLM,
+    OPTModel,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen2Model,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
+)
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
+from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
+from transformers.models.opt.modeling_opt import OPTDecoderLayer
+from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
+from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+
+
+class Constant(nn.Module):
+    """A projection without inputs: its bias is what is left, or nothing."""
+
+    def __init__(self, projection: nn.Linear | None = None) -> None:
+        super().__init__()
+        self.register_parameter("bias", None if projection is None else projection.bias)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """The bias, or zero, at every position: (..., D) -> (..., D)."""
+        nothing = torch.zeros_like(hidden_states)
+        return nothing if self.bias is None else nothing + self.bias
+
+
+class Headless(nn.Module):
+    """What is left of attention without heads: maybe an output bias.
+
+    Attributes:
+        layer_idx: slot of the cache to keep the length of the text in, None for none.
+    """
+
+    # Its name must not contain "Attention": transformers would then look into this file for the
+    # attention interface, and refuse to change the attention kernel of the whole model.
+
+    def __init__(self, attention: nn.Module | None = None, output: str = "o_proj") -> None:
+        super().__init__()
+        children = {} if attention is None else dict(attention.named_children())
+        for name, child in children.items():
+            if not isinstance(child, nn.Linear):  # norms of queries and keys
+                self.add_module(name, child)
+        self.layer_idx: int | None = None
+        self.output = output
+        self.add_module(output, Constant(children.get(output)))  # type: ignore[arg-type]
+
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
+        """What stock attention returns: its output (B, T, D), and no attention weights."""
+        cache = kwargs.get("past_key_values")
+        if cache is not None and self.layer_idx is not None:
+            length = hidden_states[:, None, :, :1]  # (B, 1, T, 1), of which the T matters
+            cache.update(length, length, self.layer_idx)
+        return self.get_submodule(self.output)(hidden_states), None
+
+
+def _gated_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Module:
+    """A layer of the LLaMA kind: query, key, value, o; gate, up, down."""
+    own = copy.copy(config.per_layer_config[index])
+    heads, channels, skip = own.num_attention_heads, own.intermediate_size, _skipped(own)
+    if not heads:
+        own.num_attention_heads = own.num_key_value_heads = 1  # something that can be built
+    own.intermediate_size = max(1, channels)
+    layer: Any = layer_class(own, index)
+    if "attention" in skip:
+        layer.self_attn, layer.input_layernorm = Headless(), nn.Identity()
+    elif not heads:
+        layer.self_attn = Headless(layer.self_attn)
+    if "mlp" in skip:
+        layer.mlp, layer.post_attention_layernorm = Constant(), nn.Identity()
+    elif not channels:
+        layer.mlp = nn.Sequential(OrderedDict(down_proj=Constant(layer.mlp.down_proj)))
+    return layer
+
+
+def _opt_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Module:
+    """A layer of OPT, whose attention insists on heads that fill the width of the model."""
+    own = copy.copy(config.per_layer_config[index])
+    heads, channels, skip = own.num_attention_heads, own.ffn_dim, _skipped(own)
+    own.num_attention_heads = own.hidden_size // own.head_dim
+    own.ffn_dim = max(1, channels)
+    layer: Any = layer_class(own, index)
+    if "attention" in skip:
+        layer.self_attn, layer.self_attn_layer_norm = Headless(), nn.Identity()
+    elif not heads:
+        layer.self_attn = Headless(layer.self_attn, "out_proj")
+    elif heads != own.num_attention_heads:
+        attention, width = layer.self_attn, heads * own.head_dim
+        attention.num_heads = heads
+        for name in ("q_proj", "k_proj", "v_proj"):
+            setattr(attention, name, nn.Linear(own.hidden_size, width, bias=own.enable_bias))
+        attention.out_proj = nn.Linear(width, own.hidden_size, bias=own.enable_bias)
+    if "mlp" in skip:
+        layer.fc1, layer.fc2, layer.final_layer_norm = nn.Identity(), Constant(), nn.Identity()
+    elif not channels:
+        layer.fc1, layer.fc2 = nn.Identity(), Constant(layer.fc2)
+    return layer
+
+
+def _skipped(layer_config: Any) -> list[str]:
+    return getattr(layer_config, "skip", [])
+
+
+def _layers(layer_class: type[nn.Module], config: Any) -> nn.ModuleList:
+    """All layers of a model, with the numbers that caches and servers look for."""
+    build = _opt_layer if layer_class is OPTDecoderLayer else _gated_layer
+    layers = nn.ModuleList(build(layer_class, config, i) for i in range(config.num_hidden_layers))
+    slots = cache_slots(config)
+    if not slots:  # a cache that nobody writes to would take every token for the first
+        cast(Any, layers[0]).self_attn.layer_idx = 0
+    for index, layer in enumerate(layers):
+        for module in layer.modules():
+            if hasattr(module, "config"):
+                module.config = config  # or a later change of the attention kernel is not seen
+        if index in slots:
+            own: Any = config.per_layer_config[index]
+            attention: Any = layer.self_attn
+            attention.layer_idx = slots[index]
+            attention.num_heads = own.num_attention_heads
+            attention.num_key_value_heads = getattr(own, "num_key_value_heads", attention.num_heads)
+    return layers
+
+
+def cache_slots(config: Any) -> dict[int, int]:
+    """The slot of the key and value cache that each layer with attention uses.
+
+    A cache asks its slot 0 how long the text is, so slots must not be left to layers without
+    attention. Slots differ in kind where ``config.layer_types`` does (a sliding window or not):
+    the layers of a type take the slots of that type in order.
+
+    Args:
+        config: of a pruned model.
+
+    Returns:
+        Slots by index of the layer; layers without attention are absent.
+    """
+    count = config.num_hidden_layers
+    types = getattr(config, "layer_types", None) or [None] * count
+    free = {kind: [i for i in range(count) if types[i] == kind] for kind in types}
+    slots = {}
+    for index in range(count):
+        own = config.per_layer_config[index]
+        if own.num_attention_heads and "attention" not in _skipped(own):
+            slots[index] = free[types[index]].pop(0)
+    return slots
+
+
+def _without_layers(config: Any) -> Any:
+    """The configuration of the same model with no layers, which stock classes can build."""
+    bare = copy.copy(config)
+    bare.per_layer_config = None
+    bare.num_hidden_layers = 0
+    return bare
+
+
+class _PrunedDecoder(PreTrainedModel):
+    """Makes a stock base model build its layers one by one, each from its own configuration."""
+
+    _layer_class: type[nn.Module]
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(_without_layers(config))
+        decoder = getattr(self, "decoder", self)
+        decoder.layers = _layers(self._layer_class, config)
+        config._attn_implementation = self.config._attn_implementation  # as checked for the model
+        self.config = decoder.config = config
+        self.post_init()
+
+
+class _PrunedCausalLM(PreTrainedModel):
+    """Makes a stock causal LM use a pruned base model."""
+
+    _auto_class = "AutoModelForCausalLM"
+    _base_class: type[PreTrainedModel]
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(_without_layers(config))
+        config._attn_implementation = self.config._attn_implementation
+        self.model = self._base_class(config)
+        self.config = config
+        self.post_init()
+
+    def _get_static_cache_init_shape(self) -> None:
+        """Lets a static cache take the shape of each slot from what is first written to it."""
+        return None
+
+
+class PGPruneLlamaConfig(LlamaConfig):
+    """A pruned LLaMA."""
+
+    model_type = "pgprune_llama"
+    _auto_class = "AutoConfig"
+
+
+class PGPruneLlamaModel(_PrunedDecoder, LlamaModel):
+    """A pruned LLaMA without its head."""
+
+    config_class = PGPruneLlamaConfig
+    _layer_class = LlamaDecoderLayer
+
+
+class PGPruneLlamaForCausalLM(_PrunedCausalLM, LlamaForCausalLM):
+    """A pruned LLaMA."""
+
+    config_class = PGPruneLlamaConfig
+    _base_class = PGPruneLlamaModel
+
+
+class PGPruneMistralConfig(MistralConfig):
+    """A pruned Mistral."""
+
+    model_type = "pgprune_mistral"
+    _auto_class = "AutoConfig"
+
+
+class PGPruneMistralModel(_PrunedDecoder, MistralModel):
+    """A pruned Mistral without its head."""
+
+    config_class = PGPruneMistralConfig
+    _layer_class = MistralDecoderLayer
+
+
+class PGPruneMistralForCausalLM(_PrunedCausalLM, MistralForCausalLM):
+    """A pruned Mistral."""
+
+    config_class = PGPruneMistralConfig
+    _base_class = PGPruneMistralModel
+
+
+class PGPruneQwen2Config(Qwen2Config):
+    """A pruned Qwen2."""
+
+    model_type = "pgprune_qwen2"
+    _auto_class = "AutoConfig"
+
+
+class PGPruneQwen2Model(_PrunedDecoder, Qwen2Model):
+    """A pruned Qwen2 without its head."""
+
+    config_class = PGPruneQwen2Config
+    _layer_class = Qwen2DecoderLayer
+
+
+class PGPruneQwen2ForCausalLM(_PrunedCausalLM, Qwen2ForCausalLM):
+    """A pruned Qwen2."""
+
+    config_class = PGPruneQwen2Config
+    _base_class = PGPruneQwen2Model
+
+
+class PGPruneQwen3Config(Qwen3Config):
+    """A pruned Qwen3."""
+
+    model_type = "pgprune_qwen3"
+    _auto_class = "AutoConfig"
+
+
+class PGPruneQwen3Model(_PrunedDecoder, Qwen3Model):
+    """A pruned Qwen3 without its head."""
+
+    config_class = PGPruneQwen3Config
+    _layer_class = Qwen3DecoderLayer
+
+
+class PGPruneQwen3ForCausalLM(_PrunedCausalLM, Qwen3ForCausalLM):
+    """A pruned Qwen3."""
+
+    config_class = PGPruneQwen3Config
+    _base_class = PGPruneQwen3Model
+
+
+class PGPruneOPTConfig(OPTConfig):
+    """A pruned OPT."""
+
+    model_type = "pgprune_opt"
+    _auto_class = "AutoConfig"
+
+
+class PGPruneOPTModel(_PrunedDecoder, OPTModel):
+    """A pruned OPT without its head."""
+
+    config_class = PGPruneOPTConfig
+    _layer_class = OPTDecoderLayer
+
+
+class PGPruneOPTForCausalLM(_PrunedCausalLM, OPTForCausalLM):
+    """A pruned OPT."""
+
+    config_class = PGPruneOPTConfig
+    _base_class = PGPruneOPTModel

@@ -1,0 +1,100 @@
+"""Makes transformers know pruned models as soon as both it and pgprune are imported.
+
+Then ``AutoModelForCausalLM.from_pretrained`` needs no ``trust_remote_code`` for them. Importing
+pgprune alone stays light: nothing happens before transformers' automatic models are imported.
+"""
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, NamedTuple
+
+CODE = "modeling_pgprune"
+"""The module of ``pgprune.hub_code`` that travels with exported models."""
+
+PREFIXES = {
+    "llama": "PGPruneLlama",
+    "mistral": "PGPruneMistral",
+    "qwen2": "PGPruneQwen2",
+    "qwen3": "PGPruneQwen3",
+    "opt": "PGPruneOPT",
+}
+"""What the names of a family's classes in that module begin with, by its ``model_type``."""
+
+_TRIGGER = "transformers.models.auto.modeling_auto"
+
+
+class PrunedClasses(NamedTuple):
+    """The classes of one family of pruned models."""
+
+    config: Any
+    model: Any
+    causal_lm: Any
+
+    @property
+    def auto_map(self) -> dict[str, str]:
+        """Where transformers finds the classes beside the weights, complete and in order."""
+        autos = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
+        return {auto: f"{CODE}.{kind.__name__}" for auto, kind in zip(autos, self, strict=True)}
+
+
+def pruned_classes(model_type: str) -> PrunedClasses:
+    """The classes of pruned models of a family.
+
+    Args:
+        model_type: of the dense model, a key of ``PREFIXES``.
+    """
+    code = importlib.import_module(f"pgprune.hub_code.{CODE}")
+    names = (PREFIXES[model_type] + ending for ending in ("Config", "Model", "ForCausalLM"))
+    return PrunedClasses(*(getattr(code, name) for name in names))
+
+
+def register() -> None:
+    """Registers the classes of all families with transformers' automatic classes."""
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+
+    for classes in map(pruned_classes, PREFIXES):
+        AutoConfig.register(classes.config.model_type, classes.config, exist_ok=True)
+        AutoModel.register(classes.config, classes.model, exist_ok=True)
+        AutoModelForCausalLM.register(classes.config, classes.causal_lm, exist_ok=True)
+
+
+def register_with_transformers() -> None:
+    """Registers now if transformers' automatic models are imported, else once they are."""
+    if _TRIGGER in sys.modules:
+        register()
+    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Lets the import of one module be followed by ``register``, and is gone by then."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != _TRIGGER:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _Loader(spec.loader)
+        return spec
+
+
+class _Loader(importlib.abc.Loader):
+    """A loader that registers after the module is executed."""
+
+    def __init__(self, loader: importlib.abc.Loader) -> None:
+        self._loader = loader
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._loader.exec_module(module)
+        register()
