@@ -87,6 +87,34 @@ def make_directory(path: Path, files: Mapping[str, str], numbered: bool) -> Path
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def new_directory(path: Path) -> Iterator[Path]:
+    """Makes a new directory, by one rename of the complete thing once the body is done.
+
+    Args:
+        path: the directory.
+
+    Yields:
+        An empty directory beside it to write to; it is gone if the body fails.
+
+    Raises:
+        OSError: the path exists, or the disk is full or refuses.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.iterdir():
+            with file.open("rb") as written:
+                os.fsync(written.fileno())
+        if not _renamed(temporary, path):
+            raise FileExistsError(errno.EEXIST, "it exists")
+        sync_directory(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
     """Writes tensors and a record into one safetensors file, the record as JSON in its metadata.
 

@@ -16,34 +16,19 @@ from collections import OrderedDict
 from typing import Any, cast
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    LlamaModel,
-    MistralConfig,
-    MistralForCausalLM,
-    MistralModel,
-    OPTConfig,
-    OPTForCausalLM,
-    OPTModel,
-    PreTrainedModel,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen2Model,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3Model,
-)
-from transformers.models.llama.modeling_llama import LlamaDecoderLayer
-from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
-from transformers.models.opt.modeling_opt import OPTDecoderLayer
-from transformers.models.qwen2.modeling_qwen2 import Qwen2DecoderLayer
-from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
+from transformers.models.llama import modeling_llama as llama
+from transformers.models.mistral import modeling_mistral as mistral
+from transformers.models.opt import modeling_opt as opt
+from transformers.models.qwen2 import modeling_qwen2 as qwen2
+from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 
 class Constant(nn.Module):
     """A projection without inputs: its bias is what is left, or nothing."""
+
+    bias: nn.Parameter | None
 
     def __init__(self, projection: nn.Linear | None = None) -> None:
         super().__init__()
@@ -62,8 +47,7 @@ class Headless(nn.Module):
         layer_idx: slot of the cache to keep the length of the text in, None for none.
     """
 
-    # Its name must not contain "Attention": transformers would then look into this file for the
-    # attention interface, and refuse to change the attention kernel of the whole model.
+    # With "Attention" in its name, transformers would refuse to change the attention kernel.
 
     def __init__(self, attention: nn.Module | None = None, output: str = "o_proj") -> None:
         super().__init__()
@@ -87,7 +71,7 @@ class Headless(nn.Module):
 def _gated_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Module:
     """A layer of the LLaMA kind: query, key, value, o; gate, up, down."""
     own = copy.copy(config.per_layer_config[index])
-    heads, channels, skip = own.num_attention_heads, own.intermediate_size, _skipped(own)
+    heads, channels, skip = own.num_attention_heads, own.intermediate_size, getattr(own, "skip", ())
     if not heads:
         own.num_attention_heads = own.num_key_value_heads = 1  # something that can be built
     own.intermediate_size = max(1, channels)
@@ -106,7 +90,7 @@ def _gated_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Mo
 def _opt_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Module:
     """A layer of OPT, whose attention insists on heads that fill the width of the model."""
     own = copy.copy(config.per_layer_config[index])
-    heads, channels, skip = own.num_attention_heads, own.ffn_dim, _skipped(own)
+    heads, channels, skip = own.num_attention_heads, own.ffn_dim, getattr(own, "skip", ())
     own.num_attention_heads = own.hidden_size // own.head_dim
     own.ffn_dim = max(1, channels)
     layer: Any = layer_class(own, index)
@@ -127,13 +111,9 @@ def _opt_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Modu
     return layer
 
 
-def _skipped(layer_config: Any) -> list[str]:
-    return getattr(layer_config, "skip", [])
-
-
 def _layers(layer_class: type[nn.Module], config: Any) -> nn.ModuleList:
     """All layers of a model, with the numbers that caches and servers look for."""
-    build = _opt_layer if layer_class is OPTDecoderLayer else _gated_layer
+    build = _opt_layer if layer_class is opt.OPTDecoderLayer else _gated_layer
     layers = nn.ModuleList(build(layer_class, config, i) for i in range(config.num_hidden_layers))
     slots = cache_slots(config)
     if not slots:  # a cache that nobody writes to would take every token for the first
@@ -170,7 +150,7 @@ def cache_slots(config: Any) -> dict[int, int]:
     slots = {}
     for index in range(count):
         own = config.per_layer_config[index]
-        if own.num_attention_heads and "attention" not in _skipped(own):
+        if own.num_attention_heads and "attention" not in getattr(own, "skip", ()):
             slots[index] = free[types[index]].pop(0)
     return slots
 
@@ -183,7 +163,7 @@ def _without_layers(config: Any) -> Any:
     return bare
 
 
-class _PrunedDecoder(PreTrainedModel):
+class _PrunedDecoder(transformers.PreTrainedModel):
     """Makes a stock base model build its layers one by one, each from its own configuration."""
 
     _layer_class: type[nn.Module]
@@ -197,11 +177,11 @@ class _PrunedDecoder(PreTrainedModel):
         self.post_init()
 
 
-class _PrunedCausalLM(PreTrainedModel):
+class _PrunedCausalLM(transformers.PreTrainedModel):
     """Makes a stock causal LM use a pruned base model."""
 
     _auto_class = "AutoModelForCausalLM"
-    _base_class: type[PreTrainedModel]
+    _base_class: type[transformers.PreTrainedModel]
 
     def __init__(self, config: Any) -> None:
         super().__init__(_without_layers(config))
@@ -215,105 +195,105 @@ class _PrunedCausalLM(PreTrainedModel):
         return None
 
 
-class PGPruneLlamaConfig(LlamaConfig):
+class PGPruneLlamaConfig(transformers.LlamaConfig):
     """A pruned LLaMA."""
 
     model_type = "pgprune_llama"
     _auto_class = "AutoConfig"
 
 
-class PGPruneLlamaModel(_PrunedDecoder, LlamaModel):
+class PGPruneLlamaModel(_PrunedDecoder, llama.LlamaModel):
     """A pruned LLaMA without its head."""
 
     config_class = PGPruneLlamaConfig
-    _layer_class = LlamaDecoderLayer
+    _layer_class = llama.LlamaDecoderLayer
 
 
-class PGPruneLlamaForCausalLM(_PrunedCausalLM, LlamaForCausalLM):
+class PGPruneLlamaForCausalLM(_PrunedCausalLM, llama.LlamaForCausalLM):
     """A pruned LLaMA."""
 
     config_class = PGPruneLlamaConfig
     _base_class = PGPruneLlamaModel
 
 
-class PGPruneMistralConfig(MistralConfig):
+class PGPruneMistralConfig(transformers.MistralConfig):
     """A pruned Mistral."""
 
     model_type = "pgprune_mistral"
     _auto_class = "AutoConfig"
 
 
-class PGPruneMistralModel(_PrunedDecoder, MistralModel):
+class PGPruneMistralModel(_PrunedDecoder, mistral.MistralModel):
     """A pruned Mistral without its head."""
 
     config_class = PGPruneMistralConfig
-    _layer_class = MistralDecoderLayer
+    _layer_class = mistral.MistralDecoderLayer
 
 
-class PGPruneMistralForCausalLM(_PrunedCausalLM, MistralForCausalLM):
+class PGPruneMistralForCausalLM(_PrunedCausalLM, mistral.MistralForCausalLM):
     """A pruned Mistral."""
 
     config_class = PGPruneMistralConfig
     _base_class = PGPruneMistralModel
 
 
-class PGPruneQwen2Config(Qwen2Config):
+class PGPruneQwen2Config(transformers.Qwen2Config):
     """A pruned Qwen2."""
 
     model_type = "pgprune_qwen2"
     _auto_class = "AutoConfig"
 
 
-class PGPruneQwen2Model(_PrunedDecoder, Qwen2Model):
+class PGPruneQwen2Model(_PrunedDecoder, qwen2.Qwen2Model):
     """A pruned Qwen2 without its head."""
 
     config_class = PGPruneQwen2Config
-    _layer_class = Qwen2DecoderLayer
+    _layer_class = qwen2.Qwen2DecoderLayer
 
 
-class PGPruneQwen2ForCausalLM(_PrunedCausalLM, Qwen2ForCausalLM):
+class PGPruneQwen2ForCausalLM(_PrunedCausalLM, qwen2.Qwen2ForCausalLM):
     """A pruned Qwen2."""
 
     config_class = PGPruneQwen2Config
     _base_class = PGPruneQwen2Model
 
 
-class PGPruneQwen3Config(Qwen3Config):
+class PGPruneQwen3Config(transformers.Qwen3Config):
     """A pruned Qwen3."""
 
     model_type = "pgprune_qwen3"
     _auto_class = "AutoConfig"
 
 
-class PGPruneQwen3Model(_PrunedDecoder, Qwen3Model):
+class PGPruneQwen3Model(_PrunedDecoder, qwen3.Qwen3Model):
     """A pruned Qwen3 without its head."""
 
     config_class = PGPruneQwen3Config
-    _layer_class = Qwen3DecoderLayer
+    _layer_class = qwen3.Qwen3DecoderLayer
 
 
-class PGPruneQwen3ForCausalLM(_PrunedCausalLM, Qwen3ForCausalLM):
+class PGPruneQwen3ForCausalLM(_PrunedCausalLM, qwen3.Qwen3ForCausalLM):
     """A pruned Qwen3."""
 
     config_class = PGPruneQwen3Config
     _base_class = PGPruneQwen3Model
 
 
-class PGPruneOPTConfig(OPTConfig):
+class PGPruneOPTConfig(transformers.OPTConfig):
     """A pruned OPT."""
 
     model_type = "pgprune_opt"
     _auto_class = "AutoConfig"
 
 
-class PGPruneOPTModel(_PrunedDecoder, OPTModel):
+class PGPruneOPTModel(_PrunedDecoder, opt.OPTModel):
     """A pruned OPT without its head."""
 
     config_class = PGPruneOPTConfig
-    _layer_class = OPTDecoderLayer
+    _layer_class = opt.OPTDecoderLayer
 
 
-class PGPruneOPTForCausalLM(_PrunedCausalLM, OPTForCausalLM):
+class PGPruneOPTForCausalLM(_PrunedCausalLM, opt.OPTForCausalLM):
     """A pruned OPT."""
 
     config_class = PGPruneOPTConfig
