@@ -228,7 +228,7 @@ def _save(source: Source, model: PreTrainedModel, kind: str, directory: Path) ->
     parameters = sum(parameter.numel() for parameter in model.parameters())
     card = model_card(name, kind, remote, parameters, source.results, source.sections)
     write_file(directory / "README.md", card.encode())
-    for file in directory.iterdir():  # safetensors makes files that nobody else may read
+    for file in directory.glob("*.safetensors"):  # which safetensors lets nobody else read
         file.chmod(0o644)
     return model
 

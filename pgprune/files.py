@@ -105,8 +105,8 @@ def new_directory(path: Path) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
-        for file in temporary.iterdir():
-            with file.open("rb") as written:
+        for file in filter(Path.is_file, temporary.rglob("*")):
+            with file.open("rb+") as written:
                 os.fsync(written.fileno())
         if not _renamed(temporary, path):
             raise FileExistsError(errno.EEXIST, "it exists")

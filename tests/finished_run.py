@@ -61,5 +61,5 @@ def logits(directory: Path, **options) -> torch.Tensor:
         return model(tokens()).logits
 
 
-def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+def assert_close(found: torch.Tensor, expected: torch.Tensor, atol: float = 1e-10) -> None:
+    torch.testing.assert_close(found, expected, rtol=0, atol=atol)

@@ -19,10 +19,12 @@ from pgprune.files import new_directory
 from pgprune.masked_lm import MaskedLM
 from pgprune.run import Run
 from pgprune.units import PruningUnits
+from test_env import tiny_arguments
 from test_masked_lm import patterns
 from tiny import letters_tokenizer, tiny_model, tokens
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "export.py"
+TRAIN = SCRIPT.with_name("train_agent.py")
 PATTERNS = ["some", "all heads of layer 1", "layer 0 and some", "the last layer and some"]
 
 
@@ -45,6 +47,7 @@ def test_the_round_trip(model, name, tmp_path):
     directory = export(run, ExportConfig())
     assert directory == run.path / "hf"
     assert_close(logits(directory), expected)
+    assert_close(logits(directory, attn_implementation="eager"), expected, 1e-4)
     dense = sum(parameter.numel() for parameter in model.parameters())
     assert numbers(directory) == dense - units.pruned_parameters(mask)
     results = json.loads((run.path / "results.json").read_text())
@@ -201,17 +204,32 @@ def test_a_disk_that_is_full(run, monkeypatch):
 def test_a_new_directory_appears_at_once_or_not_at_all(tmp_path):
     path = tmp_path / "new"
     with new_directory(path) as temporary:
-        (temporary / "file").write_text("text")
+        (temporary / "folder").mkdir()
+        (temporary / "folder" / "file").write_text("text")
         assert not path.exists()
-    assert [p.name for p in tmp_path.rglob("*")] == ["new", "file"]
+    assert [p.name for p in tmp_path.rglob("*")] == ["new", "folder", "file"]
     with pytest.raises(FileExistsError), new_directory(path) as temporary:
         (temporary / "other").touch()
     with pytest.raises(KeyboardInterrupt), new_directory(tmp_path / "other"):
         raise KeyboardInterrupt
-    assert [p.name for p in tmp_path.rglob("*")] == ["new", "file"]
+    assert [p.name for p in tmp_path.rglob("*")] == ["new", "folder", "file"]
 
 
 # ---------------------------------------------------------------- the command
+
+
+def test_a_run_of_the_training_command(tmp_path, monkeypatch):
+    """The real config.yaml, mask and results.json, not ours."""
+    arguments = tiny_arguments(tmp_path) | {"evaluation_windows": 8, "init_samples": 8}
+    arguments |= {"total_timesteps": 1, "output": str(tmp_path / "run")}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
+    monkeypatch.setattr(sys, "argv", [str(TRAIN), *options, "--quiet"])
+    assert runpy.run_path(str(TRAIN))["main"]() == 0
+    run = Run.open(tmp_path / "run")
+    directory = export(run, ExportConfig())
+    results = json.loads((run.path / "results.json").read_text())
+    assert numbers(directory) == results["parameters"]["pruned"]
+    assert f"{results['perplexity']['pruned']['text']:.2f}" in (directory / "README.md").read_text()
 
 
 def test_the_command(run, monkeypatch, capsys):
