@@ -82,6 +82,7 @@ def next_commands(results: dict[str, Any], run: Run) -> list[str]:
         return [f"python scripts/train_agent.py --resume {path}"]
     higher = min(0.9, results["prune_rate"]["requested"] + 0.1)
     return [
+        f"python scripts/export.py {path}    # the smaller model, for transformers",
         f"python scripts/train_agent.py --model {shlex.quote(results['model'])} "
         f"--prune-rate {higher:.2g}    # prune more",
         f"tensorboard --logdir {path}/tensorboard    # how it learned; pictures in {path}/plots",
