@@ -1,0 +1,233 @@
+"""What is measured, as plain data: cells, and the tables that they make up.
+
+A cell is one model pruned once; tables share cells, and a cell of several tables is measured once.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import product
+
+from pgprune.agents.reinforce import default_learning_rate
+
+RATES = (0.3, 0.4, 0.5)
+GRID = tuple(2e-3 * 2**k for k in range(7))
+"""Learning rates that the formula is chosen on; 2e-3 is the paper's."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement.
+
+    Attributes:
+        task: ``learn`` a mask; or ``variance``, the estimator's variance at the initial s.
+        model: ``builtin``, or the name of a folder in ``models`` of the assets.
+        calibration: text to calibrate on; a name with ``tinystories`` is a file of the assets.
+        evaluation: text to evaluate on.
+        granularity: what a unit is.
+        prune_rate: share to remove.
+        init: metric that the probabilities start from, as ``--init``.
+        transform: from its scores to probabilities.
+        score: score function of the estimator.
+        baseline: baseline of the estimator.
+        window: window T of the moving average.
+        masks: masks per step, N_s.
+        scope: of the budget, global or local.
+        learning_rate: step size; None is the formula.
+        timesteps: mask evaluations.
+        seed: of the calibration stream and of the masks.
+    """
+
+    task: str = "learn"
+    model: str = "stories260K"
+    calibration: str = "tinystories[:500]"
+    evaluation: str = "tinystories[500:1000]"
+    granularity: str = "heads+channels"
+    prune_rate: float = 0.4
+    init: str = "auto"
+    transform: str = "sigmoid-norm"
+    score: str = "preconditioned"
+    baseline: str = "moving-average"
+    window: int = 5
+    masks: int = 2
+    scope: str = "global"
+    learning_rate: float | None = None
+    timesteps: int = 2000
+    seed: int = 0
+
+    def resolved(self) -> "Cell":
+        """The cell with the formula's learning rate in place of None, which is what is stored."""
+        if self.learning_rate is not None or self.task != "learn":
+            return self
+        return replace(self, learning_rate=default_learning_rate(self.timesteps))
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells and how they are shown.
+
+    Attributes:
+        title: one line.
+        cells: in the order in which they are measured.
+        rows: fields whose values name a row; ``set`` is the evaluation text.
+        columns: the field whose values become columns, if any.
+        values: what is shown of each group of seeds: names of ``report.VALUES``.
+    """
+
+    title: str
+    cells: list[Cell]
+    rows: tuple[str, ...] = ("prune_rate",)
+    columns: str = ""
+    values: tuple[str, ...] = ("learned",)
+
+
+def seeds(count: int, cells: list[Cell]) -> list[Cell]:
+    """Each cell under seeds 0, 1, ...; all cells of a seed come before the next seed."""
+    return [replace(cell, seed=seed) for seed in range(count) for cell in cells]
+
+
+def builtin(cell: Cell) -> Cell:
+    """The same cell on the built-in model, calibrated on code and evaluated on code and prose."""
+    return replace(cell, model="builtin", calibration="builtin", evaluation="builtin")
+
+
+def baby(cell: Cell) -> Cell:
+    """The same cell on babyllama-361."""
+    return replace(cell, model="babyllama-361")
+
+
+_STORIES = [Cell(prune_rate=rate) for rate in RATES]
+_MASKS = ("metric", "learned")
+_SWEEP = (0.002, 0.01, 0.02, 0.05, 0.1)
+
+
+def _main() -> list[Cell]:
+    return seeds(3, [*_STORIES, *map(baby, _STORIES)])
+
+
+def _reproduction() -> list[Cell]:
+    runs = seeds(3, [Cell(prune_rate=rate, learning_rate=0.05) for rate in (0.3, 0.5)])
+    return runs + [Cell(prune_rate=0.5, learning_rate=rate) for rate in _SWEEP]
+
+
+def _grid(budgets: tuple[int, ...]) -> list[Cell]:
+    return [Cell(timesteps=n, learning_rate=rate) for n, rate in product(budgets, GRID)]
+
+
+def _learning_rate() -> list[Cell]:
+    short, long = _grid((300, 1000)), _grid((3000,))
+    again = [replace(cell, seed=1) for cell in (*short, *long)]
+    return [*short, *map(baby, short), *long, *again, *map(baby, long)]
+
+
+def _window_masks() -> list[Cell]:
+    variants = [{}, {"window": 3}, {"window": 7}, {"masks": 3}, {"masks": 4}]
+    rates = (0.3, 0.5)
+    return seeds(3, [Cell(prune_rate=r, **v) for r, v in product(rates, variants)])
+
+
+def _layers() -> list[Cell]:
+    small = [Cell(granularity="layers", prune_rate=rate, timesteps=500) for rate in (0.2, 0.4, 0.6)]
+    large = [replace(builtin(small[0]), prune_rate=rate) for rate in (0.25, 0.33, 0.5)]
+    return seeds(3, small) + seeds(3, large)
+
+
+def _domain() -> list[Cell]:
+    sources = ("builtin", "builtin:prose")
+    cells = [
+        replace(builtin(Cell(prune_rate=rate, timesteps=1000)), calibration=source)
+        for rate, source in product((0.5, 0.3), sources)
+    ]
+    return seeds(3, cells)
+
+
+TABLES: dict[str, Table] = {
+    "learning-rate": Table(
+        "Learning rate: calibration loss on a grid",
+        _learning_rate(),
+        rows=("model", "timesteps"),
+        columns="learning_rate",
+        values=("validation", "learned"),
+    ),
+    "main": Table(
+        "One-shot mask against the learned mask, default settings",
+        _main(),
+        rows=("model", "prune_rate", "set"),
+        values=("dense", "metric", "learned", "kept"),
+    ),
+    "reproduction": Table(
+        "The released implementation's settings",
+        _reproduction(),
+        rows=("prune_rate", "learning_rate"),
+        values=("start", "learned", "kept"),
+    ),
+    "baseline": Table(
+        "With and without the moving-average baseline (Table A8)",
+        seeds(3, [*_STORIES, *(replace(cell, baseline="none") for cell in _STORIES)])
+        + seeds(3, [replace(cell, baseline="leave-one-out") for cell in _STORIES]),
+        columns="baseline",
+    ),
+    "window-masks": Table(
+        "Window T and masks per step N_s, equal evaluations (Table A9)",
+        _window_masks(),
+        rows=("window", "masks"),
+        columns="prune_rate",
+    ),
+    "transform": Table(
+        "From scores to probabilities (Table A10)",
+        seeds(3, [*_STORIES, *(replace(cell, transform="score-const") for cell in _STORIES)]),
+        columns="transform",
+        values=("start", "learned"),
+    ),
+    "init": Table(
+        "Initialisation (Table 2)",
+        seeds(
+            3,
+            [
+                replace(cell, init=init)
+                for cell, init in product(_STORIES, ("auto", "random", "random-progressive"))
+            ],
+        ),
+        columns="init",
+        values=("start", "learned"),
+    ),
+    "scope": Table(
+        "Global against local budgets (Fig. 5)",
+        seeds(3, [*_STORIES, *(replace(cell, scope="local") for cell in _STORIES)]),
+        columns="scope",
+    ),
+    "variance": Table(
+        "Variance of the estimator at the initial s (Appendix A.4)",
+        [Cell("variance", prune_rate=rate, timesteps=1200) for rate in (0.1, 0.2, 0.3, 0.4, 0.5)],
+    ),
+    "error-bars": Table(
+        "Ten seeds (Table A7)",
+        seeds(10, _STORIES),
+        values=("metric", "learned", "kept"),
+    ),
+    "main-builtin": Table(
+        "One-shot mask against the learned mask, built-in model, default settings",
+        seeds(3, [builtin(cell) for cell in _STORIES]),
+        rows=("model", "prune_rate", "set"),
+        values=("dense", "metric", "learned", "kept"),
+    ),
+    "layers": Table(
+        "Whole layers",
+        _layers(),
+        rows=("model", "prune_rate", "set"),
+        values=("dense", *_MASKS, "oracle", "validation-metric", "validation", "validation-oracle"),
+    ),
+    "learning-rate-builtin": Table(
+        "Learning rate: calibration loss on a grid, built-in model",
+        [builtin(cell) for cell in _grid((300, 1000))],
+        rows=("model", "timesteps"),
+        columns="learning_rate",
+        values=("validation",),
+    ),
+    "domain": Table(
+        "Calibrated on code or on prose, evaluated on both",
+        _domain(),
+        rows=("prune_rate", "set"),
+        columns="calibration",
+        values=_MASKS,
+    ),
+}
+"""All tables, in the order in which they are measured."""

@@ -1,0 +1,200 @@
+"""Measures one cell, through the same functions that the commands use."""
+
+import math
+import time
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+from cells import Cell
+from torch import Tensor
+from variance import estimator_variances
+
+from pgprune.agents import Reinforce, ReinforceConfig
+from pgprune.budget import Budget
+from pgprune.envs import LLMPruningVectorEnv
+from pgprune.evaluation import perplexity
+from pgprune.initialization import (
+    PROGRESSIVE,
+    initial_probabilities,
+    metric_name,
+    progressive_rates,
+)
+from pgprune.metrics import METRICS
+from pgprune.models import ModelConfig
+from pgprune.problem import Problem, PruningConfig, make_problem
+from pgprune.stream import DataConfig, evaluation_windows
+
+VALIDATION_SEED = 10_000  # of the calibration windows on which learning rates are compared
+VALIDATION_WINDOWS = 64
+_MOST_ORACLE_MASKS = 64
+_TINYSTORIES = "text/tinystories/tinystories_1000_clean.jsonl"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What cells that differ only in how they learn have in common.
+
+    Attributes:
+        problem: model, text and budget.
+        sets: evaluation windows (N, T) by the name of the text.
+        validation: calibration windows that no choice of a mask saw in this order, (N, T).
+        initial: keep probabilities at the start, (n,).
+        stages: prune rates of progressive pruning, or None.
+        figures: of the dense model, the one-shot mask (``metric``) and the rounded start.
+    """
+
+    problem: Problem
+    sets: dict[str, Tensor]
+    validation: Tensor
+    initial: Tensor
+    stages: list[float] | None
+    figures: dict[str, dict[str, Any]]
+
+
+def measure(cell: Cell, assets: Path, windows: int = 400) -> dict[str, Any]:
+    """Measures a cell.
+
+    Args:
+        cell: what to measure, with its learning rate resolved.
+        assets: folder with ``models`` and ``text``.
+        windows: evaluation windows of each text.
+
+    Returns:
+        The record: the cell and its figures, all of which JSON can hold.
+    """
+    started = time.perf_counter()
+    plain = Cell()
+    prepared = prepare(
+        replace(
+            cell,
+            score=plain.score,
+            baseline=plain.baseline,
+            window=plain.window,
+            learning_rate=None,
+            timesteps=plain.timesteps,
+        ),
+        assets,
+        windows,
+    )
+    lm = prepared.problem.lm
+    before = lm.tokens
+    learn_started = time.perf_counter()
+    if cell.task == "variance":
+        found = estimator_variances(prepared.problem, prepared.initial, cell.timesteps, cell.seed)
+    else:
+        mask = _learn(cell, prepared)
+        found = {"learned_tokens": lm.tokens - before}
+        found["learning_seconds"] = time.perf_counter() - learn_started
+        found["masks"] = prepared.figures | {"learned": figures(prepared, mask)}
+    found["seconds"] = time.perf_counter() - started
+    return {"cell": asdict(cell), "executor": lm.executor} | found
+
+
+@lru_cache(maxsize=2)
+def prepare(cell: Cell, assets: Path, windows: int) -> Prepared:
+    """Loads the model and text of a cell, and computes where learning starts.
+
+    Args:
+        cell: what to measure; how it learns does not matter here.
+        assets: folder with ``models`` and ``text``.
+        windows: evaluation windows of each text.
+    """
+    problem = make_problem(
+        ModelConfig(
+            model=cell.model if cell.model == "builtin" else f"{assets}/models/{cell.model}"
+        ),
+        DataConfig(
+            calibration=_source(cell.calibration, assets),
+            evaluation=_source(cell.evaluation, assets),
+            evaluation_windows=windows,
+        ),
+        PruningConfig(prune_rate=cell.prune_rate, granularity=cell.granularity, scope=cell.scope),
+        seed=cell.seed,
+        masks_per_step=cell.masks,
+    )
+    stages = progressive_rates(cell.prune_rate) if cell.init == PROGRESSIVE else None
+    budget = problem.budget
+    first = Budget(problem.units, stages[0], scope=cell.scope) if stages else budget
+    metric = METRICS[metric_name(cell.init, cell.granularity)]
+    calibration = problem.stream.head(128)
+    importance = metric(problem.lm, calibration, first, cell.seed)
+    initial = initial_probabilities(importance, first, cell.transform)
+    one_shot = (
+        metric(problem.lm, calibration, budget, cell.seed).mask if stages else importance.mask
+    )
+    prepared = Prepared(
+        problem,
+        evaluation_windows(problem.data, problem.tokenizer),
+        problem.stream.fork(VALIDATION_SEED).head(VALIDATION_WINDOWS),
+        initial,
+        stages,
+        {},
+    )
+    if cell.task == "learn":
+        masks = {"dense": problem.units.ones(), "metric": one_shot, "start": budget.round(initial)}
+        if cell.granularity == "layers":
+            masks |= oracle(prepared)
+        for name, mask in masks.items():
+            prepared.figures[name] = figures(prepared, mask)
+    return prepared
+
+
+def figures(prepared: Prepared, mask: Tensor) -> dict[str, Any]:
+    """What is stored of a mask (n,): perplexities, calibration loss and what it keeps."""
+    problem = prepared.problem
+    units = problem.units
+    kept = torch.bincount(units.kind[mask.bool()], minlength=len(units.kinds)).tolist()
+    return {
+        "perplexity": {
+            name: perplexity(problem.lm, mask, windows) for name, windows in prepared.sets.items()
+        },
+        "validation": _loss(prepared, mask),
+        "parameters": units.kept_parameters(mask),
+        "kept": dict(zip(units.kinds, kept, strict=True)),
+    }
+
+
+def oracle(prepared: Prepared) -> dict[str, Tensor]:
+    """The best mask of the budget by exhaustive search on the validation windows.
+
+    Returns:
+        The mask (n,) as ``oracle``, or nothing where there are too many masks.
+    """
+    units = prepared.problem.units
+    keep = int(prepared.problem.budget.round(units.ones()).sum())
+    if math.comb(units.n, keep) > _MOST_ORACLE_MASKS:
+        return {}
+    masks = torch.zeros(math.comb(units.n, keep), units.n, dtype=torch.uint8)
+    for mask, kept in zip(masks, combinations(range(units.n), keep), strict=True):
+        mask[list(kept)] = 1
+    losses = [_loss(prepared, mask) for mask in masks]
+    return {"oracle": masks[losses.index(min(losses))]}
+
+
+def _learn(cell: Cell, prepared: Prepared) -> Tensor:
+    """The mask that policy gradient learns, (n,) uint8."""
+    env = LLMPruningVectorEnv(cell.masks, problem=prepared.problem, seed=cell.seed)
+    config = ReinforceConfig(
+        masks_per_step=cell.masks,
+        window=cell.window,
+        learning_rate=cell.learning_rate,
+        score=cell.score,
+        baseline=cell.baseline,
+    )
+    agent = Reinforce(
+        env, config, initial=prepared.initial, prune_rates=prepared.stages, seed=cell.seed
+    )
+    return agent.learn(cell.timesteps).mask()
+
+
+def _loss(prepared: Prepared, mask: Tensor) -> float:
+    """Mean loss on the validation windows, in nats a token."""
+    return math.log(perplexity(prepared.problem.lm, mask, prepared.validation))  # type: ignore
+
+
+def _source(text: str, assets: Path) -> str:
+    return text.replace("tinystories", f"{assets}/{_TINYSTORIES}")

@@ -1,0 +1,274 @@
+"""Turns measured cells into the Markdown tables of docs/results.md, and a few figures."""
+
+import math
+import re
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cells import GRID, TABLES, Cell, Table
+
+Record = dict[str, Any]
+Group = dict[tuple[Any, ...], dict[Any, list[Record]]]
+
+
+def _mask(name: str, figure: str) -> Callable[[Record], float]:
+    """Reads a figure of one of a record's masks; NaN where there is no such mask."""
+
+    def read(record: Record) -> float:
+        found = record["masks"].get(name)
+        if found is None:
+            return math.nan
+        return found["perplexity"][record["set"]] if figure == "perplexity" else found[figure]
+
+    return read
+
+
+VALUES: dict[str, tuple[str, Callable[[Record], float]]] = {
+    "dense": ("perplexity, dense", _mask("dense", "perplexity")),
+    "metric": ("perplexity, one-shot", _mask("metric", "perplexity")),
+    "start": ("perplexity, start", _mask("start", "perplexity")),
+    "learned": ("perplexity, learned", _mask("learned", "perplexity")),
+    "oracle": ("perplexity, best mask", _mask("oracle", "perplexity")),
+    "validation-metric": ("calibration loss, one-shot", _mask("metric", "validation")),
+    "validation": ("calibration loss, learned", _mask("learned", "validation")),
+    "validation-oracle": ("calibration loss, best mask", _mask("oracle", "validation")),
+    "kept": ("parameters kept", _mask("learned", "parameters")),
+}
+"""What a table can show: its heading, and where it is in a record of one evaluation set."""
+
+FORMULAS: dict[str, Callable[[int], float]] = {
+    f"min({cap}, {c}/N)": lambda n, c=c, cap=cap: min(cap, c / n)
+    for c in (30, 60, 120)
+    for cap in (0.03, 0.06, 0.128)
+} | {
+    f"{c:g}/sqrt(N)": lambda n, c=c: c / math.sqrt(n) for c in (2e-3 * math.sqrt(30_000), 1.0, 2.0)
+}
+"""Candidates for the learning rate at N evaluations."""
+
+
+def markdown(records: Iterable[Record], names: Iterable[str]) -> str:
+    """Tables under their titles, as Markdown; one of which no cell is measured is left out.
+
+    Args:
+        records: the JSON lines.
+        names: tables to show.
+    """
+    records = list(records)
+    bodies = {name: body(name, records) for name in names}
+    parts = [f"## {TABLES[n].title} (`--only {n}`)\n\n{text}" for n, text in bodies.items() if text]
+    return "\n".join(parts)
+
+
+def fill(page: str, records: Iterable[Record]) -> str:
+    """A page with its tables renewed: what stands between ``<!-- name -->`` and ``<!-- end -->``.
+
+    Args:
+        page: Markdown.
+        records: the JSON lines.
+    """
+    records = list(records)
+
+    def renew(match: re.Match[str]) -> str:
+        return f"<!-- {match[1]} -->\n{body(match[1], records)}<!-- end -->"
+
+    return re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", renew, page, flags=re.DOTALL)
+
+
+def body(name: str, records: Iterable[Record]) -> str:
+    """A table without its title; nothing where no cell of it is measured."""
+    table = TABLES[name]
+    by_cell = {Cell(**record["cell"]): record for record in records}
+    cells = list(dict.fromkeys(cell.resolved() for cell in table.cells))
+    found = [by_cell[cell] for cell in cells if cell in by_cell]
+    if not found:
+        return ""
+    text = variance_table(found) if name == "variance" else pivot(table, found)
+    if len(found) < len(cells):
+        text += f"\n{len(cells) - len(found)} of {len(cells)} cells are not measured yet.\n"
+    if name.startswith("learning-rate") and (gaps := formula_table(found)):
+        text += f"\n{gaps}"
+    return text
+
+
+def pivot(table: Table, records: list[Record]) -> str:
+    """Means over seeds with the sample standard deviation; with columns, one table a value."""
+    if not table.columns:
+        return _pivot(table, records, list(table.values))
+    parts = [
+        f"{VALUES[value][0].capitalize()}, by {table.columns}:\n\n{_pivot(table, records, [value])}"
+        for value in table.values
+    ]
+    return "\n".join(parts)
+
+
+def _pivot(table: Table, records: list[Record], values: list[str]) -> str:
+    groups: Group = defaultdict(lambda: defaultdict(list))
+    for record in _by_set(records):
+        fields = record["cell"] | {"set": record["set"]}
+        groups[tuple(fields[f] for f in table.rows)][fields.get(table.columns, "")].append(record)
+    columns = list(dict.fromkeys(column for row in groups.values() for column in row))
+    if table.columns == "learning_rate":
+        columns.sort()
+    shown = [(column, *VALUES[value]) for value in values for column in columns]
+    head = [*table.rows, *(_text(column) or name for column, name, _ in shown), "seeds"]
+    lines = [
+        [
+            *map(_text, row),
+            *(spread([read(r) for r in cells.get(column, [])]) for column, _, read in shown),
+            _counts(cells),
+        ]
+        for row, cells in groups.items()
+    ]
+    return _grid(head, lines)
+
+
+def spread(values: list[float]) -> str:
+    """Mean and sample standard deviation of what is a number, or a dash."""
+    values = [value for value in values if not math.isnan(value)]
+    if not values:
+        return "–"
+    mean = statistics.mean(values)
+    if mean >= 10_000:
+        return f"{mean:,.0f}"
+    digits = 3 if mean < 10 else 2
+    if len(values) == 1:
+        return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+
+
+def losses_on_grid(records: Iterable[Record]) -> dict[tuple[str, int], dict[float, float]]:
+    """Mean calibration loss of the learned masks: (model, evaluations) -> {learning rate: loss}.
+
+    Only seeds that have the whole grid count, so that all rates are compared on the same seeds.
+    """
+    runs: dict[tuple[str, int], dict[int, dict[float, float]]]
+    runs = defaultdict(lambda: defaultdict(dict))
+    for record in records:
+        cell = record["cell"]
+        loss = record["masks"]["learned"]["validation"]
+        runs[cell["model"], cell["timesteps"]][cell["seed"]][cell["learning_rate"]] = loss
+    grids = {}
+    for key, by_seed in runs.items():
+        whole = [losses for losses in by_seed.values() if all(rate in losses for rate in GRID)]
+        if whole:
+            grids[key] = {rate: statistics.mean(run[rate] for run in whole) for rate in GRID}
+    return grids
+
+
+def formula_table(records: list[Record]) -> str:
+    """How far each candidate formula is from the best rate of the grid, in nats of loss."""
+    grids = losses_on_grid(records)
+    if not grids:
+        return ""
+    head = ["formula", *(f"{model} {n:,}" for model, n in grids), "worst"]
+    best = ["best rate", *(f"{min(g, key=lambda r: g[r]):g}" for g in grids.values()), ""]
+    lines = [best]
+    for name, formula in FORMULAS.items():
+        gaps = [_interpolate(g, formula(n)) - min(g.values()) for (_, n), g in grids.items()]
+        lines.append([name, *(f"{gap:+.3f}" for gap in gaps), f"{max(gaps):+.3f}"])
+    return (
+        "Calibration loss above the grid's best, in nats; between two rates of the grid the loss "
+        f"is interpolated.\n\n{_grid(head, lines)}"
+    )
+
+
+def variance_table(records: list[Record]) -> str:
+    """Variance at equal evaluations, as a share of that without a baseline."""
+    rates = [record["cell"]["prune_rate"] for record in records]
+    parts = []
+    for score in ("preconditioned", "paper"):
+        rows: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+        for record in records:
+            entries = [e for e in record["estimators"] if e["score"] == score]
+            none = statistics.mean(
+                e["variance"] * e["masks"] for e in entries if e["baseline"] == "none"
+            )
+            for e in entries:
+                key = (e["baseline"], _text(e["window"] or "–"), str(e["masks"]))
+                rows[key].append(f"{e['variance'] * e['masks'] / none:.3f}")
+            rows["none: variance x N_s", "", ""].append(f"{none:.3g}")
+            rows["squared norm of the gradient", "", ""].append(f"{record['signal'][score]:.2g}")
+        head = ["baseline", "T", "N_s", *(f"rate {rate}" for rate in rates)]
+        lines = [[*key, *values] for key, values in rows.items()]
+        parts.append(f"Score `{score}`:\n\n{_grid(head, lines)}")
+    return "\n".join(parts)
+
+
+def figures(records: list[Record], folder: Path) -> None:
+    """Draws the learning-rate grid, the variances and Fig. 5, if matplotlib is installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    by_table = {
+        name: [r for r in records if Cell(**r["cell"]) in set(map(Cell.resolved, table.cells))]
+        for name, table in TABLES.items()
+    }
+    grids = losses_on_grid(by_table["learning-rate"] + by_table["learning-rate-builtin"])
+    lines = {f"{model}, {n:,}": grid for (model, n), grid in grids.items()}
+    axes = ("learning rate", "calibration loss (nats)")
+    _draw(Figure, folder / "learning-rate.png", lines, axes, log=True)
+    lines = {}
+    for record in by_table["scope"]:
+        cell, masks = record["cell"], record["masks"]
+        if cell["seed"] == 0:
+            perplexities = next(iter(masks["learned"]["perplexity"].values()))
+            lines.setdefault(cell["scope"], {})[cell["prune_rate"]] = perplexities
+    _draw(Figure, folder / "scope.png", lines, ("prune rate", "perplexity, seed 0"))
+    lines = {}
+    for record in by_table["variance"]:
+        for e in record["estimators"]:
+            if (e["score"], e["baseline"]) == ("preconditioned", "moving-average"):
+                name = f"rate {record['cell']['prune_rate']}, N_s {e['masks']}"
+                lines.setdefault(name, {})[e["window"]] = e["variance"] * e["masks"]
+    kept = {name: line for name, line in lines.items() if "rate 0.5" in name}
+    _draw(Figure, folder / "variance.png", kept, ("window T", "variance x N_s"), log=True)
+
+
+def _draw(
+    figure_class: Any,
+    path: Path,
+    lines: Mapping[str, Mapping[float, float]],
+    axes: tuple[str, str],
+    log: bool = False,
+) -> None:
+    if not lines:
+        return
+    figure = figure_class(figsize=(6, 4), layout="constrained")
+    plot = figure.subplots()
+    for name, line in lines.items():
+        plot.plot(sorted(line), [line[x] for x in sorted(line)], marker="o", label=name)
+    plot.set(xlabel=axes[0], ylabel=axes[1], xscale="log" if log else "linear")
+    plot.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def _by_set(records: Iterable[Record]) -> Iterable[Record]:
+    """Each record once for each of its evaluation texts."""
+    for record in records:
+        for name in record["masks"]["dense"]["perplexity"]:
+            yield record | {"set": name}
+
+
+def _interpolate(grid: dict[float, float], rate: float) -> float:
+    """Loss at a learning rate between those of the grid, linear in the logarithm of the rate."""
+    place = min(max(math.log2(rate / GRID[0]), 0.0), len(GRID) - 1.0)
+    low = min(int(place), len(GRID) - 2)
+    return grid[GRID[low]] + (place - low) * (grid[GRID[low + 1]] - grid[GRID[low]])
+
+
+def _counts(cells: dict[Any, list[Record]]) -> str:
+    numbers = sorted({len(records) for records in cells.values()})
+    return "–".join(map(str, numbers))
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _grid(head: list[str], lines: list[list[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
