@@ -68,5 +68,7 @@ def test_a_run_resumes_and_reports(paper, assets, tmp_path, capsys):
     page.write_text("Before.\n<!-- tiny -->\nold\n<!-- end -->\nAfter.\n")
     arguments = ["--output", str(tmp_path), "--report", "--into", str(page)]
     assert paper.main(arguments) == 0
-    assert page.read_text().startswith("Before.\n<!-- tiny -->\n| prune_rate |")
+    assert page.read_text().startswith("Before.\n<!-- tiny -->\n")
+    assert "| prune_rate |" in page.read_text()
+    assert "old" not in page.read_text()
     assert page.read_text().endswith("|\n<!-- end -->\nAfter.\n")

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from finished_run import assert_close, finished_run, logits, numbers
+from masks import patterns
 from pgprune import PruningError
 from pgprune.cli import run_command
 from pgprune.export import ExportConfig, export
@@ -19,9 +20,7 @@ from pgprune.files import new_directory
 from pgprune.masked_lm import MaskedLM
 from pgprune.run import Run
 from pgprune.units import PruningUnits
-from test_env import tiny_arguments
-from test_masked_lm import patterns
-from tiny import letters_tokenizer, tiny_model, tokens
+from tiny import letters_tokenizer, tiny_arguments, tiny_model, tokens
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "export.py"
 TRAIN = SCRIPT.with_name("train_agent.py")

@@ -11,12 +11,12 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
 from finished_run import assert_close, finished_run, logits
+from masks import patterns
 from pgprune.export import ExportConfig, export
 from pgprune.hub_code.modeling_pgprune import PGPruneQwen2Config, cache_slots
 from pgprune.masked_lm import MaskedLM
 from pgprune.registration import PREFIXES, pruned_classes, register_with_transformers
 from pgprune.units import PruningUnits
-from test_masked_lm import patterns
 from tiny import CONFIGS, tiny_model, tokens
 
 CODE = "modeling_pgprune.py"

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import Qwen2Config
 
+from masks import Case, case_of, patterns
 from pgprune import PruningError
 from pgprune.families import family_of
 from pgprune.hub_code import modeling_pgprune
@@ -13,7 +14,6 @@ from pgprune.masked_lm import MaskedLM
 from pgprune.registration import PREFIXES
 from pgprune.surgery import plan_layers, prune, zero_pruned
 from pgprune.units import PruningUnits
-from test_masked_lm import Case, case_of, patterns
 from tiny import CONFIGS, layers_of, tiny_model, tokens
 
 GRANULARITIES = ["heads+channels", "blocks", "layers"]
