@@ -130,6 +130,19 @@ def from_dict(config: type[C], values: Mapping[str, Any], source: str = "the con
     return config(**checked)
 
 
+def check_fields(config: Config) -> None:
+    """Refuses values that a dataclass's fields do not allow, for its ``__post_init__``.
+
+    Raises:
+        PruningError: naming the field, the value and what is allowed.
+    """
+    for field, (kind, optional) in _typed_fields(type(config)):
+        try:
+            _check(field, kind, optional, getattr(config, field.name))
+        except PruningError as error:
+            raise PruningError(f"{field.name} {error}") from None
+
+
 def dump_yaml(sections: Mapping[str, Config | Mapping[str, Any]]) -> str:
     """Writes dataclasses and plain mappings as the sections of one YAML text, in this order."""
     plain = {

@@ -4,9 +4,10 @@ Documents are tokenised one by one, with the special tokens that the tokenizer a
 joined, and cut into windows of equal length that may straddle documents.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, fields
-from itertools import chain, count, islice
+from dataclasses import dataclass, field
+from itertools import chain, count, islice, tee
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from pgprune.cli import check_fields
 from pgprune.errors import PruningError
 from pgprune.text import Documents, calibration_documents, evaluation_documents, iterate
 from pgprune.tokens import BlockTokens, Ids, cut, encode
@@ -58,10 +60,7 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """Refuses numbers that no stream can be made of."""
-        for option in fields(self):
-            value, least = getattr(self, option.name), option.metadata.get("minimum")
-            if least is not None and value is not None and value < least:
-                raise PruningError(f"{option.name} is {value}; it must be at least {least}")
+        check_fields(self)
         _check_samples(self.calibration_samples, self.batch_size)
 
 
