@@ -7,7 +7,7 @@ No back-propagation, no optimizer state: the agent is s, one baseline and one ra
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor
 from pgprune.agents.base import Agent
 from pgprune.agents.estimators import BASELINES, SCORES, advantages, gradient, moving_average
 from pgprune.budget import Budget
+from pgprune.cli import check_fields
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.errors import PruningError
 from pgprune.initialization import initial_probabilities, metric_name
@@ -61,13 +62,7 @@ class ReinforceConfig:
 
     def __post_init__(self) -> None:
         """Refuses what an option does not allow, and N_s - 1 as a divisor where it is zero."""
-        for option in fields(self):
-            value, limits = getattr(self, option.name), option.metadata
-            if value not in limits.get("choices", [value]):
-                known = ", ".join(limits["choices"])
-                raise PruningError(f"{option.name} {value!r} is unknown; choose one of {known}")
-            if value is not None and "minimum" in limits and value < limits["minimum"]:
-                raise PruningError(f"{option.name} {value} is below {limits['minimum']}")
+        check_fields(self)
         for name, value in (("score", self.score), ("baseline", self.baseline)):
             if self.masks_per_step < 2 and value in ("preconditioned", "leave-one-out"):
                 raise PruningError(
@@ -77,12 +72,15 @@ class ReinforceConfig:
                 )
 
 
-def default_learning_rate(total_timesteps: int) -> float:
+def default_learning_rate(total_timesteps: int, granularity: str = "heads+channels") -> float:
     """The step size for a number of mask evaluations: the paper's 2e-3 at its 30,000.
 
-    Chosen on a grid; docs/reinforce.md has the grid and the command that regenerates it.
+    The caps were chosen on grids; docs/reinforce.md has them and the command that regenerates them.
+    A block or layer matters far more to the loss than a channel, so its probability needs smaller
+    steps.
     """
-    return min(0.03, 2e-3 * 30_000 / total_timesteps)
+    cap = 8e-3 if granularity in ("blocks", "layers") else 6e-2
+    return min(cap, 2e-3 * 30_000 / total_timesteps)
 
 
 class Reinforce(Agent):
@@ -188,7 +186,7 @@ class Reinforce(Agent):
         """The step size of the current step; each stage of progressive pruning starts anew."""
         rate = self.config.learning_rate
         if rate is None:
-            rate = default_learning_rate(total_timesteps)
+            rate = default_learning_rate(total_timesteps, self.budget.units.granularity)
         if self.config.schedule == "constant":
             return rate
         _, done = self._stage(total_steps)

@@ -68,7 +68,9 @@ class Settings:
     def learning_rate(self) -> float:
         """The asked step size, or the formula's."""
         asked = self.reinforce.learning_rate
-        return default_learning_rate(self.run.total_timesteps) if asked is None else asked
+        if asked is not None:
+            return asked
+        return default_learning_rate(self.run.total_timesteps, self.pruning.granularity)
 
     @property
     def name(self) -> str:

@@ -140,13 +140,13 @@ class Training:
         self.record.masks["initial"] = importance.mask
         rows = {"dense": problem.units.ones(), "initial": importance.mask}
         self._evaluate(rows)
-        rates, start = None, problem.budget
+        rates, start, transform = None, problem.budget, config.init_transform
         if config.init == PROGRESSIVE:
             rates = progressive_rates(problem.budget.prune_rate)
             start = problem.budget.with_rate(rates[0])
-        probabilities = initial_probabilities(
-            importance, start, config.init_transform, config.init_constant
-        )
+            if transform == "auto":  # score-const would start from the mask of the full rate
+                transform = "sigmoid-norm"
+        probabilities = initial_probabilities(importance, start, transform, config.init_constant)
         return probabilities, rates
 
     def _new_agent(self, initial: Tensor, prune_rates: list[float] | None) -> Reinforce:

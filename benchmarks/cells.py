@@ -57,7 +57,8 @@ class Cell:
         """The cell with the formula's learning rate in place of None, which is what is stored."""
         if self.learning_rate is not None or self.task != "learn":
             return self
-        return replace(self, learning_rate=default_learning_rate(self.timesteps))
+        rate = default_learning_rate(self.timesteps, self.granularity)
+        return replace(self, learning_rate=rate)
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,9 @@ def _main() -> list[Cell]:
 
 
 def _reproduction() -> list[Cell]:
-    runs = seeds(3, [Cell(prune_rate=rate, learning_rate=0.05) for rate in (0.3, 0.5)])
-    return runs + [Cell(prune_rate=0.5, learning_rate=rate) for rate in _SWEEP]
+    low, high = (Cell(prune_rate=rate, learning_rate=0.05) for rate in (0.3, 0.5))
+    sweep = [replace(high, learning_rate=rate) for rate in _SWEEP]
+    return seeds(8, [low]) + seeds(3, [high]) + sweep
 
 
 def _grid(budgets: tuple[int, ...]) -> list[Cell]:
@@ -125,7 +127,8 @@ def _window_masks() -> list[Cell]:
 
 
 def _layers() -> list[Cell]:
-    small = [Cell(granularity="layers", prune_rate=rate, timesteps=500) for rate in (0.2, 0.4, 0.6)]
+    plain = Cell(granularity="layers", transform="score-const", timesteps=500)
+    small = [replace(plain, prune_rate=rate) for rate in (0.2, 0.4, 0.6)]
     large = [replace(builtin(small[0]), prune_rate=rate) for rate in (0.25, 0.33, 0.5)]
     return seeds(3, small) + seeds(3, large)
 

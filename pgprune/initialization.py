@@ -29,8 +29,12 @@ class InitConfig:
         },
     )
     init_transform: str = field(
-        default="sigmoid-norm",
-        metadata={"help": "from scores to probabilities", "choices": list(TRANSFORMS)},
+        default="auto",
+        metadata={
+            "help": "from scores to probabilities; auto takes sigmoid-norm for heads and channels, "
+            "score-const for blocks and layers",
+            "choices": ["auto", *TRANSFORMS],
+        },
     )
     init_samples: int = field(
         default=128, metadata={"help": "calibration windows of the metric", "minimum": 1}
@@ -66,7 +70,7 @@ def progressive_rates(prune_rate: float) -> list[float]:
 def initial_probabilities(
     importance: Importance,
     budget: Budget,
-    transform: str = "sigmoid-norm",
+    transform: str = "auto",
     constant: float = 0.8,
 ) -> Tensor:
     """Keep probabilities from importance, projected onto the budget.
@@ -75,12 +79,13 @@ def initial_probabilities(
     score, shifted so that every group starts at the target's mean and clamped to [0, 1], which
     lowers the mean a little where the target is near 1; groups are (layer, kind) where scores
     compare within a layer, else kinds. ``score-const`` (Eq. A11) is ``constant`` for what the
-    metric's mask keeps and ``1 - constant`` for the rest.
+    metric's mask keeps and ``1 - constant`` for the rest. ``auto`` is score-const for blocks and
+    layers, of which one whose loss explodes would make sigmoid-norm see all others as equal.
 
     Args:
         importance: scores and one-shot mask of a metric.
         budget: what the probabilities are projected onto.
-        transform: ``sigmoid-norm`` or ``score-const``.
+        transform: ``sigmoid-norm``, ``score-const`` or ``auto``.
         constant: the c of score-const.
 
     Returns:
@@ -89,12 +94,15 @@ def initial_probabilities(
     Raises:
         PruningError: an unknown transform.
     """
+    if transform == "auto":
+        few = budget.units.granularity in ("blocks", "layers")
+        transform = "score-const" if few else "sigmoid-norm"
     if transform == "score-const":
         kept = importance.mask.to(torch.float64)
         return budget.project(kept * constant + (1 - kept) * (1 - constant))
     if transform != "sigmoid-norm":
         raise PruningError(
-            f"init transform {transform!r} is unknown; choose one of {', '.join(TRANSFORMS)}"
+            f"init transform {transform!r} is unknown; choose one of auto, {', '.join(TRANSFORMS)}"
         )
     groups = budget.units.group if importance.local else budget.units.kind
     probabilities = torch.empty_like(importance.scores)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgprune import PruningError
-from pgprune.budget import BUDGETS, SCOPES, Budget
+from pgprune.budget import BUDGETS, Budget
 from pgprune.initialization import (
     PROGRESSIVE,
     TRANSFORMS,
@@ -57,9 +57,24 @@ def test_sigmoid_norm_standardises_each_kind_where_scores_compare_across_layers(
         assert actual[here].tolist() == pytest.approx(expected, abs=1e-7)
 
 
+@pytest.mark.parametrize(
+    ("granularity", "transform"), [("heads+channels", "sigmoid-norm"), ("layers", "score-const")]
+)
+def test_few_large_units_start_from_the_metrics_mask_and_many_small_ones_from_its_scores(
+    granularity, transform
+):
+    units = toy_units(layers=6, granularity=granularity)
+    budget = Budget(units, 0.5)
+    scored = importance(torch.arange(units.n) ** 2, budget)
+    assert torch.equal(
+        initial_probabilities(scored, budget, "auto"),
+        initial_probabilities(scored, budget, transform),
+    )
+
+
 def test_a_group_of_one_unit_starts_at_the_target():
     budget = Budget(toy_units(layers=4, granularity="blocks"), 0.25)
-    actual = initial_probabilities(importance(torch.arange(8), budget), budget)
+    actual = initial_probabilities(importance(torch.arange(8), budget), budget, "sigmoid-norm")
     assert actual.tolist() == [0.75] * 8
 
 
@@ -82,7 +97,7 @@ def test_score_const_is_one_constant_for_what_is_kept_and_its_complement_for_the
     st.lists(st.floats(-1e6, 1e6), min_size=UNITS.n, max_size=UNITS.n),
     st.sampled_from(TRANSFORMS),
     st.sampled_from(BUDGETS),
-    st.sampled_from(SCOPES),
+    st.sampled_from(["global", "local"]),
     st.sampled_from([0.05, 0.3, 0.6]),
     st.booleans(),
 )
@@ -105,7 +120,7 @@ def test_sigmoid_norm_keeps_the_order():
 
 def test_unknown_names_list_the_known():
     budget = Budget(UNITS, 0.5)
-    with pytest.raises(PruningError, match="'softmax'.*sigmoid-norm, score-const"):
+    with pytest.raises(PruningError, match="'softmax'.*auto, sigmoid-norm, score-const"):
         initial_probabilities(importance(torch.ones(UNITS.n), budget), budget, "softmax")
     with pytest.raises(PruningError, match="'taylor'.*auto, wanda-sp, layerwise-ppl, random"):
         metric_name("taylor", "heads")

@@ -19,6 +19,8 @@ from tiny import AdditiveLM, toy_problem, toy_units
 def test_the_default_learning_rate_is_the_papers_at_its_30000_evaluations():
     assert default_learning_rate(30_000) == 2e-3
     assert default_learning_rate(1000) > default_learning_rate(3000) > 2e-3
+    assert default_learning_rate(30_000, "layers") == 2e-3
+    assert default_learning_rate(1000, "layers") < default_learning_rate(1000)
 
 
 def test_the_environment_must_fit():
