@@ -106,7 +106,7 @@ def pivot(table: Table, records: list[Record]) -> str:
 
 def _pivot(table: Table, records: list[Record], values: list[str]) -> str:
     groups: Group = defaultdict(lambda: defaultdict(list))
-    for record in _by_set(records):
+    for record in _by_set(_same_seeds(table, records), every="set" in table.rows):
         fields = record["cell"] | {"set": record["set"]}
         groups[tuple(fields[f] for f in table.rows)][fields.get(table.columns, "")].append(record)
     columns = list(dict.fromkeys(column for row in groups.values() for column in row))
@@ -246,10 +246,23 @@ def _draw(
     figure.savefig(path, dpi=150)
 
 
-def _by_set(records: Iterable[Record]) -> Iterable[Record]:
-    """Each record once for each of its evaluation texts."""
+def _same_seeds(table: Table, records: list[Record]) -> list[Record]:
+    """The records to compare: where a table has columns, those of seeds that all entries have."""
+    if not table.columns:
+        return records
+    fields = [field for field in (*table.rows, table.columns) if field != "set"]
+    seeds: dict[tuple[Any, ...], set[int]] = defaultdict(set)
     for record in records:
-        for name in record["masks"]["dense"]["perplexity"]:
+        cell = record["cell"]
+        seeds[tuple(cell[field] for field in fields)].add(cell["seed"])
+    common = set.intersection(*seeds.values())
+    return [record for record in records if record["cell"]["seed"] in common]
+
+
+def _by_set(records: Iterable[Record], every: bool) -> Iterable[Record]:
+    """Each record once for each of its evaluation texts, or for the first only."""
+    for record in records:
+        for name in list(record["masks"]["dense"]["perplexity"])[: None if every else 1]:
             yield record | {"set": name}
 
 
