@@ -26,7 +26,7 @@ from pgprune.initialization import (
     progressive_rates,
 )
 from pgprune.interrupt import ctrl_c
-from pgprune.memory import memory_now, peak_memory
+from pgprune.memory import memory_now, peak_memory, read_once
 from pgprune.metrics import METRICS, check_metric
 from pgprune.models import fingerprint
 from pgprune.problem import make_problem
@@ -57,6 +57,7 @@ class Training:
         check_metric(self._metric, settings.pruning.granularity)
         seed, masks = settings.run.seed, settings.reinforce.masks_per_step
         self.problem = make_problem(settings.model, settings.data, settings.pruning, seed, masks)
+        read_once(self.problem.lm.model.parameters())
         self._loaded = memory_now(self.problem.lm.device)
         self.windows = evaluation_windows(settings.data, self.problem.tokenizer)
         self._metric_windows = self._head(settings.init.init_samples)

@@ -1,9 +1,11 @@
 """Memory that a run takes, on the host or on the accelerator."""
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 
 def peak_memory(device: torch.device) -> int:
@@ -26,3 +28,10 @@ def memory_now(device: torch.device) -> int:
     import resource
 
     return int(statm.read_text().split()[1]) * resource.getpagesize()
+
+
+def read_once(tensors: Iterable[Tensor]) -> None:
+    """Reads tensors, because weights mapped from a file are in memory only once they are read."""
+    for tensor in tensors:
+        if tensor.device.type == "cpu":
+            tensor.sum()

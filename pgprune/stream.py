@@ -4,10 +4,9 @@ Documents are tokenised one by one, with the special tokens that the tokenizer a
 joined, and cut into windows of equal length that may straddle documents.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, count, islice, tee
+from itertools import chain, count, islice
 from typing import Any
 
 import numpy as np
