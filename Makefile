@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: run test lint clean
 
 run: $(INSTALLED)
-	$(BIN)/python scripts/train_agent.py --agent reinforce --model builtin $(ARGS)
+	$(BIN)/python scripts/train_agent.py --agent reinforce --model builtin --export hf $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q
@@ -26,7 +26,7 @@ lint: $(INSTALLED)
 	rm -rf build/lint
 	mkdir -p build/lint/pgprune
 	cp pgprune/*.py pgprune/py.typed build/lint/pgprune
-	cp -r pgprune/hub_code envs agents build/lint/pgprune
+	cp -r pgprune/hub_code pgprune/metrics pgprune/methods envs agents build/lint/pgprune
 	cp -r scripts build/lint
 	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
 		--cache-dir ../../.mypy_cache pgprune scripts

@@ -1,67 +1,62 @@
-"""What a run reports: results.json, the plots, and what to do next."""
+"""What a run leaves: results.json, the plots, the exported model, and what to do next."""
 
 import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pgprune.agents.record import Record
 from pgprune.agents.reinforce import Reinforce
 from pgprune.agents.settings import Settings
-from pgprune.evaluation import bos_rule
+from pgprune.errors import PruningError
+from pgprune.export import ExportConfig, export
 from pgprune.plots import plot_kept_shares, plot_learning_curve
 from pgprune.problem import Problem
+from pgprune.results import facts
 from pgprune.run import Run
-from pgprune.versions import versions
 
 
 def summarise(
-    settings: Settings, problem: Problem, record: Record, agent: Reinforce, completed: bool
+    settings: Settings,
+    problem: Problem,
+    windows: Mapping[str, Tensor],
+    record: Record,
+    agent: Reinforce,
+    completed: bool,
 ) -> dict[str, Any]:
     """The content of results.json.
 
     Args:
         settings: of the run.
         problem: the model, its units and the budget.
+        windows: evaluation windows (N, T) by the name of their set.
         record: perplexities, masks (``initial`` and ``masked``) and costs.
         agent: the agent, done.
         completed: whether it did all its steps.
     """
-    units, lm = problem.units, problem.lm
-    mask = record.masks["masked"]
+    mask, initial = record.masks["masked"], record.masks["initial"]
+    shared = facts(problem, settings.model.model, mask, windows, settings.run.seed)
+    dense = shared["parameters"]["dense"]
     return {
-        "model": settings.model.model,
         "agent": settings.agent.agent,
-        "granularity": units.granularity,
-        "budget": settings.pruning.budget,
-        "scope": settings.pruning.scope,
-        "prune_rate": {
-            "requested": settings.pruning.prune_rate,
-            "achieved": units.prune_rate(mask),
-        },
+        **shared,
         "parameters": {
-            "dense": lm.parameters,
-            "prunable": units.prunable,
-            "initial": lm.parameters - units.pruned_parameters(record.masks["initial"]),
-            "pruned": lm.parameters - units.pruned_parameters(mask),
+            **shared["parameters"],
+            "initial": dense - problem.units.pruned_parameters(initial),
         },
         "perplexity": {**record.perplexity, "pruned": record.perplexity["masked"]},
         "validation_loss": {"last": record.validation_loss, "best": record.best_loss},
-        "evaluation": {
-            "sequence_length": settings.data.sequence_length,
-            "bos": bos_rule(problem.tokenizer),
-        },
         "completed": completed,
         "mask_evaluations": agent.timesteps,
         "skipped": agent.skipped,
         "learning_rate": settings.learning_rate,
-        "executor": lm.executor,
         "tokens": record.tokens,
         "seconds": record.seconds,
         "peak_memory_bytes": record.peak_memory,
         "memory_beyond_weights_bytes": record.beyond_weights,
-        "seed": settings.run.seed,
-        "versions": versions(),
     }
 
 
@@ -75,15 +70,43 @@ def plot(run: Run, problem: Problem, record: Record) -> None:
     plot_kept_shares(plots / "kept_shares.png", problem.units.groups, learned, initial, target)
 
 
+def export_once(run: Run, format: str, note: Callable[[str], object]) -> Path:
+    """Exports a run unless it has been done.
+
+    Args:
+        run: that has done all its steps.
+        format: a key of ``FORMATS``.
+        note: is told what is special about the export.
+
+    Returns:
+        The directory, in the run.
+
+    Raises:
+        PruningError: it cannot be exported; the run is complete without.
+    """
+    try:
+        directory = run.path / format
+        if not directory.exists():  # it appears when it is complete
+            export(run, ExportConfig(format=format), note)
+        return directory
+    except PruningError as error:
+        path = shlex.quote(str(run.path))
+        raise PruningError(
+            f"the run {path} is complete, but its export failed: {error}; try again by "
+            f"--resume {path} --export {format}"
+        ) from error
+
+
 def next_commands(results: dict[str, Any], run: Run) -> list[str]:
     """Commands worth typing after a run."""
-    path = shlex.quote(str(run.path))
+    path, model = shlex.quote(str(run.path)), shlex.quote(results["model"])
     if not results["completed"]:
         return [f"python scripts/train_agent.py --resume {path}"]
     higher = min(0.9, results["prune_rate"]["requested"] + 0.1)
+    compare = f"python scripts/benchmark_inference.py {model} {path}    # how much faster it is"
+    smaller = f"python scripts/export.py {path}    # the smaller model, for transformers"
     return [
-        f"python scripts/export.py {path}    # the smaller model, for transformers",
-        f"python scripts/train_agent.py --model {shlex.quote(results['model'])} "
-        f"--prune-rate {higher:.2g}    # prune more",
+        compare if (run.path / "hf").exists() else smaller,
+        f"python scripts/train_agent.py --model {model} --prune-rate {higher:.2g}    # prune more",
         f"tensorboard --logdir {path}/tensorboard    # how it learned; pictures in {path}/plots",
     ]

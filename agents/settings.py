@@ -1,17 +1,18 @@
 """All settings of a training run in one place: from the command line, to config.yaml and back."""
 
 import argparse
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
 
 from pgprune.agents.reinforce import ReinforceConfig, default_learning_rate
-from pgprune.cli import ArgumentParser, Config, from_arguments, given
+from pgprune.cli import given
 from pgprune.errors import PruningError
+from pgprune.export import FORMATS
 from pgprune.initialization import InitConfig
 from pgprune.models import ModelConfig
 from pgprune.problem import PruningConfig
-from pgprune.run import Run, RunConfig
+from pgprune.run import RunConfig
+from pgprune.sections import Sections
 from pgprune.stream import DataConfig
 
 AGENTS = ("reinforce",)
@@ -27,42 +28,31 @@ class AgentConfig:
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingRunConfig(RunConfig):
+    """Run: how long, where the results go, and what is made of them."""
+
+    export: str | None = field(
+        default=None,
+        metadata={
+            "help": "also write the pruned model, as scripts/export.py does by default, into a "
+            "folder of that name in the run",
+            "choices": list(FORMATS),
+            "default": "no export",
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Settings(Sections):
     """One frozen config for each concern; the fields' names are the sections of config.yaml."""
 
     agent: AgentConfig = AgentConfig()
-    run: RunConfig = RunConfig()
+    run: TrainingRunConfig = TrainingRunConfig()
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     pruning: PruningConfig = PruningConfig()
     init: InitConfig = InitConfig()
     reinforce: ReinforceConfig = ReinforceConfig()
-
-    @classmethod
-    def add_to(cls, parser: ArgumentParser) -> None:
-        """Adds every setting to a command's options."""
-        for config in _SECTIONS.values():
-            parser.add(config)
-
-    @classmethod
-    def from_arguments(cls, arguments: argparse.Namespace) -> Self:
-        """The settings of a new run, from parsed options."""
-        return cls(
-            **{name: from_arguments(config, arguments) for name, config in _SECTIONS.items()}
-        )
-
-    @classmethod
-    def from_run(cls, run: Run) -> Self:
-        """The settings that a run was started with.
-
-        Raises:
-            PruningError: its config.yaml lacks a section or holds a wrong value.
-        """
-        return cls(**{name: run.config(name, config) for name, config in _SECTIONS.items()})
-
-    def sections(self, decided: dict[str, Any]) -> dict[str, Config | dict[str, Any]]:
-        """The sections of config.yaml; ``decided`` holds what was chosen from the settings."""
-        return {name: getattr(self, name) for name in _SECTIONS} | {"decided": decided}
 
     @property
     def learning_rate(self) -> float:
@@ -79,18 +69,15 @@ class Settings:
         return f"{self.agent.agent}-{model}-{self.pruning.prune_rate:g}-seed{self.run.seed}"
 
 
-_SECTIONS: dict[str, Any] = {field.name: type(field.default) for field in fields(Settings)}
-
-
 def check_resume(arguments: argparse.Namespace) -> None:
     """Refuses other options beside ``--resume``, whose run has its own.
 
     Raises:
         PruningError: an option was given that the run's settings would silently override.
     """
-    for config in _SECTIONS.values():
+    for config in Settings.configs().values():
         for name in given(config, arguments):
-            if name not in ("resume", "quiet"):
+            if name not in ("resume", "quiet", "export"):
                 raise PruningError(
                     f"--resume goes on under the run's own settings, so --{name.replace('_', '-')} "
                     "has no effect; leave it out, or start a new run"

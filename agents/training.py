@@ -7,10 +7,11 @@ checkpoints and now and then a look at a fixed validation batch; evaluate, write
 import math
 import time
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from pgprune.agents.record import Record
 from pgprune.agents.reinforce import Reinforce
@@ -19,6 +20,7 @@ from pgprune.agents.settings import Settings
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.errors import PruningError
 from pgprune.evaluation import perplexity
+from pgprune.export import check_format
 from pgprune.initialization import (
     PROGRESSIVE,
     initial_probabilities,
@@ -30,7 +32,9 @@ from pgprune.memory import memory_now, peak_memory, read_once
 from pgprune.metrics import METRICS, check_metric
 from pgprune.models import fingerprint
 from pgprune.problem import make_problem
+from pgprune.results import perplexities
 from pgprune.run import Run
+from pgprune.sample import sample_text
 from pgprune.stream import evaluation_windows
 from pgprune.view import TrainingView
 
@@ -57,6 +61,9 @@ class Training:
         check_metric(self._metric, settings.pruning.granularity)
         seed, masks = settings.run.seed, settings.reinforce.masks_per_step
         self.problem = make_problem(settings.model, settings.data, settings.pruning, seed, masks)
+        if settings.run.export is not None:
+            model = cast(PreTrainedModel, self.problem.lm.model)
+            check_format(settings.run.export, model, self.problem.tokenizer)
         read_once(self.problem.lm.model.parameters())
         self._loaded = memory_now(self.problem.lm.device)
         self.windows = evaluation_windows(settings.data, self.problem.tokenizer)
@@ -140,7 +147,7 @@ class Training:
         importance = metric(problem.lm, self._metric_windows, problem.budget, seed)
         self.record.masks["initial"] = importance.mask
         rows = {"dense": problem.units.ones(), "initial": importance.mask}
-        self._evaluate(rows)
+        self.record.perplexity |= perplexities(problem.lm, rows, self.windows)
         rates, start, transform = None, problem.budget, config.init_transform
         if config.init == PROGRESSIVE:
             rates = progressive_rates(problem.budget.prune_rate)
@@ -156,17 +163,6 @@ class Training:
         if prune_rates is None and self.settings.init.init == PROGRESSIVE:
             prune_rates = progressive_rates(self.problem.budget.prune_rate)
         return Reinforce(env, config, initial, prune_rates, seed=self.settings.run.seed)
-
-    def _evaluate(self, rows: dict[str, Tensor]) -> None:
-        """Adds perplexity rows to the record: name -> mask (n,)."""
-        masks = torch.stack(list(rows.values()))  # (rows, n)
-        for name in rows:
-            self.record.perplexity[name] = {}
-        for text, windows in self.windows.items():
-            values = perplexity(self.problem.lm, masks, windows)
-            assert isinstance(values, list)
-            for name, value in zip(rows, values, strict=True):
-                self.record.perplexity[name][text] = value
 
     def _validate(self, agent: Reinforce) -> None:
         """Looks at the rounded mask on the validation batch and keeps the best so far."""
@@ -218,14 +214,20 @@ class Training:
     def _finish(self, run: Run, agent: Reinforce, completed: bool) -> dict[str, Any]:
         masks = self.record.masks
         masks["masked"] = agent.mask()
-        self._evaluate({"masked": masks["masked"], "best": masks["best"]})
+        rows = {name: masks[name] for name in ("masked", "best")}
+        self.record.perplexity |= perplexities(self.problem.lm, rows, self.windows)
+        # The last thing that is asked of the model, which is a pruned one from here on.
+        lm, tokenizer = self.problem.lm, self.problem.tokenizer
+        samples = sample_text(lm, masks["masked"], tokenizer, self.windows)
         self._count()
         tensors = {**masks, "mask": masks["masked"], "probabilities": agent.probabilities}
         del tensors["masked"]
         run.write_mask("mask", tensors, self.problem.units.describe())
         plot(run, self.problem, self.record)
-        results = summarise(self.settings, self.problem, self.record, agent, completed)
-        results["evaluation"]["windows"] = {name: len(ids) for name, ids in self.windows.items()}
+        results = summarise(
+            self.settings, self.problem, self.windows, self.record, agent, completed
+        )
+        results["samples"] = samples
         run.write_results(results)
         return results
 
@@ -235,13 +237,19 @@ class Training:
         return self.problem.stream.head(min(windows, samples or windows))
 
 
-def resumed(run: Run) -> Settings:
-    """The settings of a run to go on with, what was decided then included."""
+def resumed(run: Run, export: str | None = None) -> Settings:
+    """The settings of a run to go on with, what was decided then included.
+
+    Args:
+        run: to go on with.
+        export: the format to export in the end; None leaves it as it was asked then.
+    """
     settings, decided = Settings.from_run(run), run.sections.get("decided", {})
     executor = decided.get("executor", settings.pruning.executor)
     rate = decided.get("learning_rate", settings.reinforce.learning_rate)
     return replace(
         settings,
+        run=replace(settings.run, export=export or settings.run.export),
         pruning=replace(settings.pruning, executor=executor),
         reinforce=replace(settings.reinforce, learning_rate=rate),
     )

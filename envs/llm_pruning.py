@@ -97,7 +97,8 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
     | `channel_block`       | int     | `1`                | neighbouring channels in one unit   |
     | `prune_rate`          | float   | `0.4`              | share to remove                     |
     | `budget`              | str     | `"per-kind"`       | or `units` or `parameters`          |
-    | `scope`               | str     | `"global"`         | `local`: a budget for each layer    |
+    | `scope`               | str     | `"global"`         | or `local`, `uniform`: by layer     |
+    | `round_to`            | int     | `1`                | channels of a layer: multiples of N |
     | `batch_size`          | int     | `8`                | sequences of a calibration batch    |
     | `sequence_length`     | int     | `128`              | tokens of a sequence                |
     | `calibration_samples` | int     | `None`             | revisit that many sequences only    |

@@ -55,6 +55,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         prune_rate: float = 0.4,
         budget: str = "per-kind",
         scope: str = "global",
+        round_to: int = 1,
         batch_size: int = 8,
         sequence_length: int = 128,
         calibration_samples: int | None = None,
@@ -93,6 +94,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
                 channel_block=channel_block,
                 budget=budget,
                 scope=scope,
+                round_to=round_to,
                 executor=executor,
             )
             config = ModelConfig(model=model, device=device, dtype=dtype)

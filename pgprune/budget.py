@@ -2,9 +2,11 @@
 
 Scores live in pools that share one capacity. ``per-kind`` has a pool for each kind of unit,
 ``units`` (Eq. 1 of arXiv 2406.10576) and ``parameters`` have one; the scope ``local`` splits each
-pool by layer (Sect. 5.2). A unit costs one, or its parameters where the budget counts parameters.
+pool by layer (Sect. 5.2), and ``uniform`` gives all layers the same capacity, rounded down. A unit
+costs one, or its parameters where the budget counts parameters.
 """
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -12,10 +14,17 @@ import torch
 from torch import Tensor
 
 from pgprune.errors import PruningError
+from pgprune.rounding import (
+    best_chunks,
+    best_units,
+    check_round_to,
+    check_uniform,
+    largest_remainder,
+)
 from pgprune.units import PruningUnits
 
 BUDGETS = ("per-kind", "units", "parameters")
-SCOPES = ("global", "local")
+SCOPES = ("global", "local", "uniform")
 _BISECTIONS = 32  # leaves the shift within 2^-32 of exact; one linear step makes it exact
 
 
@@ -45,11 +54,14 @@ class Budget:
         units: the units to choose from.
         prune_rate: share to remove, inside (0, 1).
         kind: ``per-kind``, ``units`` or ``parameters``.
-        scope: ``global`` or ``local`` (each layer keeps its share).
+        scope: ``global``, ``local`` (each layer keeps its share) or ``uniform`` (all layers keep
+            equally many heads and equally many channels).
+        round_to: what the number of channels that a layer keeps is a multiple of.
 
     Raises:
         PruningError: a rate outside (0, 1), an unknown kind or scope, a scope that leaves nothing
-            to choose, or a rate so high that no unit of some kind would be left.
+            to choose, a scope or ``round_to`` that does not fit the units, or a rate so high that
+            no unit of some kind would be left (with ``uniform``, in a layer).
     """
 
     def __init__(
@@ -58,27 +70,37 @@ class Budget:
         prune_rate: float,
         kind: str = "per-kind",
         scope: str = "global",
+        round_to: int = 1,
     ) -> None:
         _check(prune_rate, kind, scope)
+        check_round_to(units, round_to)
+        if scope == "uniform":
+            check_uniform(units, kind)
         self.units = units
         self.prune_rate = prune_rate
         self.kind = kind
         self.scope = scope
+        self.round_to = round_to
         # As a fraction, so that 0.3 of 20 heads is 6, for 0.1 + 0.2 as for 0.3.
         self._keep = 1 - Fraction(prune_rate).limit_denominator(10**9)
         self.target_share = float(self._keep)
         self.cost = units.cost if kind == "parameters" else torch.ones_like(units.cost)  # (n,)
+        self._chunk = torch.ones_like(units.cost)  # units that are kept together, (n,)
+        if round_to > 1:
+            channels = units.kind == units.kinds.index("channels")
+            self._chunk[channels] = round_to // units.channel_block
         self.pools = self._pools()
         self._on_device: dict[torch.device, list[tuple[Tensor, Tensor, float]]] = {}
         self._check_pools()
 
     def with_rate(self, prune_rate: float) -> "Budget":
         """The same budget at another prune rate."""
-        return Budget(self.units, prune_rate, self.kind, self.scope)
+        return Budget(self.units, prune_rate, self.kind, self.scope, self.round_to)
 
     def local(self) -> "Budget":
         """Every kind keeps its share in every layer: how metrics prune that compare no further."""
-        return Budget(self.units, self.prune_rate, "per-kind", "local")
+        scope = "uniform" if self.scope == "uniform" else "local"
+        return Budget(self.units, self.prune_rate, "per-kind", scope, self.round_to)
 
     def project(self, probabilities: Tensor) -> Tensor:
         """Projects scores onto the relaxed budget.
@@ -101,7 +123,8 @@ class Budget:
     def round(self, scores: Tensor) -> Tensor:
         """The mask of the best scores: never over budget, and no pruned unit would still fit.
 
-        Units are kept in descending order of score while they fit; ties go by index.
+        Units are kept in descending order of score while they fit; ties go by index. With
+        ``round_to`` the channels of a layer are kept by the chunk, see ``pgprune.rounding``.
 
         Args:
             scores: (n,), higher is more worth keeping; NaN is refused.
@@ -117,8 +140,13 @@ class Budget:
             )
         mask = torch.zeros(self.units.n, dtype=torch.uint8)
         for pool in self.pools:
-            order = pool.members[torch.argsort(scores[pool.members], descending=True, stable=True)]
-            mask[order[_fill(self.cost[order], pool.capacity)]] = 1
+            members = pool.members
+            if self.round_to == 1:
+                kept = best_units(scores[members], pool.cost, pool.capacity)
+            else:
+                group, chunk = self.units.group[members], self._chunk[members]
+                kept = best_chunks(scores[members], pool.cost, pool.capacity, group, chunk)
+            mask[members[kept]] = 1
         return mask
 
     def kept_share(self, masks: Tensor) -> Tensor:
@@ -140,7 +168,7 @@ class Budget:
 
     def _pools(self) -> list[Pool]:
         kind = self.units.kind if self.kind == "per-kind" else torch.zeros_like(self.units.kind)
-        layer = self.units.layer if self.scope == "local" else torch.zeros_like(self.units.layer)
+        layer = self.units.layer if self.scope != "global" else torch.zeros_like(self.units.layer)
         pools: list[Pool] = []
         for k in kind.unique():
             name = self.units.kinds[k] if self.kind == "per-kind" else "the model"
@@ -149,10 +177,19 @@ class Budget:
                 for level in layer[kind == k].unique()
             ]
             shares = [self._keep * int(self.cost[index].sum()) for index in members]
-            capacities = _largest_remainder(shares, whole=self.kind != "parameters")
+            capacities = self._capacities(shares, members)
             for index, share, capacity in zip(members, shares, capacities, strict=True):
                 pools.append(Pool(name, index, self.cost[index], float(share), capacity))
         return pools
+
+    def _capacities(self, shares: list[Fraction], members: list[Tensor]) -> list[int]:
+        """What a mask may keep in pools of the same kind: their whole capacities."""
+        if self.kind == "parameters":
+            return [math.floor(share) for share in shares]
+        chunk = int(self._chunk[torch.cat(members)].min())  # 1 beside heads
+        if self.scope == "uniform":
+            return [math.floor(min(shares) / chunk) * chunk] * len(shares)
+        return largest_remainder(shares, [len(index) for index in members], chunk)
 
     def _pools_on(self, device: torch.device) -> list[tuple[Tensor, Tensor, float]]:
         """Members, float64 costs and share of each pool, copied to a device once."""
@@ -170,13 +207,27 @@ class Budget:
                 "scope local leaves nothing to choose, because each layer has one unit of a kind; "
                 "choose scope global"
             )
-        kept = {pool.name for pool in self.pools if pool.capacity >= int(pool.cost.min())}
+        kept = {pool.name for pool in self.pools if pool.capacity >= self._least(pool)}
         for pool in self.pools:
             if pool.name not in kept:
-                raise PruningError(
-                    f"prune rate {self.prune_rate} leaves nothing of {pool.name}; choose a smaller "
-                    "rate or another granularity"
-                )
+                raise PruningError(self._nothing_left(pool))
+
+    def _least(self, pool: Pool) -> int:
+        """The smallest cost of what can be kept at all."""
+        return int((pool.cost * self._chunk[pool.members]).min())
+
+    def _nothing_left(self, pool: Pool) -> str:
+        where, rate = "", "a smaller rate"
+        if self.scope == "uniform":
+            where = f" in any layer of {len(pool.members)} under scope uniform"
+            most = math.floor(1e4 * (1 - self._least(pool) / len(pool.members))) / 1e4
+            rate = f"a rate of at most {most:g}" if most > 0 else "another scope"
+        if self.round_to > 1:
+            rate += f", a round_to below {self.round_to}"
+        return (
+            f"prune rate {self.prune_rate} leaves nothing of {pool.name}{where}; choose {rate} or "
+            "another granularity"
+        )
 
 
 def _check(prune_rate: float, kind: str, scope: str) -> None:
@@ -188,34 +239,6 @@ def _check(prune_rate: float, kind: str, scope: str) -> None:
         raise PruningError(f"budget {kind!r} is unknown; choose one of {', '.join(BUDGETS)}")
     if scope not in SCOPES:
         raise PruningError(f"scope {scope!r} is unknown; choose one of {', '.join(SCOPES)}")
-
-
-def _largest_remainder(shares: list[Fraction], whole: bool) -> list[int]:
-    """Whole capacities: floors, and what they leave of the sum by largest remainder if units."""
-    floors = [share.numerator // share.denominator for share in shares]
-    if not whole:
-        return floors
-    left = int(sum(shares)) - sum(floors)
-    by_remainder = sorted(range(len(shares)), key=lambda i: floors[i] - shares[i])
-    for i in by_remainder[:left]:
-        floors[i] += 1
-    return floors
-
-
-def _fill(cost: Tensor, capacity: int) -> Tensor:
-    """Which of the ordered units are kept, (p,) bool, when each is kept if it still fits."""
-    kept = torch.zeros(len(cost), dtype=torch.bool)
-    start = 0
-    while start < len(cost):
-        fits = torch.cumsum(cost[start:], 0) <= capacity
-        run = int(fits.sum())  # costs are positive, so what fits is a prefix
-        kept[start : start + run] = True
-        capacity -= int(cost[start : start + run].sum())
-        rest = torch.nonzero(cost[start + run :] <= capacity).flatten()
-        if not len(rest):
-            break
-        start += run + int(rest[0])
-    return kept
 
 
 def _project_pool(z: Tensor, cost: Tensor, share: float) -> Tensor:

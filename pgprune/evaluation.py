@@ -1,10 +1,17 @@
 """Perplexity of a model under masks, and what it depends on."""
 
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pgprune.masked_lm import MaskedLM
+
+_PROBE = "It's 12,345.67 naïve  Köln cafés\n\tdef f(x): return [x] * 2  # 漢字 🙂"
 
 
 def perplexity(
@@ -36,3 +43,20 @@ def bos_rule(tokenizer: PreTrainedTokenizerBase) -> str:
     ids = tokenizer("a")["input_ids"]
     begins = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
     return "one BOS per document" if begins else "none"
+
+
+def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Tells a tokenizer from others, as perplexities of different tokenizers do not compare.
+
+    Returns:
+        ``name`` (of its directory, or the hub id), ``class``, ``vocabulary`` (its size) and
+        ``hash``, of its vocabulary and of how it cuts a text.
+    """
+    name = tokenizer.name_or_path
+    behaviour = [sorted(tokenizer.get_vocab().items()), tokenizer(_PROBE)["input_ids"]]
+    return {
+        "name": Path(name).name if Path(name).is_dir() else name,
+        "class": type(tokenizer).__name__,
+        "vocabulary": len(tokenizer),
+        "hash": hashlib.sha256(json.dumps(behaviour).encode()).hexdigest()[:16],
+    }

@@ -3,7 +3,7 @@
 A new family is a new row of ``FAMILIES``; nothing else in the project names an architecture.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -22,13 +22,21 @@ class Family:
         key: key projection, from a layer; its rows belong to kv heads.
         value: value projection, from a layer; its rows belong to kv heads.
         output: attention output projection, from a layer; its columns belong to query heads.
-        expand: MLP projections whose rows are channels, from a layer.
+        expand: MLP projections whose rows are channels, from a layer; a gate comes first.
         down: MLP projection whose columns are channels, from a layer.
         attention_norms: norms that a missing attention block makes useless, from a layer.
         mlp_norms: norms that a missing MLP block makes useless, from a layer.
         channel_count: name of the configuration's MLP width.
         head_count: name of the attention module's attribute that must hold the number of heads,
             None where the number follows from the shapes.
+        stock_heads: which numbers of heads the stock configuration takes when all layers have as
+            many: ``any``; a ``divisor`` of the width; those of the ``dense`` model only, where the
+            size of a head is the width over their number.
+        stand_in: ``model_type`` that is the same network, without sliding window and where no
+            projection has a bias, and takes any number of heads.
+        final_norm: the norm before the head, from the causal LM.
+        positions: learned position embeddings, from the causal LM; None where there are none.
+        gguf: llama.cpp's architecture that holds it after pruning, None where there is none.
     """
 
     layers: str
@@ -43,6 +51,11 @@ class Family:
     mlp_norms: tuple[str, ...]
     channel_count: str = "intermediate_size"
     head_count: str | None = None
+    stock_heads: str = "any"
+    stand_in: str | None = None
+    final_norm: str = "model.norm"
+    positions: str | None = None
+    gguf: str | None = None
 
 
 _LLAMA = Family(
@@ -56,13 +69,14 @@ _LLAMA = Family(
     down="mlp.down_proj",
     attention_norms=("input_layernorm",),
     mlp_norms=("post_attention_layernorm",),
+    gguf="deci",
 )
 
 FAMILIES: dict[str, Family] = {
-    "llama": _LLAMA,
+    "llama": replace(_LLAMA, stock_heads="divisor", stand_in="mistral"),
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
-    "qwen3": _LLAMA,
+    "qwen3": replace(_LLAMA, gguf="qwen3"),
     "opt": Family(
         layers="model.decoder.layers",
         attention="self_attn",
@@ -76,6 +90,9 @@ FAMILIES: dict[str, Family] = {
         mlp_norms=("final_layer_norm",),
         channel_count="ffn_dim",
         head_count="num_heads",
+        stock_heads="dense",
+        final_norm="model.decoder.final_layer_norm",
+        positions="model.decoder.embed_positions",
     ),
 }
 """Every supported family by its Hugging Face ``model_type``."""

@@ -41,6 +41,24 @@ def write_file(path: Path, data: bytes) -> None:
     sync_directory(path.parent)
 
 
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a file, which is made where there is none, and forces it to the disk.
+
+    Raises:
+        OSError: the disk is full or refuses; the file is as before.
+    """
+    size = path.stat().st_size if path.exists() else 0
+    try:
+        with path.open("ab") as file:
+            file.write(f"{line}\n".encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        if path.exists():
+            os.truncate(path, size)
+        raise
+
+
 def sync_directory(path: Path) -> None:
     """Forces a directory's entries to the disk, so that a rename survives a power cut."""
     if os.name == "posix":  # Windows cannot open directories
@@ -55,6 +73,34 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
     """Tensors of any device as the content of a safetensors file."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return save(plain, dict(metadata) if metadata else None)
+
+
+def check_new(path: Path, remedy: str = "choose another --output") -> None:
+    """Checks, before any long work, that a directory can be made.
+
+    Args:
+        path: the directory.
+        remedy: what to do where it exists, for the error.
+
+    Raises:
+        PruningError: it exists, or nothing may be written where it should be.
+    """
+    if os.path.lexists(path):
+        raise PruningError(f"{path} exists; {remedy}")
+    check_place(path.parent)
+
+
+def check_place(path: Path) -> None:
+    """Checks that directories can be made in one that need not exist yet.
+
+    Raises:
+        PruningError: nothing may be written there.
+    """
+    place = path.absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise PruningError(f"cannot make a directory in {place}; choose another --output")
 
 
 def make_directory(path: Path, files: Mapping[str, str], numbered: bool) -> Path:

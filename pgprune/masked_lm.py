@@ -9,18 +9,18 @@ executor wants. No modelling code is copied, and every family works alike.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgprune.errors import PruningError
 from pgprune.executors import EXECUTORS, LayerCall, LayerMask
 from pgprune.families import decoder_layers, family_of
+from pgprune.scoring import token_losses
 from pgprune.units import PruningUnits
 
-_LOGITS_BYTES = 64 * 2**20  # of one chunk of float32 logits; the loss needs about three such
 _PASS_TOKENS = 2048  # through the layers at once, so that any number of masks fits in memory
 
 
@@ -30,13 +30,22 @@ class Observation:
 
     Attributes:
         layer: index of the layer.
-        inputs: yields, chunk by chunk of the sequences, the input of the attention output
-            projection, (b, T, query heads * head_dim), and of the MLP down projection,
-            (b, T, channels).
+        states: hidden states before the layer, one (b, T, D) for each chunk of the sequences.
+        run: runs the layer as it is now and yields what ``inputs`` describes.
     """
 
     layer: int
-    inputs: Iterator[tuple[Tensor, Tensor]]
+    states: tuple[Tensor, ...]
+    run: Callable[[], Iterator[tuple[Tensor, Tensor]]]
+
+    @property
+    def inputs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields the inputs of the output and down projections, chunk by chunk of the sequences.
+
+        They are (b, T, query heads * head_dim) and (b, T, channels). Asked again, the layer runs
+        again: with other weights in its output projection, the MLP gets other inputs.
+        """
+        return self.run()
 
 
 class MaskedLM:
@@ -118,20 +127,53 @@ class MaskedLM:
         """
         self.tokens += 2 * input_ids.numel()
         run = EXECUTORS[self.executor]
-        chunks = input_ids.to(self.device).split(max(1, _PASS_TOKENS // input_ids.shape[1]))
-        prepared = [self._capture(chunk) for chunk in chunks]
+        prepared = [self._capture(chunk) for chunk in self._chunks(input_ids)]
         states = [hidden for hidden, _ in prepared]  # each (b, T, D)
         for index in range(self.units.layers):
             calls = [calls[index] for _, calls in prepared]
-            yield Observation(index, map(self._watch, calls, tuple(states)))
+            before = tuple(states)
+            yield Observation(index, before, partial(map, self._watch, calls, before))
             layer_mask = LayerMask(mask[None], self.units, index, self._family)
             for chunk, call in enumerate(calls):
                 states[chunk] = run(call, states[chunk][None], layer_mask)[0]
 
+    @torch.no_grad()
+    def states(self, input_ids: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
+        """Yields the dense hidden states around each layer, chunk by chunk of the sequences.
+
+        Args:
+            input_ids: (B, T) int64.
+
+        Yields:
+            The layer, and the states before and after it, (b, T, D) each.
+        """
+        self.tokens += input_ids.numel()
+        for chunk in self._chunks(input_ids):
+            hidden, calls = self._capture(chunk)
+            for index, call in enumerate(calls):
+                before, hidden = hidden, call(hidden)
+                yield index, before, hidden
+
+    @property
+    def gated(self) -> bool:
+        """Whether MLPs multiply a gate with the outputs of an up projection."""
+        return len(self._family.expand) > 1
+
+    def linear(self, layer: int, kind: str) -> nn.Linear:
+        """The projection whose inputs are ``heads`` or ``channels``, or the ``up`` projection."""
+        family = self._family
+        paths = {"heads": family.output, "channels": family.down, "up": family.expand[-1]}
+        module = self._layers[layer].get_submodule(paths[kind])
+        assert isinstance(module, nn.Linear)
+        return module
+
     def projection(self, layer: int, kind: str) -> Tensor:
         """Weight of the projection whose inputs a kind of unit masks: (D, inputs)."""
-        path = self._family.output if kind == "heads" else self._family.down
-        return self._layers[layer].get_submodule(path).get_parameter("weight")
+        return self.linear(layer, kind).weight
+
+    def _chunks(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """Sequences that run through the layers together: (b, T) each, on the model's device."""
+        return input_ids.to(self.device).split(max(1, _PASS_TOKENS // input_ids.shape[1]))
 
     def _passes(self, masks: Tensor, input_ids: Tensor) -> tuple[Tensor, ...]:
         """Checked and counted masks (K, n), split into those that run together."""
@@ -148,8 +190,7 @@ class MaskedLM:
         targets = input_ids.to(self.device)[:, 1:]  # (B, T-1)
         hidden = self._hidden(masks, input_ids)[:, :, :-1].flatten(0, 2)  # (K*B*(T-1), D)
         wanted = targets.expand(len(masks), -1, -1).flatten()
-        parts = zip(hidden.split(self._chunk), wanted.split(self._chunk), strict=True)
-        loss = torch.cat([self._cross_entropy(part, want) for part, want in parts])
+        loss = token_losses(self.model, hidden, wanted)
         return loss.view(len(masks), *targets.shape).mean(dim=2).to(self.device)
 
     def _hidden(self, masks: Tensor, input_ids: Tensor) -> Tensor:
@@ -208,20 +249,8 @@ class MaskedLM:
         batch = hidden.shape[:2]  # OPT's MLP sees tokens in one row
         return seen[self._family.output], seen[self._family.down].view(*batch, -1)
 
-    @property
-    def _chunk(self) -> int:
-        """Tokens whose logits exist at the same time."""
-        vocabulary = self.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
-        return max(64, _LOGITS_BYTES // (4 * vocabulary))
-
     def _head(self, hidden: Tensor) -> Tensor:
         return self.model.get_output_embeddings()(hidden)  # type: ignore[operator]
-
-    def _cross_entropy(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """(N, D), (N,) -> (N,), computed in at least float32."""
-        logits = self._head(hidden)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.cross_entropy(logits, targets.to(logits.device), reduction="none")
 
 
 class _Station(nn.Module):

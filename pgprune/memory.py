@@ -1,7 +1,8 @@
 """Memory that a run takes, on the host or on the accelerator."""
 
+import ctypes
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -35,3 +36,38 @@ def read_once(tensors: Iterable[Tensor]) -> None:
     for tensor in tensors:
         if tensor.device.type == "cpu":
             tensor.sum()
+
+
+def memory_of(work: Callable[[], object], device: torch.device) -> int | None:
+    """The most memory that a piece of work takes beyond what was in use before it.
+
+    Args:
+        work: what to do.
+        device: where it is done.
+
+    Returns:
+        Bytes: allocated on a GPU, resident on the host; None (and nothing is done) where the
+        system cannot forget an earlier peak, as only Linux does.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    if device.type != "cpu" or not _forget_peak():
+        return None
+    before = memory_now(device)
+    work()
+    status = Path("/proc/self/status").read_text().partition("VmHWM:")[2]  # " 1234 kB\n..."
+    return int(status.split()[0]) * 1024 - before
+
+
+def _forget_peak() -> bool:
+    """Sets the host's peak back to what is in use; returns whether it could."""
+    try:
+        # Pages that freed tensors have left with the process would hide what is allocated anew.
+        ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except (OSError, AttributeError):
+        return False
+    return True

@@ -1,6 +1,6 @@
 """The README.md of an exported model: what it is, its numbers, and how they were obtained."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -8,9 +8,20 @@ import yaml
 _ROWS = {
     "dense": "dense model",
     "initial": "pruned by the initialising metric alone",
-    "masked": "pruned by the learned mask",
+    "learned": "pruned by the run's own mask",
+    "masked": "pruned, without repair",
     "pruned": "this model",
 }
+
+_LLAMA_CPP = """```sh
+llama-cli -m model.gguf -p "Once upon a time"   # llama.cpp
+echo "FROM ./model.gguf" > Modelfile && ollama create pruned   # Ollama
+llama-quantize model.gguf smaller.gguf Q8_0   # 8 bits a weight
+```
+
+Where llama.cpp calls its architecture `deci`, layers differ in size. Tensors whose width is no
+multiple of the quantised block (32; 256 for the K formats) stay in half precision when quantised:
+exporting with `--round-to 32` or `--round-to 256` avoids that."""
 
 
 def model_card(
@@ -20,6 +31,7 @@ def model_card(
     parameters: int,
     results: Mapping[str, Any],
     sections: Mapping[str, Mapping[str, Any]],
+    notes: Sequence[str] = (),
 ) -> str:
     """Writes the card.
 
@@ -30,12 +42,13 @@ def model_card(
         parameters: of the exported model, tied ones once.
         results: the content of the run's results.json.
         sections: of the run's config.yaml.
+        notes: paragraphs on what is special about this model.
 
     Returns:
         Markdown with the hub's metadata on top.
     """
     metadata: dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": "gguf" if kind == "gguf" else "transformers",
         "pipeline_tag": "text-generation",
         "tags": ["pgprune", "pruning", "text-generation"],
     }
@@ -45,7 +58,8 @@ def model_card(
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
         f"# {base}, pruned",
         _what(base, kind, parameters, results),
-        _loading(remote_code),
+        *notes,
+        _LLAMA_CPP if kind == "gguf" else _loading(remote_code),
         "## Perplexity",
         _perplexities(results),
         "## How these numbers were obtained",
@@ -84,9 +98,9 @@ def _loading(remote_code: bool) -> str:
     )
     if remote_code:
         text += (
-            "\n\nNeeds transformers 5.15 or newer. Layers differ in size, which stock "
-            "architectures cannot express; `modeling_pgprune.py` builds them from transformers' "
-            "own layers. After `import pgprune`, `trust_remote_code` is not needed."
+            "\n\nNeeds transformers 5.15 or newer. Stock architectures cannot express its layers; "
+            "the `modeling_*.py` beside the weights builds them from transformers' own. After "
+            "`import pgprune`, `trust_remote_code` is not needed."
         )
     return text
 
@@ -109,18 +123,20 @@ def _evaluation(results: Mapping[str, Any], sections: Mapping[str, Mapping[str, 
         f"Perplexity: exp of the mean cross-entropy over all predicted tokens of the first windows "
         f"of {evaluation['sequence_length']} tokens each of the evaluation text "
         f"({windows or 'number not recorded'}), each read on its own; BOS: {evaluation['bos']}; "
-        f"evaluation text: {_names(data['evaluation'])}. Perplexities compare only at the same "
-        "text, window length, BOS rule and tokenizer. They were measured on the masked model, "
+        f"evaluation text: {public_names(data['evaluation'])}. Perplexities compare only at the "
+        "same text, window length, BOS rule and tokenizer. They were measured on the masked model, "
         "whose logits surgery does not change beyond rounding."
     )
 
 
 def _search(results: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]) -> str:
     method = results.get("agent", results.get("method", "unknown"))
+    round_to = sections.get("pruning", {}).get("round_to", 1)
+    multiples = f", channels in multiples of {round_to}" if round_to > 1 else ""
     facts = {
         "method": method,
-        "budget": f"{results['budget']}, {results.get('scope', 'global')}",
-        "calibration text": _names(sections["data"]["calibration"]),
+        "budget": f"{results['budget']}, {results.get('scope', 'global')}{multiples}",
+        "calibration text": public_names(sections["data"]["calibration"]),
         "masks evaluated": f"{results['mask_evaluations']:,.0f} (on 1,024 tokens each)",
         "tokens read by the model": f"{results['tokens']:,}",
         "seconds": f"{results['seconds']:,.0f}",
@@ -130,7 +146,7 @@ def _search(results: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {fact} |" for name, fact in facts.items())
 
 
-def _names(source: str) -> str:
+def public_names(source: str) -> str:
     """A text source without the folders of the machine that it was read on."""
     items = source.split(",")
     return ", ".join(f"`{item.rpartition('/')[2] if _is_path(item) else item}`" for item in items)

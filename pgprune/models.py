@@ -6,7 +6,6 @@ checkpoint is ever executed: weights are safetensors, and remote code is not tru
 """
 
 import hashlib
-import json
 import re
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -28,6 +27,7 @@ from transformers import (
 from pgprune.errors import PruningError
 from pgprune.families import FAMILIES, family_of
 from pgprune.text import first_line
+from pgprune.weights import check_weights
 
 BUILTIN = Path(__file__).with_name("builtin_model")
 """Where the built-in model lies."""
@@ -38,6 +38,9 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+
+PRUNED = "pgprune_"
+"""What the ``model_type`` of pruned models begins with."""
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
@@ -82,27 +85,46 @@ class ModelConfig:
     )
 
 
-def load_model(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads a causal LM to evaluate, never to train: evaluation mode, no gradients, no cache.
+def check_model(
+    config: ModelConfig, pruned: bool = False
+) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """Checks all that can be checked without reading weights, and reads the rest.
 
     Args:
         config: which model, device and number format.
-
-    Returns:
-        The model on its device, and its tokenizer.
+        pruned: whether a model that pgprune has exported will do.
 
     Raises:
         PruningError: the device is absent, or the model is missing, of an unknown family, without
             (whole) safetensors weights or without a tokenizer.
     """
-    device = choose_device(config.device)
-    dtype = _choose_dtype(config, device)
+    choose_dtype(config, choose_device(config.device))
     _check_device_map(config)
     source = _resolve(config.model)
-    model_config = _read_config(source)
+    model_config = _read_config(source, pruned)
     if Path(source).is_dir():
-        _check_weights(Path(source))
-    tokenizer = _load_tokenizer(source)
+        check_weights(Path(source))
+    return model_config, _load_tokenizer(source)
+
+
+def load_model(
+    config: ModelConfig, pruned: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a causal LM to evaluate, never to train: evaluation mode, no gradients, no cache.
+
+    Args:
+        config: which model, device and number format.
+        pruned: whether a model that pgprune has exported will do.
+
+    Returns:
+        The model on its device, and its tokenizer.
+
+    Raises:
+        PruningError: as ``check_model``, or weights are missing or do not fit into the memory.
+    """
+    model_config, tokenizer = check_model(config, pruned)
+    device, source = choose_device(config.device), _resolve(config.model)
+    dtype = choose_dtype(config, device)
     placement = {"device_map": config.device_map} if config.device_map else {}
     model = _load_weights(
         source,
@@ -117,7 +139,7 @@ def load_model(config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenize
             "choose a smaller dtype or more devices"
         )
     if not placement:
-        model = _move(model, device)
+        model = move_model(model, device)
     return model.eval().requires_grad_(False), tokenizer
 
 
@@ -151,7 +173,12 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype | str:
+def choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype | str:
+    """The number format to load in, ``auto`` for the checkpoint's own.
+
+    Raises:
+        PruningError: it is unknown, or the device lacks it.
+    """
     if config.dtype == "auto":
         own = device.type != "cpu" and config.model != "builtin"
         return "auto" if own else torch.float32
@@ -195,55 +222,30 @@ def _resolve(model: str) -> str:
     return model
 
 
-def _read_config(source: str) -> PretrainedConfig:
-    """Reads the configuration of a known family."""
+def _read_config(source: str, pruned: bool) -> PretrainedConfig:
+    """Reads the configuration of a known family, or of a pruned model of one."""
     try:
         raw, _ = PretrainedConfig.get_config_dict(source)
     except (OSError, ValueError) as error:
         raise PruningError(_unreadable(source, "configuration", error)) from error
-    if raw.get("model_type") not in FAMILIES:  # also those that transformers does not know either
+    family = str(raw.get("model_type"))
+    dense = family.removeprefix(PRUNED).removeprefix("slicegpt_")
+    is_pruned = dense in FAMILIES and family.startswith(PRUNED)
+    if is_pruned and not pruned:
+        raise PruningError(f"the model {source!r} is already pruned; give the dense model")
+    if not is_pruned and family not in FAMILIES:  # also those that transformers does not know
         raise PruningError(
-            f"the model {source!r} is of the family {raw.get('model_type')!r}, which is not "
+            f"the model {source!r} is of the family {family!r}, which is not "
             f"supported; known families: {', '.join(FAMILIES)}"
         )
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # each configuration class checks its values in its own way
         raise PruningError(_unreadable(source, "configuration", error)) from error
-    family_of(config)  # refuses the variants that cannot be pruned
+    if not is_pruned:
+        family_of(config)  # refuses the variants that cannot be pruned
     config.use_cache = False
     return config
-
-
-def _check_weights(directory: Path) -> None:
-    """Makes sure that a directory holds all its weights in whole safetensors files."""
-    index = directory / "model.safetensors.index.json"
-    files = [directory / "model.safetensors"]
-    if not files[0].exists() and index.exists():
-        try:
-            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise PruningError(f"the weight index {str(index)!r} is corrupted") from None
-        files = [directory / name for name in sorted(set(names))]
-    for file in files:
-        if file.exists():
-            continue
-        if any(directory.glob("*.bin")):
-            raise PruningError(
-                f"the model {str(directory)!r} has its weights in a pickle (.bin), which is not "
-                "loaded because it can run code; convert it to safetensors with transformers' "
-                "save_pretrained"
-            )
-        raise PruningError(f"the model {str(directory)!r} has no weights: {file.name} is missing")
-    for file in files:
-        try:
-            with safe_open(file, framework="pt"):  # compares the header with the file's length
-                pass
-        except (SafetensorError, OSError) as error:
-            raise PruningError(
-                f"the weights {str(file)!r} are truncated or corrupted ({first_line(error)}); copy "
-                "or download them again"
-            ) from error
 
 
 def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
@@ -273,7 +275,12 @@ def _load_weights(source: str, **options: Any) -> PreTrainedModel:
     return model
 
 
-def _move(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+def move_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Moves a model to a device.
+
+    Raises:
+        PruningError: it does not fit into the device's memory.
+    """
     try:
         return model.to(device)  # type: ignore[arg-type]
     except torch.OutOfMemoryError as error:

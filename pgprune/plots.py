@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -126,6 +126,50 @@ def plot_kept_shares(
         figure.legend(handles, labels, loc="upper right", ncols=len(labels))
 
     return _save(path, (max(6.0, 0.22 * layers + 2), 1.2 + 2.1 * len(kinds)), draw)
+
+
+def plot_gains(
+    path: Path,
+    settings: Sequence[str],
+    gains: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]],
+    reference: str,
+) -> bool:
+    """Draws how many times better models are than a reference, one panel for each quantity.
+
+    Args:
+        path: the PNG file.
+        settings: the names of what was measured, S of them.
+        gains: by panel and model, S of (median, low, high).
+        reference: the name of the model whose gain is 1.
+
+    Returns:
+        Whether it was drawn: not without matplotlib.
+
+    Raises:
+        PruningError: the file cannot be written.
+    """
+    x = np.arange(len(settings))
+    colors = (_LEARNED, _INITIAL, _BEST, "#b0413e", "#7a5aa6", _GREY)
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, len(gains), squeeze=False)[0]
+        for panel, (title, models) in zip(panels, gains.items(), strict=True):
+            width = 0.8 / len(models)
+            for number, (name, values) in enumerate(models.items()):
+                middle, low, high = np.array(values).T  # each (S,)
+                left = x - 0.4 + (number + 0.5) * width
+                color = colors[number % len(colors)]
+                panel.bar(left, middle, width, color=color, label=name)
+                panel.vlines(left, low, high, color="black", linewidth=1)
+            panel.axhline(1, color=_GREY, linestyle="--", linewidth=1, label=reference)
+            panel.set_xticks(x, settings)
+            panel.set(xlabel="batch x tokens")
+            panel.set_title(title, loc="left", weight="bold")
+            panel.grid(axis="x", visible=False)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+
+    return _save(path, ((1.6 + 0.7 * len(settings)) * len(gains) + 1, 4.0), draw)
 
 
 def _save(path: Path, size: tuple[float, float], draw: Any) -> bool:

@@ -45,8 +45,18 @@ class PruningConfig:
     scope: str = field(
         default="global",
         metadata={
-            "help": "whether layers may keep different shares (global) or not (local)",
+            "help": "whether layers may keep different shares (global) or not (local), or must "
+            "keep equally many heads and equally many channels, so that stock architectures and "
+            "every server load the result (uniform)",
             "choices": list(SCOPES),
+        },
+    )
+    round_to: int = field(
+        default=1,
+        metadata={
+            "help": "what the number of channels that a layer keeps is a multiple of; "
+            "accelerators like 8 to 128",
+            "minimum": 1,
         },
     )
     executor: str = field(
@@ -104,7 +114,7 @@ def make_problem(
     language_model, tokenizer = load_model(model)
     check_sequence_length(language_model.config, data.sequence_length)
     units = PruningUnits.of(language_model, pruning.granularity, pruning.channel_block)
-    budget = Budget(units, pruning.prune_rate, pruning.budget, pruning.scope)
+    budget = Budget(units, pruning.prune_rate, pruning.budget, pruning.scope, pruning.round_to)
     stream = calibration_stream(data, tokenizer, seed)
     executor = pruning.executor
     if executor == "auto":

@@ -25,6 +25,9 @@ PREFIXES = {
 }
 """What the names of a family's classes in that module begin with, by its ``model_type``."""
 
+SLICED_CODE = "modeling_slicegpt"
+"""The module of ``pgprune.hub_code`` that travels with sliced models."""
+
 _TRIGGER = "transformers.models.auto.modeling_auto"
 
 
@@ -39,7 +42,8 @@ class PrunedClasses(NamedTuple):
     def auto_map(self) -> dict[str, str]:
         """Where transformers finds the classes beside the weights, complete and in order."""
         autos = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
-        return {auto: f"{CODE}.{kind.__name__}" for auto, kind in zip(autos, self, strict=True)}
+        file = self.config.__module__.rpartition(".")[2]
+        return {auto: f"{file}.{kind.__name__}" for auto, kind in zip(autos, self, strict=True)}
 
 
 def pruned_classes(model_type: str) -> PrunedClasses:
@@ -48,8 +52,21 @@ def pruned_classes(model_type: str) -> PrunedClasses:
     Args:
         model_type: of the dense model, a key of ``PREFIXES``.
     """
-    code = importlib.import_module(f"pgprune.hub_code.{CODE}")
-    names = (PREFIXES[model_type] + ending for ending in ("Config", "Model", "ForCausalLM"))
+    return _classes(CODE, PREFIXES[model_type])
+
+
+def sliced_classes(model_type: str) -> PrunedClasses:
+    """The classes of sliced models of a family.
+
+    Args:
+        model_type: of the dense model, a key of ``PREFIXES``.
+    """
+    return _classes(SLICED_CODE, PREFIXES[model_type].replace("PGPrune", "SliceGPT"))
+
+
+def _classes(file: str, prefix: str) -> PrunedClasses:
+    code = importlib.import_module(f"pgprune.hub_code.{file}")
+    names = (prefix + ending for ending in ("Config", "Model", "ForCausalLM"))
     return PrunedClasses(*(getattr(code, name) for name in names))
 
 
@@ -57,7 +74,7 @@ def register() -> None:
     """Registers the classes of all families with transformers' automatic classes."""
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
-    for classes in map(pruned_classes, PREFIXES):
+    for classes in (*map(pruned_classes, PREFIXES), *map(sliced_classes, PREFIXES)):
         AutoConfig.register(classes.config.model_type, classes.config, exist_ok=True)
         AutoModel.register(classes.config, classes.model, exist_ok=True)
         AutoModelForCausalLM.register(classes.config, classes.causal_lm, exist_ok=True)

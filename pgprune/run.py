@@ -9,7 +9,6 @@ how much of it counts, and resuming cuts off the rest.
 import hashlib
 import json
 import math
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -22,6 +21,8 @@ from torch import Tensor
 from pgprune.cli import C, Config, dump_yaml, from_dict, load_yaml
 from pgprune.errors import PruningError
 from pgprune.files import (
+    check_new,
+    check_place,
     make_directory,
     read_checkpoint,
     saving,
@@ -245,7 +246,7 @@ class Run:
         Raises:
             PruningError: the disk is full or refuses.
         """
-        text = json.dumps(_finite(results), indent=2, allow_nan=False) + "\n"
+        text = json.dumps(finite(results), indent=2, allow_nan=False) + "\n"
         with self._saving():
             self._progress.flush()
             write_file(self.path / "results.json", text.encode())
@@ -278,22 +279,20 @@ def check_output(output: str | None) -> None:
     Raises:
         PruningError: it exists, or nothing may be written where it should be.
     """
-    if output is not None and os.path.lexists(output):
-        raise PruningError(
-            f"{output} exists; choose another --output, or go on with an interrupted run by "
-            f"--resume {shlex.quote(output)}"
+    if output is None:
+        check_place(RUNS)
+    else:
+        check_new(
+            Path(output),
+            "choose another --output, or go on with an interrupted run by "
+            f"--resume {shlex.quote(output)}",
         )
-    place = (RUNS if output is None else Path(output).parent).absolute()
-    while not os.path.lexists(place):
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise PruningError(f"cannot make a directory in {place}; choose another --output")
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """The value with None for every number that is not finite, which JSON cannot hold."""
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -4,9 +4,10 @@ Documents are tokenised one by one, with the special tokens that the tokenizer a
 joined, and cut into windows of equal length that may straddle documents.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, count, islice
+from itertools import chain, count, islice, tee
 from typing import Any
 
 import numpy as np
@@ -211,25 +212,54 @@ def calibration_stream(
     return stream
 
 
-def evaluation_windows(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+@dataclass(frozen=True)
+class EvaluationSet:
+    """One evaluation text, cut.
+
+    Attributes:
+        windows: the first windows in the text's order, (N, T) int64 on the CPU.
+        bytes_per_token: of the documents that were read for them, in UTF-8.
+    """
+
+    windows: Tensor
+    bytes_per_token: float
+
+
+def evaluation_sets(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, EvaluationSet]:
     """Cuts the evaluation texts.
 
     Returns:
-        For each set its first windows in the text's order, (N, T) int64 on the CPU, where N is at
-        most ``config.evaluation_windows``.
+        Each set by its name, of at most ``config.evaluation_windows`` windows.
 
     Raises:
         PruningError: a text cannot be read, or is shorter than a window.
     """
-    length = config.sequence_length
-    sets: dict[str, Tensor] = {}
+    sets, length = dict[str, EvaluationSet](), config.sequence_length
     for name, documents in evaluation_documents(config.evaluation).items():
-        parts = cut(encode(tokenizer, iterate(documents)), length)
+        sizes: Counter[str] = Counter()
+        parts = cut(_measured(iterate(documents), tokenizer, sizes), length)
         windows = list(islice(chain.from_iterable(parts), config.evaluation_windows))
         if not windows:
             raise PruningError(_too_short(f"the evaluation text {name!r}", length))
-        sets[name] = _stack(windows)
+        sets[name] = EvaluationSet(_stack(windows), sizes["bytes"] / sizes["tokens"])
     return sets
+
+
+def evaluation_windows(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+    """The windows of ``evaluation_sets``, (N, T) each."""
+    return {name: text.windows for name, text in evaluation_sets(config, tokenizer).items()}
+
+
+def _measured(
+    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, sizes: Counter[str]
+) -> Iterator[Ids]:
+    """Tokenises documents and counts the bytes and tokens of those that were taken."""
+    ahead, texts = tee(documents)
+    for ids, text in zip(encode(tokenizer, ahead), texts, strict=True):
+        sizes.update(bytes=len(text.encode()), tokens=len(ids))
+        yield ids
 
 
 def check_sequence_length(model_config: Any, sequence_length: int) -> None:

@@ -12,26 +12,21 @@ and may end in a range of its documents, ``stories.jsonl[500:1000]``. Blank docu
 """
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from pgprune.errors import PruningError
+from pgprune.text_items import Item, items
 
 Documents = Sequence[str] | Callable[[], Iterable[str]]
 """Documents in memory, or a function that reads them anew from the first one each time."""
 
-_ITEM = re.compile(r"(?P<place>[^\[\]]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?")
-_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(:[\w.+-]*){0,2}")
-_DOMAINS = {
-    "builtin": ("code", "prose"),
-    "builtin:code": ("code",),
-    "builtin:prose": ("prose",),
-}
+Row = Mapping[str, Any]
+"""One row of a data set, by column."""
+
 _IN_MEMORY_BYTES = 64 * 2**20  # larger files are streamed
 
 
@@ -51,7 +46,7 @@ def calibration_documents(source: str) -> Documents:
         PruningError: a file or data set is missing, unreadable, binary or empty, or a line is not
             JSON with a ``text``.
     """
-    parts = [_open(item, item.domains[0], "train") for item in _items(source)]
+    parts = [_open(item, item.domains[0], "train") for item in items(source)]
     if len(parts) == 1:
         return parts[0]
     if any(callable(part) for part in parts):
@@ -74,7 +69,7 @@ def evaluation_documents(source: str) -> dict[str, Documents]:
         PruningError: as ``calibration_documents``.
     """
     sets: dict[str, Documents] = {}
-    for item in _items(source):
+    for item in items(source):
         for domain in item.domains:
             name = domain or item.name
             sets[name if name not in sets else item.text] = _open(item, domain, "test")
@@ -92,49 +87,7 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip(".: ")
 
 
-@dataclass(frozen=True)
-class _Item:
-    """One item of a source: all its text, the place it names, and the range of its documents."""
-
-    text: str
-    place: str
-    start: int
-    stop: int | None
-
-    @property
-    def domains(self) -> tuple[str, ...]:
-        return _DOMAINS.get(self.place, ("",))
-
-    @property
-    def path(self) -> Path:
-        return Path(self.place).expanduser()
-
-    @property
-    def is_local(self) -> bool:
-        return self.path.exists() or self.path.suffix in _READERS
-
-    @property
-    def name(self) -> str:
-        if not self.is_local:
-            return self.place.partition(":")[0]
-        return self.path.resolve().name if self.path.is_dir() else self.path.stem
-
-
-def _items(source: str) -> list[_Item]:
-    items = []
-    for text in (part.strip() for part in source.split(",")):
-        match = _ITEM.fullmatch(text)
-        if not match:
-            raise PruningError(
-                f"the text source {text!r} is not understood; give `builtin`, a file, or a data "
-                "set as name:config:split, with a range of documents as [start:stop] if wanted"
-            )
-        start, stop = match["start"], match["stop"]
-        items.append(_Item(text, match["place"], int(start or 0), int(stop) if stop else None))
-    return items
-
-
-def _open(item: _Item, domain: str, split: str) -> Documents:
+def _open(item: Item, domain: str, split: str) -> Documents:
     """Opens one item and makes sure that it holds text."""
     in_memory = True
     if domain:
@@ -147,7 +100,7 @@ def _open(item: _Item, domain: str, split: str) -> Documents:
         files = _files(item.path)
         read = partial(_read_files, files)
         in_memory = sum(file.stat().st_size for file in files) <= _IN_MEMORY_BYTES
-    elif _HUB_ID.fullmatch(item.place):
+    elif item.is_hub_id:
         read = partial(_read_hub, item.place, split)
         in_memory = False
     else:
@@ -198,39 +151,55 @@ def _read_txt(path: Path) -> Iterator[str]:
     yield text
 
 
-def _read_jsonl(path: Path) -> Iterator[str]:
+def jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """Reads a file with one JSON value a line: the numbers of the lines, and the values.
+
+    Raises:
+        PruningError: a line is not JSON.
+    """
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.isspace():
                 continue
             try:
-                row = json.loads(line.decode("utf-8-sig"))
+                yield number, json.loads(line.decode("utf-8-sig"))
             except ValueError as error:  # not UTF-8 or not JSON
                 raise PruningError(
                     f"line {number} of {str(path)!r} is not JSON in UTF-8: {first_line(error)}"
                 ) from None
-            text = row.get("text") if isinstance(row, dict) else None
-            if not isinstance(text, str):
-                raise PruningError(
-                    f"line {number} of {str(path)!r} has no text; each line must be a JSON object "
-                    "with a string in its field `text`"
-                )
-            yield text.encode("utf-8", "replace").decode()  # JSON may escape half a character
 
 
-def _read_parquet(path: Path) -> Iterator[str]:
+def _read_jsonl(path: Path) -> Iterator[str]:
+    for number, row in jsonl_rows(path):
+        text = row.get("text") if isinstance(row, dict) else None
+        if not isinstance(text, str):
+            raise PruningError(
+                f"line {number} of {str(path)!r} has no text; each line must be a JSON object "
+                "with a string in its field `text`"
+            )
+        yield text.encode("utf-8", "replace").decode()  # JSON may escape half a character
+
+
+def parquet_rows(path: Path) -> Iterator[Row]:
+    """Reads a parquet file row by row.
+
+    Raises:
+        PruningError: it cannot be read.
+    """
     from pyarrow.parquet import ParquetFile
 
     try:
         with ParquetFile(path) as file:
-            batches = file.iter_batches(batch_size=256)
-            yield from _texts(chain.from_iterable(b.to_pylist() for b in batches), str(path))
-    except PruningError:
-        raise
+            for batch in file.iter_batches(batch_size=256):
+                yield from batch.to_pylist()
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
         raise PruningError(
             f"the parquet file {str(path)!r} cannot be read: {first_line(error)}"
         ) from None
+
+
+def _read_parquet(path: Path) -> Iterator[str]:
+    return _texts(parquet_rows(path), str(path))
 
 
 _READERS: Mapping[str, Callable[[Path], Iterator[str]]] = {
@@ -240,15 +209,21 @@ _READERS: Mapping[str, Callable[[Path], Iterator[str]]] = {
 }
 
 
-def _read_hub(place: str, default_split: str) -> Iterator[str]:
+def hub_rows(place: str, default_split: str = "train") -> Iterator[Row]:
+    """Reads the rows of a data set of the hub as a stream.
+
+    Args:
+        place: the data set, as name:config:split.
+        default_split: where the place names none.
+
+    Raises:
+        PruningError: it cannot be read.
+    """
     from datasets import load_dataset
 
     name, config, split = (*place.split(":"), "", "")[:3]
     try:
-        rows = load_dataset(name, config or None, split=split or default_split, streaming=True)
-        yield from _texts(rows, place)
-    except PruningError:
-        raise
+        yield from load_dataset(name, config or None, split=split or default_split, streaming=True)
     except Exception as error:  # datasets, httpx and fsspec share no base class
         raise PruningError(
             f"the data set {place!r} cannot be read ({first_line(error)}); check its name, config "
@@ -256,7 +231,11 @@ def _read_hub(place: str, default_split: str) -> Iterator[str]:
         ) from error
 
 
-def _texts(rows: Iterable[Mapping[str, Any]], where: str) -> Iterator[str]:
+def _read_hub(place: str, split: str) -> Iterator[str]:
+    return _texts(hub_rows(place, split), place)
+
+
+def _texts(rows: Iterable[Row], where: str) -> Iterator[str]:
     """The column ``text`` of rows, or their only column of strings; null is blank."""
     column = None
     for row in rows:

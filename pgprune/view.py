@@ -1,7 +1,7 @@
 """What a command shows while it learns and when it is done."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -21,6 +21,7 @@ _FIGURES = {
     "best": "validation/best_loss",
 }
 _KEPT = "kept_share/"
+_WIDEST = 120  # characters that two columns of text are read well in
 _ROWS = {
     "dense": "dense",
     "initial": "one-shot mask of the metric",
@@ -128,26 +129,25 @@ class TrainingView:
         return Group(bar, Columns(figures, padding=(0, 3)))
 
 
-def print_results(
-    results: Mapping[str, Any], next_commands: Sequence[str], console: Console | None = None
-) -> None:
-    """Prints what a run reached and what to do next.
+def print_results(results: Mapping[str, Any], console: Console) -> None:
+    """Prints what a run reached.
 
     Args:
         results: the content of results.json. Its ``parameters`` may also hold ``initial`` and
             ``best``: what the metric's one-shot mask and the best mask on the validation batch
-            leave, counted like ``pruned``.
-        next_commands: commands to suggest.
-        console: where to; standard output by default.
+            leave, counted like ``pruned``. Its ``samples``, if any, are those of ``sample_text``.
+        console: where to.
     """
-    console = console or Console(highlight=False)
     perplexity: Mapping[str, Mapping[str, float]] = results["perplexity"]
     sets = list(dict.fromkeys(name for row in perplexity.values() for name in row))
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column("perplexity", no_wrap=True)
     for name in [*sets, "parameters", "of prunable"]:
         table.add_column(name, justify="right", no_wrap=True)
-    for row, label in _ROWS.items():
+    labels = dict(_ROWS)
+    if "method" in results:
+        labels |= {"masked": f"mask of {results['method']}", "pruned": "the same, as shipped"}
+    for row, label in labels.items():
         if perplexity.get(row) and not (row == "pruned" and _unrepaired(perplexity)):
             values = [_perplexity(perplexity[row].get(name)) for name in sets]
             style = "bold" if row == "masked" else None
@@ -163,10 +163,39 @@ def print_results(
     }
     for label, value in summary.items():
         console.print(f"{label:<18}{value}", soft_wrap=True)
-    if next_commands:
-        console.print("\n[bold]Next")
-        for command in next_commands:
-            console.print(f"  {command}", soft_wrap=True, markup=False)
+    print_samples(results.get("samples", ()), console)
+
+
+def print_samples(samples: Iterable[Mapping[str, str]], console: Console) -> None:
+    """Prints each prompt, and below it what the two models make of it, side by side.
+
+    Args:
+        samples: of ``pgprune.sample.sample_text``.
+        console: where to.
+    """
+    for sample in samples:
+        prompt = " ".join(_printable(sample["prompt"]).split())
+        table = Table(
+            title=Text.assemble((f"{sample['text']}: ", "bold"), (f"{prompt} ...", "dim")),
+            title_justify="left",
+            title_style="",
+            box=SIMPLE_HEAD,
+            show_edge=False,
+            pad_edge=False,
+            width=min(console.width, _WIDEST),
+        )
+        for row in ("dense", "pruned"):
+            table.add_column(f"{row} model", ratio=1, overflow="fold")
+        texts = (_printable(sample[row]).removeprefix(" ") for row in ("dense", "pruned"))
+        table.add_row(*(Text(text.strip("\n")) for text in texts))
+        console.print("", table)
+
+
+def print_next(commands: Sequence[str], console: Console) -> None:
+    """Prints commands to suggest."""
+    console.print("\n[bold]Next")
+    for command in commands:
+        console.print(f"  {command}", soft_wrap=True, markup=False)
 
 
 def duration(seconds: float) -> str:
@@ -174,6 +203,11 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _printable(text: str) -> str:
+    """A text that can do nothing to a terminal but show."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text.expandtabs(4))
 
 
 def _perplexity(value: float | None) -> str:

@@ -2,17 +2,21 @@
 
     python scripts/export.py runs/NAME                                   # a smaller model
     python scripts/export.py runs/NAME --format masked --output DIR      # dense shapes with zeros
+    python scripts/export.py runs/NAME --uniform --round-to 32           # a stock architecture
+    python scripts/export.py runs/NAME --portable                        # for vLLM and SGLang
+    python scripts/export.py runs/NAME --format gguf                     # for llama.cpp, Ollama
 
 Weights, tokenizer and a card with the run's numbers appear together, or not at all.
 """
 
 import shlex
+from pathlib import Path
 
 from rich.console import Console
 from transformers.utils import logging
 
 from pgprune.cli import ArgumentParser, from_arguments, run_command
-from pgprune.export import ExportConfig, export
+from pgprune.export import ExportConfig, export, parameters_in
 from pgprune.run import Run
 
 
@@ -23,11 +27,23 @@ def main() -> None:
     parser = ArgumentParser(__doc__, ExportConfig)
     parser.add_argument("run", metavar="RUN", help="directory of a finished run")
     arguments = parser.parse_args()
-    output = export(Run.open(arguments.run), from_arguments(ExportConfig, arguments))
-    size = sum(file.stat().st_size for file in output.glob("*.safetensors"))
-    console = Console(highlight=False)
-    console.print(f"{shlex.quote(str(output))}: {size / 1e6:,.1f} MB of weights", soft_wrap=True)
-    console.print(f"its README.md says how to load it: {output / 'README.md'}", soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
+    run, config = Run.open(arguments.run), from_arguments(ExportConfig, arguments)
+    output = export(run, config, note=console.print)
+    size = sum(file.stat().st_size for file in output.iterdir() if file.is_file())
+    count = parameters_in(output)
+    console.print(f"{shlex.quote(str(output))}: {count:,} parameters, {size / 1e6:,.1f} MB")
+    console.print(f"load it: {load_command(output)}")
+    console.print(f"its numbers, and how they were obtained: {output / 'README.md'}")
+
+
+def load_command(output: Path) -> str:
+    """The Python expression, or of GGUF the command, that loads an exported directory anywhere."""
+    if (file := output / "model.gguf").exists():
+        return f"llama-cli -m {shlex.quote(str(file))}"
+    remote = (output / "modeling_pgprune.py").exists()
+    option = ", trust_remote_code=True" if remote else ""
+    return f"AutoModelForCausalLM.from_pretrained({str(output)!r}{option})"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Prune a language model with an agent that learns which units to keep.
 
     python scripts/train_agent.py --agent reinforce --model DIR --prune-rate 0.3
+    python scripts/train_agent.py --prune-rate 0.3 --export hf
     python scripts/train_agent.py --resume runs/NAME
 
 Without options it prunes the built-in model by 40 % in a few minutes on a laptop's CPU.
@@ -11,12 +12,12 @@ import sys
 from rich.console import Console
 from transformers.utils import logging
 
-from pgprune.agents.results import next_commands
-from pgprune.agents.settings import Settings, check_resume
+from pgprune.agents.results import export_once, next_commands
+from pgprune.agents.settings import Settings, TrainingRunConfig, check_resume
 from pgprune.agents.training import Training, resumed
 from pgprune.cli import ArgumentParser, run_command
 from pgprune.run import Run, check_output
-from pgprune.view import TrainingView, print_results
+from pgprune.view import TrainingView, print_next, print_results
 
 
 def main() -> int:
@@ -31,18 +32,19 @@ def main() -> int:
         check_output(settings.run.output)
         return train(settings, None, console)
     check_resume(arguments)
-    return resume(settings.run.resume, console)
+    return resume(settings.run, console)
 
 
-def resume(path: str, console: Console) -> int:
-    """Goes on with the run at ``path``, unless it is finished."""
-    run = Run.open(path)
+def resume(asked: TrainingRunConfig, console: Console) -> int:
+    """Goes on with a run; of a finished one there may be the export left to do."""
+    run = Run.open(str(asked.resume))
+    settings = resumed(run, asked.export)
     if run.finished:
-        console.print(f"{path} is finished; its results are in {path}/results.json")
-        return 0
+        say(f"{run.path} is finished; its results are in {run.path}/results.json", console)
+        return finish(run, settings.run.export, console)
     if not run.has_checkpoint:
-        console.print(f"{path} has no checkpoint yet, so it starts over")
-    return train(resumed(run), run, console)
+        say(f"{run.path} has no checkpoint yet, so it starts over", console)
+    return train(settings, run, console)
 
 
 def train(settings: Settings, run: Run | None, console: Console) -> int:
@@ -54,14 +56,38 @@ def train(settings: Settings, run: Run | None, console: Console) -> int:
             sections = settings.sections(training.decided())
             run = Run.create(settings.run.output, sections, ["python", *sys.argv], settings.name)
         training.check(run)
-        console.print(f"run {run.path}")
+        say(f"run {run.path}", console)
         with run:
             results = training.run(run)
+        del training  # and the model with it, which an export loads again
     except KeyboardInterrupt:
-        console.print(f"interrupted; go on with --resume {run.path}" if run else "interrupted")
-        return 130
-    print_results(results, next_commands(results, run), console)
+        return interrupted(run, console)
+    print_results(results, console)
+    status = finish(run, settings.run.export, console) if results["completed"] else 0
+    print_next(next_commands(results, run), console)
+    return status
+
+
+def finish(run: Run, format: str | None, console: Console) -> int:
+    """Exports a run that has done all its steps, if asked to."""
+    try:
+        if format is not None:
+            directory = export_once(run, format, note=lambda line: say(line, console))
+            say(f"\nthe pruned model is in {directory}", console)
+    except KeyboardInterrupt:
+        return interrupted(run, console)
     return 0
+
+
+def interrupted(run: Run | None, console: Console) -> int:
+    """Says how to go on."""
+    say(f"interrupted; go on with --resume {run.path}" if run else "interrupted", console)
+    return 130
+
+
+def say(line: str, console: Console) -> None:
+    """Prints a line with a path in it, which is neither broken nor markup."""
+    console.print(line, soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

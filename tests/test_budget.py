@@ -9,10 +9,11 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pgprune import PruningError
-from pgprune.budget import BUDGETS, SCOPES, Budget
+from pgprune.budget import BUDGETS, Budget
 from tiny import toy_units
 
 UNITS = toy_units(layers=2, kv_heads=2, channels=4)
+SCOPES = ("global", "local")  # tests/test_rounding.py is about uniform and round_to
 RATES = (0.1, 0.25, 0.3, 1 / 3, 0.5, 0.7)
 
 budgets = st.builds(
@@ -232,7 +233,7 @@ def test_a_budget_that_leaves_nothing_is_refused(kind, rate, name, scope):
 def test_unknown_kinds_and_scopes_are_refused():
     with pytest.raises(PruningError, match="budget 'heads' .* per-kind, units, parameters"):
         Budget(UNITS, 0.5, "heads")
-    with pytest.raises(PruningError, match="scope 'layer' .* global, local"):
+    with pytest.raises(PruningError, match="scope 'layer' .* global, local, uniform"):
         Budget(UNITS, 0.5, scope="layer")
 
 

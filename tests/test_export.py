@@ -236,7 +236,10 @@ def test_the_command(run, monkeypatch, capsys):
     output = run.path.parent / "exported"
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(run.path), f"--output={output}"])
     main()
-    assert str(output) in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"exported: {numbers(output):,} parameters" in shown
+    assert f"AutoModelForCausalLM.from_pretrained('{output}', trust_remote_code=True)" in shown
+    assert str(output / "README.md") in shown
     with pytest.raises(SystemExit) as exit_:
         run_command(main)
     assert exit_.value.code == 2

@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from masks import case_of, patterns
-from pgprune import PruningError, masked_lm
+from pgprune import PruningError, masked_lm, scoring
 from pgprune.executors import EXECUTORS
 from pgprune.masked_lm import MaskedLM
 from pgprune.units import PruningUnits
@@ -100,14 +100,16 @@ def test_losses_are_those_of_the_logits(model, executor):
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
-@pytest.mark.parametrize("size", ["_LOGITS_BYTES", "_PASS_TOKENS"])
-def test_chunks_change_nothing(monkeypatch, executor, size):
+@pytest.mark.parametrize(
+    ("module", "size"), [(scoring, "LOGITS_BYTES"), (masked_lm, "_PASS_TOKENS")]
+)
+def test_chunks_change_nothing(monkeypatch, executor, module, size):
     model, ids = tiny_model("llama"), tokens(batch=4, length=40)
     units = PruningUnits.of(model)
     masks = torch.stack(list(patterns(units).values()))
     lm = MaskedLM(model, units, executor)
     whole = lm.losses(masks, ids)
-    monkeypatch.setattr(masked_lm, size, 1)
+    monkeypatch.setattr(module, size, 1)
     torch.testing.assert_close(lm.losses(masks, ids), whole, rtol=0, atol=1e-12)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import re
+from dataclasses import fields
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ import torch
 from pgprune import PruningError, masked_lm
 from pgprune.budget import Budget
 from pgprune.executors import EXECUTORS
+from pgprune.initialization import InitConfig
 from pgprune.masked_lm import MaskedLM
-from pgprune.metrics import METRICS, layerwise_ppl, random_scores, wanda_sp
-from pgprune.units import PruningUnits
+from pgprune.metrics import FITS, METRICS, layerwise_ppl, random_scores, wanda_sp
+from pgprune.units import GRANULARITIES, PruningUnits
 from tiny import layers_of, projections_of, tiny_model, tokens, zeroed
 
 
@@ -134,10 +136,15 @@ def test_random_is_a_function_of_the_seed():
     assert lm.tokens == 0
 
 
+def test_every_metric_says_what_it_scores_and_can_start_an_agent():
+    assert FITS.keys() == METRICS.keys()
+    (choices,) = (f.metadata["choices"] for f in fields(InitConfig) if f.name == "init")
+    assert METRICS.keys() < set(choices)
+
+
 @pytest.mark.parametrize(
     ("metric", "granularity"),
-    [("wanda-sp", "blocks"), ("wanda-sp", "layers")]
-    + [("layerwise-ppl", granularity) for granularity in ("heads+channels", "heads", "channels")],
+    [(name, g) for name, fits in FITS.items() for g in GRANULARITIES if g not in fits],
 )
 def test_a_metric_of_other_units_is_refused_before_any_work(metric, granularity):
     lm, ids, budget = problem(tiny_model("llama"), granularity)

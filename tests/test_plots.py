@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pgprune import PruningError
-from pgprune.plots import _smooth, plot_kept_shares, plot_learning_curve
+from pgprune.plots import _smooth, plot_gains, plot_kept_shares, plot_learning_curve
 from pgprune.units import Group
 
 GROUPS = [Group(layer, kind, 0, 1) for layer in range(4) for kind in ("heads", "channels")]
@@ -39,6 +39,14 @@ def test_learning_curve(progress, tmp_path):
 def test_learning_curve_of_a_run_that_logged_only_steps(tmp_path):
     (tmp_path / "progress.csv").write_text("step\n1\n2\n")
     assert plot_learning_curve(tmp_path / "progress.csv", tmp_path / "curve.png")
+
+
+@pytest.mark.filterwarnings("error")
+def test_gains(tmp_path):
+    gain = [(1.3, 1.2, 1.5), (1.7, 1.6, 1.9)]
+    panels = {"prefill": {"rate 0.3": gain, "rate 0.5": gain}, "decode": {"rate 0.3": gain}}
+    assert plot_gains(tmp_path / "gains.png", ["1 x 128", "8 x 128"], panels, "dense")
+    picture(tmp_path / "gains.png")
 
 
 @pytest.mark.filterwarnings("error")

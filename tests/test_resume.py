@@ -85,7 +85,7 @@ def test_ctrl_c_saves_and_evaluates_what_was_learned(
     options: list[str], undisturbed: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    long = [*options, f"--output={run}", "--total-timesteps=4000"]
+    long = [*options, f"--output={run}", "--total-timesteps=4000", "--export=hf"]
     process = start(*long)
     wait_for(lambda: logged(run) > 20, process)
     process.send_signal(signal.SIGINT)
@@ -98,3 +98,4 @@ def test_ctrl_c_saves_and_evaluates_what_was_learned(
     assert 0 < found["mask_evaluations"] < 4000
     assert found["perplexity"]["masked"]
     assert not Run.open(run).finished
+    assert not (run / "hf").exists(), "exported when it has done all its steps"

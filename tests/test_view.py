@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from pgprune import view as view_module
-from pgprune.view import TrainingView, duration, print_results
+from pgprune.view import TrainingView, duration, print_next, print_results
 
 METRICS = {
     "rollout/loss": 3.25,
@@ -107,7 +107,8 @@ def test_an_error_passes_through():
 
 def test_the_final_table():
     out = console()
-    print_results(RESULTS, ["python scripts/report.py runs/[name]"], out)
+    print_results(RESULTS, out)
+    print_next(["python scripts/report.py runs/[name]"], out)
     text = out.file.getvalue()
     rows = {line.split("  ")[0].strip(): line for line in text.splitlines()}
     assert "4,000,000" in rows["dense"] and "100.00%" in rows["dense"]
@@ -124,7 +125,7 @@ def test_a_repaired_model_has_its_own_row_and_an_equal_one_has_not():
     table = dict(RESULTS["perplexity"])
     for pruned, shown in ((table["masked"], False), ({"code": 9.0, "prose": 20.0}, True)):
         out = console()
-        print_results({**RESULTS, "perplexity": {**table, "pruned": pruned}}, [], out)
+        print_results({**RESULTS, "perplexity": {**table, "pruned": pruned}}, out)
         assert ("as shipped" in out.file.getvalue()) == shown
 
 

@@ -63,6 +63,21 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float64, **changes) -> Pr
     return model.to(dtype).eval()
 
 
+def exact_norms(model: PreTrainedModel, heads: bool = False) -> PreTrainedModel:
+    """The same model with norms in its own precision, where stock ones compute in float32.
+
+    Norms of queries and keys stay as they are unless ``heads``.
+    """
+    for parent in list(model.modules()):
+        for name, norm in parent.named_children():
+            width = len(norm.weight) if hasattr(norm, "variance_epsilon") else 0
+            if width == model.config.hidden_size or (width and heads):
+                exact = nn.RMSNorm(width, norm.variance_epsilon)
+                exact.weight = norm.weight
+                setattr(parent, name, exact)
+    return model
+
+
 def tokens(batch: int = 2, length: int = 9, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(VOCABULARY, (batch, length), generator=generator)

@@ -1,0 +1,86 @@
+"""Reading what other people's GGUF files say, and the package that does so."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pgprune.errors import PruningError
+from pgprune.text import first_line
+
+_TOKENS = "tokenizer.ggml.tokens"
+
+
+def load_gguf() -> ModuleType:
+    """Imports the package gguf.
+
+    Raises:
+        PruningError: it is not installed.
+    """
+    try:
+        import gguf
+    except ImportError as error:
+        raise PruningError("the format gguf needs pip install 'pgprune[gguf]'") from error
+    return gguf
+
+
+def read_vocabulary(path: Path) -> dict[str, Any]:
+    """Reads the vocabulary of a GGUF file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        The fields of the file that describe its tokenizer, by key.
+
+    Raises:
+        PruningError: it cannot be read, is cut short or no GGUF file, or has no vocabulary; the
+            package gguf is not installed.
+    """
+    gguf = load_gguf()
+    try:
+        fields = gguf.GGUFReader(path).fields
+    except (OSError, ValueError, LookupError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise PruningError(
+            f"the GGUF file {str(path)!r} cannot be read ({reason}); take a whole GGUF file of the "
+            "dense model"
+        ) from error
+    last = fields[next(reversed(fields))]  # a file without tensors may end within it
+    is_text = last.types[-1] is gguf.GGUFValueType.STRING
+    if is_text and int(last.parts[-2][0]) != last.parts[-1].nbytes:
+        raise PruningError(f"the GGUF file {str(path)!r} is cut short; copy it again")
+    if _TOKENS not in fields:
+        raise PruningError(
+            f"the GGUF file {str(path)!r} has no vocabulary; take one of the dense model that has"
+        )
+    return {key: field for key, field in fields.items() if key.startswith("tokenizer.")}
+
+
+def copy_vocabulary(writer: Any, vocabulary: Mapping[str, Any], size: int) -> None:
+    """Gives a GGUF file the vocabulary of another.
+
+    Args:
+        writer: a ``gguf.GGUFWriter``.
+        vocabulary: what ``read_vocabulary`` returned.
+        size: how many tokens the model knows.
+
+    Raises:
+        PruningError: the vocabulary has another size.
+    """
+    tokens = len(vocabulary[_TOKENS].data)
+    if tokens != size:
+        raise PruningError(
+            f"the vocabulary of --vocab-gguf has {tokens:,} tokens, but the model knows {size:,}; "
+            "take a GGUF file of the dense model"
+        )
+    for key, field in vocabulary.items():
+        value, (kind, *of) = field.contents(), field.types
+        if value != []:  # GGUF files hold empty lists, but the package does not write them
+            writer.add_key_value(key, value, kind, of[-1] if of else None)
+
+
+def gguf_parameters(path: Path) -> int:
+    """Parameters in a GGUF file; factors of the rotary embedding are none."""
+    tensors = load_gguf().GGUFReader(path).tensors
+    return sum(int(tensor.n_elements) for tensor in tensors if tensor.name != "rope_freqs.weight")

@@ -1,0 +1,148 @@
+"""What every pruning method takes and gives: one call from a problem to a mask."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from pgprune.cli import check_fields
+from pgprune.metrics import FITS, Importance
+from pgprune.metrics.flap import FLUCTUATIONS
+from pgprune.metrics.llm_pruner import TAYLOR
+from pgprune.problem import Problem
+from pgprune.repair import Repair
+from pgprune.slices import Slices
+from pgprune.units import GRANULARITIES
+
+_FINE = ("heads+channels", "heads", "channels")
+
+GRANULARITY: dict[str, tuple[str, ...]] = {
+    **FITS,
+    "sleb": ("layers", "blocks"),
+    "2ssp": ("heads+channels",),
+    **dict.fromkeys(("fasp", "ziplm", "osscar", "spap", "bonsai"), _FINE),
+    **dict.fromkeys(("gumbel-softmax", "hard-concrete"), tuple(GRANULARITIES)),
+    "slicegpt": ("heads+channels",),
+}
+"""The granularities that fit each method; the first is the method's own."""
+
+BUDGET: dict[str, tuple[str, ...]] = {
+    "flap": ("parameters", "per-kind", "units"),
+    "2ssp": ("parameters",),
+}
+"""The budgets that fit a method, where these are not all; the first is the method's own."""
+
+SLICING = ("slicegpt",)
+"""Methods that make layers narrower instead of pruning units."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """What a method has decided.
+
+    Attributes:
+        mask: (n,) uint8, 1 keeps; within the budget.
+        importance: the scores that the mask was rounded from, where there are any.
+        repair: weights and biases that belong to the mask, where the method changes them.
+        slices: what is kept of the residual stream, where the method slices it; its mask keeps
+            all.
+        notes: figures of the method's own for results.json, as JSON can hold them.
+    """
+
+    mask: Tensor
+    importance: Importance | None = None
+    repair: Repair | None = None
+    slices: Slices | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """Method: which one, and the knobs of its own.
+
+    Raises:
+        PruningError: a value that its field does not allow.
+    """
+
+    method: str = field(
+        default="wanda-sp",
+        metadata={"help": "what chooses the mask", "choices": list(GRANULARITY)},
+    )
+    method_samples: int = field(
+        default=128, metadata={"help": "calibration windows of the method", "minimum": 1}
+    )
+    protect_layers: bool = field(
+        default=True,
+        metadata={
+            "help": "llm-pruner, layerwise-taylor, magnitude of blocks and layers: keep the first "
+            "eighth and the last sixteenth of the layers whole"
+        },
+    )
+    taylor: str = field(
+        default="element-first",
+        metadata={
+            "help": "llm-pruner: sums of absolute values (element) of the first, second or both "
+            "terms of the expansion, or absolute values of sums (vector)",
+            "choices": list(TAYLOR),
+        },
+    )
+    fluctuation: str = field(
+        default="variance",
+        metadata={
+            "help": "flap: the paper's variance, or what the released code computes",
+            "choices": list(FLUCTUATIONS),
+        },
+    )
+    barrier: int = field(
+        default=1,
+        metadata={"help": "sleb: layers that are never removed, at each end", "minimum": 0},
+    )
+    learning_timesteps: int = field(
+        default=2000,
+        metadata={
+            "help": "gumbel-softmax, hard-concrete: forward and backward passes on 1,024 tokens "
+            "each, to compare with an agent's total_timesteps",
+            "minimum": 1,
+        },
+    )
+    learning_step: float | None = field(
+        default=None,
+        metadata={
+            "help": "gumbel-softmax, hard-concrete: step size of Adam",
+            "above": 0,
+            "default": "the method's own",
+        },
+    )
+    bonsai_masks: int = field(
+        default=200,
+        metadata={"help": "bonsai: sub-models of a round, in antithetic pairs", "minimum": 10},
+    )
+    bonsai_windows: int = field(
+        default=8, metadata={"help": "bonsai: windows that sub-models are judged on", "minimum": 1}
+    )
+    bonsai_fraction: float = field(
+        default=0.05,
+        metadata={
+            "help": "bonsai: share of the units that a round prunes",
+            "above": 0,
+            "maximum": 0.5,
+        },
+    )
+    slice_fraction: float | None = field(
+        default=None,
+        metadata={
+            "help": "slicegpt: share of the residual stream to cut off",
+            "minimum": 0,
+            "below": 1,
+            "default": "what the prune rate needs",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses values out of range."""
+        check_fields(self)
+
+
+Method = Callable[[Problem, Tensor, int, MethodConfig], Pruned]
+"""A method: (problem, calibration windows (N, T), seed, its knobs) -> what it has decided."""

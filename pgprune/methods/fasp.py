@@ -1,0 +1,55 @@
+"""FASP: Wanda's score for whole columns, and least squares for what is left."""
+
+import torch
+from torch import Tensor
+
+from pgprune.methods.base import MethodConfig, Pruned
+from pgprune.methods.local_solver import check_fits
+from pgprune.metrics import Importance
+from pgprune.problem import Problem
+from pgprune.repair import choose_and_refit
+from pgprune.second_moments import LeastSquares
+from pgprune.units import Group
+
+
+def fasp(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
+    """FASP: the columns with the lowest Wanda scores go, and the others are refitted.
+
+    The score of input j of an output or down projection is sum_i |W_ij| |x_j|, summed over the
+    inputs of a unit. Every layer keeps its share of each kind, and each projection is refitted
+    before the next one is scored, so that it gives what the dense weights give for its inputs.
+
+    Source: Hu et al. 2025 (FASP; no code is published, known from its abstract and reviews). FASP
+    drops value rows and output columns one by one and keeps queries and keys; here whole kv groups
+    go, as everywhere in this package, and MLP channels as there. Least squares are damped a little,
+    and fit the bias too where there is one.
+
+    Args:
+        problem: the frozen model, whose units must be heads, channels or both, and the budget.
+        windows: calibration token ids, (N, T).
+        seed: unused; the method is deterministic.
+        config: not used.
+
+    Returns:
+        The mask, the scores, which compare within a layer, and the refitted weights.
+
+    Raises:
+        PruningError: the units are blocks or layers, or the repair fails.
+    """
+    check_fits("fasp", problem)
+    local = problem.budget.local()
+    scores = torch.zeros(problem.units.n, dtype=torch.float64)
+
+    def choose(squares: LeastSquares, group: Group) -> Tensor:
+        here = slice(group.start, group.stop)
+        scores[here] = column_scores(squares).cpu()
+        return local.round(scores)[here].bool()  # a group's rounding needs its own scores only
+
+    mask, repair = choose_and_refit(problem.lm, windows, choose)
+    return Pruned(mask, Importance(scores, local=True, mask=mask), repair)
+
+
+def column_scores(squares: LeastSquares) -> Tensor:
+    """Wanda's score of each unit, (units,): sum of |W_ij| |x_j| over outputs i and its inputs j."""
+    columns = squares.weight.abs().sum(0) * squares.squares.sqrt()  # (inputs,)
+    return columns.view(-1, squares.width).sum(1)

@@ -1,0 +1,64 @@
+"""FLAP as a method: its metric, and the biases that make up for what is gone."""
+
+from torch import Tensor
+
+from pgprune.executors import LayerMask
+from pgprune.families import family_of
+from pgprune.masked_lm import MaskedLM
+from pgprune.methods.base import MethodConfig, Pruned
+from pgprune.metrics import check_metric
+from pgprune.metrics.flap import Moments, check_windows, dense_moments, flap_importance
+from pgprune.problem import Problem
+from pgprune.repair import Repair
+
+
+def flap(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
+    """FLAP: fluctuation as importance, and the mean of what is pruned as a bias.
+
+    The bias of an output or down projection grows by W_P mu_P, the pruned columns times the mean
+    of their inputs in the dense model. Weights stay.
+
+    Source: An et al. 2024 (CASIA-IVA-Lab/FLAP); see ``pgprune.metrics.flap``.
+
+    Args:
+        problem: the frozen model, whose units must be heads, channels or both, and the budget.
+        windows: calibration token ids, (N, T), at least two.
+        seed: unused; the method is deterministic.
+        config: ``fluctuation``.
+
+    Raises:
+        PruningError: the units are blocks or layers, or there is only one window.
+    """
+    lm = problem.lm
+    check_metric("flap", lm.units.granularity)
+    check_windows(windows)
+    moments = dense_moments(lm, windows)
+    importance = flap_importance(lm, moments, problem.budget, config.fluctuation)
+    return Pruned(importance.mask, importance, compensation(lm, moments, importance.mask))
+
+
+def compensation(lm: MaskedLM, moments: dict[tuple[int, str], Moments], mask: Tensor) -> Repair:
+    """The biases that stand for the mean of what a mask prunes.
+
+    Args:
+        lm: the frozen model.
+        moments: of its dense inputs.
+        mask: (n,) of zeros and ones.
+
+    Returns:
+        A repair of biases only.
+    """
+    family = family_of(lm.model.config)
+    repair = Repair()
+    for (layer, kind), of_inputs in moments.items():
+        part = LayerMask(mask[None], lm.units, layer, family)
+        kept = part.output_columns() if kind == "heads" else part.parts.get("channels")
+        if kept is None or bool(kept.all()):
+            continue
+        linear = lm.linear(layer, kind)
+        pruned_mean = of_inputs.mean * (1 - kept[0].double())  # (inputs,)
+        bias = linear.weight.double().cpu() @ pruned_mean  # (D,)
+        if isinstance(linear.bias, Tensor):
+            bias += linear.bias.double().cpu()
+        repair.biases[layer, kind] = bias.to(lm.dtype)
+    return repair

@@ -1,0 +1,31 @@
+"""What greedy methods ask: the loss without each of some parts of the model."""
+
+import torch
+from torch import Tensor
+
+from pgprune.masked_lm import MaskedLM
+
+_BATCH = 8  # windows of one call
+_HOPELESS = 1e3  # the loss of a model that has lost its mind
+
+
+def losses_without(lm: MaskedLM, mask: Tensor, parts: list[Tensor], windows: Tensor) -> Tensor:
+    """Mean loss of the masked model without one more part, for each part alone.
+
+    Args:
+        lm: the frozen model.
+        mask: what is kept so far, (n,).
+        parts: flat indices of the units of each part.
+        windows: calibration token ids, (N, T).
+
+    Returns:
+        (parts,) float64 in nats; a loss that is not finite is a very large one.
+    """
+    masks = mask.repeat(len(parts), 1)  # (parts, n)
+    for row, part in zip(masks, parts, strict=True):
+        row[part] = 0
+    total = torch.zeros(len(parts), dtype=torch.float64)
+    for batch in windows.split(_BATCH):
+        losses = lm.losses(masks, batch).double().cpu()  # (parts, B)
+        total += losses.nan_to_num(_HOPELESS, _HOPELESS).sum(dim=1)
+    return total / len(windows)

@@ -1,0 +1,89 @@
+"""Gumbel-softmax mask learning: the paper's agent with back-propagation in place of REINFORCE."""
+
+import torch
+from torch import Tensor, nn
+
+from pgprune.initialization import initial_probabilities, metric_name
+from pgprune.methods.base import MethodConfig, Pruned
+from pgprune.metrics import METRICS, Importance
+from pgprune.problem import Problem
+from pgprune.soft_masks import soft_losses, steps_for, stopwatch
+
+_LEARNING_RATE = 0.05
+_HOT, _COLD = 2.0, 0.4  # temperatures at the first and the last step
+_INTERIOR = 1e-4  # from 0 and 1 that probabilities keep, whose logits must be finite
+
+
+def gumbel_softmax(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
+    """Learns keep probabilities by back-propagation through sampled masks.
+
+    A unit is kept if ``logit(s) + logit(u) > 0`` for a uniform u: the agent's own Bernoulli policy.
+    The backward pass takes the mask for ``sigmoid((logit(s) + logit(u)) / temperature)``
+    (straight-through), with a temperature that falls from 2 to 0.4. Adam moves the logits, and
+    after each step s is projected onto the budget by the agent's own projection. Start (an
+    importance metric), calibration batches, budget, cosine schedule and rounding are the agent's
+    too, so that what differs is the gradient: biased and of little variance here, unbiased and
+    noisy there.
+
+    One mask is drawn on each batch. A batch counts once in ``tokens``; with frozen weights its
+    backward pass costs about another forward pass, and holds all activations of the batch.
+
+    Source: Jang et al. 2017 and Maddison et al. 2017, with the projection of arXiv 2406.10576,
+    whose Remarks 2 and 3 argue against this method.
+
+    Args:
+        problem: the frozen model, the budget and the calibration stream.
+        windows: calibration token ids of the initialising metric, (N, T).
+        seed: of the masks.
+        config: ``learning_timesteps`` and ``learning_step``.
+
+    Returns:
+        The rounded mask, its probabilities, and what learning took.
+    """
+    lm, budget = problem.lm, problem.budget
+    metric = METRICS[metric_name("auto", problem.units.granularity)]
+    initial = initial_probabilities(metric(lm, windows, budget, seed), budget)
+    logits = nn.Parameter(_logits(initial.to(lm.device)))  # (n,) float64
+    generator = torch.Generator(lm.device).manual_seed(seed)
+    optimizer = torch.optim.Adam([logits], lr=config.learning_step or _LEARNING_RATE)
+    steps, notes = steps_for(problem, config.learning_timesteps), stopwatch(problem)
+    problem.stream.seek(0)
+    decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for step in range(steps):
+        temperature = _HOT * (_COLD / _HOT) ** (step / steps)
+        mask = straight_through(logits, temperature, generator)
+        loss = soft_losses(lm, mask, problem.stream.next()).mean()
+        if not bool(loss.isfinite()):
+            continue
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        decay.step()
+        with torch.no_grad():
+            logits.copy_(_logits(budget.project(logits.sigmoid())))
+    scores = logits.detach().sigmoid().cpu()
+    mask = budget.round(scores)
+    return Pruned(mask, Importance(scores, local=False, mask=mask), notes=notes(steps))
+
+
+def straight_through(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
+    """Draws a mask of zeros and ones whose gradient is that of the relaxed mask.
+
+    Args:
+        logits: of the keep probabilities, (n,).
+        temperature: of the relaxation, above 0; the mask itself does not depend on it.
+        generator: of the logits' device.
+
+    Returns:
+        (n,) of the logits' type.
+    """
+    uniform = torch.rand(
+        logits.shape, generator=generator, dtype=logits.dtype, device=logits.device
+    )
+    noisy = logits + torch.logit(uniform, eps=1e-12)
+    soft = torch.sigmoid(noisy / temperature)
+    return (noisy > 0).to(soft) + (soft - soft.detach())
+
+
+def _logits(probabilities: Tensor) -> Tensor:
+    return torch.logit(probabilities, eps=_INTERIOR)

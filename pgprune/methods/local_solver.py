@@ -1,0 +1,64 @@
+"""What layer-wise solvers share: each layer's share, and the run through the layers."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pgprune.errors import PruningError
+from pgprune.methods.base import GRANULARITY, Pruned
+from pgprune.problem import Problem
+from pgprune.repair import choose_and_refit
+from pgprune.second_moments import LeastSquares
+from pgprune.units import Group
+
+Select = Callable[[LeastSquares, int], Tensor]
+"""Chooses how many units to keep: (least squares, number) -> kept, (units,) bool."""
+
+
+def prune_locally(
+    name: str,
+    problem: Problem,
+    windows: Tensor,
+    select: Select,
+    target: str = "projection",
+    alternating: bool = False,
+) -> Pruned:
+    """Keeps each kind's share in each layer, projection by projection on what is pruned already.
+
+    Args:
+        name: of the method.
+        problem: the frozen model, whose units must be heads, channels or both, and the budget.
+        windows: calibration token ids, (N, T).
+        select: chooses the units of one projection.
+        target: what refitted projections should give, as in ``refit_layers``.
+        alternating: whether up projections of gated MLPs are refitted too.
+
+    Returns:
+        The mask, and the refitted weights.
+
+    Raises:
+        PruningError: the units are blocks or layers, or the repair fails.
+    """
+    check_fits(name, problem)
+    # Under local scope the number that each group keeps does not depend on the scores.
+    shares = problem.budget.local().round(torch.zeros(problem.units.n))
+
+    def choose(squares: LeastSquares, group: Group) -> Tensor:
+        return select(squares, int(shares[group.start : group.stop].sum()))
+
+    mask, repair = choose_and_refit(problem.lm, windows, choose, target, alternating=alternating)
+    return Pruned(mask, repair=repair)
+
+
+def check_fits(name: str, problem: Problem) -> None:
+    """Makes sure that a method works on the units of a problem.
+
+    Raises:
+        PruningError: it does not; the message names those it works on.
+    """
+    if problem.units.granularity not in GRANULARITY[name]:
+        raise PruningError(
+            f"method {name} does not prune granularity {problem.units.granularity!r}; choose "
+            f"{' or '.join(GRANULARITY[name])}"
+        )

@@ -1,0 +1,112 @@
+"""OSSCAR: greedy removal in batches, exact refits, and a local search by swaps."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pgprune.methods.base import MethodConfig, Pruned
+from pgprune.methods.local_solver import prune_locally
+from pgprune.methods.ziplm import removal_costs
+from pgprune.problem import Problem
+from pgprune.second_moments import LeastSquares
+
+_STAGES = 20  # of removal: a batch is a 20th of what goes
+_SWAPS = 100  # at first
+_ROUNDS = 20  # of swaps
+
+
+def osscar(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
+    """OSSCAR: the cheapest units go in batches; then the worst kept and best pruned swap places.
+
+    Removal costs are as in ZipLM, but a batch goes at once and the rest is then refitted exactly.
+    The local search swaps the t kept units that cost least with the t pruned units that would
+    lower the error most, as long as the error falls; where it does not, t is halved.
+
+    Source: Meng et al. 2024 (mazumder-lab/OSSCAR), whose code knows OPT only; 20 rounds of swaps
+    that begin with 100 units are theirs, removal in 20 batches is ours.
+
+    Args:
+        problem: the frozen model, whose units must be heads, channels or both, and the budget.
+        windows: calibration token ids, (N, T).
+        seed: unused; the method is deterministic.
+        config: not used.
+
+    Returns:
+        The mask and the refitted weights.
+
+    Raises:
+        PruningError: the units are blocks or layers, or the repair fails.
+    """
+    return prune_locally("osscar", problem, windows, remove_and_swap)
+
+
+def remove_and_swap(squares: LeastSquares, keep: int) -> Tensor:
+    """Removes units in batches until so many are kept, then swaps: (units,) bool."""
+    return swap(squares, remove_in_batches(squares, keep))
+
+
+def remove_in_batches(squares: LeastSquares, keep: int, stages: int = _STAGES) -> Tensor:
+    """Removes units in about equal batches, each time the cheapest ones: (units,) bool."""
+    kept = squares.everything()
+    batch = math.ceil((squares.units - keep) / stages)
+    while (left := int(kept.sum()) - keep) > 0:
+        cheapest = costs_of_kept(squares, kept).argsort(stable=True)
+        kept[cheapest[: min(batch, left)]] = False
+    return kept
+
+
+def swap(squares: LeastSquares, kept: Tensor, swaps: int = _SWAPS, rounds: int = _ROUNDS) -> Tensor:
+    """Swaps kept with pruned units while the error falls.
+
+    Args:
+        squares: the least squares of a projection.
+        kept: where to start, (units,) bool.
+        swaps: units that are swapped at once in the first round.
+        rounds: how many at most.
+
+    Returns:
+        As many kept units, (units,) bool.
+    """
+    error = squares.error(kept)
+    swaps = min(swaps, int(kept.sum()), int((~kept).sum()))
+    for _ in range(rounds):
+        if not swaps:
+            break
+        trial = kept.clone()
+        trial[costs_of_kept(squares, kept).argsort(stable=True)[:swaps]] = False
+        trial[gains_of_pruned(squares, kept).argsort(descending=True, stable=True)[:swaps]] = True
+        trial_error = squares.error(trial)
+        if trial_error < error:
+            kept, error = trial, trial_error
+        else:
+            swaps //= 2
+    return kept
+
+
+def costs_of_kept(squares: LeastSquares, kept: Tensor) -> Tensor:
+    """How much the error rises without each kept unit, (units,); infinite for the others."""
+    inverse = squares.inverse(kept)
+    return removal_costs(squares.cross @ inverse, inverse, kept)
+
+
+def gains_of_pruned(squares: LeastSquares, kept: Tensor) -> Tensor:
+    """How much the error falls with each pruned unit, (units,); minus infinity for the others.
+
+    With the residual correlation R = B - V H of the best weights V and the Schur complement
+    C = H_SS - H_SK H_KK^-1 H_KS of the unit's inputs S, it is tr(R_S C^-1 R_S^T).
+    """
+    units, width = squares.units, squares.width
+    pruned = ~kept
+    correlation = squares.cross - squares.refit(kept) @ squares.gram
+    columns = correlation.view(-1, units, width).permute(1, 2, 0)[pruned]  # (p, width, outputs)
+    index = squares.inputs(kept)
+    rows = squares.inputs(pruned)
+    across = torch.linalg.solve_triangular(
+        squares.factor(index), squares.gram[index[:, None], rows], upper=False
+    ).view(len(index), -1, width)  # (kept inputs, p, width)
+    own = squares.gram.view(units, width, units, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    schur = own[pruned] - torch.einsum("kpv,kpw->pvw", across, across)
+    gains = torch.full((units,), -torch.inf, dtype=schur.dtype, device=schur.device)
+    gains[pruned] = (torch.linalg.solve(schur, columns) * columns).sum((1, 2))
+    return gains

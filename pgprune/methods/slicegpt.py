@@ -1,0 +1,183 @@
+"""SliceGPT: rotates the residual stream to its principal components and cuts the least of them."""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pgprune.errors import PruningError
+from pgprune.families import decoder_layers, family_of
+from pgprune.masked_lm import MaskedLM, Observation
+from pgprune.methods.base import MethodConfig, Pruned
+from pgprune.problem import Problem
+from pgprune.slices import Slices, centred, project, projection_hooks
+from pgprune.slicing import sliced_parameters
+
+_MULTIPLE = 8  # of which widths are
+
+
+def slicegpt(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
+    """Slices the residual stream: no unit is pruned, every layer gets narrower.
+
+    At 2 L points, before attention and before the MLP of each layer, the stream is projected onto
+    the leading eigenvectors of its second moments over the calibration tokens, point by point, on
+    the outputs of what is sliced already. The width is a multiple of 8. ``slice_fraction`` sets it;
+    else it is the largest whose model has no more parameters than the prune rate leaves: dense
+    parameters minus the rate's share of the prunable ones, as for every other method. Embeddings
+    are sliced too, shortcuts are added and a tied head is not tied any more, all of which the
+    count includes, exactly.
+
+    Theirs have steps that change no output and are left out: rotating the last layer's output,
+    where nothing is cut, and what is kept by a random matrix; damping the second moments, which
+    leaves their eigenvectors. Their code takes off the mean of embeddings for every model, which
+    is right only where norms do so too, as here; and it has one epsilon for all models.
+
+    Source: Ashkboos et al. 2024 (microsoft/TransformerCompression).
+
+    Args:
+        problem: the frozen model; of the budget only the prune rate counts.
+        windows: calibration token ids, (N, T).
+        seed: unused; the method is deterministic.
+        config: ``slice_fraction``.
+
+    Returns:
+        A mask that keeps all, and the slices.
+
+    Raises:
+        PruningError: no width is narrow enough, the model has no norm before its head, or hidden
+            states are not finite.
+    """
+    lm, units, fraction = problem.lm, problem.units, config.slice_fraction
+    model: PreTrainedModel = lm.model  # type: ignore[assignment]
+    if fraction is not None:
+        width = width_of(model, fraction)
+    else:
+        pruned = round(problem.budget.prune_rate * units.prunable)
+        width = width_for(model, lm.parameters - pruned)
+    slices = find_slices(lm, windows, width)
+    parameters = sliced_parameters(model, width)
+    notes = {
+        "width": width,
+        "slice_fraction": 1 - width / model.config.hidden_size,
+        "parameters": parameters,
+        "prune_rate": (lm.parameters - parameters) / units.prunable,
+    }
+    return Pruned(units.ones(), slices=slices, notes=notes)
+
+
+def width_of(model: PreTrainedModel, fraction: float) -> int:
+    """The width that a slice fraction leaves: rounded down to a multiple of 8; 0 cuts nothing.
+
+    Raises:
+        PruningError: nothing is left.
+    """
+    dense: int = model.config.hidden_size
+    width = int((1 - fraction) * dense + 1e-9) // _MULTIPLE * _MULTIPLE
+    if width == 0:
+        raise PruningError(
+            f"slice fraction {fraction} leaves less than {_MULTIPLE} of the {dense} numbers of the "
+            f"residual stream; choose at most {1 - _MULTIPLE / dense:.3g}"
+        )
+    return width if fraction else dense
+
+
+def width_for(model: PreTrainedModel, parameters: int) -> int:
+    """The largest width, a multiple of 8, whose model has at most that many parameters.
+
+    Raises:
+        PruningError: the narrowest has more.
+    """
+    widths = range(_MULTIPLE, model.config.hidden_size + 1, _MULTIPLE)
+    fitting = bisect_right(widths, parameters, key=partial(sliced_parameters, model))
+    if not fitting:
+        raise PruningError(
+            f"slicing to the prune rate would have to leave {parameters:,} parameters, but even a "
+            f"width of {_MULTIPLE} leaves {sliced_parameters(model, _MULTIPLE):,}; choose a "
+            "smaller prune rate"
+        )
+    return widths[fitting - 1]
+
+
+@torch.no_grad()
+def find_slices(lm: MaskedLM, windows: Tensor, width: int) -> Slices:
+    """The principal directions of the stream, point by point, on the outputs of what is sliced.
+
+    Args:
+        lm: the frozen model.
+        windows: calibration token ids, (N, T); the hidden states of all are in memory at once.
+        width: number of directions to keep at each point.
+
+    Returns:
+        The slices, on the CPU.
+
+    Raises:
+        PruningError: hidden states are not finite.
+    """
+    family = family_of(lm.model.config)
+    layers = decoder_layers(lm.model, family)
+    rotations, hooks = [], []
+    try:
+        for observation in lm.observe(lm.units.ones(), windows):
+            layer = layers[observation.layer]
+            norm = layer.get_submodule(family.mlp_norms[0])
+            first = principal(observation.states, norm, width)
+            second = principal(_between(observation, layer, norm, first), norm, width)
+            rotations += [first.cpu(), second.cpu()]
+            # From here on the layer is sliced, which is how the observation goes on.
+            hooks += projection_hooks(layer, family, first, second)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return Slices(torch.stack(rotations))
+
+
+def principal(streams: Iterable[Tensor], norm: nn.Module, width: int) -> Tensor:
+    """The leading eigenvectors of the second moments of a stream.
+
+    Args:
+        streams: the stream in parts, each (b, T, D) or (b * T, D).
+        norm: the norm behind it; if that subtracts the mean, so do the moments, and the direction
+            of the mean comes last.
+        width: how many eigenvectors.
+
+    Returns:
+        (D, width) with orthonormal columns, float32, or float64 for a float64 stream.
+
+    Raises:
+        PruningError: the stream is not finite.
+    """
+    moments = torch.zeros(())
+    for stream in streams:
+        wide = stream.to(torch.promote_types(stream.dtype, torch.float32)).flatten(0, -2)
+        wide = centred(wide, norm)  # (tokens, D)
+        moments = moments.to(wide.device) + (wide.T @ wide).double()
+    if not bool(moments.isfinite().all()):
+        raise PruningError(
+            "hidden states are not finite on the calibration text, so that there is nothing to "
+            "slice by; choose another dtype"
+        )
+    if isinstance(norm, nn.LayerNorm):
+        moments = moments - moments.trace() / len(moments)  # only the mean's eigenvalue changes
+    return torch.linalg.eigh(moments).eigenvectors.flip(1)[:, :width].to(wide.dtype).contiguous()
+
+
+def _between(
+    observation: Observation, layer: nn.Module, norm: nn.Module, first: Tensor
+) -> Iterator[Tensor]:
+    """The stream between attention and MLP, where attention is sliced already."""
+    seen: list[Tensor] = []
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda module, args: (project(args[0], first, norm), *args[1:])
+        ),
+        norm.register_forward_pre_hook(lambda module, args: seen.append(args[0])),
+    ]
+    try:
+        for _ in observation.inputs:
+            yield seen.pop()
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,99 @@
+"""2SSP: channels by the norm of their activations, then whole attention blocks by perplexity."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pgprune.methods.base import MethodConfig, Pruned
+from pgprune.methods.greedy import losses_without
+from pgprune.metrics.protection import ranks
+from pgprune.problem import Problem
+from pgprune.units import PruningUnits
+
+_ALPHA = 1.5  # of the paper: how much less attention loses where MLPs are larger
+_STAGE_TWO_TOKENS = 2048  # as many as the original's one window
+
+
+class Split(NamedTuple):
+    """How 2SSP divides a prune rate: attention blocks to remove, and share of channels to keep."""
+
+    attention_blocks: int
+    kept_channels: float
+
+
+def two_ssp(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
+    """Two stages: MLP channels everywhere, then whole attention blocks.
+
+    Stage 1 scores a channel by the mean over windows of the Euclidean norm over tokens of its
+    activation, and keeps equally many in each layer. Stage 2 removes attention blocks one by one,
+    each time the one without which the pruned model's loss on the first 2,048 tokens is least.
+    How many of them, N = round(L p^(M/A/1.5)) for M and A parameters of the MLP's channels and the
+    heads of a layer, follows from the rate; what is left to prune goes to the channels.
+
+    Source: Sandri et al. 2025 (2SSP). Here a block is all heads of a layer, so its norm and the
+    bias of its output projection stay; the last unit that the budget allows is kept, so layers may
+    differ by one channel.
+
+    Args:
+        problem: the frozen model, whose units must be heads and channels, and a budget that
+            counts parameters.
+        windows: calibration token ids, (N, T).
+        seed: unused; the method is deterministic.
+        config: not used.
+
+    Returns:
+        The mask, and in the notes the layers that lost their attention, in this order.
+    """
+    units, lm = problem.units, problem.lm
+    split = split_rate(units, problem.budget.prune_rate)
+    heads = units.kind == units.kinds.index("heads")
+    scores = torch.full((units.n,), 2.0, dtype=torch.float64)  # above all ranks
+    norms = torch.zeros(units.n, dtype=torch.float64)
+    norms[~heads] = _channel_norms(problem, windows)
+    scores[~heads] = ranks(units, norms)[~heads]
+    mask = (heads | (scores > 1 - split.kept_channels)).to(torch.uint8)
+    few = windows[: math.ceil(_STAGE_TWO_TOKENS / windows.shape[1])]
+    left = list(range(units.layers))
+    removed: list[int] = []
+    for _ in range(split.attention_blocks):
+        parts = [torch.nonzero(heads & (units.layer == layer)).flatten() for layer in left]
+        best = int(losses_without(lm, mask, parts, few).argmin())
+        removed.append(left.pop(best))
+        mask[parts[best]] = 0
+        scores[parts[best]] = -1
+    return Pruned(problem.budget.round(scores), notes={"removed_attention": removed})
+
+
+def split_rate(units: PruningUnits, prune_rate: float) -> Split:
+    """How a prune rate is divided between attention blocks and channels.
+
+    The number of attention blocks is the formula's, moved as little as it takes where that many
+    would be more than the rate asks for, or all the channels less than it lacks.
+
+    Args:
+        units: heads and channels of all layers.
+        prune_rate: share of their parameters to remove.
+    """
+    shapes = units.shapes
+    attention = sum(s.kv_heads * s.kv_group_cost for s in shapes) / len(shapes)
+    mlp = sum(s.channels * s.channel_cost for s in shapes) / len(shapes)
+    to_prune = prune_rate * units.prunable
+    blocks = round(len(shapes) * prune_rate ** (mlp / attention / _ALPHA))
+    least = math.ceil((to_prune - mlp * len(shapes)) / attention)
+    most = math.floor(to_prune / attention)
+    blocks = max(min(blocks, most), least, 0)
+    channels = max(0.0, to_prune - blocks * attention)
+    return Split(blocks, 1 - min(1.0, channels / (mlp * len(shapes))))
+
+
+def _channel_norms(problem: Problem, windows: Tensor) -> Tensor:
+    """Mean over windows of each channel's norm over tokens, for all layers: (channel units,)."""
+    units, parts = problem.units, []
+    for observation in problem.lm.observe(units.ones(), windows):
+        total = torch.zeros(units.shapes[observation.layer].channels, dtype=torch.float64)
+        for _, mlp_inputs in observation.inputs:
+            total += mlp_inputs.double().norm(dim=1).sum(0).cpu()  # over (b, T, channels)
+        parts.append(total.view(-1, units.channel_block).sum(1) / len(windows))
+    return torch.cat(parts)

@@ -1,0 +1,154 @@
+"""FLAP: how much the inputs of the output and down projections fluctuate."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pgprune.budget import Budget
+from pgprune.errors import PruningError
+from pgprune.masked_lm import MaskedLM
+from pgprune.metrics.base import Importance, check_metric
+from pgprune.units import Group
+
+FLUCTUATIONS = ("variance", "released")
+
+
+@dataclass
+class Moments:
+    """Running moments of the inputs of one projection, window by window.
+
+    Attributes:
+        windows: seen so far.
+        tokens: seen so far.
+        total: sum of the inputs, (inputs,) float64.
+        squares: sum of their squares, (inputs,) float64.
+        drift: the sum that the released code calls fluctuation, see ``fluctuation``.
+    """
+
+    windows: int = 0
+    tokens: int = 0
+    total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    squares: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    drift: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+
+    def add(self, inputs: Tensor) -> None:
+        """Takes in one window: (T, inputs)."""
+        inputs = inputs.double()
+        total, squares = inputs.sum(0).cpu(), inputs.square().sum(0).cpu()
+        self.windows += 1
+        self.tokens += len(inputs)
+        self.total = self.total + total
+        self.squares = self.squares + squares
+        around = squares - 2 * self.mean * total + len(inputs) * self.mean.square()
+        self.drift = self.drift + (1 - 1 / self.windows) * around
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of each input, (inputs,) float64."""
+        return self.total / self.tokens
+
+    def fluctuation(self, how: str) -> Tensor:
+        """How much each input varies, (inputs,) float64.
+
+        ``variance`` is the sample variance over tokens, as the paper says. ``released`` is what
+        its code computes: 1/(K-1) sum over windows k of (k-1)/k sum over tokens of (x - mu_k)^2,
+        with the mean mu_k of the first k windows.
+        """
+        if how == "released":
+            return self.drift / (self.windows - 1)
+        spread = self.squares - self.tokens * self.mean.square()
+        return spread.clamp(min=0) / (self.tokens - 1)
+
+
+def dense_moments(lm: MaskedLM, windows: Tensor) -> dict[tuple[int, str], Moments]:
+    """Moments of the inputs of the output and down projections of the dense model.
+
+    Args:
+        lm: the frozen model.
+        windows: calibration token ids, (N, T).
+
+    Returns:
+        By layer and kind, ``heads`` for the output and ``channels`` for the down projection.
+    """
+    moments: dict[tuple[int, str], Moments] = {}
+    for observation in lm.observe(lm.units.ones(), windows):
+        heads = moments[observation.layer, "heads"] = Moments()
+        channels = moments[observation.layer, "channels"] = Moments()
+        for attention_inputs, mlp_inputs in observation.inputs:
+            for window in range(len(attention_inputs)):
+                heads.add(attention_inputs[window])
+                channels.add(mlp_inputs[window])
+    return moments
+
+
+def flap(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
+    """FLAP's metric (WIFV) and ranking (AL-AM): weighted fluctuation, standardised by layer.
+
+    The score of input j is its fluctuation times the square sum of its column of weights, squared
+    once more for the output projection, and standardised over the inputs of its layer. A kv group
+    is the mean over its query heads' dimensions, a channel block over its channels. Scores then
+    compare across layers and kinds. FLAP's own budget is ``parameters``: a head there counts 512/3
+    channels, which is (2g+2)d/3 for g query heads of d dimensions in a kv group without biases.
+
+    Source: An et al. 2024 (CASIA-IVA-Lab/FLAP). Here any head size and grouped kv heads; all
+    statistics are of the dense model, as there. Its bias compensation is in the method ``flap``.
+
+    Args:
+        lm: the frozen model; its units must be heads, channels or both.
+        windows: calibration token ids, (N, T).
+        budget: how much to keep.
+        seed: unused; the metric is deterministic.
+
+    Raises:
+        PruningError: the units are blocks or layers, or there is only one window.
+    """
+    check_metric("flap", lm.units.granularity)
+    check_windows(windows)
+    return flap_importance(lm, dense_moments(lm, windows), budget)
+
+
+def flap_importance(
+    lm: MaskedLM,
+    moments: dict[tuple[int, str], Moments],
+    budget: Budget,
+    fluctuation: str = "variance",
+) -> Importance:
+    """The importance that FLAP gives to the units, from what ``dense_moments`` returned.
+
+    Args:
+        lm: the frozen model.
+        moments: of its dense inputs.
+        budget: how much to keep.
+        fluctuation: one of ``FLUCTUATIONS``.
+    """
+    scores = torch.zeros(lm.units.n, dtype=torch.float64)
+    for group in lm.units.groups:
+        varied = moments[group.layer, group.kind].fluctuation(fluctuation)
+        scores[group.start : group.stop] = _group_scores(lm, group, varied)
+    return Importance(scores, local=False, mask=budget.round(scores))
+
+
+def check_windows(windows: Tensor) -> None:
+    """Makes sure that there is something to vary.
+
+    Raises:
+        PruningError: only one window.
+    """
+    if len(windows) < 2:
+        raise PruningError(
+            "flap measures how inputs vary, so it needs at least 2 calibration windows; raise "
+            "the number of samples"
+        )
+
+
+def _group_scores(lm: MaskedLM, group: Group, fluctuation: Tensor) -> Tensor:
+    """The scores of one group's units from the fluctuation of all its inputs (inputs,)."""
+    weight = lm.projection(group.layer, group.kind)
+    columns = torch.stack([part.double().square().sum(0) for part in weight.split(512)]).sum(0)
+    score = fluctuation * columns.cpu()  # (inputs,)
+    if group.kind == "heads":
+        score = score.square()
+    deviation = score.std()
+    standard = (score - score.mean()) / deviation.where(deviation > 0, 1)
+    return standard.view(group.stop - group.start, -1).mean(1)

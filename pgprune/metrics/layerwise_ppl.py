@@ -1,0 +1,35 @@
+"""Layerwise perplexity: the loss without one block or layer."""
+
+import torch
+from torch import Tensor
+
+from pgprune.budget import Budget
+from pgprune.masked_lm import MaskedLM
+from pgprune.metrics.base import Importance, check_metric
+
+
+def layerwise_ppl(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
+    """Layerwise perplexity: how bad the model gets without one block or layer, one at a time.
+
+    The score is the calibration loss without the unit, which orders units as perplexity does.
+
+    Source: Kim et al. 2024, Shortened LLaMA (Nota-NetsPresso/shortened-llm), PPL criterion.
+
+    Args:
+        lm: the frozen model; its units must be blocks or layers.
+        windows: calibration token ids, (N, T).
+        budget: how much to keep.
+        seed: unused; the metric is deterministic.
+
+    Raises:
+        PruningError: the units are heads or channels.
+    """
+    units = lm.units
+    check_metric("layerwise-ppl", units.granularity)
+    scores = torch.zeros(units.n, dtype=torch.float64)
+    without = torch.ones(units.n, units.n) - torch.eye(units.n)  # (n, n), one unit gone in each
+    for unit in range(units.n):
+        for batch in windows.split(8):
+            loss = lm.losses(without[unit : unit + 1], batch)  # (1, B)
+            scores[unit] += loss.double().nan_to_num(1e3, 1e3).sum().cpu()
+    return Importance(scores / len(windows), local=False, mask=budget.round(scores))

@@ -1,0 +1,35 @@
+"""Layerwise Taylor: what a Taylor expansion of the loss says of whole blocks and layers."""
+
+from torch import Tensor
+
+from pgprune.budget import Budget
+from pgprune.masked_lm import MaskedLM
+from pgprune.metrics.base import Importance, check_metric
+from pgprune.metrics.llm_pruner import taylor_scores
+from pgprune.metrics.protection import outer_layers, protected_units, round_around
+
+
+def layerwise_taylor(
+    lm: MaskedLM, windows: Tensor, budget: Budget, seed: int, protect: bool = True
+) -> Importance:
+    """Taylor+: sum of |w g| over all weights of a block or layer, norms included.
+
+    g is the gradient of the mean loss. The first L/8 and last L/16 layers are kept (the 4 and 2 of
+    32 of the original), as the criterion alone would remove the first layer of LLaMA-2-7B.
+
+    Source: Kim et al. 2024, Shortened LLaMA (Nota-NetsPresso/shortened-llm), Taylor criterion.
+
+    Args:
+        lm: the frozen model; its units must be blocks or layers.
+        windows: calibration token ids, (N, T).
+        budget: how much to keep.
+        seed: unused; the metric is deterministic.
+        protect: keep the outer layers.
+
+    Raises:
+        PruningError: the units are heads or channels, or the budget is less than what is protected.
+    """
+    check_metric("layerwise-taylor", lm.units.granularity)
+    protected = protected_units(budget, *outer_layers(lm.units) if protect else (0, 0))
+    scores = taylor_scores(lm, windows, "element-first")
+    return Importance(scores, local=False, mask=round_around(budget, scores, protected))

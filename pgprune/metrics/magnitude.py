@@ -1,0 +1,35 @@
+"""Magnitude: the size of the weights, without any text."""
+
+from torch import Tensor
+
+from pgprune.budget import Budget
+from pgprune.masked_lm import MaskedLM
+from pgprune.metrics.base import Importance
+from pgprune.metrics.protection import outer_layers, protected_units, round_around
+from pgprune.metrics.weights import slice_sums, unit_sums
+
+
+def magnitude(
+    lm: MaskedLM, windows: Tensor, budget: Budget, seed: int, protect: bool = True
+) -> Importance:
+    """Sum of |w| over the weights of a unit.
+
+    Heads and channels are compared within a layer and every layer keeps its share, as by
+    Wanda-sp. Blocks and layers are compared with each other, and those of the first L/8 and last
+    L/16 layers are kept (Magnitude+ of Kim et al. 2024, Nota-NetsPresso/shortened-llm).
+
+    Args:
+        lm: the frozen model.
+        windows: unused; no text is read.
+        budget: how much to keep.
+        seed: unused; the metric is deterministic.
+        protect: keep the outer blocks and layers.
+
+    Raises:
+        PruningError: the budget is less than what is protected.
+    """
+    fine = {"heads", "channels"}.issuperset(lm.units.kinds)
+    guarded = protected_units(budget, *outer_layers(lm.units) if protect and not fine else (0, 0))
+    scores = unit_sums(lm, lambda parameter, dim: slice_sums(parameter.detach().abs(), dim))
+    mask = budget.local().round(scores) if fine else round_around(budget, scores, guarded)
+    return Importance(scores, local=fine, mask=mask)

@@ -1,0 +1,22 @@
+"""Random scores: the floor."""
+
+import torch
+from torch import Tensor
+
+from pgprune.budget import Budget
+from pgprune.masked_lm import MaskedLM
+from pgprune.metrics.base import Importance
+
+
+def random_scores(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
+    """Uniform random scores: the floor that every metric must beat.
+
+    Args:
+        lm: the frozen model, for its units only.
+        windows: unused.
+        budget: how much to keep.
+        seed: of the scores.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(lm.units.n, generator=generator, dtype=torch.float64)
+    return Importance(scores, local=False, mask=budget.round(scores))

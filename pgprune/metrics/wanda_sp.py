@@ -1,0 +1,48 @@
+"""Wanda-sp: weights times activations, layer by layer."""
+
+import torch
+from torch import Tensor
+
+from pgprune.budget import Budget
+from pgprune.masked_lm import MaskedLM
+from pgprune.metrics.base import Importance, check_metric, mean_absolute, per_unit, square_sum
+
+
+def wanda_sp(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
+    """Wanda-sp: column norms of output and down projections, weighted by their activations.
+
+    The score of input j is mean_i |W_ij| sqrt(mean of x_j^2); a kv group adds up its head
+    dimensions and averages over its query heads. Sequential: each layer is scored on the outputs
+    of the pruned layers before it, and every layer keeps its own share.
+
+    Source: An et al. 2024 (CASIA-IVA-Lab/FLAP) and the initialisation of
+    ethanygao/backprop-free_LLM_pruning, for kv groups and any head size.
+
+    Args:
+        lm: the frozen model; its units must be heads, channels or both.
+        windows: calibration token ids, (N, T).
+        budget: how much to keep.
+        seed: unused; the metric is deterministic.
+
+    Raises:
+        PruningError: the units are blocks or layers.
+    """
+    units = lm.units
+    check_metric("wanda-sp", units.granularity)
+    local = budget.local()
+    scores = torch.zeros(units.n, dtype=torch.float64)
+    mask = units.ones()
+    for observation in lm.observe(mask, windows):
+        squares: dict[str, list[Tensor]] = {"heads": [], "channels": []}
+        for attention_input, mlp_input in observation.inputs:
+            squares["heads"].append(square_sum(attention_input))
+            squares["channels"].append(square_sum(mlp_input))
+        for group in (g for g in units.groups if g.layer == observation.layer):
+            column = mean_absolute(lm.projection(group.layer, group.kind))  # (inputs,)
+            energy = torch.stack(squares[group.kind]).sum(0) / windows.numel()  # mean of x^2
+            score = column * energy.sqrt()
+            scores[group.start : group.stop] = per_unit(lm, group, score).cpu()
+        # Rounding is per layer, so the layers that follow do not change this layer's mask.
+        here = units.layer == observation.layer
+        mask[here] = local.round(scores)[here]
+    return Importance(scores, local=True, mask=mask)

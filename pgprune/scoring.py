@@ -1,0 +1,63 @@
+"""Next-token losses that never hold the logits of more than a chunk of tokens."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+LOGITS_BYTES = 64 * 2**20
+"""Of one chunk of float32 logits; the loss needs about three such."""
+
+
+def token_losses(model: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of tokens, computed in at least float32.
+
+    Args:
+        model: a causal LM, for its head.
+        hidden: last hidden states after the final norm, (N, D).
+        targets: the tokens that follow, (N,) int64.
+
+    Returns:
+        (N,) in nats.
+    """
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    chunk = max(64, LOGITS_BYTES // (4 * head.weight.shape[0]))
+    parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+    return torch.cat([_cross_entropy(head(part), wanted) for part, wanted in parts])
+
+
+@torch.no_grad()
+def sequence_losses(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
+    """Mean next-token cross-entropy of each sequence: (B, T) int64 -> (B,) in nats."""
+    embeddings: Any = model.get_input_embeddings()
+    ids = input_ids.to(embeddings.weight.device)
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, D)
+    losses = token_losses(model, hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    return losses.view(len(ids), -1).mean(dim=1)
+
+
+def model_perplexity(model: PreTrainedModel, windows: Tensor, batch_size: int = 8) -> float:
+    """Perplexity of a model as it is: exp of the mean cross-entropy over all predicted tokens.
+
+    The same number that ``evaluation.perplexity`` gives for a mask that keeps everything, for any
+    causal LM, pruned ones included.
+
+    Args:
+        model: a causal LM.
+        windows: token ids, (N, T) int64; each window is read on its own, so its first token is
+            not predicted.
+        batch_size: windows of one call.
+
+    Returns:
+        The perplexity, whose mean is taken in float64. It is NaN if any loss is, and inf where it
+        overflows.
+    """
+    losses = [sequence_losses(model, batch).cpu() for batch in windows.split(batch_size)]
+    return float(torch.cat(losses).double().mean().exp())
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return F.cross_entropy(logits, targets.to(logits.device), reduction="none")

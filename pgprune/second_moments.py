@@ -1,0 +1,186 @@
+"""Second moments of a projection's inputs, and the least-squares problem that they pose.
+
+A projection that loses inputs shall still give the targets y: minimise over its weights V the sum
+over tokens of |V x - y|^2. Of the tokens this needs sum x x^T and sum y x^T only, so memory does
+not grow with the text; products are taken in at least float32, sums and solutions in float64.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pgprune.errors import PruningError
+
+
+@dataclass
+class SecondMoments:
+    """Sums over tokens of the products of inputs x and targets y.
+
+    Attributes:
+        gram: sum of x x^T, (inputs, inputs) float64.
+        cross: sum of y x^T, (outputs, inputs) float64.
+        inputs: sum of x, (inputs,) float64.
+        targets: sum of y, (outputs,) float64.
+        energy: sum of |y|^2, () float64.
+        tokens: seen so far.
+    """
+
+    gram: Tensor
+    cross: Tensor
+    inputs: Tensor
+    targets: Tensor
+    energy: Tensor
+    tokens: int = 0
+
+    @classmethod
+    def of(cls, weight: Tensor) -> "SecondMoments":
+        """No tokens yet, for a projection with a weight (outputs, inputs), on its device."""
+        outputs, inputs = weight.shape
+        # Apple's GPUs have no float64.
+        device = torch.device("cpu") if weight.device.type == "mps" else weight.device
+        zeros = torch.zeros(0, dtype=torch.float64, device=device).new_zeros
+        return cls(
+            zeros(inputs, inputs), zeros(weight.shape), zeros(inputs), zeros(outputs), zeros(())
+        )
+
+    def add(self, inputs: Tensor, targets: Tensor) -> None:
+        """Takes in tokens: x (..., inputs) and y (..., outputs)."""
+        wide = torch.promote_types(inputs.dtype, torch.float32)
+        x = inputs.flatten(0, -2).to(self.gram.device, wide)
+        y = targets.flatten(0, -2).to(self.gram.device, wide)
+        self.tokens += len(x)
+        self.gram += x.T @ x
+        self.cross += y.T @ x
+        self.inputs += x.sum(0, dtype=torch.float64)
+        self.targets += y.sum(0, dtype=torch.float64)
+        self.energy += y.square().sum(dtype=torch.float64)
+
+
+class LeastSquares:
+    """Which inputs a projection keeps, and the best weights for them.
+
+    The error of weights V (outputs, inputs) is sum |V x - y|^2 + r |V - W|^2 with the dense weights
+    W. The damping r, relative to the mean square of an input, holds weights where they are in
+    directions that the tokens do not show; where all inputs are zero, r is 1. Inputs come in units
+    of neighbours that are kept or pruned together.
+
+    Args:
+        moments: of the inputs and targets.
+        weight: W, (outputs, inputs).
+        width: inputs of one unit.
+        damping: relative damping, not negative. Without any, singular second moments are an error.
+        ridge: r itself, in place of the relative damping.
+        biased: a bias is fitted too, so that x and y are their differences from the means.
+        name: of the projection, for errors.
+
+    Attributes:
+        weight: W in float64.
+        gram: sum x x^T + r, (inputs, inputs) float64.
+        cross: sum y x^T + r W, (outputs, inputs) float64.
+        energy: the error of no weights at all, sum |y|^2 + r |W|^2.
+        ridge: r.
+        squares: sum x^2 of each input, always of x itself, (inputs,) float64.
+        width: inputs of one unit.
+        units: how many.
+
+    Raises:
+        PruningError: the activations are not finite.
+    """
+
+    def __init__(
+        self,
+        moments: SecondMoments,
+        weight: Tensor,
+        width: int = 1,
+        damping: float = 0.0,
+        ridge: float | None = None,
+        biased: bool = False,
+        name: str = "a projection",
+    ) -> None:
+        if not bool(moments.gram.isfinite().all() and moments.cross.isfinite().all()):
+            raise PruningError(
+                f"the activations at {name} overflow or are not numbers; choose dtype float32 or "
+                "bfloat16"
+            )
+        self.weight = weight.to(moments.gram)
+        self.squares = moments.gram.diagonal().clone()
+        self.gram, self.cross, energy = moments.gram.clone(), moments.cross, moments.energy
+        if biased:
+            mean = moments.inputs / moments.tokens
+            self.gram -= moments.inputs.outer(mean)
+            self.cross = self.cross - moments.targets.outer(mean)
+            energy = energy - moments.targets.square().sum() / moments.tokens
+        relative = damping * float(self.gram.diagonal().mean())
+        self.ridge = (relative or float(damping > 0)) if ridge is None else ridge
+        self.gram.diagonal().add_(self.ridge)
+        self.cross = self.cross + self.ridge * self.weight
+        self.energy = float(energy + self.ridge * self.weight.square().sum())
+        self.width = width
+        self.units = len(self.gram) // width
+        self._moments = moments if biased else None
+        self._name = name
+
+    def everything(self) -> Tensor:
+        """All units kept, (units,) bool."""
+        return torch.ones(self.units, dtype=torch.bool, device=self.gram.device)
+
+    def inputs(self, kept: Tensor) -> Tensor:
+        """Indices of the inputs of units (units,) bool."""
+        return kept.to(self.gram.device).repeat_interleave(self.width).nonzero().flatten()
+
+    def refit(self, kept: Tensor) -> Tensor:
+        """The weights with the smallest error among those that use kept units only.
+
+        Args:
+            kept: (units,) bool.
+
+        Returns:
+            (outputs, inputs) float64, zero for the inputs of pruned units.
+
+        Raises:
+            PruningError: the second moments are singular and there is no damping.
+        """
+        index = self.inputs(kept)
+        weight = torch.zeros_like(self.cross)
+        weight[:, index] = torch.cholesky_solve(self.cross[:, index].T, self.factor(index)).T
+        return weight
+
+    def bias(self, weight: Tensor) -> Tensor | None:
+        """The bias beside weights V (outputs, inputs), mean of y - V x; None if none is fitted."""
+        moments = self._moments
+        if moments is None:
+            return None
+        return (moments.targets - weight @ moments.inputs) / moments.tokens
+
+    def error(self, kept: Tensor) -> float:
+        """The smallest error of weights that use kept units (units,) bool only."""
+        index = self.inputs(kept)
+        half = torch.linalg.solve_triangular(
+            self.factor(index), self.cross[:, index].T, upper=False
+        )
+        return self.energy - float(half.square().sum())
+
+    def inverse(self, kept: Tensor) -> Tensor:
+        """The inverse of the gram matrix of kept units, (inputs, inputs), zero for the others."""
+        index = self.inputs(kept)
+        inverse = torch.zeros_like(self.gram)
+        inverse[index[:, None], index] = torch.cholesky_inverse(self.factor(index))
+        return inverse
+
+    def factor(self, index: Tensor) -> Tensor:
+        """The lower Cholesky factor of the gram matrix of some inputs (i,): (i, i).
+
+        Raises:
+            PruningError: it is singular.
+        """
+        gram = self.gram[index[:, None], index]
+        factor, failed = torch.linalg.cholesky_ex(gram)
+        pivots, scale = factor.diagonal().square(), gram.diagonal()
+        precision = len(index) * torch.finfo(gram.dtype).eps
+        if bool(failed) or bool((pivots <= precision * scale).any()):
+            raise PruningError(
+                f"the second moments of the {len(index)} inputs of {self._name} are singular; "
+                "damp them (0.01 for example) or calibrate on more text"
+            )
+        return factor

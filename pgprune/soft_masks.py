@@ -1,0 +1,128 @@
+"""The loss of a frozen model as a differentiable function of a real-valued mask.
+
+For the methods that learn masks by back-propagation, which is what policy gradient does without.
+The weights stay frozen, so a backward pass computes the gradients of activations only and costs
+about as much as the forward pass; but all activations of a batch are in memory at once, which
+``MaskedLM`` never needs.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pgprune.executors import LayerMask
+from pgprune.families import Family, decoder_layers, family_of
+from pgprune.masked_lm import MaskedLM
+from pgprune.memory import peak_memory
+from pgprune.problem import Problem
+from pgprune.scoring import token_losses
+
+_CHUNK = 512  # tokens whose logits exist at the same time
+_TOKENS_PER_TIMESTEP = 1024  # one mask on 8 x 128 tokens, as the agents count
+
+
+def soft_losses(lm: MaskedLM, mask: Tensor, input_ids: Tensor) -> Tensor:
+    """Mean next-token cross-entropy of each sequence under one mask of any real values.
+
+    The mask multiplies what ``MaskedLM`` switches on and off: the inputs of the attention output
+    and MLP down projections, the outputs of blocks, or what a layer adds to the residual stream.
+    At zeros and ones the losses are those of ``lm.losses``. The batch counts once in
+    ``lm.tokens``, with or without a backward pass.
+
+    Args:
+        lm: the frozen model.
+        mask: (n,) floating point; gradients flow to it.
+        input_ids: (B, T) int64.
+
+    Returns:
+        (B,) in nats, at least float32, on the model's device.
+    """
+    lm.tokens += input_ids.numel()
+    ids = input_ids.to(lm.device)
+    with _multiplied(lm, mask):
+        output = lm.model.base_model(input_ids=ids, use_cache=False)  # type: ignore[operator]
+    hidden = output.last_hidden_state[:, :-1].flatten(0, 1)  # (B*(T-1), D)
+    targets = ids[:, 1:].flatten()
+    # Logits are computed again in the backward pass: those of a batch would outweigh all else.
+    losses = [
+        checkpoint(token_losses, lm.model, part, wanted, use_reentrant=False)
+        for part, wanted in zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True)
+    ]
+    return torch.cat(losses).view(len(ids), -1).mean(dim=1).to(lm.device)
+
+
+def steps_for(problem: Problem, timesteps: int) -> int:
+    """Steps of one batch each that read as many tokens as an agent does in ``timesteps``."""
+    tokens = problem.stream.batch_size * problem.stream.sequence_length
+    return max(1, -(-timesteps * _TOKENS_PER_TIMESTEP // tokens))
+
+
+def stopwatch(problem: Problem) -> Callable[[int], dict[str, Any]]:
+    """Starts to measure what learning costs.
+
+    Returns:
+        What makes the notes for results.json once the given number of steps is done: steps,
+        tokens, seconds, and the process's peak memory in bytes.
+    """
+    started, tokens = time.perf_counter(), problem.lm.tokens
+
+    def notes(steps: int) -> dict[str, Any]:
+        return {
+            "steps": steps,
+            "learning_tokens": problem.lm.tokens - tokens,
+            "learning_seconds": time.perf_counter() - started,
+            "peak_memory_bytes": peak_memory(problem.lm.device),
+        }
+
+    return notes
+
+
+@contextmanager
+def _multiplied(lm: MaskedLM, mask: Tensor) -> Iterator[None]:
+    """Hooks that multiply by the mask, in all layers, while the body runs."""
+    family = family_of(lm.model.config)
+    hooks = []
+    for index, layer in enumerate(decoder_layers(lm.model, family)):
+        hooks += _hooks(layer, LayerMask(mask[None], lm.units, index, family), family)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _hooks(layer: nn.Module, mask: LayerMask, family: Family) -> list[Any]:
+    if "layer" in mask.parts:
+        return _residual_hooks(layer, mask.parts["layer"][0])
+    inputs = {family.output: mask.output_columns(), family.down: mask.parts.get("channels")}
+    outputs = {family.output: mask.parts.get("attention"), family.down: mask.parts.get("mlp")}
+    return [
+        layer.get_submodule(path).register_forward_pre_hook(
+            lambda module, args, keep=keep[0]: (args[0] * keep.to(args[0]), *args[1:])
+        )
+        for path, keep in inputs.items()
+        if keep is not None
+    ] + [
+        layer.get_submodule(path).register_forward_hook(
+            lambda module, args, output, keep=keep[0]: output * keep.to(output)
+        )
+        for path, keep in outputs.items()
+        if keep is not None
+    ]
+
+
+def _residual_hooks(layer: nn.Module, keep: Tensor) -> list[Any]:
+    """Multiplies what a layer adds to the residual stream; keep is (1,)."""
+
+    def scale(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> Any:
+        whole = isinstance(output, tuple)
+        after = output[0] if whole else output
+        scaled = args[0] + keep.to(after) * (after - args[0])
+        return (scaled, *output[1:]) if whole else scaled
+
+    return [layer.register_forward_hook(scale)]

@@ -1,0 +1,41 @@
+"""Measure how much faster and smaller pruned models are than the first one that is named.
+
+    python scripts/benchmark_inference.py DENSE PRUNED ...
+    python scripts/benchmark_inference.py builtin runs/NAME --output runs/NAME/latency
+    python scripts/benchmark_inference.py --shape 100m --prune-rates 0.3,0.5 --round-to 1,64
+
+A model is `builtin`, a hub id, a directory (dense or exported) or a finished run. With --shape,
+random weights and random masks stand in for models, so that nothing needs to be downloaded.
+"""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from transformers.utils import logging
+
+from pgprune.cli import ArgumentParser, from_arguments, run_command
+from pgprune.latency import LatencyConfig, load_models, measure
+from pgprune.latency_report import make_report, print_report, write_report
+from pgprune.shapes import ShapeConfig
+
+
+def main() -> None:
+    """Parses the options, measures, and prints and writes what was found."""
+    logging.disable_progress_bar()
+    parser = ArgumentParser(__doc__, LatencyConfig, ShapeConfig)
+    parser.add_argument("models", metavar="MODEL", nargs="*", help="the first is the reference")
+    arguments = parser.parse_args()
+    config = from_arguments(LatencyConfig, arguments)
+    console = Console(highlight=False)
+    models = load_models(arguments.models, from_arguments(ShapeConfig, arguments), config)
+    measurements = measure(models, config, lambda text: console.print(f"measuring {text}"))
+    report = make_report(models, measurements, config, ["python", *sys.argv])
+    print_report(report, console)
+    if config.output is not None:
+        write_report(report, Path(config.output))
+        console.print(f"written to {config.output}", soft_wrap=True, markup=False)
+
+
+if __name__ == "__main__":
+    run_command(main)

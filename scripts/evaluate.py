@@ -1,0 +1,58 @@
+"""Measure models and runs: perplexity on text, and accuracy on zero-shot tasks.
+
+    python scripts/evaluate.py runs/NAME                    # the run's pruned model
+    python scripts/evaluate.py builtin runs/NAME            # beside the dense one
+    python scripts/evaluate.py MODEL runs/NAME --evaluation wikitext:wikitext-2-raw-v1:test
+    python scripts/evaluate.py MODEL runs/NAME --evaluation none --tasks paper
+
+Models are `builtin`, hub ids, and directories, exported ones included. All are shown side by side.
+The results of a run are added to its evaluations.jsonl. Perplexity in papers is often that of
+windows of 2048 tokens over all of the text: --sequence-length 2048 --evaluation-windows 0.
+"""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from transformers.utils import logging
+
+from pgprune.cli import ArgumentParser, from_arguments, run_command
+from pgprune.evaluation_view import line, print_tables
+from pgprune.model_evaluation import Evaluation, EvaluationConfig, Record
+
+
+def main() -> int:
+    """Parses the options, evaluates, and prints the tables."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    parser = ArgumentParser(__doc__, EvaluationConfig)
+    parser.add_argument(
+        "models", metavar="MODEL_OR_RUN", nargs="+", help="model or run; ratios are to the first"
+    )
+    arguments = parser.parse_intermixed_args()
+    models = list(dict.fromkeys(arguments.models))
+    evaluation = Evaluation(models, from_arguments(EvaluationConfig, arguments))
+    console = Console(highlight=False)
+    records: list[Record] = []
+    try:
+        evaluate(evaluation, models, records, console)
+    except KeyboardInterrupt:
+        console.print("interrupted")
+        return 130
+    finally:
+        if records:
+            print_tables(records, console)
+    return 0
+
+
+def evaluate(
+    evaluation: Evaluation, models: Sequence[str], records: list[Record], console: Console
+) -> None:
+    """Adds the records of all models to a list, and prints each as it comes."""
+    for model in models:
+        for record in evaluation.records(model):
+            records.append(record)
+            console.print(line(record), soft_wrap=True, markup=False)
+
+
+if __name__ == "__main__":
+    run_command(main)
