@@ -153,9 +153,10 @@ class LoraTrainer:
             )
         self._model, self._windows, self._config, self._seed = model, windows, config, seed
         self._device: torch.device = model.get_input_embeddings().weight.device  # type: ignore
+        alpha: Any = config.alpha  # fractions work as well
         adapters = peft.LoraConfig(
             r=config.rank,
-            lora_alpha=config.alpha,  # type: ignore[arg-type]  # fractions work as well
+            lora_alpha=alpha,
             lora_dropout=config.dropout,
             target_modules=projections(model),
         )
