@@ -116,7 +116,7 @@ def _grid(budgets: tuple[int, ...]) -> list[Cell]:
 
 def _learning_rate() -> list[Cell]:
     short, long = _grid((300, 1000)), _grid((3000,))
-    again = [replace(cell, seed=1) for cell in (*short, *long)]
+    again = [replace(cell, seed=seed) for seed in (1, 2) for cell in (*short, *long)]
     return [*short, *map(baby, short), *long, *again, *map(baby, long)]
 
 

@@ -58,6 +58,7 @@ def measure(seed: int, options: argparse.Namespace) -> None:
             settings = ["--data", "builtin", "--evaluation", "builtin", "--seed", seed]
             settings += ["--samples", options.samples]
             settings += ["--sequence-length", options.sequence_length, "--resume"]
+            settings += ["--learning-rate", options.learning_rate]
             model = model_of(method, seed, options)
             _command("finetune.py", model, "--output", output, *settings)
 
@@ -125,7 +126,7 @@ def finetuned_of(method: str, seed: int, options: argparse.Namespace) -> Path:
     """Where the finetuned model of a method goes; other settings, another directory."""
     model = model_of(method, seed, options)
     size = f"{options.samples}x{options.sequence_length}"
-    return model.with_name(f"{model.name}-finetuned-{size}")
+    return model.with_name(f"{model.name}-finetuned-{size}-{options.learning_rate:g}")
 
 
 def _records(method: str, options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -167,6 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--timesteps", type=int, default=2000, help="mask evaluations (default 2000)")
     add("--samples", type=int, default=4000, help="windows to finetune on (default 4000)")
     add("--sequence-length", type=int, default=512, help="their tokens (default 512, the most)")
+    add("--learning-rate", type=float, default=1e-2, help="AdamW's highest (default 0.01)")
     add("--report", action="store_true", help="measure nothing, show what there is")
     add("--into", type=Path, metavar="PAGE", help="renew the table of this page")
     return parser

@@ -72,6 +72,8 @@ def fill(page: str, records: Iterable[Record]) -> str:
     records = list(records)
 
     def renew(match: re.Match[str]) -> str:
+        if match[1] not in TABLES:  # another command's place
+            return match[0]
         return f"<!-- {match[1]} -->\n{body(match[1], records)}<!-- end -->"
 
     return re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", renew, page, flags=re.DOTALL)
@@ -247,16 +249,22 @@ def _draw(
 
 
 def _same_seeds(table: Table, records: list[Record]) -> list[Record]:
-    """The records to compare: where a table has columns, those of seeds that all entries have."""
+    """The records to compare: those of seeds that all entries on the same problem have."""
     if not table.columns:
         return records
     fields = [field for field in (*table.rows, table.columns) if field != "set"]
-    seeds: dict[tuple[Any, ...], set[int]] = defaultdict(set)
+    seeds: dict[tuple[str, int], dict[tuple[Any, ...], set[int]]]
+    seeds = defaultdict(lambda: defaultdict(set))
     for record in records:
         cell = record["cell"]
-        seeds[tuple(cell[field] for field in fields)].add(cell["seed"])
-    common = set.intersection(*seeds.values())
-    return [record for record in records if record["cell"]["seed"] in common]
+        seeds[_problem(cell)][tuple(cell[field] for field in fields)].add(cell["seed"])
+    common = {problem: set.intersection(*found.values()) for problem, found in seeds.items()}
+    return [r for r in records if r["cell"]["seed"] in common[_problem(r["cell"])]]
+
+
+def _problem(cell: dict[str, Any]) -> tuple[str, int]:
+    """What entries of a table share that are compared with each other."""
+    return cell["model"], cell["timesteps"]
 
 
 def _by_set(records: Iterable[Record], every: bool) -> Iterable[Record]:

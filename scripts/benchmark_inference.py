@@ -23,6 +23,7 @@ from pgprune.shapes import ShapeConfig
 def main() -> None:
     """Parses the options, measures, and prints and writes what was found."""
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     parser = ArgumentParser(__doc__, LatencyConfig, ShapeConfig)
     parser.add_argument("models", metavar="MODEL", nargs="*", help="the first is the reference")
     arguments = parser.parse_args()

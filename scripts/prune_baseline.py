@@ -22,6 +22,7 @@ from pgprune.view import TrainingView, print_next, print_results
 def main() -> int:
     """Parses the options, prunes, and prints the results."""
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     parser = ArgumentParser(__doc__)
     BaselineSettings.add_to(parser)
     settings = BaselineSettings.from_arguments(parser.parse_args())

@@ -23,6 +23,7 @@ from pgprune.view import TrainingView, print_next, print_results
 def main() -> int:
     """Parses the options, trains or resumes, and prints the results."""
     logging.disable_progress_bar()
+    logging.set_verbosity_error()
     parser = ArgumentParser(__doc__)
     Settings.add_to(parser)
     arguments = parser.parse_args()

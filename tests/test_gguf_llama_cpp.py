@@ -22,7 +22,7 @@ llama_cpp = pytest.importorskip("llama_cpp", reason="needs pip install llama-cpp
 pytest.importorskip("gguf", reason="needs pip install 'pgprune[gguf]'")
 pytestmark = pytest.mark.slow
 
-TOLERANCE = 1e-3  # of logits whose standard deviation is about 1
+TOLERANCE = 1e-4  # of logits whose standard deviation is about 1; measured: 1e-5
 TEXTS = [
     "Once upon a time, there was the theatre of The Thebes.",
     "It's 3.14159 o'clock: they'LL say we've  12345678 reasons!!",
@@ -167,8 +167,8 @@ def same_text(folder: Path, model, tokenizer, name: str, prompt: str) -> None:
         same_tokens(path, tokenizer)
         ids = tokenizer(prompt, return_tensors="pt")["input_ids"]
         pruned = prune(model, units, mask)
-        text = pruned.generate(ids, max_new_tokens=60, do_sample=False)[0, ids.shape[1] :]
+        text = pruned.generate(ids, max_new_tokens=60, do_sample=False)[0]
         expected = tokenizer.decode(text, skip_special_tokens=True)
         answer = load(path).create_completion(prompt, max_tokens=60, temperature=0)
-        assert len(expected) > 20
-        assert answer["choices"][0]["text"] == expected
+        assert len(expected) > len(prompt) + 20
+        assert prompt + answer["choices"][0]["text"] == expected

@@ -43,7 +43,7 @@ def test_the_table_is_made_of_what_is_there(recovery, tmp_path):
     dense = {"parameters": {"dense": 2345}, "perplexity": {"dense": {"code": 11.5}}}
     write(run / "results.json", dense)
     for seed, (before, after) in enumerate([(31.0, 15.0), (33.0, 17.0)]):
-        name = f"wanda-sp-of-policy-gradient-0.5-2000-seed{seed}-finetuned-4000x512"
+        name = f"wanda-sp-of-policy-gradient-0.5-2000-seed{seed}-finetuned-4000x512-0.01"
         write(tmp_path / name / "finetuning.json", record(before, after))
     page = tmp_path / "page.md"
     page.write_text(PAGE)
