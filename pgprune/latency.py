@@ -28,6 +28,7 @@ from pgprune.lists import numbers, whole_numbers
 from pgprune.loading import check_source, load_any
 from pgprune.memory import memory_of
 from pgprune.models import DTYPES, choose_device
+from pgprune.scoring import next_token_logits
 from pgprune.shapes import ShapeConfig, random_models
 
 Models = Mapping[str, PreTrainedModel]
@@ -241,11 +242,10 @@ def _work(model: PreTrainedModel, ids: Tensor, length: int) -> tuple[float, floa
     moments = [_now(model.device)]
     try:
         ids = ids.to(model.device)
-        output = model(input_ids=ids[:, :length], use_cache=True, logits_to_keep=1)
+        _, cache = next_token_logits(model, ids[:, :length])
         moments.append(_now(model.device))
         for token in ids[:, length:].split(1, dim=1):  # (B, 1)
-            cache = output.past_key_values
-            output = model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            _, cache = next_token_logits(model, token, cache)
         moments.append(_now(model.device))
     except torch.OutOfMemoryError as error:
         raise PruningError(

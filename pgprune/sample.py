@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pgprune.masked_lm import MaskedLM
+from pgprune.scoring import next_token_logits
 from pgprune.surgery import zero_pruned
 
 PROMPTS = 2
@@ -62,12 +63,10 @@ def continue_greedily(model: PreTrainedModel, prompts: Tensor, new_tokens: int) 
     Returns:
         The new tokens, (P, new_tokens) int64 on the CPU.
     """
-    start = next(model.parameters()).device
-    cache, token, tokens = None, prompts.to(start), []
+    cache, token, tokens = None, prompts, []
     for _ in range(new_tokens):
-        output = model(input_ids=token, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        cache = output.past_key_values
-        token = output.logits[:, -1].argmax(dim=-1, keepdim=True).to(start)  # (P, 1)
+        logits, cache = next_token_logits(model, token, cache)
+        token = logits.argmax(dim=-1, keepdim=True)  # (P, 1)
         tokens.append(token.cpu())
     return torch.cat(tokens, dim=1)
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 LOGITS_BYTES = 64 * 2**20
 """Of one chunk of float32 logits; the loss needs about three such."""
@@ -36,6 +36,28 @@ def sequence_losses(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, D)
     losses = token_losses(model, hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     return losses.view(len(ids), -1).mean(dim=1)
+
+
+def next_token_logits(
+    model: PreTrainedModel, input_ids: Tensor, cache: Cache | None = None
+) -> tuple[Tensor, Cache]:
+    """Logits after the last token of each text, and the cache to go on from.
+
+    What ``logits_to_keep=1`` gives, without its price: there the head gets a slice of all hidden
+    states, for which torch copies the head's weights on a CPU, once for each text.
+
+    Args:
+        model: a causal LM.
+        input_ids: (B, T) int64; with a cache, what follows the tokens in it.
+        cache: keys and values of earlier tokens.
+
+    Returns:
+        Logits (B, vocabulary) and the cache.
+    """
+    ids = input_ids.to(model.get_input_embeddings().weight.device)  # type: ignore[arg-type]
+    output = model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+    last = output.last_hidden_state[:, -1].contiguous()  # (B, D)
+    return model.get_output_embeddings()(last), output.past_key_values  # type: ignore[operator]
 
 
 def model_perplexity(model: PreTrainedModel, windows: Tensor, batch_size: int = 8) -> float:

@@ -74,7 +74,9 @@ def test_logits_are_those_of_the_mask(family, granularity, tmp_path):
     units = PruningUnits.of(model, granularity)
     for i, (name, mask) in enumerate(patterns(units).items()):
         if granularity == "heads+channels" or mask.any():  # else no layer is left
-            assert error(tmp_path / str(i), model, units, mask) < TOLERANCE, name
+            found = error(tmp_path / str(i), model, units, mask)
+            print(f"{family}, {granularity}, {name}: {found:.1e}")  # pytest -s shows it
+            assert found < TOLERANCE, name
 
 
 @pytest.mark.parametrize("kept", [{}, {"heads": 1}, {"channels": 5}, {"heads": 1, "channels": 5}])

@@ -35,21 +35,25 @@ def models():
 
 
 def test_the_work_is_one_prefill_and_one_step_for_each_new_token(model):
-    calls = []
-
-    def watch(module, args, kwargs, output):
-        calls.append((kwargs["input_ids"], output.logits))
-
-    hook = model.register_forward_hook(watch, with_kwargs=True)
+    read, computed = [], []
+    hooks = [
+        model.base_model.register_forward_hook(
+            lambda module, args, kwargs, output: read.append(kwargs["input_ids"]), with_kwargs=True
+        ),
+        model.get_output_embeddings().register_forward_hook(
+            lambda module, args, output: computed.append(output)
+        ),
+    ]
     ids = tokens(2, 9)
     prefill, decode = latency._work(model, ids, 6)
-    hook.remove()
+    for hook in hooks:
+        hook.remove()
     assert prefill > 0 and decode > 0
-    assert [tuple(read.shape) for read, _ in calls] == [(2, 6), (2, 1), (2, 1), (2, 1)]
-    assert {tuple(logits.shape) for _, logits in calls} == {(2, 1, 48)}, "of the last token only"
+    assert [tuple(part.shape) for part in read] == [(2, 6), (2, 1), (2, 1), (2, 1)]
+    assert {tuple(logits.shape) for logits in computed} == {(2, 48)}, "of the last token only"
     with torch.no_grad():
         whole = model(input_ids=ids, use_cache=False).logits[:, 5:]  # the cache is a true one
-    torch.testing.assert_close(torch.cat([logits for _, logits in calls], dim=1), whole)
+    torch.testing.assert_close(torch.stack(computed, dim=1), whole)
 
 
 def test_models_take_turns_and_the_order_alternates(models, monkeypatch):
