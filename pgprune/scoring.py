@@ -54,10 +54,11 @@ def next_token_logits(
     Returns:
         Logits (B, vocabulary) and the cache.
     """
-    ids = input_ids.to(model.get_input_embeddings().weight.device)  # type: ignore[arg-type]
+    embeddings: Any = model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    ids = input_ids.to(embeddings.weight.device)
     output = model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
-    last = output.last_hidden_state[:, -1].contiguous()  # (B, D)
-    return model.get_output_embeddings()(last), output.past_key_values  # type: ignore[operator]
+    return head(output.last_hidden_state[:, -1].contiguous()), output.past_key_values
 
 
 def model_perplexity(model: PreTrainedModel, windows: Tensor, batch_size: int = 8) -> float:
