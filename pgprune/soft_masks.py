@@ -20,9 +20,8 @@ from pgprune.families import Family, decoder_layers, family_of
 from pgprune.masked_lm import MaskedLM
 from pgprune.memory import peak_memory
 from pgprune.problem import Problem
-from pgprune.scoring import token_losses
+from pgprune.scoring import LOGITS_BYTES, token_losses
 
-_CHUNK = 512  # tokens whose logits exist at the same time
 _TOKENS_PER_TIMESTEP = 1024  # one mask on 8 x 128 tokens, as the agents count
 
 
@@ -32,7 +31,7 @@ def soft_losses(lm: MaskedLM, mask: Tensor, input_ids: Tensor) -> Tensor:
     The mask multiplies what ``MaskedLM`` switches on and off: the inputs of the attention output
     and MLP down projections, the outputs of blocks, or what a layer adds to the residual stream.
     At zeros and ones the losses are those of ``lm.losses``. The batch counts once in
-    ``lm.tokens``, with or without a backward pass.
+    ``lm.tokens``, and once more when gradients flow back through it.
 
     Args:
         lm: the frozen model.
@@ -42,23 +41,24 @@ def soft_losses(lm: MaskedLM, mask: Tensor, input_ids: Tensor) -> Tensor:
     Returns:
         (B,) in nats, at least float32, on the model's device.
     """
-    lm.tokens += input_ids.numel()
+    _count(lm, input_ids)
     ids = input_ids.to(lm.device)
     with _multiplied(lm, mask):
         output = lm.model.base_model(input_ids=ids, use_cache=False)  # type: ignore[operator]
     hidden = output.last_hidden_state[:, :-1].flatten(0, 1)  # (B*(T-1), D)
-    targets = ids[:, 1:].flatten()
-    # Logits are computed again in the backward pass: those of a batch would outweigh all else.
-    losses = [
-        checkpoint(token_losses, lm.model, part, wanted, use_reentrant=False)
-        for part, wanted in zip(hidden.split(_CHUNK), targets.split(_CHUNK), strict=True)
-    ]
-    return torch.cat(losses).view(len(ids), -1).mean(dim=1).to(lm.device)
+    losses = _token_losses(lm.model, hidden, ids[:, 1:].flatten())
+    losses = losses.view(len(ids), -1).mean(dim=1).to(lm.device)
+    if losses.requires_grad:
+        losses.register_hook(lambda gradient: _count(lm, input_ids))
+    return losses
 
 
 def steps_for(problem: Problem, timesteps: int) -> int:
-    """Steps of one batch each that read as many tokens as an agent does in ``timesteps``."""
-    tokens = problem.stream.batch_size * problem.stream.sequence_length
+    """Steps of one batch each, forwards and backwards, that cost as much as an agent's timesteps.
+
+    With two masks a step, an agent reads the same batches.
+    """
+    tokens = 2 * problem.stream.batch_size * problem.stream.sequence_length
     return max(1, -(-timesteps * _TOKENS_PER_TIMESTEP // tokens))
 
 
@@ -126,3 +126,20 @@ def _residual_hooks(layer: nn.Module, keep: Tensor) -> list[Any]:
         return (scaled, *output[1:]) if whole else scaled
 
     return [layer.register_forward_hook(scale)]
+
+
+def _count(lm: MaskedLM, input_ids: Tensor) -> None:
+    lm.tokens += input_ids.numel()
+
+
+def _token_losses(model: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    """As ``token_losses``; logits of more than a chunk are computed again in the backward pass."""
+    vocabulary = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
+    chunk = max(64, LOGITS_BYTES // (4 * vocabulary))
+    if len(targets) <= chunk:
+        return token_losses(model, hidden, targets)
+    parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+    losses = [
+        checkpoint(token_losses, model, part, wanted, use_reentrant=False) for part, wanted in parts
+    ]
+    return torch.cat(losses)

@@ -1,5 +1,7 @@
 """Bonsai: planted worth is recovered, sub-models are as described, the budget is met exactly."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -7,11 +9,13 @@ from pgprune import PruningError
 from pgprune.budget import Budget
 from pgprune.masked_lm import MaskedLM
 from pgprune.methods.base import MethodConfig
-from pgprune.methods.bonsai import bonsai, find_candidates, sample_pairs, wanda_prior
+from pgprune.methods.bonsai import bonsai
 from pgprune.metrics import METRICS
+from pgprune.metrics.bonsai import find_candidates, sample_pairs, wanda_prior
 from pgprune.problem import Problem
 from pgprune.ridge import ridge
 from pgprune.units import PruningUnits
+from stories import perplexities_beside, stories_problem
 from tiny import AdditiveLM, tiny_model, tokens, toy_problem, toy_units
 
 FEW = MethodConfig(bonsai_masks=10, bonsai_windows=2, bonsai_fraction=0.2)
@@ -106,7 +110,7 @@ def test_planted_worth_decides(monkeypatch):
     units = toy_units(layers=4, kv_heads=4, channels=12)
     worth = random(units.n)
     prior = torch.ones(units.n)
-    monkeypatch.setitem(bonsai.__globals__, "wanda_prior", lambda *_: prior)
+    monkeypatch.setitem(METRICS["bonsai"].__globals__, "wanda_prior", lambda *_: prior)
     problem = toy_problem(AdditiveLM(units, worth))
     config = MethodConfig(bonsai_fraction=0.5, bonsai_masks=200)
     pruned = bonsai(problem, problem.stream.head(8), 0, config)
@@ -116,7 +120,7 @@ def test_planted_worth_decides(monkeypatch):
 def test_many_rounds_come_close_to_it_where_the_prior_is_right(monkeypatch):
     units = toy_units(layers=4, kv_heads=4, channels=40)
     worth = random(units.n)
-    monkeypatch.setitem(bonsai.__globals__, "wanda_prior", lambda *_: worth)
+    monkeypatch.setitem(METRICS["bonsai"].__globals__, "wanda_prior", lambda *_: worth)
     problem = toy_problem(AdditiveLM(units, worth))
     pruned = bonsai(problem, problem.stream.head(8), 0, MethodConfig(bonsai_masks=100))
     best = problem.budget.round(worth)
@@ -155,10 +159,18 @@ def test_the_prior_of_a_dense_model_is_wandas_of_its_first_layer(model):
 
 def test_what_it_cannot_do_is_refused(model):
     blocks = problem_of(model, 0.5, granularity="blocks")
-    with pytest.raises(PruningError, match="not granularity blocks"):
+    with pytest.raises(PruningError, match="bonsai does not fit granularity 'blocks'"):
         bonsai(blocks, tokens(batch=8), 0, MethodConfig())
     with pytest.raises(PruningError, match="bonsai_windows 8 is more than the 2 calibration"):
         bonsai(problem_of(model, 0.5), tokens(batch=2), 0, MethodConfig())
+
+
+@pytest.mark.slow
+def test_it_beats_wanda_and_random(assets: Path):
+    problem = stories_problem(assets)
+    mask = bonsai(problem, problem.stream.head(64), 0, MethodConfig(bonsai_masks=100)).mask
+    found, wanda, random = perplexities_beside(problem, mask)
+    assert found < wanda < random
 
 
 def problem_of(model, rate: float, budget: str = "per-kind", **units) -> Problem:

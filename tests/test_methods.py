@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import re
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from pgprune.metrics import METRICS
 from pgprune.problem import Problem
 from pgprune.repair import applied
 from pgprune.stream import CalibrationStream, DataConfig
-from pgprune.units import PruningUnits
+from pgprune.units import GRANULARITIES, PruningUnits
 from tiny import (
     layers_of,
     letters_tokenizer,
@@ -86,6 +87,32 @@ def test_the_same_seed_gives_the_same_mask(method):
         problem = problem_of(tiny_model("qwen2"), method)
         masks.append(prune(method, problem, seed, **FEW, barrier=0).mask)
     assert torch.equal(*masks)
+
+
+@pytest.mark.parametrize(
+    ("method", "granularity"),
+    [(m, g) for m, fits in GRANULARITY.items() for g in GRANULARITIES if g not in fits],
+)
+def test_units_that_do_not_fit_are_refused_before_any_work(method, granularity):
+    if method == "slicegpt":
+        pytest.skip("prunes no units, so that any will do")
+    problem = problem_of(tiny_model("llama"), method, granularity=granularity, kind="per-kind")
+    says = rf"{method} does not .* granularity '{re.escape(granularity)}'"
+    with pytest.raises(PruningError, match=says):
+        prune(method, problem)
+    assert problem.lm.tokens == 0
+
+
+@pytest.mark.parametrize("method", ["llm-pruner", "layerwise-taylor", "magnitude", "sleb"])
+def test_a_rate_that_protected_layers_make_impossible_is_refused(method):
+    model = tiny_model("llama", num_hidden_layers=8)
+    granularity = "layers" if method == "magnitude" else None
+    problem = problem_of(model, method, 0.8, granularity)
+    with pytest.raises(PruningError, match=r"rate 0\.8 .* first 1 and the last 1 of 8 .*0\.75"):
+        prune(method, problem)
+    assert problem.lm.tokens == 0
+    knobs = {"protect_layers": False, "barrier": 0}
+    assert 0 < int(prune(method, problem, **knobs).mask.sum()) < 0.25 * problem.units.n
 
 
 # ---------------------------------------------------------------- FLAP

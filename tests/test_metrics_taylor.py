@@ -135,7 +135,7 @@ def test_the_model_is_left_as_it_was(model, monkeypatch):
     before = copy.deepcopy(model.state_dict())
     monkeypatch.setattr(gradients, "_PASS_TOKENS", 20)  # two windows at a time
     with_chunks = WeightGradients(lm, WINDOWS).mean
-    assert lm.tokens == WINDOWS.numel()
+    assert lm.tokens == 2 * WINDOWS.numel()  # forward and backward
     for parameter, gradient in WeightGradients(lm, WINDOWS, squares=True).mean.items():
         torch.testing.assert_close(with_chunks[parameter], gradient, rtol=1e-4, atol=1e-7)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -180,6 +180,8 @@ def test_the_method_keeps_its_promises(problem):
     removed = parameters(model) - parameters(small)
     assert pruned.notes["prune_rate"] == pytest.approx(removed / problem.units.prunable)
     assert pruned.notes["prune_rate"] >= 0.5
+    target = parameters(model) - round(0.5 * problem.units.prunable)
+    assert sliced_parameters(model, pruned.slices.width + 1) > target  # no wider one would do
 
 
 def test_a_slice_fraction_sets_the_width(problem):
@@ -189,7 +191,7 @@ def test_a_slice_fraction_sets_the_width(problem):
 
 def test_what_cannot_be_sliced_is_refused(problem, tmp_path):
     model = problem.lm.model
-    with pytest.raises(PruningError, match="but even a width of 8 leaves"):
+    with pytest.raises(PruningError, match="but even a width of 1 leaves"):
         width_for(model, 100)
     with pytest.raises(PruningError, match="leaves less than 8 of the 32 numbers"):
         width_of(model, 0.9)

@@ -6,8 +6,11 @@ from typing import Any
 
 from torch import Tensor
 
+from pgprune.budget import BUDGETS
 from pgprune.cli import check_fields
+from pgprune.errors import PruningError
 from pgprune.metrics import FITS, Importance
+from pgprune.metrics.bonsai import FRACTION, JUDGED_ON, MASKS
 from pgprune.metrics.flap import FLUCTUATIONS
 from pgprune.metrics.llm_pruner import TAYLOR
 from pgprune.problem import Problem
@@ -21,7 +24,7 @@ GRANULARITY: dict[str, tuple[str, ...]] = {
     **FITS,
     "sleb": ("layers", "blocks"),
     "2ssp": ("heads+channels",),
-    **dict.fromkeys(("fasp", "ziplm", "osscar", "spap", "bonsai"), _FINE),
+    **dict.fromkeys(("ziplm", "osscar", "spap"), _FINE),
     **dict.fromkeys(("gumbel-softmax", "hard-concrete"), tuple(GRANULARITIES)),
     "slicegpt": ("heads+channels",),
 }
@@ -101,7 +104,7 @@ class MethodConfig:
     learning_timesteps: int = field(
         default=2000,
         metadata={
-            "help": "gumbel-softmax, hard-concrete: forward and backward passes on 1,024 tokens "
+            "help": "gumbel-softmax, hard-concrete: passes, forward or backward, on 1,024 tokens "
             "each, to compare with an agent's total_timesteps",
             "minimum": 1,
         },
@@ -115,14 +118,15 @@ class MethodConfig:
         },
     )
     bonsai_masks: int = field(
-        default=200,
+        default=MASKS,
         metadata={"help": "bonsai: sub-models of a round, in antithetic pairs", "minimum": 10},
     )
     bonsai_windows: int = field(
-        default=8, metadata={"help": "bonsai: windows that sub-models are judged on", "minimum": 1}
+        default=JUDGED_ON,
+        metadata={"help": "bonsai: windows that sub-models are judged on", "minimum": 1},
     )
     bonsai_fraction: float = field(
-        default=0.05,
+        default=FRACTION,
         metadata={
             "help": "bonsai: share of the units that a round prunes",
             "above": 0,
@@ -146,3 +150,20 @@ class MethodConfig:
 
 Method = Callable[[Problem, Tensor, int, MethodConfig], Pruned]
 """A method: (problem, calibration windows (N, T), seed, its knobs) -> what it has decided."""
+
+
+def check_fits(name: str, problem: Problem) -> None:
+    """Makes sure that a method works on the units and the budget of a problem.
+
+    Raises:
+        PruningError: it does not; the message names those it works on.
+    """
+    asked = {
+        "granularity": (problem.units.granularity, GRANULARITY[name]),
+        "budget": (problem.budget.kind, BUDGET.get(name, BUDGETS)),
+    }
+    for what, (value, fitting) in asked.items():
+        if value not in fitting:
+            raise PruningError(
+                f"method {name} does not fit {what} {value!r}; choose {' or '.join(fitting)}"
+            )

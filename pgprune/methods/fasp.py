@@ -1,15 +1,10 @@
 """FASP: Wanda's score for whole columns, and least squares for what is left."""
 
-import torch
 from torch import Tensor
 
-from pgprune.methods.base import MethodConfig, Pruned
-from pgprune.methods.local_solver import check_fits
-from pgprune.metrics import Importance
+from pgprune.methods.base import MethodConfig, Pruned, check_fits
+from pgprune.metrics.fasp import score_and_refit
 from pgprune.problem import Problem
-from pgprune.repair import choose_and_refit
-from pgprune.second_moments import LeastSquares
-from pgprune.units import Group
 
 
 def fasp(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
@@ -37,19 +32,5 @@ def fasp(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> 
         PruningError: the units are blocks or layers, or the repair fails.
     """
     check_fits("fasp", problem)
-    local = problem.budget.local()
-    scores = torch.zeros(problem.units.n, dtype=torch.float64)
-
-    def choose(squares: LeastSquares, group: Group) -> Tensor:
-        here = slice(group.start, group.stop)
-        scores[here] = column_scores(squares).cpu()
-        return local.round(scores)[here].bool()  # a group's rounding needs its own scores only
-
-    mask, repair = choose_and_refit(problem.lm, windows, choose)
-    return Pruned(mask, Importance(scores, local=True, mask=mask), repair)
-
-
-def column_scores(squares: LeastSquares) -> Tensor:
-    """Wanda's score of each unit, (units,): sum of |W_ij| |x_j| over outputs i and its inputs j."""
-    columns = squares.weight.abs().sum(0) * squares.squares.sqrt()  # (inputs,)
-    return columns.view(-1, squares.width).sum(1)
+    importance, repair = score_and_refit(problem.lm, windows, problem.budget)
+    return Pruned(importance.mask, importance, repair)

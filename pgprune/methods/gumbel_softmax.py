@@ -25,8 +25,9 @@ def gumbel_softmax(problem: Problem, windows: Tensor, seed: int, config: MethodC
     too, so that what differs is the gradient: biased and of little variance here, unbiased and
     noisy there.
 
-    One mask is drawn on each batch. A batch counts once in ``tokens``; with frozen weights its
-    backward pass costs about another forward pass, and holds all activations of the batch.
+    One mask is drawn on each batch. A batch counts twice in ``tokens``: with frozen weights its
+    backward pass costs about another forward pass, and holds all activations of the batch. So
+    2,000 timesteps read the 1,000 batches that an agent with two masks a step reads in as many.
 
     Source: Jang et al. 2017 and Maddison et al. 2017, with the projection of arXiv 2406.10576,
     whose Remarks 2 and 3 argue against this method.

@@ -33,8 +33,9 @@ def hard_concrete(problem: Problem, windows: Tensor, seed: int, config: MethodCo
     beforehand; the answer is the budget's rounding of alpha, a mask of zeros and ones, where theirs
     keeps soft masks and folds them into the weights that it goes on training.
 
-    One mask is drawn on each batch. A batch counts once in ``tokens``; with frozen weights its
-    backward pass costs about another forward pass, and holds all activations of the batch.
+    One mask is drawn on each batch. A batch counts twice in ``tokens``: with frozen weights its
+    backward pass costs about another forward pass, and holds all activations of the batch. So
+    2,000 timesteps read the 1,000 batches that an agent with two masks a step reads in as many.
 
     Source: Louizos et al. 2018; Xia et al. 2024, Sheared LLaMA (princeton-nlp/LLM-Shearing).
 

@@ -5,8 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pgprune.errors import PruningError
-from pgprune.methods.base import GRANULARITY, Pruned
+from pgprune.methods.base import Pruned, check_fits
 from pgprune.problem import Problem
 from pgprune.repair import choose_and_refit
 from pgprune.second_moments import LeastSquares
@@ -49,16 +48,3 @@ def prune_locally(
 
     mask, repair = choose_and_refit(problem.lm, windows, choose, target, alternating=alternating)
     return Pruned(mask, repair=repair)
-
-
-def check_fits(name: str, problem: Problem) -> None:
-    """Makes sure that a method works on the units of a problem.
-
-    Raises:
-        PruningError: it does not; the message names those it works on.
-    """
-    if problem.units.granularity not in GRANULARITY[name]:
-        raise PruningError(
-            f"method {name} does not prune granularity {problem.units.granularity!r}; choose "
-            f"{' or '.join(GRANULARITY[name])}"
-        )

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from pgprune.budget import Budget
 from pgprune.errors import PruningError
-from pgprune.methods.base import MethodConfig, Pruned
+from pgprune.methods.base import MethodConfig, Pruned, check_fits
 from pgprune.methods.greedy import losses_without
 from pgprune.metrics.protection import protected_units
 from pgprune.problem import Problem
@@ -30,8 +30,10 @@ def sleb(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> 
         The mask, and in the notes the units in the order of removal and the loss after each.
 
     Raises:
-        PruningError: the barriers leave nothing to remove, or less than the budget wants.
+        PruningError: the units are heads or channels, or the barriers leave nothing to remove, or
+            less than the budget wants.
     """
+    check_fits("sleb", problem)
     units, budget = problem.units, problem.budget
     if 2 * config.barrier >= units.layers:
         raise PruningError(

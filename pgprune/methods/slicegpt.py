@@ -16,7 +16,8 @@ from pgprune.problem import Problem
 from pgprune.slices import Slices, centred, project, projection_hooks
 from pgprune.slicing import sliced_parameters
 
-_MULTIPLE = 8  # of which widths are
+_MULTIPLE = 8  # of which widths are, where the stream is wide or a fraction is asked for
+_WIDE = 1024  # below which 8 numbers would be much of a prune rate
 
 
 def slicegpt(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
@@ -24,11 +25,12 @@ def slicegpt(problem: Problem, windows: Tensor, seed: int, config: MethodConfig)
 
     At 2 L points, before attention and before the MLP of each layer, the stream is projected onto
     the leading eigenvectors of its second moments over the calibration tokens, point by point, on
-    the outputs of what is sliced already. The width is a multiple of 8. ``slice_fraction`` sets it;
-    else it is the largest whose model has no more parameters than the prune rate leaves: dense
-    parameters minus the rate's share of the prunable ones, as for every other method. Embeddings
-    are sliced too, shortcuts are added and a tied head is not tied any more, all of which the
-    count includes, exactly.
+    the outputs of what is sliced already. ``slice_fraction`` sets the width, rounded down to a
+    multiple of 8; else it is the largest whose model has no more parameters than the prune rate
+    leaves: dense parameters minus the rate's share of the prunable ones, as for every other method.
+    That one is a multiple of 8 from 1,024 dimensions on, so that small models meet the rate too.
+    Embeddings are sliced too, shortcuts are added and a tied head is not tied any more, all of
+    which the count includes, exactly.
 
     Theirs have steps that change no output and are left out: rotating the last layer's output,
     where nothing is cut, and what is kept by a random matrix; damping the second moments, which
@@ -85,17 +87,21 @@ def width_of(model: PreTrainedModel, fraction: float) -> int:
 
 
 def width_for(model: PreTrainedModel, parameters: int) -> int:
-    """The largest width, a multiple of 8, whose model has at most that many parameters.
+    """The largest width whose model has at most that many parameters.
+
+    It is a multiple of 8 where the dense one is 1,024 or more.
 
     Raises:
         PruningError: the narrowest has more.
     """
-    widths = range(_MULTIPLE, model.config.hidden_size + 1, _MULTIPLE)
+    dense: int = model.config.hidden_size
+    step = _MULTIPLE if dense >= _WIDE else 1
+    widths = range(step, dense + 1, step)
     fitting = bisect_right(widths, parameters, key=partial(sliced_parameters, model))
     if not fitting:
         raise PruningError(
             f"slicing to the prune rate would have to leave {parameters:,} parameters, but even a "
-            f"width of {_MULTIPLE} leaves {sliced_parameters(model, _MULTIPLE):,}; choose a "
+            f"width of {step} leaves {sliced_parameters(model, step):,}; choose a "
             "smaller prune rate"
         )
     return widths[fitting - 1]

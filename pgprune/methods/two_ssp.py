@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pgprune.methods.base import MethodConfig, Pruned
+from pgprune.methods.base import MethodConfig, Pruned, check_fits
 from pgprune.methods.greedy import losses_without
 from pgprune.metrics.protection import ranks
 from pgprune.problem import Problem
@@ -45,7 +45,11 @@ def two_ssp(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) 
 
     Returns:
         The mask, and in the notes the layers that lost their attention, in this order.
+
+    Raises:
+        PruningError: other units or another budget.
     """
+    check_fits("2ssp", problem)
     units, lm = problem.units, problem.lm
     split = split_rate(units, problem.budget.prune_rate)
     heads = units.kind == units.kinds.index("heads")

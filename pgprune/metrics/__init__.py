@@ -1,6 +1,8 @@
 """Importance metrics: the one-shot baselines, and what the agents' probabilities start from."""
 
 from pgprune.metrics.base import FITS, Importance, Metric, check_metric
+from pgprune.metrics.bonsai import bonsai
+from pgprune.metrics.fasp import fasp
 from pgprune.metrics.flap import flap
 from pgprune.metrics.layerwise_ppl import layerwise_ppl
 from pgprune.metrics.layerwise_taylor import layerwise_taylor
@@ -15,7 +17,9 @@ __all__ = [
     "METRICS",
     "Importance",
     "Metric",
+    "bonsai",
     "check_metric",
+    "fasp",
     "flap",
     "layerwise_ppl",
     "layerwise_taylor",
@@ -35,5 +39,7 @@ METRICS: dict[str, Metric] = {
     "llm-pruner": llm_pruner,
     "layerwise-taylor": layerwise_taylor,
     "shortgpt": shortgpt,
+    "fasp": fasp,
+    "bonsai": bonsai,
 }
 """Every metric by its name: (model, calibration windows, budget, seed) -> Importance."""

@@ -44,6 +44,8 @@ FITS: dict[str, tuple[str, ...]] = {
     "llm-pruner": _FINE,
     "layerwise-taylor": _DEPTH,
     "shortgpt": ("layers",),
+    "fasp": _FINE,
+    "bonsai": _FINE,
 }
 """The granularities that each metric scores; the first is the metric's own."""
 

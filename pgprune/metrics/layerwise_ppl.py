@@ -13,7 +13,8 @@ def layerwise_ppl(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> I
 
     The score is the calibration loss without the unit, which orders units as perplexity does.
 
-    Source: Kim et al. 2024, Shortened LLaMA (Nota-NetsPresso/shortened-llm), PPL criterion.
+    Source: Kim et al. 2024, Shortened LLaMA (Nota-NetsPresso/shortened-llm), PPL criterion. No
+    layer is protected, as in the paper; the released script keeps the outer ones by default.
 
     Args:
         lm: the frozen model; its units must be blocks or layers.

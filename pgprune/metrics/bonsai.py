@@ -1,0 +1,155 @@
+"""Bonsai: what units are worth, regressed from the losses of random sub-models, round by round."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from pgprune.budget import Budget
+from pgprune.masked_lm import MaskedLM
+from pgprune.metrics.base import Importance, check_metric, mean_absolute, per_unit, square_sum
+from pgprune.metrics.protection import ranks
+from pgprune.ridge import ridge
+from pgprune.units import PruningUnits
+
+MASKS, JUDGED_ON, FRACTION = 200, 8, 0.05
+_WORST = 1e3  # nats, in place of losses that are not finite
+
+
+def bonsai(
+    lm: MaskedLM,
+    windows: Tensor,
+    budget: Budget,
+    seed: int,
+    masks: int = MASKS,
+    judged_on: int = JUDGED_ON,
+    fraction: float = FRACTION,
+) -> Importance:
+    """Scores in whose order Bonsai prunes, see ``pgprune.methods.bonsai``.
+
+    Args:
+        lm: the frozen model; its units must be heads, channels or both.
+        windows: calibration token ids, (N, T).
+        budget: how much to keep.
+        seed: of sub-models and windows.
+        masks: sub-models of a round, in antithetic pairs.
+        judged_on: windows that these are judged on, or all where there are fewer.
+        fraction: share of the units that a round prunes.
+
+    Raises:
+        PruningError: the units are blocks or layers.
+    """
+    units = lm.units
+    check_metric("bonsai", units.granularity)
+    generator = torch.Generator().manual_seed(seed)
+    mask, scores = units.ones(), torch.zeros(units.n, dtype=torch.float64)
+    rates = rates_of_rounds(budget.prune_rate, fraction)
+    for index, rate in enumerate(rates):
+        prior = wanda_prior(lm, mask, windows)
+        candidates = find_candidates(units, mask, prior, fraction)
+        tried = sample_pairs(units, mask, prior, candidates, masks // 2, generator)
+        chosen = torch.randperm(len(windows), generator=generator)[:judged_on]
+        losses = _losses(lm, tried, windows[chosen])
+        worth = ridge(tried[:, candidates].double(), -losses, together=2)
+        alive = mask.bool()
+        scores[alive] = 1 + ranks(units, prior)[alive]  # above candidates
+        scores[candidates] = worth.argsort().argsort().double() / len(worth)
+        mask = budget.with_rate(rate).round(scores)
+        scores[alive & (mask == 0)] -= 2.0 * (len(rates) - index)  # below what is pruned later
+    return Importance(scores, local=False, mask=mask)
+
+
+def rates_of_rounds(prune_rate: float, fraction: float) -> list[float]:
+    """The prune rate after each round."""
+    rounds = math.ceil(prune_rate / fraction - 1e-9)
+    return [min((index + 1) * fraction, prune_rate) for index in range(rounds)]
+
+
+def wanda_prior(lm: MaskedLM, mask: Tensor, windows: Tensor) -> Tensor:
+    """Wanda's score of every unit on a pruned model.
+
+    Args:
+        lm: the frozen model.
+        mask: what is left, (n,); a layer's own mask acts on the layers after it only.
+        windows: calibration token ids, (N, T).
+
+    Returns:
+        (n,) float64.
+    """
+    prior = torch.zeros(lm.units.n, dtype=torch.float64)
+    for observation in lm.observe(mask, windows):
+        squares: dict[str, list[Tensor]] = {"heads": [], "channels": []}
+        for attention_input, mlp_input in observation.inputs:
+            squares["heads"].append(square_sum(attention_input))
+            squares["channels"].append(square_sum(mlp_input))
+        for group in (g for g in lm.units.groups if g.layer == observation.layer):
+            column = mean_absolute(lm.projection(group.layer, group.kind))  # (inputs,)
+            energy = torch.stack(squares[group.kind]).sum(0) / windows.numel()  # mean of x^2
+            score = per_unit(lm, group, column * energy.sqrt())
+            prior[group.start : group.stop] = score.cpu()
+    return prior
+
+
+def find_candidates(units: PruningUnits, mask: Tensor, prior: Tensor, fraction: float) -> Tensor:
+    """The units that a round may prune: of each layer and kind the lowest that are left.
+
+    Args:
+        units: of the model.
+        mask: what is left, (n,).
+        prior: (n,).
+        fraction: share of the dense layer's units that a round prunes.
+
+    Returns:
+        Flat indices, twice the share of each layer and kind and at least 2 where so many are left.
+    """
+    found = []
+    for group in units.groups:
+        left = group.start + torch.nonzero(mask[group.start : group.stop]).flatten()
+        count = 2 * max(1, round(fraction * (group.stop - group.start)))
+        found.append(left[prior[left].argsort(stable=True)[:count]])
+    return torch.cat(found).sort().values
+
+
+def sample_pairs(
+    units: PruningUnits,
+    mask: Tensor,
+    prior: Tensor,
+    candidates: Tensor,
+    pairs: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Draws pairs of sub-models that lose complementary parts of each layer's candidates.
+
+    Args:
+        units: of the model.
+        mask: what is left, (n,).
+        prior: (n,); the lower two units are, the likelier they are lost together.
+        candidates: flat indices.
+        pairs: how many.
+        generator: of the CPU.
+
+    Returns:
+        (2 * pairs, n) uint8, the two of a pair beside each other.
+    """
+    masks = mask.repeat(pairs, 2, 1)  # (pairs, 2, n)
+    for group in units.groups:
+        inside = (candidates >= group.start) & (candidates < group.stop)
+        here = candidates[inside]  # (c,)
+        left = slice(group.start, group.stop)
+        largest = prior[left][mask[left].bool()].amax() if len(here) else prior.new_zeros(())
+        weight = (largest - prior[here]).clamp(min=1e-9 * float(largest) + 1e-300)
+        # The largest of log(weight) + Gumbel noise are a draw without replacement.
+        uniform = torch.rand(pairs, len(here), generator=generator, dtype=torch.float64)
+        order = (weight.log() - (-uniform.log()).log()).argsort(dim=1, descending=True)
+        drawn = order.argsort(dim=1) <= len(here) // 2  # (pairs, c), one more than half
+        coin = torch.rand(pairs, 1, generator=generator) < 0.5
+        lost = drawn ^ coin
+        masks[:, 0, here] = (~lost).to(torch.uint8)
+        masks[:, 1, here] = lost.to(torch.uint8)
+    return masks.flatten(0, 1)
+
+
+def _losses(lm: MaskedLM, masks: Tensor, windows: Tensor) -> Tensor:
+    """Mean loss of each sub-model, (K,) float64."""
+    losses = torch.cat([lm.losses(masks, batch).cpu() for batch in windows.split(8)], dim=1)
+    return losses.double().nan_to_num(_WORST, _WORST).mean(1)

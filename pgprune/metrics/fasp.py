@@ -1,0 +1,57 @@
+"""FASP's scores: Wanda's for whole columns, on a model that is refitted as it is pruned."""
+
+import torch
+from torch import Tensor
+
+from pgprune.budget import Budget
+from pgprune.masked_lm import MaskedLM
+from pgprune.metrics.base import Importance, check_metric
+from pgprune.repair import Repair, choose_and_refit
+from pgprune.second_moments import LeastSquares
+from pgprune.units import Group
+
+
+def fasp(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
+    """The scores of FASP without its weights, see ``pgprune.methods.fasp``.
+
+    Args:
+        lm: the frozen model; its units must be heads, channels or both.
+        windows: calibration token ids, (N, T).
+        budget: how much to keep.
+        seed: unused; the metric is deterministic.
+
+    Raises:
+        PruningError: the units are blocks or layers, or the repair fails.
+    """
+    importance, _ = score_and_refit(lm, windows, budget)
+    return importance
+
+
+def score_and_refit(lm: MaskedLM, windows: Tensor, budget: Budget) -> tuple[Importance, Repair]:
+    """Scores, prunes and refits projection by projection, each on what was refitted before it.
+
+    Args:
+        lm: the frozen model; its units must be heads, channels or both.
+        windows: calibration token ids, (N, T).
+        budget: how much to keep; every layer keeps its share of each kind.
+
+    Raises:
+        PruningError: the units are blocks or layers, or the repair fails.
+    """
+    check_metric("fasp", lm.units.granularity)
+    local = budget.local()
+    scores = torch.zeros(lm.units.n, dtype=torch.float64)
+
+    def choose(squares: LeastSquares, group: Group) -> Tensor:
+        here = slice(group.start, group.stop)
+        scores[here] = column_scores(squares).cpu()
+        return local.round(scores)[here].bool()  # a group's rounding needs its own scores only
+
+    mask, repair = choose_and_refit(lm, windows, choose)
+    return Importance(scores, local=True, mask=mask), repair
+
+
+def column_scores(squares: LeastSquares) -> Tensor:
+    """Wanda's score of each unit, (units,): sum of |W_ij| |x_j| over outputs i and its inputs j."""
+    columns = squares.weight.abs().sum(0) * squares.squares.sqrt()  # (inputs,)
+    return columns.view(-1, squares.width).sum(1)
