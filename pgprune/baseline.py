@@ -16,20 +16,20 @@ from torch import Tensor
 
 from pgprune.cli import given
 from pgprune.errors import PruningError
-from pgprune.export import FORMATS
+from pgprune.export import check_format
 from pgprune.files import saving
-from pgprune.memory import memory_now, peak_memory
+from pgprune.memory import memory_now, peak_memory, read_once
 from pgprune.methods import BUDGET, GRANULARITY, METHODS, SLICING, MethodConfig, Pruned
 from pgprune.models import ModelConfig, fingerprint
 from pgprune.plots import plot_kept_shares
 from pgprune.problem import PruningConfig, make_problem
-from pgprune.repair import applied
 from pgprune.repairing import REPAIR, RepairConfig, repaired
-from pgprune.results import Table, facts, perplexities
+from pgprune.results import Table, facts, perplexities, with_repair
 from pgprune.run import Run
 from pgprune.sections import Sections
 from pgprune.slices import applied as sliced
 from pgprune.stream import DataConfig, evaluation_windows
+from pgprune.writers import FORMATS
 
 _TOKENS_PER_EVALUATION = 1024  # as the agents count
 
@@ -133,6 +133,10 @@ class Baseline:
         self.problem = make_problem(
             settings.model, settings.data, settings.pruning, settings.run.seed
         )
+        if settings.run.export is not None:
+            lm, tokenizer = self.problem.lm, self.problem.tokenizer
+            check_format(settings.run.export, lm, tokenizer, settings.repair.repair)
+        read_once(self.problem.lm.model.parameters())
         self._loaded = memory_now(self.problem.lm.device)
         self.windows = evaluation_windows(settings.data, self.problem.tokenizer)
         asked = settings.method.method_samples
@@ -177,13 +181,9 @@ class Baseline:
         if pruned.slices is None:
             rows["masked"] = pruned.mask
         table = perplexities(lm, rows, self.windows)
-        if pruned.repair is not None:
-            change = applied(lm, pruned.repair)
-        elif pruned.slices is not None:
-            change = sliced(lm.model, pruned.slices)
-        else:
-            return table | {"pruned": table["masked"]}
-        with change:
+        if pruned.slices is None:
+            return with_repair(lm, table, pruned.mask, pruned.repair, self.windows)
+        with sliced(lm.model, pruned.slices):
             return table | perplexities(lm, {"pruned": pruned.mask}, self.windows)
 
     def _results(self, pruned: Pruned, cost: dict[str, Any]) -> dict[str, Any]:
@@ -194,6 +194,7 @@ class Baseline:
         known = facts(problem, model, pruned.mask, self.windows, seed, pruned.repair)
         if pruned.slices is not None:  # which no mask describes
             known["parameters"]["pruned"] = pruned.notes["parameters"]
+            del known["parameters"]["masked"]
             known["prune_rate"]["achieved"] = pruned.notes["prune_rate"]
         return {
             "method": settings.method.method,

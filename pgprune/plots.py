@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -71,7 +71,7 @@ def plot_learning_curve(progress: Path, path: Path) -> bool:
         if axes.lines:
             axes.legend(loc="upper right")
 
-    return _save(path, (7.0, 4.2), draw)
+    return save_figure(path, (7.0, 4.2), draw)
 
 
 def plot_kept_shares(
@@ -125,7 +125,7 @@ def plot_kept_shares(
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="upper right", ncols=len(labels))
 
-    return _save(path, (max(6.0, 0.22 * layers + 2), 1.2 + 2.1 * len(kinds)), draw)
+    return save_figure(path, (max(6.0, 0.22 * layers + 2), 1.2 + 2.1 * len(kinds)), draw)
 
 
 def plot_gains(
@@ -169,11 +169,23 @@ def plot_gains(
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
 
-    return _save(path, ((1.6 + 0.7 * len(settings)) * len(gains) + 1, 4.0), draw)
+    return save_figure(path, ((1.6 + 0.7 * len(settings)) * len(gains) + 1, 4.0), draw)
 
 
-def _save(path: Path, size: tuple[float, float], draw: Any) -> bool:
-    """Draws into a new figure and writes it, without any window or global state."""
+def save_figure(path: Path, size: tuple[float, float], draw: Callable[[Any], object]) -> bool:
+    """Draws into a new figure and writes it, without any window or global state.
+
+    Args:
+        path: the PNG file.
+        size: inches.
+        draw: is given the figure.
+
+    Returns:
+        Whether it was drawn: not without matplotlib.
+
+    Raises:
+        PruningError: the file cannot be written.
+    """
     try:
         from matplotlib import rc_context
         from matplotlib.figure import Figure

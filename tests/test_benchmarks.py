@@ -43,6 +43,15 @@ def test_a_line_that_a_crash_left_unfinished_is_measured_again(paper, tmp_path):
     assert [record["cell"]["seed"] for record in paper.read_records(path)] == [1, 2]
 
 
+def test_what_other_commands_write_into_a_page_stays(paper):
+    from report import fill
+
+    page = "<!-- comparison -->\nkept\n<!-- end -->\n<!-- main -->\nold\n<!-- end -->\n"
+    assert (
+        fill(page, []) == "<!-- comparison -->\nkept\n<!-- end -->\n<!-- main -->\n<!-- end -->\n"
+    )
+
+
 def test_a_run_resumes_and_reports(paper, assets, tmp_path, capsys):
     arguments = ["--assets", str(assets), "--output", str(tmp_path), "--only", "tiny"]
     arguments += ["--windows", "4", "--workers", "1"]

@@ -1,0 +1,284 @@
+"""What a comparison of methods is made of: its settings, its cells, and the commands of these.
+
+A cell is one method on one model at one rate under one seed. It is a run like any other, in
+``DIR/MODEL/METHOD-RATE-seedN``, made by the command of the method.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pgprune.cli import check_fields
+from pgprune.errors import PruningError
+from pgprune.files import saving, write_file
+from pgprune.methods import METHODS
+from pgprune.model_evaluation import EvaluationConfig
+from pgprune.models import ModelConfig
+from pgprune.repair import REPAIRS
+from pgprune.stream import DataConfig
+
+AGENT = "reinforce"
+ALL = (*METHODS, AGENT, f"{AGENT}:init=llm-pruner", f"{AGENT}:granularity=layers")
+"""What ``--methods all`` stands for: all methods, and the agent as the paper uses it."""
+
+_RANDOM = ("random", "bonsai", "gumbel-softmax", "hard-concrete", AGENT)
+_BACKWARD = ("llm-pruner", "layerwise-taylor", "gumbel-softmax", "hard-concrete")
+_LEARNING = {
+    AGENT: "total_timesteps",
+    "gumbel-softmax": "learning_timesteps",
+    "hard-concrete": "learning_timesteps",
+}
+_MODEL, _EVALUATION = ModelConfig.__dataclass_fields__, EvaluationConfig.__dataclass_fields__
+_OURS = ("agent", "method", "model", "prune_rate", "seed", "output", "resume", "export")
+
+
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """Comparison: how much is measured, where it goes and what is shown of it."""
+
+    output: str = field(
+        default="comparison",
+        metadata={"help": "directory of the runs, of comparison.jsonl, tables and plots"},
+    )
+    seeds: int = field(
+        default=3,
+        metadata={
+            "help": "seeds 0, 1, ... of methods that draw at random; the others get seed 0, which "
+            "for them shuffles calibration windows only",
+            "minimum": 1,
+        },
+    )
+    seeds_for_all: bool = field(
+        default=False, metadata={"help": "all seeds for every method, as windows differ too"}
+    )
+    timesteps: int = field(
+        default=2000,
+        metadata={
+            "help": "evaluations on 1,024 tokens of everything that learns: the agent, "
+            "gumbel-softmax and hard-concrete",
+            "minimum": 1,
+        },
+    )
+    workers: int = field(
+        default=2, metadata={"help": "cells at a time, each with one CPU thread", "minimum": 1}
+    )
+    retry: bool = field(
+        default=False, metadata={"help": "try again what failed with an error before"}
+    )
+    report: bool = field(
+        default=False, metadata={"help": "measure nothing, make tables and plots of what there is"}
+    )
+    into: str | None = field(
+        default=None,
+        metadata={
+            "help": "Markdown page whose text between <!-- MARKER --> and <!-- end --> becomes "
+            "the tables",
+            "default": "the tables are printed",
+        },
+    )
+    marker: str = field(
+        default="comparison", metadata={"help": "--into: name of the place in the page"}
+    )
+    at_rate: float | None = field(
+        default=None,
+        metadata={
+            "help": "prune rate of the columns for seconds and memory, and of the Hamming "
+            "distances",
+            "above": 0,
+            "below": 1,
+            "default": "0.3 as in the paper, or the nearest that is measured",
+        },
+    )
+    tasks: str | None = field(default=None, metadata=_EVALUATION["tasks"].metadata)
+    task_data: str | None = field(default=None, metadata=_EVALUATION["task_data"].metadata)
+    limit: int | None = field(default=None, metadata=_EVALUATION["limit"].metadata)
+    device: str = field(default="auto", metadata=_MODEL["device"].metadata)
+    dtype: str = field(default="auto", metadata=_MODEL["dtype"].metadata)
+
+    def __post_init__(self) -> None:
+        """Refuses values out of range."""
+        check_fields(self)
+
+    @property
+    def task_names(self) -> list[str]:
+        """The zero-shot tasks to do."""
+        return EvaluationConfig(tasks=self.tasks, task_data=self.task_data).task_names
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method on one model at one rate under one seed.
+
+    Attributes:
+        model: ``builtin``, a hub id or a directory.
+        method: a method's name, maybe with options of its command, as ``reinforce:init=random``.
+        rate: share of the prunable parameters to remove.
+        seed: of everything random.
+    """
+
+    model: str
+    method: str
+    rate: float
+    seed: int
+
+    @property
+    def model_name(self) -> str:
+        """What tables and directories call the model."""
+        path = Path(self.model)
+        return path.resolve().name if path.exists() else self.model.replace("/", "-")
+
+    @property
+    def path(self) -> Path:
+        """The run's directory in that of the comparison."""
+        method = re.sub(r"[^\w.=+-]+", "-", self.method)
+        return Path(self.model_name) / f"{method}-{self.rate:g}-seed{self.seed}"
+
+    @property
+    def key(self) -> tuple[str, str, float, int]:
+        """What tells it from other cells in the records."""
+        return self.model_name, self.method, self.rate, self.seed
+
+    def __str__(self) -> str:
+        return f"{self.model_name} {self.method} {self.rate:g} seed {self.seed}"
+
+    def words(self, config: ComparisonConfig, data: Mapping[str, Any]) -> list[str]:
+        """The options of its command, train_agent.py for the agent, else prune_baseline.py.
+
+        Args:
+            config: of the comparison.
+            data: options for the text, by field; the built-in model has its own text.
+        """
+        name, own = parts(self.method)
+        options: dict[str, Any] = {
+            "agent" if name == AGENT else "method": name,
+            "model": self.model,
+            "prune_rate": self.rate,
+            "seed": self.seed,
+            "output": Path(config.output) / self.path,
+            "device": config.device,
+            "dtype": config.dtype,
+            **{name: value for name, value in data.items() if self.has(name)},
+        }
+        if name in _LEARNING:
+            options[_LEARNING[name]] = config.timesteps
+        listed = {key.replace("_", "-"): value for key, value in (options | own).items()}
+        return [*map(_word, listed, listed.values()), "--quiet"]
+
+    def has(self, option: str) -> bool:
+        """Whether a text option is about this model; the built-in one has its own texts."""
+        return self.model != "builtin" or option not in ("calibration", "evaluation")
+
+
+def _word(option: str, value: object) -> str:
+    """An option as it is typed; one that is on or off has a name for each."""
+    switches = {"on": f"--{option}", "off": f"--no-{option}"}
+    return switches.get(str(value), f"--{option}={value}")
+
+
+def parts(method: str) -> tuple[str, dict[str, str]]:
+    """A method's name and the options that follow it: ``name:option=value,option=value``.
+
+    Raises:
+        PruningError: the name is unknown, or something that follows is not an option.
+    """
+    name, _, text = method.partition(":")
+    if name not in (*METHODS, AGENT):
+        raise PruningError(
+            f"method {name!r} is unknown; choose of all, {AGENT}, {', '.join(METHODS)}"
+        )
+    options = dict[str, str]()
+    for item in filter(None, text.split(",")):
+        key, equals, value = item.partition("=")
+        if not (key and equals and value):
+            raise PruningError(
+                f"{item!r} in method {method!r} is not an option and its value; write "
+                f"{name}:option=value"
+            )
+        options[key.replace("-", "_")] = value
+    if ours := [key for key in options if key in _OURS]:
+        raise PruningError(
+            f"{ours[0]} in method {method!r} is the comparison's to choose; leave it out there"
+        )
+    return name, options
+
+
+def needs(method: str) -> str:
+    """``backward`` for what back-propagates through the model, else ``forward``."""
+    name, options = parts(method)
+    backward = name in _BACKWARD or options.get("init") in _BACKWARD
+    return "backward" if backward else "forward"
+
+
+def plan(
+    models: Sequence[str],
+    methods: Sequence[str],
+    rates: Sequence[float],
+    config: ComparisonConfig,
+) -> list[Cell]:
+    """The cells of a comparison, each once; all of a seed come before the next seed.
+
+    Raises:
+        PruningError: an unknown method, a rate that is none, or two models of one name.
+    """
+    named = [name for method in methods for name in (ALL if method == "all" else (method,))]
+    for rate in rates:
+        if not 0 < rate < 1:
+            raise PruningError(f"--rates must be numbers above 0 and below 1, not {rate:g}")
+    cells = [
+        Cell(model, method, rate, seed)
+        for seed in range(config.seeds)
+        for model in dict.fromkeys(models)
+        for rate in rates
+        for method in dict.fromkeys(named)
+        if seed == 0 or config.seeds_for_all or parts(method)[0] in _RANDOM
+    ]
+    names = Counter({cell.model: cell.model_name for cell in cells}.values())
+    for name, count in names.items():
+        if count > 1:
+            raise PruningError(
+                f"{count} models are called {name!r}, and so would their runs; rename a directory"
+            )
+    return list(dict.fromkeys(cells))
+
+
+def check_repairs(repairs: Sequence[str]) -> list[str]:
+    """The repairs to measure beside each mask as its method leaves it.
+
+    Raises:
+        PruningError: one is unknown.
+    """
+    for how in repairs:
+        if how != "none" and how not in REPAIRS:
+            raise PruningError(
+                f"repair {how!r} is unknown; choose of none, {', '.join(REPAIRS)} for --repairs"
+            )
+    return [how for how in dict.fromkeys(repairs) if how != "none"]
+
+
+def check_settings(cells: Iterable[Cell], config: ComparisonConfig, data: DataConfig) -> None:
+    """Makes sure that cells of a model are measured under equal settings, also in later commands.
+
+    Raises:
+        PruningError: the directory holds cells of other settings, or cannot be written.
+    """
+    for cell in {cell.model: cell for cell in cells}.values():
+        text = {name: value for name, value in asdict(data).items() if cell.has(name)}
+        shared = {name: getattr(config, name) for name in ("timesteps", "dtype", "limit")}
+        settings = {**text, **shared, "tasks": config.task_names}
+        path = Path(config.output) / cell.model_name / "settings.json"
+        if path.exists():
+            before = json.loads(path.read_text(encoding="utf-8"))
+            for name, value in settings.items():
+                if before.get(name) != value:
+                    raise PruningError(
+                        f"{path.parent} was measured with {name} {before.get(name)!r}, not "
+                        f"{value!r}; go on with the same, or choose another --output"
+                    )
+            continue
+        with saving(path, "choose another --output"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_file(path, (json.dumps(settings, indent=2) + "\n").encode())

@@ -1,0 +1,288 @@
+"""Measures the cells of a comparison, each in a process of its own, several at a time.
+
+A process gets its task as one line on its standard input and ends when that is closed, so that
+nothing goes on working where the command was killed. It makes the run of its cell unless that is
+there, and then repairs the mask of the run, without running the method again.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any, Self
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pgprune.comparison import Cell, needs
+from pgprune.comparison_records import Record, add_record
+from pgprune.errors import PruningError
+from pgprune.loading import load_any
+from pgprune.memory import memory_of
+from pgprune.models import ModelConfig, check_model
+from pgprune.problem import Problem, PruningConfig, make_problem
+from pgprune.repair import Repair, applied, repair
+from pgprune.repairing import REPAIR, added_parameters
+from pgprune.results import perplexities
+from pgprune.run import Run
+from pgprune.slices import RECORD
+from pgprune.source import read_mask, read_results
+from pgprune.stream import DataConfig, evaluation_windows
+from pgprune.surgery import prune
+from pgprune.zero_shot import Harness, load_tasks
+
+_POLL = 0.1  # seconds
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one process does.
+
+    Attributes:
+        cell: to measure.
+        words: options of the cell's command.
+        repairs: to measure, of which ``none`` is the mask as the method leaves it.
+        output: the comparison's directory.
+        tasks: zero-shot tasks.
+        task_data: their folder; None takes lm-eval's own data.
+        limit: items of each task, at most.
+    """
+
+    cell: Cell
+    words: list[str]
+    repairs: list[str]
+    output: str
+    tasks: list[str]
+    task_data: str | None = None
+    limit: int | None = None
+
+    @classmethod
+    def from_json(cls, line: str) -> Self:
+        """The task that ``to_json`` wrote."""
+        values = json.loads(line)
+        return cls(**values | {"cell": Cell(**values["cell"])})
+
+    def to_json(self) -> str:
+        """The task as one line."""
+        return json.dumps(asdict(self))
+
+
+Prune = Callable[[Task], None]
+"""Leaves the finished run of a task's cell where its words say."""
+
+
+def run_tasks(
+    tasks: Iterable[Task], command: Sequence[str], workers: int, done: Callable[[Task, str], None]
+) -> None:
+    """Does tasks in processes of their own, of one CPU thread each; they end with this one.
+
+    Args:
+        tasks: to do, in this order.
+        command: starts a process that calls ``task_from_parent``.
+        workers: processes at a time.
+        done: told of each task, and of the last line of its error where it failed unexpectedly.
+    """
+    waiting, running = deque(tasks), dict[subprocess.Popen[str], tuple[Task, IO[str]]]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                task, written = waiting.popleft(), tempfile.TemporaryFile("w+")
+                running[_start(command, task, written)] = task, written
+            time.sleep(_POLL)
+            for process in [process for process in running if process.poll() is not None]:
+                task, errors = running.pop(process)
+                done(task, _failure(process.returncode, errors))
+    finally:
+        for process in running:
+            process.kill()
+
+
+def task_from_parent() -> Task:
+    """In a process of ``run_tasks``: the task; from then on the process ends with its parent."""
+    task = Task.from_json(sys.stdin.readline())
+
+    def watch() -> None:
+        sys.stdin.read()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    return task
+
+
+def measure(task: Task, prune: Prune) -> None:
+    """Measures what a task asks for, and adds a line to the records for each repair.
+
+    Args:
+        task: a cell and the repairs that it lacks.
+        prune: makes the run of the cell.
+
+    Raises:
+        PruningError: the records cannot be written.
+    """
+    output, cell = Path(task.output), task.cell
+    path = output / cell.path
+    try:
+        if not (path.exists() and Run.open(path).finished):
+            prune(task)
+        base = base_record(task, Run.open(path))
+    except PruningError as error:
+        return add_record(output, failure(cell, "none", error))
+    if "none" in task.repairs:
+        add_record(output, base)
+    repairs = [how for how in task.repairs if how != "none" and base["mask"] is not None]
+    if not repairs:
+        return None
+    problem = _problem(Run.open(path), cell.seed)
+    for how in repairs:
+        try:
+            record = repaired_record(task, base, problem, how)
+        except PruningError as error:
+            record = failure(cell, how, error)
+        add_record(output, record)
+
+
+def failure(cell: Cell, how: str, error: PruningError) -> Record:
+    """The record of what cannot be measured."""
+    return {**_about(cell), "repair": how, "error": " ".join(str(error).split())}
+
+
+def base_record(task: Task, run: Run) -> Record:
+    """The record of a run as its method leaves it.
+
+    Args:
+        task: of its cell.
+        run: finished.
+
+    Raises:
+        PruningError: the run is damaged.
+    """
+    results, cell = read_results(run), task.cell
+    own = (run.path / REPAIR).exists() or (run.path / RECORD).exists()
+    has_mask = not (run.path / RECORD).exists()
+    cost = results.get("method_cost", results)
+    record = {
+        **_about(cell),
+        "repair": "own" if own else "none",
+        "needs": needs(cell.method),
+        "granularity": results["granularity"],
+        "layers": check_model(ModelConfig(cell.model))[0].num_hidden_layers,
+        "prune_rate": results["prune_rate"]["achieved"],
+        "parameters": results["parameters"],
+        "dense": results["perplexity"]["dense"],
+        "perplexity": results["perplexity"]["pruned"],
+        "seconds": cost["seconds"],
+        "memory_bytes": results["memory_beyond_weights_bytes"],
+        "mask_evaluations": results["mask_evaluations"],
+        "tokens": cost["tokens"],
+        "run": cell.path.as_posix(),
+        "mask": f"{cell.path.as_posix()}/mask.safetensors" if has_mask else None,
+    }
+    if task.tasks and "none" in task.repairs:
+        loaded = load_any(str(run.path))
+        record["zero_shot"] = _zero_shot(loaded.model, loaded.tokenizer, task)
+    return record
+
+
+def repaired_record(task: Task, base: Record, problem: Problem, how: str) -> Record:
+    """The record of a run's mask with a repair, on the calibration windows of the run.
+
+    Args:
+        task: of its cell.
+        base: the record of the run.
+        problem: of the run.
+        how: as ``pgprune.repair.repair``.
+
+    Raises:
+        PruningError: the mask is damaged, or the repair fails.
+    """
+    lm, run = problem.lm, Run.open(Path(task.output) / task.cell.path)
+    mask = read_mask(run.path / "mask.safetensors").mask
+    windows = problem.stream.head(_samples(run))
+    found: list[Repair] = []
+    before, started = lm.tokens, time.monotonic()
+    memory = memory_of(lambda: found.append(repair(lm, mask, windows, how)), lm.device)
+    if not found:  # memory cannot be measured here
+        found.append(repair(lm, mask, windows, how))
+    seconds, tokens = time.monotonic() - started, lm.tokens - before
+    with applied(lm, found[0]):
+        sets = evaluation_windows(problem.data, problem.tokenizer)
+        perplexity = perplexities(lm, {"repaired": mask}, sets)["repaired"]
+    model: Any = lm.model
+    pruned = prune(model, problem.units, mask, found[0]) if task.tasks else None
+    kept = lm.parameters - problem.units.pruned_parameters(mask) + added_parameters(lm, found[0])
+    record = base | {
+        "repair": how,
+        "parameters": base["parameters"] | {"pruned": kept},
+        "perplexity": perplexity,
+        "seconds": base["seconds"] + seconds,
+        "repair_seconds": seconds,
+        "memory_bytes": max(base["memory_bytes"], memory or 0),
+        "tokens": base["tokens"] + tokens,
+    }
+    if pruned is not None:
+        record["zero_shot"] = _zero_shot(pruned, problem.tokenizer, task)
+    return record
+
+
+def _about(cell: Cell) -> Record:
+    model, method, rate, seed = cell.key
+    return {"model": model, "method": method, "rate": rate, "seed": seed}
+
+
+def _problem(run: Run, seed: int) -> Problem:
+    """The problem that a run was about, loaded again."""
+    return make_problem(
+        run.config("model", ModelConfig),
+        run.config("data", DataConfig),
+        run.config("pruning", PruningConfig),
+        seed,
+    )
+
+
+def _samples(run: Run) -> int:
+    """Calibration windows of the run's method, or of what its agent started from."""
+    sections = run.sections
+    asked = sections.get("method", {}).get("method_samples") or sections["init"]["init_samples"]
+    return min(asked, sections["data"]["calibration_samples"] or asked)
+
+
+def _zero_shot(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, task: Task
+) -> dict[str, Any]:
+    """Accuracy and verdict of each zero-shot task."""
+    harness = Harness(model, tokenizer)
+    found = [harness.evaluate(each, task.limit) for each in load_tasks(task.tasks, task.task_data)]
+    return {
+        one.task: {"accuracy": one.accuracy["acc"], "verdict": one.verdict("acc")} for one in found
+    }
+
+
+def _start(command: Sequence[str], task: Task, errors: IO[str]) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,  # Ctrl-C is the parent's, which ends them all
+    )
+    assert process.stdin is not None
+    process.stdin.write(task.to_json() + "\n")
+    process.stdin.flush()
+    return process
+
+
+def _failure(status: int, errors: IO[str]) -> str:
+    """The last line that a process wrote before it failed; nothing where it did not."""
+    with errors:
+        errors.seek(0)
+        lines = errors.read().split("\n") if status else []
+    said = [line.strip() for line in lines if line.strip()]
+    return (said[-1] if said else f"ended with status {status}") if status else ""

@@ -1,0 +1,168 @@
+r"""Compare pruning methods: methods x rates x models x seeds, as tables and the paper's figures.
+
+    python scripts/compare_methods.py --methods wanda-sp flap reinforce --rates 0.3 0.5
+    python scripts/compare_methods.py --methods all --models builtin DIR --calibration a.jsonl \
+        --evaluation b.jsonl --output comparison
+    python scripts/compare_methods.py --output comparison --report --into docs/results.md
+
+Every cell is a run in the output directory, and its figures are lines of comparison.jsonl; what is
+there is not measured again, so the command can be killed and repeated at any time. Besides the
+methods of prune_baseline.py there is reinforce, the agent of train_agent.py. Options of their
+commands may follow a name: reinforce:init=llm-pruner, random:granularity=layers,budget=units.
+"""
+
+import argparse
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers.utils import logging
+
+from pgprune.agents.settings import Settings
+from pgprune.agents.training import Training, resumed
+from pgprune.baseline import Baseline, BaselineSettings
+from pgprune.cli import ArgumentParser, from_arguments, given, run_command
+from pgprune.comparison import (
+    AGENT,
+    ALL,
+    Cell,
+    ComparisonConfig,
+    check_repairs,
+    check_settings,
+    parts,
+    plan,
+)
+from pgprune.comparison_plots import plot_all
+from pgprune.comparison_records import close_line, missing, read_records
+from pgprune.comparison_report import check_page, report
+from pgprune.comparison_running import Task, measure, run_tasks, task_from_parent
+from pgprune.errors import PruningError
+from pgprune.files import check_place
+from pgprune.models import ModelConfig, check_model
+from pgprune.run import Run
+from pgprune.stream import DataConfig, check_sequence_length
+from pgprune.text import calibration_documents, evaluation_documents
+from pgprune.view import TrainingView
+from pgprune.zero_shot import load_tasks
+
+
+def main() -> int:
+    """Measures what is missing, then writes the tables and plots."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    if sys.argv[1:] == ["--one-cell"]:  # a process of this command's own
+        measure(task_from_parent(), prune)
+        return 0
+    arguments = make_parser().parse_args()
+    config = from_arguments(ComparisonConfig, arguments)
+    if config.into is not None:
+        check_page(Path(config.into), config.marker)
+    failed = 0
+    if not config.report:
+        failed = run(todo(arguments, config), config)
+    print(report(Path(config.output), config))
+    plot_all(Path(config.output), config.at_rate)
+    return 1 if failed else 0
+
+
+def make_parser() -> ArgumentParser:
+    """The options: lists of what is compared, and the settings of all cells."""
+    parser = ArgumentParser(__doc__)
+    group = parser.add_argument_group("What is compared")
+
+    def add(name: str, default: Sequence[object], text: str, kind: type = str) -> None:
+        shown = " ".join(map(str, default))
+        group.add_argument(
+            name, nargs="+", default=default, type=kind, metavar="X", help=f"{text} ({shown})"
+        )
+
+    every = f"methods, each maybe with options; all is {', '.join(ALL)}"
+    add("--methods", ["all"], every)
+    add("--rates", [0.2, 0.3, 0.4, 0.5], "prune rates", float)
+    add("--models", ["builtin"], "builtin, hub ids or directories of models")
+    repairs = "how the mask of every cell is repaired, besides none: bias, least-squares, "
+    add("--repairs", ["none", "least-squares"], f"{repairs}alternating")
+    parser.add(ComparisonConfig)
+    parser.add(DataConfig)
+    return parser
+
+
+def todo(arguments: argparse.Namespace, config: ComparisonConfig) -> list[Task]:
+    """The cells that are not measured, after a check of everything that can be checked."""
+    cells = plan(arguments.models, arguments.methods, arguments.rates, config)
+    repairs = check_repairs(arguments.repairs)
+    given_data, data = given(DataConfig, arguments), from_arguments(DataConfig, arguments)
+    check_place(Path(config.output))
+    for model in dict.fromkeys(arguments.models):
+        model_config, _ = check_model(ModelConfig(model, config.device, config.dtype))
+        check_sequence_length(model_config, data.sequence_length)
+    calibration_documents(data.calibration)
+    evaluation_documents(data.evaluation)
+    if config.task_names:
+        load_tasks(config.task_names, config.task_data)
+    words = {cell: cell.words(config, given_data) for cell in cells}
+    for cell in {(cell.method, cell.rate): cell for cell in cells}.values():
+        try:
+            settings_of(cell, words[cell])
+        except PruningError as error:
+            raise PruningError(f"method {cell.method!r}: {error}") from None
+    check_settings(cells, config, data)
+    close_line(Path(config.output))
+    lacking = missing(cells, read_records(Path(config.output)), repairs, config.retry)
+    print(f"{len(cells)} cells, {len(cells) - len(lacking)} measured before", file=sys.stderr)
+    shared = (config.output, config.task_names, config.task_data, config.limit)
+    return [Task(cell, words[cell], repairs, *shared) for cell, repairs in lacking]
+
+
+def run(tasks: list[Task], config: ComparisonConfig) -> int:
+    """Does the tasks, and says how it goes; returns how many processes failed unexpectedly."""
+    started, failed, count = time.monotonic(), 0, 0
+
+    def done(task: Task, error: str) -> None:
+        nonlocal failed, count
+        failed, count = failed + bool(error), count + 1
+        left = (time.monotonic() - started) / count * (len(tasks) - count) / 60
+        line = f"{count}/{len(tasks)}, {left:.0f} min left: {task.cell} {error}".strip()
+        print(line, file=sys.stderr, flush=True)
+
+    command = [sys.executable, str(Path(__file__).resolve()), "--one-cell"]
+    run_tasks(tasks, command, config.workers, done)
+    return failed
+
+
+def settings_of(cell: Cell, words: Sequence[str]) -> Settings | BaselineSettings:
+    """The settings of a cell's command.
+
+    Raises:
+        PruningError: an option is unknown, wrong, or does not fit the method.
+    """
+    settings = Settings if parts(cell.method)[0] == AGENT else BaselineSettings
+    parser = ArgumentParser(None)
+    settings.add_to(parser)
+    return settings.from_arguments(parser.parse_args(words))
+
+
+def prune(task: Task) -> None:
+    """Makes the run of a cell, or goes on with it: what its command does, without the talk."""
+    settings = settings_of(task.cell, task.words)
+    path = Path(str(settings.run.output))
+    if isinstance(settings, BaselineSettings):
+        if path.exists():  # killed while it was written, and made anew in no more time
+            shutil.rmtree(path)
+        command = ["python", "scripts/prune_baseline.py", *task.words]
+        Baseline(settings, note=lambda line: None).run(command)
+        return
+    run = Run.open(path) if path.exists() else None
+    training = Training(resumed(run) if run else settings, TrainingView("", quiet=True))
+    if run is None:
+        command = ["python", "scripts/train_agent.py", *task.words]
+        run = Run.create(str(path), settings.sections(training.decided()), command, path.name)
+    training.check(run)
+    with run:
+        training.run(run)
+
+
+if __name__ == "__main__":
+    run_command(main)
