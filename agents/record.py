@@ -18,6 +18,8 @@ class Record:
         best_loss: of ``best``.
         tokens: tokens asked of the model.
         seconds: of the command.
+        evaluation_seconds: of them, for perplexities and samples of text.
+        evaluation_tokens: of the tokens, for the same.
         peak_memory: bytes.
         beyond_weights: bytes of the peak beyond what was in use after loading.
     """
@@ -28,6 +30,8 @@ class Record:
     best_loss: float = float("inf")
     tokens: int = 0
     seconds: float = 0.0
+    evaluation_seconds: float = 0.0
+    evaluation_tokens: int = 0
     peak_memory: int = 0
     beyond_weights: int = 0
 

@@ -15,6 +15,7 @@ from pgprune.errors import PruningError
 from pgprune.export import ExportConfig, export
 from pgprune.plots import plot_kept_shares, plot_learning_curve
 from pgprune.problem import Problem
+from pgprune.repair import Repair
 from pgprune.results import facts
 from pgprune.run import Run
 
@@ -26,6 +27,7 @@ def summarise(
     record: Record,
     agent: Reinforce,
     completed: bool,
+    repair: Repair | None = None,
 ) -> dict[str, Any]:
     """The content of results.json.
 
@@ -36,23 +38,29 @@ def summarise(
         record: perplexities, masks (``initial`` and ``masked``) and costs.
         agent: the agent, done.
         completed: whether it did all its steps.
+        repair: what comes with the mask.
     """
     mask, initial = record.masks["masked"], record.masks["initial"]
-    shared = facts(problem, settings.model.model, mask, windows, settings.run.seed)
+    shared = facts(problem, settings.model.model, mask, windows, settings.run.seed, repair)
     dense = shared["parameters"]["dense"]
     return {
         "agent": settings.agent.agent,
+        "reward": settings.agent.reward,
         **shared,
         "parameters": {
             **shared["parameters"],
             "initial": dense - problem.units.pruned_parameters(initial),
         },
-        "perplexity": {**record.perplexity, "pruned": record.perplexity["masked"]},
+        "perplexity": record.perplexity,
         "validation_loss": {"last": record.validation_loss, "best": record.best_loss},
         "completed": completed,
         "mask_evaluations": agent.timesteps,
         "skipped": agent.skipped,
         "learning_rate": settings.learning_rate,
+        "method_cost": {
+            "seconds": record.seconds - record.evaluation_seconds,
+            "tokens": record.tokens - record.evaluation_tokens,
+        },
         "tokens": record.tokens,
         "seconds": record.seconds,
         "peak_memory_bytes": record.peak_memory,

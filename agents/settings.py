@@ -1,29 +1,46 @@
 """All settings of a training run in one place: from the command line, to config.yaml and back."""
 
 import argparse
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Self
 
 from pgprune.agents.reinforce import ReinforceConfig, default_learning_rate
+from pgprune.agents.repaired_reward import EVERY
 from pgprune.cli import given
+from pgprune.envs.reward import REWARDS
 from pgprune.errors import PruningError
-from pgprune.export import FORMATS
 from pgprune.initialization import InitConfig
 from pgprune.models import ModelConfig
 from pgprune.problem import PruningConfig
+from pgprune.repairing import RepairConfig
 from pgprune.run import RunConfig
 from pgprune.sections import Sections
 from pgprune.stream import DataConfig
+from pgprune.writers import FORMATS
 
 AGENTS = ("reinforce",)
 
 
 @dataclass(frozen=True)
 class AgentConfig:
-    """Agent: what chooses the masks."""
+    """Agent: what chooses the masks, and what they are rewarded for."""
 
     agent: str = field(
         default="reinforce", metadata={"help": "the algorithm", "choices": list(AGENTS)}
+    )
+    reward: str = field(
+        default="plain",
+        metadata={
+            "help": "judge masks as they are (plain) or as they will be after --repair (repaired): "
+            "with bias, pruned inputs stand at their means; with least-squares (then the default) "
+            "and alternating, weights are refitted on average over the policy",
+            "choices": list(REWARDS),
+        },
+    )
+    reward_refit: int = field(
+        default=EVERY,
+        metadata={"help": "steps from one such refit to the next", "minimum": 1},
     )
 
 
@@ -51,8 +68,33 @@ class Settings(Sections):
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     pruning: PruningConfig = PruningConfig()
+    repair: RepairConfig = RepairConfig()
     init: InitConfig = InitConfig()
     reinforce: ReinforceConfig = ReinforceConfig()
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace) -> Self:
+        """The settings of a new run, from parsed options.
+
+        Raises:
+            PruningError: masks are to be judged as repaired, but not to be repaired.
+        """
+        settings = super().from_arguments(arguments)
+        if settings.agent.reward == "plain":
+            return settings
+        if settings.repair.repair == "none":
+            raise PruningError(
+                "--reward repaired judges masks as they will be repaired, but --repair is none; "
+                "choose --repair least-squares or --reward plain"
+            )
+        if settings.repair.repair != "auto":
+            return settings
+        return replace(settings, repair=replace(settings.repair, repair="least-squares"))
+
+    @property
+    def refits(self) -> bool:
+        """Whether rewards are computed with weights that are refitted to the policy."""
+        return self.agent.reward == "repaired" and self.repair.repair != "bias"
 
     @property
     def learning_rate(self) -> float:

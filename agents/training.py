@@ -6,21 +6,25 @@ checkpoints and now and then a look at a fixed validation batch; evaluate, write
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from pgprune.agents.record import Record
 from pgprune.agents.reinforce import Reinforce
+from pgprune.agents.repaired_reward import RepairedReward
 from pgprune.agents.results import plot, summarise
 from pgprune.agents.settings import Settings
 from pgprune.envs import LLMPruningVectorEnv
+from pgprune.envs.reward import check_reward
 from pgprune.errors import PruningError
-from pgprune.evaluation import perplexity
+from pgprune.expected_repair import check_units
 from pgprune.export import check_format
+from pgprune.files import saving
 from pgprune.initialization import (
     PROGRESSIVE,
     initial_probabilities,
@@ -32,7 +36,8 @@ from pgprune.memory import memory_now, peak_memory, read_once
 from pgprune.metrics import METRICS, check_metric
 from pgprune.models import fingerprint
 from pgprune.problem import make_problem
-from pgprune.results import perplexities
+from pgprune.repairing import REPAIR, repaired
+from pgprune.results import perplexities, with_repair
 from pgprune.run import Run
 from pgprune.sample import sample_text
 from pgprune.stream import evaluation_windows
@@ -40,6 +45,7 @@ from pgprune.view import TrainingView
 
 VALIDATIONS = 10  # looks at the validation batch in a run
 VALIDATION_WINDOWS = 32
+_FOLLOWED = "followed"  # in a checkpoint: the policy that the repair of the reward is of
 
 
 class Training:
@@ -59,16 +65,22 @@ class Training:
         self.view = view
         self._metric = metric_name(settings.init.init, settings.pruning.granularity)
         check_metric(self._metric, settings.pruning.granularity)
+        check_reward(settings.agent.reward, settings.pruning.granularity)
+        if settings.refits:
+            check_units(settings.pruning.granularity)
         seed, masks = settings.run.seed, settings.reinforce.masks_per_step
         self.problem = make_problem(settings.model, settings.data, settings.pruning, seed, masks)
         if settings.run.export is not None:
-            model = cast(PreTrainedModel, self.problem.lm.model)
-            check_format(settings.run.export, model, self.problem.tokenizer)
+            lm, tokenizer = self.problem.lm, self.problem.tokenizer
+            check_format(settings.run.export, lm, tokenizer, settings.repair.repair)
         read_once(self.problem.lm.model.parameters())
         self._loaded = memory_now(self.problem.lm.device)
         self.windows = evaluation_windows(settings.data, self.problem.tokenizer)
         self._metric_windows = self._head(settings.init.init_samples)
         self._validation = self._head(VALIDATION_WINDOWS)
+        reward = "plain" if settings.refits else settings.agent.reward
+        self._env = LLMPruningVectorEnv(masks, reward=reward, problem=self.problem)
+        self._repaired_reward = self._make_repaired_reward() if settings.refits else None
         self.record = Record()
         self._earlier_seconds = 0.0
 
@@ -115,6 +127,8 @@ class Training:
         checkpoint = run.load_checkpoint()
         if checkpoint is None:
             agent = self._new_agent(*self._initialise())
+            if self._repaired_reward is not None:
+                self._repaired_reward.follow(agent.probabilities)
             self._validate(agent)
             self._save(run, agent)
         else:
@@ -126,6 +140,8 @@ class Training:
             every = max(1, last // VALIDATIONS)
 
             def after_step(agent: Reinforce, figures: dict[str, float]) -> bool:
+                if self._repaired_reward is not None:
+                    self._repaired_reward(agent, figures)
                 looked = agent.steps % every == 0 or agent.steps == last
                 if looked:
                     self._validate(agent)
@@ -147,7 +163,8 @@ class Training:
         importance = metric(problem.lm, self._metric_windows, problem.budget, seed)
         self.record.masks["initial"] = importance.mask
         rows = {"dense": problem.units.ones(), "initial": importance.mask}
-        self.record.perplexity |= perplexities(problem.lm, rows, self.windows)
+        with self._evaluating():
+            self.record.perplexity |= perplexities(problem.lm, rows, self.windows)
         rates, start, transform = None, problem.budget, config.init_transform
         if config.init == PROGRESSIVE:
             rates = progressive_rates(problem.budget.prune_rate)
@@ -158,16 +175,24 @@ class Training:
         return probabilities, rates
 
     def _new_agent(self, initial: Tensor, prune_rates: list[float] | None) -> Reinforce:
-        config = self.settings.reinforce
-        env = LLMPruningVectorEnv(config.masks_per_step, problem=self.problem)
         if prune_rates is None and self.settings.init.init == PROGRESSIVE:
             prune_rates = progressive_rates(self.problem.budget.prune_rate)
-        return Reinforce(env, config, initial, prune_rates, seed=self.settings.run.seed)
+        config, seed = self.settings.reinforce, self.settings.run.seed
+        return Reinforce(self._env, config, initial, prune_rates, seed=seed)
+
+    def _make_repaired_reward(self) -> RepairedReward:
+        damping, every = self.settings.repair.repair_damping, self.settings.agent.reward_refit
+        return RepairedReward(self._env, self._metric_windows, damping, every)
 
     def _validate(self, agent: Reinforce) -> None:
-        """Looks at the rounded mask on the validation batch and keeps the best so far."""
-        mask, record = agent.mask(), self.record
-        record.validation_loss = math.log(perplexity(self.problem.lm, mask, self._validation))  # type: ignore[arg-type]
+        """Looks at the rounded mask on the validation batch and keeps the best so far.
+
+        It is judged as rewards judge it, unlike in the perplexities that are reported.
+        """
+        mask, record, env = agent.mask(), self.record, self._env
+        rows = mask[None].to(self.problem.lm.device)  # (1, n)
+        losses = [env.judge(rows, batch) for batch in self._validation.split(8)]  # (1, B) each
+        record.validation_loss = float(torch.cat(losses, dim=1).double().mean())
         if record.validation_loss < record.best_loss or "best" not in record.masks:
             record.best_loss = record.validation_loss
             record.masks["best"] = mask
@@ -187,12 +212,15 @@ class Training:
     def _save(self, run: Run, agent: Reinforce) -> None:
         self._count()
         tensors, values = agent.state()
-        masks = {f"mask.{name}": mask for name, mask in self.record.masks.items()}
-        run.save_checkpoint(
-            {**tensors, **masks}, {"agent": values, "record": self.record.to_json()}
-        )
+        tensors |= {f"mask.{name}": mask for name, mask in self.record.masks.items()}
+        if self._repaired_reward is not None:
+            assert self._repaired_reward.probabilities is not None
+            tensors[_FOLLOWED] = self._repaired_reward.probabilities
+        run.save_checkpoint(tensors, {"agent": values, "record": self.record.to_json()})
 
     def _restore(self, agent: Reinforce, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        if self._repaired_reward is not None:
+            self._repaired_reward.follow(tensors.pop(_FOLLOWED).to(self.problem.lm.device))
         masks = {name: tensors.pop(name) for name in list(tensors) if name.startswith("mask.")}
         agent.restore(tensors, state["agent"])
         self.record = Record.from_json(
@@ -211,21 +239,35 @@ class Training:
         record.peak_memory = max(record.peak_memory, peak)
         record.beyond_weights = max(record.beyond_weights, peak - self._loaded)
 
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Counts apart what judging the result takes, which is no cost of the method."""
+        started, tokens = time.monotonic(), self.problem.lm.tokens
+        yield
+        self.record.evaluation_seconds += time.monotonic() - started
+        self.record.evaluation_tokens += self.problem.lm.tokens - tokens
+
     def _finish(self, run: Run, agent: Reinforce, completed: bool) -> dict[str, Any]:
         masks = self.record.masks
         masks["masked"] = agent.mask()
+        lm, mask, settings = self.problem.lm, masks["masked"], self.settings
         rows = {name: masks[name] for name in ("masked", "best")}
-        self.record.perplexity |= perplexities(self.problem.lm, rows, self.windows)
-        # The last thing that is asked of the model, which is a pruned one from here on.
-        lm, tokenizer = self.problem.lm, self.problem.tokenizer
-        samples = sample_text(lm, masks["masked"], tokenizer, self.windows)
+        repair = repaired(lm, mask, self._metric_windows, settings.repair)
+        with self._evaluating():
+            table = self.record.perplexity | perplexities(lm, rows, self.windows)
+            self.record.perplexity = with_repair(lm, table, mask, repair, self.windows)
+            # The last thing that is asked of the model, which is a pruned one from here on.
+            samples = sample_text(lm, mask, self.problem.tokenizer, self.windows, repair)
         self._count()
-        tensors = {**masks, "mask": masks["masked"], "probabilities": agent.probabilities}
+        tensors = {**masks, "mask": mask, "probabilities": agent.probabilities}
         del tensors["masked"]
+        if repair is not None:
+            with saving(run.path, f"free some space, then go on with --resume {run.path}"):
+                repair.save(run.path / REPAIR)
         run.write_mask("mask", tensors, self.problem.units.describe())
         plot(run, self.problem, self.record)
         results = summarise(
-            self.settings, self.problem, self.windows, self.record, agent, completed
+            settings, self.problem, self.windows, self.record, agent, completed, repair
         )
         results["samples"] = samples
         run.write_results(results)

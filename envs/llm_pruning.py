@@ -58,6 +58,12 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
     kept share is above the target. With `budget_penalty=0`, the default, this is the paper's
     reward.
 
+    With `reward="repaired"` the cross-entropy is that of the masked model after a bias repair,
+    which makes up for what is pruned by its mean contribution: the inputs of the attention output
+    and MLP down projections that a mask prunes stand at their means in the dense model, measured
+    once on the first calibration windows, in place of zero. With `granularity="blocks"` a pruned
+    block is the mean of what it adds; `layers` have no repaired reward.
+
     ## Starting State
 
     The unpruned model: all kept shares are one; the last entry is the target, as always.
@@ -103,6 +109,7 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
     | `sequence_length`     | int     | `128`              | tokens of a sequence                |
     | `calibration_samples` | int     | `None`             | revisit that many sequences only    |
     | `evaluation_windows`  | int     | `400`              | windows of each evaluation text     |
+    | `reward`              | str     | `"plain"`          | or `repaired`: pruned at the mean   |
     | `budget_penalty`      | float   | `0.0`              | weight of the excess in the reward  |
     | `horizon`             | int     | `1`                | steps of an episode                 |
     | `executor`            | str     | `"auto"`           | `masked` or `sliced` evaluation     |

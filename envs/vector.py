@@ -15,10 +15,12 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from pgprune.envs import rendering
+from pgprune.envs.reward import check_reward, reward_fill
 from pgprune.errors import PruningError
 from pgprune.evaluation import perplexity
 from pgprune.models import ModelConfig
 from pgprune.problem import Problem, PruningConfig, make_problem
+from pgprune.repair import Repair, applied
 from pgprune.stream import DataConfig, evaluation_windows
 
 Array = npt.NDArray[Any] | Tensor
@@ -60,6 +62,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         sequence_length: int = 128,
         calibration_samples: int | None = None,
         evaluation_windows: int = 400,
+        reward: str = "plain",
         budget_penalty: float = 0.0,
         horizon: int = 1,
         shared_batch: bool = True,
@@ -79,6 +82,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
             PruningError: an argument that is not allowed.
         """
         self._check_arguments(num_envs, horizon, budget_penalty, render_mode)
+        check_reward(reward, problem.units.granularity if problem else granularity)
         if problem is None:
             data = DataConfig(
                 calibration=calibration,
@@ -103,6 +107,8 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         self.units = problem.units
         self.budget = problem.budget
         self.num_envs = num_envs
+        self.fill = reward_fill(problem, reward)  # of pruned inputs where rewards are computed
+        self.repair: Repair | None = None  # what the weights are there, if other than the model's
         self.horizon = horizon
         self.budget_penalty = budget_penalty
         self.shared_batch = shared_batch
@@ -199,6 +205,8 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
     ) -> dict[str, float]:
         """The masked model's perplexity on text that no reward was computed on.
 
+        It is that of the mask as it is, without repair, whatever the reward.
+
         Args:
             mask: the mask, (n,) of zeros and ones.
             windows: token ids (N, T) of each evaluation set; by default the problem's own.
@@ -219,14 +227,18 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         """Token ids (N, T) of each evaluation set, read when they are first asked for."""
         return evaluation_windows(self.problem.data, self.problem.tokenizer)
 
+    def judge(self, masks: Tensor, input_ids: Tensor) -> Tensor:
+        """The losses that rewards are made of: (K, n) and (B, T) int64 -> (K, B)."""
+        with applied(self.problem.lm, self.repair or Repair()):
+            return self.problem.lm.losses(masks, input_ids, self.fill)
+
     def _losses(self, masks: Tensor) -> Tensor:
         """The mean loss of each mask (K, n) on its next batch, (K,) float64."""
-        lm = self.problem.lm
         if self.shared_batch:
-            losses = lm.losses(masks, self.stream.next())  # (K, B)
+            losses = self.judge(masks, self.stream.next())  # (K, B)
         else:
             batches = zip(masks.split(1), self.streams, strict=True)
-            losses = torch.cat([lm.losses(mask, stream.next()) for mask, stream in batches])
+            losses = torch.cat([self.judge(mask, stream.next()) for mask, stream in batches])
         return losses.double().mean(dim=1)
 
     def _observations(self, kept_shares: Tensor) -> Tensor:

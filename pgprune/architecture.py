@@ -36,6 +36,7 @@ class PrunedLayer:
         channels: its MLP channels, 0 where none are left.
         skip: the blocks that are gone with their norms: of ``attention`` and ``mlp``.
         weights: its own copies, by the names that they have in a stock layer.
+        biases: the projections whose bias is among them though the dense model has none there.
     """
 
     index: int
@@ -43,6 +44,7 @@ class PrunedLayer:
     channels: int
     skip: tuple[str, ...]
     weights: dict[str, Tensor]
+    biases: tuple[str, ...] = ()
 
 
 def assemble(
@@ -120,6 +122,8 @@ def _config(
         return AutoConfig.for_model(stock, **(values | overrides[0]))
     classes = pruned_classes(dense.model_type)
     values["head_dim"] = units.shapes[0].head_dim
+    if any("biases" in override for override in overrides):
+        values["biases"] = []  # which transformers must find for the layers without
     config: PretrainedConfig = classes.config(
         **values,
         per_layer_config={new: own for new, own in enumerate(overrides) if own},
@@ -132,7 +136,7 @@ def _config(
 def _stock(dense: PretrainedConfig, units: PruningUnits, layers: list[PrunedLayer]) -> str | None:
     """The stock architecture that holds the layers, None where there is none."""
     (kv_heads, channels), *others = {(layer.kv_heads, layer.channels) for layer in layers}
-    if others or not kv_heads or not channels:
+    if others or not kv_heads or not channels or any(layer.biases for layer in layers):
         return None
     biases = any(name.endswith(".bias") for layer in layers for name in layer.weights)
     return stock_type(dense, units, kv_heads, biases)
@@ -150,6 +154,8 @@ def _overrides(
             values["num_key_value_heads"] = layer.kv_heads
     if "mlp" not in layer.skip and layer.channels != shape.channels:
         values[family.channel_count] = layer.channels
+    if layer.biases:
+        values["biases"] = list(layer.biases)
     return values
 
 

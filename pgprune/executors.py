@@ -4,7 +4,7 @@
 kept units only: one mask after another, each at the price of what it keeps.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils.hooks import RemovableHandle
 
 from pgprune.families import Family
 from pgprune.units import PruningUnits
+
+Fill = Mapping[tuple[int, str], Tensor]
+"""What pruned inputs of a projection are in place of zero, by layer and kind: (inputs,) each.
+
+The kind is ``heads`` for the attention output projection and ``channels`` for the down projection.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,16 +49,27 @@ class LayerMask:
         units: the units of the whole model.
         index: the layer.
         family: where the layer's projections are.
+        fill: what pruned inputs are; None for zero.
 
     Attributes:
         parts: for each kind of unit, the masks of this layer's units, (K, units of the kind);
             blocks of channels are spelt out, (K, channels).
         shape: of the layer.
         family: of the model.
+        fill: what pruned inputs are, by the path of their projection; empty for zero.
     """
 
-    def __init__(self, masks: Tensor, units: PruningUnits, index: int, family: Family) -> None:
+    def __init__(
+        self,
+        masks: Tensor,
+        units: PruningUnits,
+        index: int,
+        family: Family,
+        fill: Fill | None = None,
+    ) -> None:
         self.family = family
+        kinds = {family.output: "heads", family.down: "channels"}
+        self.fill = {path: fill[index, kind] for path, kind in kinds.items()} if fill else {}
         self.shape = units.shapes[index]
         first = index * len(units.kinds)
         self.parts = {
@@ -88,15 +106,11 @@ def run_masked(call: LayerCall, states: Tensor, mask: LayerMask) -> Tensor:
     inputs = {family.output: mask.output_columns(), family.down: mask.parts.get("channels")}
     outputs = {family.output: mask.parts.get("attention"), family.down: mask.parts.get("mlp")}
     hooks = [
-        call.layer.get_submodule(path).register_forward_pre_hook(
-            lambda module, args, keep=keep: (_multiply(args[0], keep), *args[1:])
-        )
+        _multiply_inputs(call.layer.get_submodule(path), keep, mask.fill.get(path))
         for path, keep in inputs.items()
         if keep is not None
     ] + [
-        call.layer.get_submodule(path).register_forward_hook(
-            lambda module, args, output, keep=keep: _multiply(output, keep)
-        )
+        _multiply_outputs(call.layer.get_submodule(path), keep, mask.fill.get(path))
         for path, keep in outputs.items()
         if keep is not None
     ]
@@ -120,9 +134,10 @@ def run_sliced(call: LayerCall, states: Tensor, mask: LayerMask) -> Tensor:
         weights |= _sliced_heads(call.layer, mask, heads)
         attention = _head_count(call.layer, mask, len(heads))
     elif heads is not None:
-        attention = _no_attention(call.layer, mask.family, bias="heads" in mask.parts)
+        constant = _constant(call.layer, mask, mask.family.output, heads)
+        attention = _no_attention(call.layer, mask.family, constant)
     if channels is not None:
-        weights |= _sliced_channels(call.layer, mask.family, channels, "channels" in mask.parts)
+        weights |= _sliced_channels(call.layer, mask, channels)
     with attention:
         return call(state, weights)[None]
 
@@ -134,10 +149,27 @@ EXECUTORS: dict[str, Callable[[LayerCall, Tensor, LayerMask], Tensor]] = {
 """Every executor by its name."""
 
 
-def _multiply(tensor: Tensor, keep: Tensor) -> Tensor:
-    """Multiplies (K*B, T, F), or OPT's (K*B*T, F), by (K, F) or (K, 1); 0 times inf is 0."""
+def _multiply_inputs(module: nn.Module, keep: Tensor, fill: Tensor | None) -> RemovableHandle:
+    """Lets a projection get its inputs where they are kept, (K, inputs), else their fill."""
+    return module.register_forward_pre_hook(
+        lambda module, args: (_multiply(args[0], keep, fill), *args[1:])
+    )
+
+
+def _multiply_outputs(module: nn.Module, keep: Tensor, fill: Tensor | None) -> RemovableHandle:
+    """Lets a projection give its outputs where its block is kept, (K, 1), else those of a fill."""
+    gone = None if fill is None else module(fill)  # (D,)
+    return module.register_forward_hook(lambda module, args, output: _multiply(output, keep, gone))
+
+
+def _multiply(tensor: Tensor, keep: Tensor, fill: Tensor | None) -> Tensor:
+    """Multiplies (K*B, T, F), or OPT's (K*B*T, F), by (K, F) or (K, 1); 0 times inf is 0.
+
+    What is not kept becomes ``fill`` (F,), if there is one.
+    """
     rows = tensor.view(len(keep), -1, tensor.shape[-1])
-    return rows.where(keep[:, None].to(tensor.device, torch.bool), 0).view_as(tensor)
+    kept = keep[:, None].to(tensor.device, torch.bool)
+    return rows.where(kept, 0 if fill is None else fill).view_as(tensor)
 
 
 def _sliced_heads(layer: nn.Module, mask: LayerMask, kept: Tensor) -> dict[str, Tensor]:
@@ -149,20 +181,15 @@ def _sliced_heads(layer: nn.Module, mask: LayerMask, kept: Tensor) -> dict[str, 
         **_rows(layer, family.key, rows),
         **_rows(layer, family.value, rows),
         **_rows(layer, family.query, queries),
-        **_columns(layer, family.output, queries),
+        **_columns(layer, mask, family.output, queries),
     }
 
 
-def _sliced_channels(
-    layer: nn.Module, family: Family, kept: Tensor, keep_bias: bool
-) -> dict[str, Tensor]:
+def _sliced_channels(layer: nn.Module, mask: LayerMask, kept: Tensor) -> dict[str, Tensor]:
     """Weights of the MLP projections for the kept channels."""
-    weights = _columns(layer, family.down, kept)
-    for path in family.expand:
+    weights = _columns(layer, mask, mask.family.down, kept)
+    for path in mask.family.expand:
         weights |= _rows(layer, path, kept)
-    bias = layer.get_submodule(family.down).bias
-    if isinstance(bias, Tensor) and not keep_bias:
-        weights[f"{family.down}.bias"] = torch.zeros_like(bias)
     return weights
 
 
@@ -178,9 +205,26 @@ def _rows(layer: nn.Module, path: str, kept: Tensor) -> dict[str, Tensor]:
     }
 
 
-def _columns(layer: nn.Module, path: str, kept: Tensor) -> dict[str, Tensor]:
+def _columns(layer: nn.Module, mask: LayerMask, path: str, kept: Tensor) -> dict[str, Tensor]:
     weight = layer.get_submodule(path).get_parameter("weight")
-    return {f"{path}.weight": weight.index_select(1, kept.to(weight.device))}
+    weights = {f"{path}.weight": weight.index_select(1, kept.to(weight.device))}
+    constant = _constant(layer, mask, path, kept)
+    return weights if constant is None else weights | {f"{path}.bias": constant}
+
+
+def _constant(layer: nn.Module, mask: LayerMask, path: str, kept: Tensor) -> Tensor | None:
+    """What a projection gives besides the part of the kept inputs (i,): (D,), or None for nothing.
+
+    Its bias, unless its block is pruned as a whole, and the part of what pruned inputs are.
+    """
+    projection = layer.get_submodule(path)
+    if path in mask.fill:
+        fill = mask.fill[path]  # (inputs,)
+        return projection(fill.index_fill(0, kept.to(fill.device), 0))
+    bias = projection.bias
+    if not isinstance(bias, Tensor):
+        return None
+    return torch.zeros_like(bias) if {"attention", "mlp"} & mask.parts.keys() else bias
 
 
 @contextmanager
@@ -200,16 +244,13 @@ def _head_count(layer: nn.Module, mask: LayerMask, kv_heads: int) -> Iterator[No
 
 
 @contextmanager
-def _no_attention(layer: nn.Module, family: Family, bias: bool) -> Iterator[None]:
-    """Makes the attention module return its output bias, or nothing, without computing."""
+def _no_attention(layer: nn.Module, family: Family, constant: Tensor | None) -> Iterator[None]:
+    """Makes the attention module return a constant (D,), or zeros, without computing."""
     attention = layer.get_submodule(family.attention)
-    output = layer.get_submodule(family.output)
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         nothing = torch.zeros_like(hidden_states)
-        if bias and isinstance(output.bias, Tensor):
-            nothing += output.bias
-        return nothing, None
+        return nothing if constant is None else nothing + constant, None
 
     own = attention.__dict__.get("forward")  # accelerate's hooks put one there
     attention.forward = forward

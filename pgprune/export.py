@@ -1,70 +1,34 @@
 """Export: a run's mask as a directory that ordinary tools load.
 
 ``hf`` is the physically smaller model, ``masked`` the dense shapes with zeros in them, ``gguf`` one
-file for llama.cpp. Each writer of ``FORMATS`` turns a loaded run into files of a directory; the
-directory appears by one rename, complete, or not at all.
+file for llama.cpp. What is shipped is the run's mask with its repair, unless another one is asked
+for. The directory appears by one rename, complete, or not at all.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from pgprune.architecture import assemble
 from pgprune.errors import PruningError
-from pgprune.files import check_new, new_directory, saving, write_file
-from pgprune.gguf import check_gguf, context_length, write_gguf
+from pgprune.files import check_new, new_directory, saving
+from pgprune.gguf import check_gguf, holds_biases
 from pgprune.gguf_files import gguf_parameters, load_gguf, read_vocabulary
-from pgprune.model_card import model_card
-from pgprune.models import DTYPES, PRUNED
-from pgprune.portable import ghost_channels, portable_layers
+from pgprune.masked_lm import MaskedLM
+from pgprune.models import DTYPES
+from pgprune.repair import REPAIRS
+from pgprune.repairing import adds_biases
 from pgprune.rerounding import rounded_again
 from pgprune.run import Run
+from pgprune.shipping import shipped
 from pgprune.source import Source, load_source
-from pgprune.surgery import zero_pruned
 from pgprune.text import first_line
-
-
-def _write_hf(source: Source, directory: Path) -> PreTrainedModel:
-    """The physically smaller model, as ``from_pretrained`` reads it."""
-    return _save(source, source.pruned(), "hf", directory)
-
-
-def _write_portable(source: Source, directory: Path) -> PreTrainedModel:
-    """The same with attention and an MLP in every layer."""
-    units = source.units
-    channels = ghost_channels(source.round_to, units.shapes[0].channels)
-    layers = portable_layers(source.model, units, source.mask, channels)
-    return _save(source, assemble(source.model, units, layers), "portable", directory)
-
-
-def _write_masked(source: Source, directory: Path) -> PreTrainedModel:
-    """The dense shapes with zeros, for tools that know nothing."""
-    model = zero_pruned(source.model, source.units, source.mask)
-    model.config.use_cache = True  # evaluating masks does without
-    return _save(source, model, "masked", directory)
-
-
-def _write_gguf(source: Source, directory: Path, vocabulary: dict[str, Any] | None = None) -> None:
-    """One file for llama.cpp, Ollama and LM Studio."""
-    name = public_name(source.sections["model"]["model"])
-    parameters = write_gguf(source, directory / "model.gguf", name, vocabulary)
-    notes = (*source.notes, *_ghosts(source, parameters), *_window(source))
-    card = model_card(name, "gguf", False, parameters, source.results, source.sections, notes)
-    write_file(directory / "README.md", card.encode())
-
-
-FORMATS: dict[str, Callable[[Source, Path], object]] = {
-    "hf": _write_hf,
-    "masked": _write_masked,
-    "gguf": _write_gguf,
-}
-"""What writes each format."""
+from pgprune.writers import FORMATS, window, write_llama_cpp, write_portable
 
 
 @dataclass(frozen=True)
@@ -116,6 +80,22 @@ class ExportConfig:
             "becomes a few zeros"
         },
     )
+    repair: str = field(
+        default="auto",
+        metadata={
+            "help": "the repair of what is kept: the run's own (auto), none, or one that is made "
+            "now, and evaluated, as by the option of prune_baseline.py",
+            "choices": ["auto", "none", *REPAIRS],
+        },
+    )
+    repair_damping: float | None = field(
+        default=None,
+        metadata={
+            "help": "damping of a repair that is made now, relative to the mean square of an input",
+            "minimum": 0,
+            "default": "the run's own",
+        },
+    )
     vocab_gguf: str | None = field(
         default=None,
         metadata={
@@ -131,7 +111,7 @@ def export(run: Run, config: ExportConfig, note: Callable[[str], object] = lambd
     Args:
         run: a run with results.
         config: format and directory.
-        note: is told how the exported mask differs from the learned one, if it does.
+        note: is told how what is exported differs from what the run has measured, if it does.
 
     Returns:
         The new directory.
@@ -139,7 +119,8 @@ def export(run: Run, config: ExportConfig, note: Callable[[str], object] = lambd
     Raises:
         PruningError: the directory exists or cannot be made; the run has no results; its mask or
             the model's files are damaged, or they do not belong together; the mask cannot be as
-            uniform or as portable as asked; GGUF cannot hold the model or its tokenizer.
+            uniform or as portable as asked; the format cannot hold the model, its tokenizer or
+            its repair; the repair cannot be made.
     """
     output = Path(config.output) if config.output is not None else run.path / config.format
     check_new(output)
@@ -150,12 +131,15 @@ def export(run: Run, config: ExportConfig, note: Callable[[str], object] = lambd
         _check_sliced(run, config)
     if config.format == "gguf":
         check_gguf(source.model, source.tokenizer, vocabulary)
-        for sentence in _window(source):
+        for sentence in window(source):
             note(sentence)
+    _check_repair(config, source)
+    known = len(source.notes)
     if config.uniform or config.round_to is not None:
         source = rounded_again(run, source, config.uniform, config.round_to or source.round_to)
-        for sentence in source.notes:
-            note(sentence)
+    source = shipped(run, source, config.repair, config.repair_damping)
+    for sentence in source.notes[known:]:
+        note(sentence)
     if config.dtype != "auto":
         source.model.to(DTYPES[config.dtype])  # type: ignore[arg-type]
     try:
@@ -167,19 +151,25 @@ def export(run: Run, config: ExportConfig, note: Callable[[str], object] = lambd
     return output
 
 
-def check_format(format: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def check_format(
+    format: str, lm: MaskedLM, tokenizer: PreTrainedTokenizerBase, repair: str = "auto"
+) -> None:
     """Checks, before a run begins, that what it prunes can be exported with default options.
 
     Args:
         format: a key of ``FORMATS``.
-        model: the dense model.
+        lm: the dense model.
         tokenizer: of the model.
+        repair: a choice of ``RepairConfig``.
 
     Raises:
-        PruningError: a package is missing, or GGUF cannot hold the model or its tokenizer.
+        PruningError: a package is missing, or the format cannot hold the model, its tokenizer or
+            its repair.
     """
     if format == "gguf":
-        check_gguf(model, tokenizer)
+        check_gguf(lm.model, tokenizer)  # type: ignore[arg-type]
+    if adds_biases(lm, repair):
+        _check_biases(format, False, lm.model.config)  # type: ignore[arg-type]
 
 
 def parameters_in(directory: Path) -> int:
@@ -209,17 +199,22 @@ def _writer(
 ) -> Callable[[Source, Path], object]:
     if not config.portable:
         write = FORMATS[config.format]
-        return write if vocabulary is None else partial(_write_gguf, vocabulary=vocabulary)
+        return write if vocabulary is None else partial(write_llama_cpp, vocabulary=vocabulary)
     if config.format != "hf":
         raise PruningError(
             f"--portable is for --format hf, as no layer of format {config.format} lacks a block; "
             "leave it out"
         )
-    return _write_portable
+    return write_portable
 
 
 def _check_sliced(run: Run, config: ExportConfig) -> None:
     """Refuses what a narrower residual stream cannot be."""
+    if config.repair not in ("auto", "none"):
+        raise PruningError(
+            f"--repair {config.repair} is about pruned units, but {run.path} has sliced the "
+            "residual stream; leave it out"
+        )
     if config.format != "hf" or config.portable or config.uniform or config.round_to is not None:
         raise PruningError(
             f"{run.path} has sliced the residual stream, which only --format hf can hold, without "
@@ -227,72 +222,28 @@ def _check_sliced(run: Run, config: ExportConfig) -> None:
         )
 
 
-def _save(source: Source, model: PreTrainedModel, kind: str, directory: Path) -> PreTrainedModel:
-    """Writes a model with all that belongs to it."""
-    name = public_name(source.sections["model"]["model"])
-    provenance = dict(getattr(model.config, "pgprune", {}), base_model=name, format=kind)
-    model.config.pgprune = provenance
-    model.save_pretrained(directory)
-    source.tokenizer.save_pretrained(directory)
-    remote = model.config.model_type.startswith(PRUNED)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    notes = (*source.notes, *_differences(source, model, kind, parameters))
-    card = model_card(name, kind, remote, parameters, source.results, source.sections, notes)
-    write_file(directory / "README.md", card.encode())
-    for file in directory.glob("*.safetensors"):  # which safetensors lets nobody else read
-        file.chmod(0o644)
-    return model
-
-
-def _differences(
-    source: Source, model: PreTrainedModel, kind: str, parameters: int
-) -> Iterator[str]:
-    """What a user of the model might stumble over, in sentences for its card."""
-    if kind == "portable":
-        yield from _ghosts(source, parameters)
-    config, heads = model.config, getattr(model.config, "num_attention_heads", 0)
-    if (
-        not config.model_type.startswith(PRUNED)
-        and getattr(config, "head_dim", None) not in (None, config.hidden_size // heads)
-        and not hasattr(type(config)(), "head_dim")
-    ):
-        yield (
-            f"The size of a head, {config.head_dim}, is an entry of config.json that transformers "
-            f"reads but that is not part of stock `{config.model_type}` configurations. Programs "
-            "that ignore it cannot load this model; for vLLM choose `--model-impl transformers`."
+def _check_repair(config: ExportConfig, source: Source) -> None:
+    """Refuses a repair that cannot be, before it is made."""
+    if config.repair == "auto" and config.repair_damping is not None:
+        raise PruningError(
+            "--repair-damping is for a repair that is made now, but --repair auto takes the run's "
+            "own; choose --repair least-squares or alternating, or leave it out"
         )
-    family, saved = source.model.config.model_type, model.config.model_type
-    if saved != family and not saved.startswith(PRUNED):
-        yield (
-            f"Saved as the architecture `{saved}`, which here is the same network as `{family}` "
-            "but takes any number of heads."
-        )
+    if adds_biases(MaskedLM(source.model, source.units), config.repair, source.repair):
+        _check_biases(config.format, config.uniform, source.model.config)
 
 
-def _ghosts(source: Source, parameters: int) -> Iterator[str]:
-    """Says what portable layers have more than the mask has left."""
-    counted = int(source.results["parameters"]["pruned"])
-    if parameters != counted:
-        yield (
-            f"Portable: no layer lacks attention or MLP, so this file holds {parameters:,} "
-            f"parameters instead of {counted:,}. What was missing is a kv group or a few channels "
-            "of zeros, which change no logits; layers that did nothing are left out."
-        )
-
-
-def _window(source: Source) -> Iterator[str]:
-    """Says that a GGUF file is for shorter texts than the model, if it is."""
-    config = source.model.config
-    length = context_length(config)
-    if length < config.max_position_embeddings:
-        yield (
-            f"This file is for texts of up to {length:,} tokens: the model's attention reaches "
-            "back no further, but in llama.cpp it would."
-        )
-
-
-def public_name(model: str) -> str:
-    """A model's name without the folders that it lies in on this machine."""
-    if model == "builtin":
-        return "pgprune's built-in model"
-    return Path(model).expanduser().resolve().name if Path(model).is_dir() else model
+def _check_biases(format: str, uniform: bool, dense: PretrainedConfig) -> None:
+    """Refuses biases that the dense model lacks where there is no place for them."""
+    if uniform:
+        place = "the stock architecture that --uniform writes"
+    elif format == "masked":
+        place = "the stock architecture that --format masked writes"
+    elif format == "gguf" and not holds_biases(dense):
+        place = "llama.cpp's architecture of this family"
+    else:
+        return
+    raise PruningError(
+        f"the bias repair adds biases to output and down projections, for which {place} has no "
+        "place; use --repair least-squares"
+    )

@@ -11,10 +11,9 @@ from transformers import PreTrainedModel
 
 from pgprune.architecture import savable_generation_config
 from pgprune.errors import PruningError
-from pgprune.export import public_name
 from pgprune.files import append_line, new_directory, saving, write_file
 from pgprune.loading import LoadedModel
-from pgprune.model_card import model_card, public_names
+from pgprune.model_card import model_card, public_name, public_names
 from pgprune.model_evaluation import RUN_FILE
 from pgprune.models import PRUNED
 from pgprune.run import Run, finite

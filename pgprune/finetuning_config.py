@@ -7,7 +7,7 @@ from transformers import PretrainedConfig
 
 from pgprune.cli import check_fields
 from pgprune.errors import PruningError
-from pgprune.export import public_name
+from pgprune.model_card import public_name
 from pgprune.models import ModelConfig
 from pgprune.run import Run
 from pgprune.stream import DataConfig

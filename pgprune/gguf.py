@@ -74,7 +74,7 @@ def write_gguf(
     config = model.config
     architecture, factors = _architecture(config), _rope_factors(model)
     ghosts = ghost_channels(source.round_to, units.shapes[0].channels)
-    layers = portable_layers(model, units, source.mask, ghosts)
+    layers = portable_layers(model, units, source.mask, ghosts, source.repair)
     if architecture == "qwen3":
         _check_equal(layers)
     gguf = load_gguf()
@@ -133,6 +133,18 @@ def _architecture(config: PretrainedConfig) -> str:
             f"{config.hidden_act!r}; choose --format hf"
         )
     return architecture
+
+
+def holds_biases(config: PretrainedConfig) -> bool:
+    """Whether the file's layers may have biases that those of the dense model lack.
+
+    Args:
+        config: of the dense model.
+
+    Raises:
+        PruningError: as ``check_gguf``.
+    """
+    return _architecture(config) != "qwen3"
 
 
 def context_length(config: PretrainedConfig) -> int:

@@ -19,7 +19,7 @@ from pgprune.models import (
     move_model,
 )
 from pgprune.run import Run
-from pgprune.source import load_source, read_mask, read_results
+from pgprune.source import load_source, read_mask, read_repair, read_results
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,8 @@ def load_any(
 
     Args:
         source: ``builtin``, a hub id, a model's directory (dense, or exported by pgprune), or the
-            directory of a finished run, whose mask is then cut out of its model in memory.
+            directory of a finished run, whose mask is then cut out of its model in memory, and
+            its repair put in.
         device: as ``ModelConfig``.
         dtype: as ``ModelConfig``; for a run, auto is float32 on the CPU and else what its export
             would have.
@@ -95,7 +96,7 @@ def check_source(
     run = run_at(source)
     if run is None:
         return check_model(ModelConfig(source, device, dtype), pruned=True)
-    read_results(run)
+    read_repair(run, read_results(run))
     read_mask(run.path / "mask.safetensors")
     return check_model(ModelConfig(run.config("model", ModelConfig).model, device, dtype))
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pgprune.errors import PruningError
-from pgprune.executors import EXECUTORS, LayerCall, LayerMask
+from pgprune.executors import EXECUTORS, Fill, LayerCall, LayerMask
 from pgprune.families import decoder_layers, family_of
 from pgprune.scoring import token_losses
 from pgprune.units import PruningUnits
@@ -94,18 +94,19 @@ class MaskedLM:
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     @torch.no_grad()
-    def losses(self, masks: Tensor, input_ids: Tensor) -> Tensor:
+    def losses(self, masks: Tensor, input_ids: Tensor, fill: Fill | None = None) -> Tensor:
         """Mean next-token cross-entropy of each sequence under each mask.
 
         Args:
             masks: (K, n) of zeros and ones, any dtype and device.
             input_ids: (B, T) int64.
+            fill: what pruned inputs are in place of zero, as ``pgprune.fill`` describes.
 
         Returns:
             (K, B) float32 in nats (float64 for a float64 model), on the model's device.
         """
         passes = self._passes(masks, input_ids)
-        return torch.cat([self._losses(part, input_ids) for part in passes])
+        return torch.cat([self._losses(part, input_ids, fill) for part in passes])
 
     @torch.no_grad()
     def logits(self, masks: Tensor, input_ids: Tensor) -> Tensor:
@@ -185,22 +186,23 @@ class MaskedLM:
         together = 1 if self.executor == "sliced" else max(1, _PASS_TOKENS // input_ids.numel())
         return masks.to(self.device).split(together)
 
-    def _losses(self, masks: Tensor, input_ids: Tensor) -> Tensor:
+    def _losses(self, masks: Tensor, input_ids: Tensor, fill: Fill | None) -> Tensor:
         """The losses of one pass, (K, B)."""
         targets = input_ids.to(self.device)[:, 1:]  # (B, T-1)
-        hidden = self._hidden(masks, input_ids)[:, :, :-1].flatten(0, 2)  # (K*B*(T-1), D)
+        hidden = self._hidden(masks, input_ids, fill)[:, :, :-1].flatten(0, 2)  # (K*B*(T-1), D)
         wanted = targets.expand(len(masks), -1, -1).flatten()
         loss = token_losses(self.model, hidden, wanted)
         return loss.view(len(masks), *targets.shape).mean(dim=2).to(self.device)
 
-    def _hidden(self, masks: Tensor, input_ids: Tensor) -> Tensor:
+    def _hidden(self, masks: Tensor, input_ids: Tensor, fill: Fill | None = None) -> Tensor:
         """Last hidden states after the final norm under the masks of a pass, (K, B, T, D)."""
         run = EXECUTORS[self.executor]
 
         def drive(hidden: Tensor, calls: list[LayerCall]) -> Tensor:
             states = hidden.unflatten(0, (len(masks), -1))  # (K, B, T, D)
             for index, call in enumerate(calls):
-                states = run(call, states, LayerMask(masks, self.units, index, self._family))
+                mask = LayerMask(masks, self.units, index, self._family, fill)
+                states = run(call, states, mask)
             return states.flatten(0, 1)
 
         ids = input_ids.to(self.device).repeat(len(masks), 1)  # (K*B, T)

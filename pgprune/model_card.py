@@ -1,9 +1,12 @@
 """The README.md of an exported model: what it is, its numbers, and how they were obtained."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
+
+from pgprune.repairing import RepairConfig, describe
 
 _ROWS = {
     "dense": "dense model",
@@ -19,9 +22,10 @@ echo "FROM ./model.gguf" > Modelfile && ollama create pruned   # Ollama
 llama-quantize model.gguf smaller.gguf Q8_0   # 8 bits a weight
 ```
 
-Where llama.cpp calls its architecture `deci`, layers differ in size. Tensors whose width is no
-multiple of the quantised block (32; 256 for the K formats) stay in half precision when quantised:
-exporting with `--round-to 32` or `--round-to 256` avoids that."""
+llama.cpp calls the architecture `deci` where layers may differ in size. Quantised, a tensor whose
+width is no multiple of 32 stays in half precision, and one of the K formats whose width is no
+multiple of 256 takes a larger format; exporting with `--round-to 32` or `--round-to 256` avoids
+that."""
 
 
 def model_card(
@@ -125,7 +129,7 @@ def _evaluation(results: Mapping[str, Any], sections: Mapping[str, Mapping[str, 
         f"({windows or 'number not recorded'}), each read on its own; BOS: {evaluation['bos']}; "
         f"evaluation text: {public_names(data['evaluation'])}. Perplexities compare only at the "
         "same text, window length, BOS rule and tokenizer. They were measured on the masked model, "
-        "whose logits surgery does not change beyond rounding."
+        "with its repair where it has one, whose logits surgery does not change beyond rounding."
     )
 
 
@@ -136,6 +140,7 @@ def _search(results: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]
     facts = {
         "method": method,
         "budget": f"{results['budget']}, {results.get('scope', 'global')}{multiples}",
+        "repair": _repair(results, sections),
         "calibration text": public_names(sections["data"]["calibration"]),
         "masks evaluated": f"{results['mask_evaluations']:,.0f} (on 1,024 tokens each)",
         "tokens read by the model": f"{results['tokens']:,}",
@@ -144,6 +149,23 @@ def _search(results: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]
         "versions": ", ".join(f"{name} {v}" for name, v in results["versions"].items()),
     }
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {fact} |" for name, fact in facts.items())
+
+
+def _repair(results: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]) -> str:
+    """What the model has that the mask alone has not."""
+    config = RepairConfig(**sections.get("repair", {}))
+    table = results["perplexity"]
+    if config.repair == "auto":  # of a method that brings one, or of none
+        own = "masked" in table and table["pruned"] != table["masked"]
+        return "the method's own" if own else "none"
+    return describe(config)
+
+
+def public_name(model: str) -> str:
+    """A model's name without the folders that it lies in on this machine."""
+    if model == "builtin":
+        return "pgprune's built-in model"
+    return Path(model).expanduser().resolve().name if Path(model).is_dir() else model
 
 
 def public_names(source: str) -> str:

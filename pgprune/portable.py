@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from pgprune.architecture import PrunedLayer
 from pgprune.families import Family, decoder_layers, family_of
+from pgprune.repair import Repair
 from pgprune.surgery import block_names, channel_cuts, head_cuts, pruned_layers
 from pgprune.units import LayerShape, PruningUnits
 
@@ -24,7 +25,11 @@ GHOST_CHANNELS = 32
 
 @torch.no_grad()
 def portable_layers(
-    model: PreTrainedModel, units: PruningUnits, mask: Tensor, channels: int = GHOST_CHANNELS
+    model: PreTrainedModel,
+    units: PruningUnits,
+    mask: Tensor,
+    channels: int = GHOST_CHANNELS,
+    repair: Repair | None = None,
 ) -> list[PrunedLayer]:
     """The layers that a mask leaves of a model, none without attention and none without an MLP.
 
@@ -33,6 +38,7 @@ def portable_layers(
         units: its units.
         mask: (n,) of zeros and ones, 1 keeps.
         channels: of a ghost MLP, at most those of a dense layer.
+        repair: what comes with the mask.
 
     Returns:
         The layers in order; together they compute what ``surgery.pruned_layers`` do.
@@ -42,7 +48,7 @@ def portable_layers(
     """
     family = family_of(model.config)
     dense = decoder_layers(model, family)
-    acting = [_acting(layer, family) for layer in pruned_layers(model, units, mask)]
+    acting = [_acting(layer, family) for layer in pruned_layers(model, units, mask, repair)]
     some = [layer for layer in acting if layer.weights] or acting[:1]
     return [
         _with_ghosts(layer, dense[layer.index], units.shapes[layer.index], family, channels)
@@ -83,7 +89,8 @@ def _merged(layers: list[PrunedLayer]) -> Iterator[PrunedLayer]:
         if rest and layer.skip == ("mlp",) and rest[0].skip == ("attention",):
             mlp = rest.pop(0)
             weights = layer.weights | mlp.weights
-            layer = replace(layer, channels=mlp.channels, skip=(), weights=weights)
+            biases = layer.biases + mlp.biases
+            layer = replace(layer, channels=mlp.channels, skip=(), weights=weights, biases=biases)
         yield layer
 
 
@@ -103,8 +110,8 @@ def _with_ghosts(
         module, _, kind = name.rpartition(".")
         norm = kind == "weight" and not isinstance(dense.get_submodule(module), nn.Linear)
         missing[name] = torch.ones_like(ghost) if norm else torch.zeros_like(ghost)
-    return PrunedLayer(
-        index=layer.index,
+    return replace(
+        layer,
         kv_heads=layer.kv_heads or 1,
         channels=layer.channels or min(channels, shape.channels),
         skip=(),

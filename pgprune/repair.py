@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pgprune.errors import PruningError
+from pgprune.families import Family
 from pgprune.files import tensor_bytes, write_file
 from pgprune.masked_lm import MaskedLM
 from pgprune.projection import KINDS, Projection
@@ -44,6 +45,22 @@ class Repair:
 
     weights: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     biases: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+
+    def parameters(self, layer: int, family: Family) -> dict[str, Tensor]:
+        """What it puts into one layer, by the names of the layer's parameters.
+
+        Args:
+            layer: index of the layer.
+            family: of the model.
+        """
+        paths = {"heads": family.output, "channels": family.down, "up": family.expand[-1]}
+        parts = {"weight": self.weights, "bias": self.biases}
+        return {
+            f"{path}.{name}": part[layer, kind]
+            for kind, path in paths.items()
+            for name, part in parts.items()
+            if (layer, kind) in part
+        }
 
     def save(self, path: Path) -> None:
         """Writes a safetensors file.
@@ -95,11 +112,9 @@ def applied(lm: MaskedLM, repair: Repair) -> Iterator[None]:
     Raises:
         PruningError: the repair is of another model.
     """
-    keys = sorted(repair.weights.keys() | repair.biases.keys())
-    for layer, kind in keys:
-        _check_fit(lm, layer, kind, repair)
+    check_repair(lm, repair)
     with ExitStack() as stack:
-        for key in keys:
+        for key in sorted(repair.weights.keys() | repair.biases.keys()):
             new = repair.weights.get(key), repair.biases.get(key)
             stack.enter_context(holding(lm.linear(*key), *new))
         yield
@@ -224,6 +239,20 @@ def _collect(lm: MaskedLM, refits: Iterator[tuple[int, Solution]]) -> Repair:
 def _check_damping(damping: float) -> None:
     if not 0 <= damping < float("inf"):
         raise PruningError(f"damping {damping!r} is not a number from 0; try {DAMPING}")
+
+
+def check_repair(lm: MaskedLM, repair: Repair) -> None:
+    """Makes sure that a model has the projections that a repair is of.
+
+    Args:
+        lm: the model.
+        repair: what may be put into it.
+
+    Raises:
+        PruningError: the repair is of another model.
+    """
+    for layer, kind in sorted(repair.weights.keys() | repair.biases.keys()):
+        _check_fit(lm, layer, kind, repair)
 
 
 def _check_fit(lm: MaskedLM, layer: int, kind: str, repair: Repair) -> None:

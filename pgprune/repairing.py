@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from pgprune.masked_lm import MaskedLM
+from pgprune.projection import KINDS
 from pgprune.repair import DAMPING, REPAIRS, Repair, repair
 
 REPAIR = "repair.safetensors"
@@ -53,6 +54,36 @@ def repaired(
     if config.repair == "none":
         return None
     return repair(lm, mask, windows, config.repair, config.repair_damping)
+
+
+def kind_of(repair: Repair | None) -> str:
+    """The choice of ``RepairConfig`` that comes nearest to a repair."""
+    if repair is None or not (repair.weights or repair.biases):
+        return "none"
+    if not repair.weights:
+        return "bias"
+    return "alternating" if any(kind == "up" for _, kind in repair.weights) else "least-squares"
+
+
+def describe(config: RepairConfig) -> str:
+    """A repair in a few words, for people."""
+    damped = config.repair in ("least-squares", "alternating")
+    return f"{config.repair}, damping {config.repair_damping:g}" if damped else config.repair
+
+
+def adds_biases(lm: MaskedLM, how: str, own: Repair | None = None) -> bool:
+    """Whether a repair gives biases to projections that have none.
+
+    Args:
+        lm: the frozen model.
+        how: a choice of ``RepairConfig``.
+        own: what ``auto`` is.
+    """
+    if how == "auto":
+        return added_parameters(lm, own) > 0
+    kinds = [kind for kind in KINDS if kind in lm.units.kinds]
+    layers = range(lm.units.layers)
+    return how == "bias" and any(lm.linear(i, kind).bias is None for i in layers for kind in kinds)
 
 
 def added_parameters(lm: MaskedLM, repair: Repair | None) -> int:

@@ -9,7 +9,7 @@ from torch import Tensor
 from pgprune.evaluation import bos_rule, perplexity
 from pgprune.masked_lm import MaskedLM
 from pgprune.problem import Problem
-from pgprune.repair import Repair
+from pgprune.repair import Repair, applied
 from pgprune.repairing import added_parameters
 from pgprune.versions import versions
 
@@ -35,6 +35,28 @@ def perplexities(lm: MaskedLM, rows: Mapping[str, Tensor], windows: Mapping[str,
     return table
 
 
+def with_repair(
+    lm: MaskedLM,
+    table: Table,
+    mask: Tensor,
+    repair: Repair | None,
+    windows: Mapping[str, Tensor],
+) -> Table:
+    """Adds the row ``pruned`` to a table with the row ``masked``: the mask as it is shipped.
+
+    Args:
+        lm: the frozen model.
+        table: perplexities; those of the mask alone are taken where there is no repair.
+        mask: (n,) of zeros and ones.
+        repair: what comes with the mask.
+        windows: evaluation windows (N, T) by the name of their set.
+    """
+    if repair is None:
+        return table | {"pruned": table["masked"]}
+    with applied(lm, repair):
+        return table | perplexities(lm, {"pruned": mask}, windows)
+
+
 def facts(
     problem: Problem,
     model: str,
@@ -54,6 +76,7 @@ def facts(
         repair: what comes with the mask; the biases that it adds are parameters of the answer.
     """
     units, budget, lm = problem.units, problem.budget, problem.lm
+    masked = lm.parameters - units.pruned_parameters(mask)
     return {
         "model": model,
         "granularity": units.granularity,
@@ -63,7 +86,8 @@ def facts(
         "parameters": {
             "dense": lm.parameters,
             "prunable": units.prunable,
-            "pruned": lm.parameters - units.pruned_parameters(mask) + added_parameters(lm, repair),
+            "masked": masked,
+            "pruned": masked + added_parameters(lm, repair),
         },
         "evaluation": {
             "sequence_length": problem.data.sequence_length,

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pgprune.masked_lm import MaskedLM
+from pgprune.repair import Repair, applied
 from pgprune.scoring import next_token_logits
 from pgprune.surgery import zero_pruned
 
@@ -17,11 +18,15 @@ NEW_TOKENS = 48
 
 
 def sample_text(
-    lm: MaskedLM, mask: Tensor, tokenizer: PreTrainedTokenizerBase, windows: Mapping[str, Tensor]
+    lm: MaskedLM,
+    mask: Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    windows: Mapping[str, Tensor],
+    repair: Repair | None = None,
 ) -> list[dict[str, str]]:
     """Lets the dense model and then the pruned one go on with the beginnings of held-out text.
 
-    Decoding is greedy, so that nothing but the mask makes the difference.
+    Decoding is greedy, so that nothing but the mask and its repair makes the difference.
 
     Args:
         lm: the model. What the mask prunes is set to zero in it for good: no second model is held
@@ -29,6 +34,7 @@ def sample_text(
         mask: (n,) of zeros and ones.
         tokenizer: of the model.
         windows: of evaluation text by its name, (N, T) int64.
+        repair: what comes with the mask.
 
     Returns:
         For each prompt: ``text`` (the name), ``prompt``, ``dense`` and ``pruned``.
@@ -39,7 +45,9 @@ def sample_text(
     new = min(NEW_TOKENS, limit - prompts.shape[1])
     lm.tokens += 2 * len(prompts) * (prompts.shape[1] + new - 1)
     dense = continue_greedily(model, prompts, new)
-    pruned = continue_greedily(zero_pruned(model, lm.units, mask), prompts, new)
+    zero_pruned(model, lm.units, mask)
+    with applied(lm, repair or Repair()):
+        pruned = continue_greedily(model, prompts, new)
     return [
         {
             "text": name,

@@ -2,7 +2,7 @@
 
 import argparse
 from dataclasses import fields
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pgprune.cli import ArgumentParser, Config, from_arguments
 from pgprune.run import Run
@@ -11,8 +11,11 @@ from pgprune.run import Run
 class Sections:
     """Base of a frozen dataclass with one config for each concern, all with defaults.
 
-    The fields' names are the sections of config.yaml.
+    The fields' names are the sections of config.yaml. What ``later`` names is absent in runs of
+    earlier versions, which did what its defaults say.
     """
+
+    later: ClassVar[tuple[str, ...]] = ("repair",)
 
     @classmethod
     def configs(cls) -> dict[str, Any]:
@@ -39,7 +42,14 @@ class Sections:
         Raises:
             PruningError: its config.yaml lacks a section or holds a wrong value.
         """
-        return cls(**{name: run.config(name, config) for name, config in cls.configs().items()})
+        absent = [name for name in cls.later if name not in run.sections]
+        return cls(
+            **{
+                name: run.config(name, config)
+                for name, config in cls.configs().items()
+                if name not in absent
+            }
+        )
 
     def sections(self, decided: dict[str, Any]) -> dict[str, Config | dict[str, Any]]:
         """The sections of config.yaml; ``decided`` holds what was chosen from the settings."""

@@ -10,7 +10,10 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pgprune.errors import PruningError
+from pgprune.masked_lm import MaskedLM
 from pgprune.models import ModelConfig, fingerprint, load_model
+from pgprune.repair import Repair, check_repair
+from pgprune.repairing import REPAIR
 from pgprune.run import Run
 from pgprune.slices import RECORD, Slices
 from pgprune.slicing import slice_model
@@ -60,6 +63,7 @@ class Source:
         round_to: what every layer's number of channels is meant to be a multiple of.
         notes: sentences on how the mask differs from the learned one, for people.
         slices: what is kept of the residual stream, where the method sliced it.
+        repair: what comes with the mask.
     """
 
     model: PreTrainedModel
@@ -72,6 +76,7 @@ class Source:
     round_to: int = 1
     notes: tuple[str, ...] = ()
     slices: Slices | None = None
+    repair: Repair | None = None
 
     def pruned(self) -> PreTrainedModel:
         """The physically smaller model.
@@ -81,7 +86,7 @@ class Source:
         """
         if self.slices is not None:
             return slice_model(self.model, self.slices)
-        return prune(self.model, self.units, self.mask)
+        return prune(self.model, self.units, self.mask, self.repair)
 
 
 def load_source(run: Run) -> Source:
@@ -114,6 +119,9 @@ def load_source(run: Run) -> Source:
         )
     round_to = run.sections.get("pruning", {}).get("round_to", 1)
     slices = Slices.load(run.path) if (run.path / RECORD).exists() else None
+    repair = read_repair(run, results)
+    if repair is not None:
+        check_repair(MaskedLM(model, units), repair)
     return Source(
         model,
         tokenizer,
@@ -125,7 +133,26 @@ def load_source(run: Run) -> Source:
         round_to,
         notes=() if slices is None else (str(slices),),
         slices=slices,
+        repair=repair,
     )
+
+
+def read_repair(run: Run, results: dict[str, Any]) -> Repair | None:
+    """Reads what comes with a run's mask.
+
+    Args:
+        run: with results.
+        results: the content of its results.json.
+
+    Returns:
+        The repair; None where the run has none.
+
+    Raises:
+        PruningError: it is missing or damaged.
+    """
+    table, path = results.get("perplexity", {}), run.path / REPAIR
+    differs = "masked" in table and table.get("pruned") != table["masked"]
+    return Repair.load(path) if differs or path.exists() else None
 
 
 def read_mask(path: Path) -> LearnedMask:

@@ -4,7 +4,8 @@ What a mask prunes is cut out of the weights: kv groups with their query heads, 
 blocks with their norms. Layers of which nothing is left are dropped and the others renumbered. The
 parameters that go are those that the units count, exactly: a layer whose heads are all pruned
 keeps its norm, because heads and channels cost neither norms nor the biases of the output and down
-projections, which stay; a pruned block or layer costs all it has.
+projections, which stay; a pruned block or layer costs all it has. A repair brings other weights for
+what is kept, and perhaps biases where the dense model has none.
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pgprune.architecture import PrunedLayer, assemble
 from pgprune.errors import PruningError
 from pgprune.executors import LayerMask
 from pgprune.families import Family, decoder_layers, family_of
+from pgprune.repair import Repair
 from pgprune.units import LayerShape, PruningUnits
 
 
@@ -68,7 +70,9 @@ def plan_layers(units: PruningUnits, mask: Tensor, family: Family) -> list[Layer
 
 
 @torch.no_grad()
-def prune(model: PreTrainedModel, units: PruningUnits, mask: Tensor) -> PreTrainedModel:
+def prune(
+    model: PreTrainedModel, units: PruningUnits, mask: Tensor, repair: Repair | None = None
+) -> PreTrainedModel:
     """Cuts what a mask prunes out of a model.
 
     Args:
@@ -76,25 +80,30 @@ def prune(model: PreTrainedModel, units: PruningUnits, mask: Tensor) -> PreTrain
             the result.
         units: its units.
         mask: (n,) of zeros and ones, 1 keeps.
+        repair: what comes with the mask.
 
     Returns:
-        A Hugging Face model with ``units.pruned_parameters(mask)`` parameters less, on the same
-        device, in evaluation mode. ``save_pretrained`` saves everything but the tokenizer.
+        A Hugging Face model with ``units.pruned_parameters(mask)`` parameters less (and those of
+        the biases that the repair adds more), on the same device, in evaluation mode.
+        ``save_pretrained`` saves everything but the tokenizer.
 
     Raises:
         PruningError: the mask is over other units, or leaves no layer.
     """
-    return assemble(model, units, pruned_layers(model, units, mask))
+    return assemble(model, units, pruned_layers(model, units, mask, repair))
 
 
 @torch.no_grad()
-def pruned_layers(model: PreTrainedModel, units: PruningUnits, mask: Tensor) -> list[PrunedLayer]:
+def pruned_layers(
+    model: PreTrainedModel, units: PruningUnits, mask: Tensor, repair: Repair | None = None
+) -> list[PrunedLayer]:
     """The layers that a mask leaves of a model, with their weights.
 
     Args:
         model: a dense causal LM of a known family.
         units: its units.
         mask: (n,) of zeros and ones, 1 keeps.
+        repair: what comes with the mask.
 
     Returns:
         The layers that stay, in order, with copies of the weights.
@@ -103,9 +112,15 @@ def pruned_layers(model: PreTrainedModel, units: PruningUnits, mask: Tensor) -> 
         PruningError: as ``plan_layers``.
     """
     family = family_of(model.config)
-    layers = decoder_layers(model, family)
+    layers, changes = decoder_layers(model, family), repair or Repair()
     return [
-        _pruned_layer(layers[plan.index], plan, units.shapes[plan.index], family)
+        _pruned_layer(
+            layers[plan.index],
+            plan,
+            units.shapes[plan.index],
+            family,
+            changes.parameters(plan.index, family),
+        )
         for plan in plan_layers(units, mask, family)
     ]
 
@@ -154,8 +169,14 @@ def _gone(part: LayerMask, block: str) -> bool:
 
 
 def _pruned_layer(
-    layer: nn.Module, plan: LayerPlan, shape: LayerShape, family: Family
+    layer: nn.Module,
+    plan: LayerPlan,
+    shape: LayerShape,
+    family: Family,
+    changes: dict[str, Tensor],
 ) -> PrunedLayer:
+    own = {name for name, _ in layer.named_parameters()}
+    weights = layer_weights(layer, plan, shape, family, changes)
     heads = shape.kv_heads if plan.heads is None else len(plan.heads)
     channels = shape.channels if plan.channels is None else len(plan.channels)
     return PrunedLayer(
@@ -163,12 +184,17 @@ def _pruned_layer(
         kv_heads=0 if "attention" in plan.skip else heads,
         channels=0 if "mlp" in plan.skip else channels,
         skip=plan.skip,
-        weights=layer_weights(layer, plan, shape, family),
+        weights=weights,
+        biases=tuple(name.rpartition(".")[0] for name in weights if name not in own),
     )
 
 
 def layer_weights(
-    layer: nn.Module, plan: LayerPlan, shape: LayerShape, family: Family
+    layer: nn.Module,
+    plan: LayerPlan,
+    shape: LayerShape,
+    family: Family,
+    changes: dict[str, Tensor],
 ) -> dict[str, Tensor]:
     """The weights that a plan leaves of a layer.
 
@@ -177,6 +203,7 @@ def layer_weights(
         plan: what is kept of it.
         shape: of the layer.
         family: of the model.
+        changes: what takes the place of dense parameters or joins them, by name.
 
     Returns:
         Copies by the names of the dense layer's parameters. What a skipped block had is absent, as
@@ -184,9 +211,10 @@ def layer_weights(
         remain the norms and the bias of the output projection.
     """
     gone = block_names(plan.skip, family)
-    weights: dict[str, Tensor] = {
-        name: parameter for name, parameter in layer.named_parameters() if not name.startswith(gone)
-    }
+    like = next(layer.parameters())
+    every: dict[str, Tensor] = dict(layer.named_parameters())
+    every |= {name: new.to(every.get(name, like), copy=True) for name, new in changes.items()}
+    weights = {name: weight for name, weight in every.items() if not name.startswith(gone)}
     for kept, cuts in ((plan.heads, head_cuts), (plan.channels, channel_cuts)):
         for name, dim, index in cuts(kept, shape, family, layer) if kept is not None else ():
             if len(index):

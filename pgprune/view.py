@@ -221,7 +221,7 @@ def _unrepaired(perplexity: Mapping[str, Mapping[str, float]]) -> bool:
 
 def _kept(parameters: Mapping[str, int], row: str) -> tuple[str, str]:
     """The parameters that a row's model has, and the share of the prunable ones that it keeps."""
-    count = parameters.get({"masked": "pruned"}.get(row, row))
+    count = parameters.get(row, parameters.get("pruned") if row == "masked" else None)
     if count is None:
         return "-", "-"
     removed = parameters["dense"] - count

@@ -4,6 +4,7 @@
     python scripts/export.py runs/NAME --format masked --output DIR      # dense shapes with zeros
     python scripts/export.py runs/NAME --uniform --round-to 32           # a stock architecture
     python scripts/export.py runs/NAME --portable                        # for vLLM and SGLang
+    python scripts/export.py runs/NAME --repair least-squares            # weights refitted
     python scripts/export.py runs/NAME --format gguf                     # for llama.cpp, Ollama
 
 Weights, tokenizer and a card with the run's numbers appear together, or not at all.

@@ -1,7 +1,7 @@
 """Prune a language model with an agent that learns which units to keep.
 
     python scripts/train_agent.py --agent reinforce --model DIR --prune-rate 0.3
-    python scripts/train_agent.py --prune-rate 0.3 --export hf
+    python scripts/train_agent.py --prune-rate 0.3 --repair least-squares --export hf
     python scripts/train_agent.py --resume runs/NAME
 
 Without options it prunes the built-in model by 40 % in a few minutes on a laptop's CPU.

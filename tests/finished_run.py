@@ -8,18 +8,27 @@ from transformers import AutoModelForCausalLM
 
 from pgprune.agents.settings import Settings
 from pgprune.models import ModelConfig, fingerprint
+from pgprune.repairing import RepairConfig
 from pgprune.run import Run
 from pgprune.units import PruningUnits
 from tiny import letters_tokenizer, tokens
 
 
 def finished_run(
-    folder: Path, model, units: PruningUnits, mask: torch.Tensor, dtype: str = "float64"
+    folder: Path,
+    model,
+    units: PruningUnits,
+    mask: torch.Tensor,
+    dtype: str = "float64",
+    repair: str = "auto",
 ) -> Run:
     """A finished run of a model whose answer is a mask."""
     model.save_pretrained(folder / "model")
     letters_tokenizer().save_pretrained(folder / "model")
-    settings = Settings(model=ModelConfig(model=str(folder / "model"), dtype=dtype))
+    settings = Settings(
+        model=ModelConfig(model=str(folder / "model"), dtype=dtype),
+        repair=RepairConfig(repair=repair),
+    )
     decided = {"model_fingerprint": fingerprint(*model.parameters())}
     run = Run.create(str(folder / "run"), settings.sections(decided), ["python"], "toy")
     run.write_mask("mask", {"mask": mask}, units.describe())

@@ -10,12 +10,17 @@ import torch
 
 from gguf_models import SIZE, gguf_run, small_model
 from masks import patterns
+from pgprune import PruningError
 from pgprune.architecture import assemble
 from pgprune.export import ExportConfig, export, parameters_in
+from pgprune.masked_lm import MaskedLM
 from pgprune.portable import portable_layers
+from pgprune.repair import repair
+from pgprune.repairing import REPAIR
 from pgprune.units import PruningUnits
 from test_surgery import parameters
 from test_uniform import equal_layers
+from tiny import tokens
 
 gguf = pytest.importorskip("gguf", reason="needs pip install 'pgprune[gguf]'")
 
@@ -102,6 +107,33 @@ def test_every_weight_is_in_the_file(family, name, tmp_path):
         expected = counts if len({(la.kv_heads, la.channels) for la in layers}) > 1 else counts[0]
         assert keys[f"deci.{key}"] == expected
         assert min(counts) > 0  # llama.cpp miscomputes what is missing
+
+
+@pytest.mark.parametrize("family", ["mistral", "qwen2"])
+def test_biases_of_a_repair_are_in_the_file(family, tmp_path):
+    model = small_model(family)
+    units = PruningUnits.of(model)
+    mask = patterns(units)["layer 0 and some"]
+    found = repair(MaskedLM(model, units), mask, tokens(batch=6, length=20), "bias")
+    run = gguf_run(tmp_path, model, units, mask, None)
+    found.save(run.path / REPAIR)
+    folder = export(run, ExportConfig(format="gguf"))
+    written = weights(reader(folder))
+    layers = portable_layers(model, units, mask, repair=found)
+    assert parameters_in(folder) == parameters(assemble(model, units, layers))
+    for new, layer in enumerate(layers):
+        assert layer.biases == ("self_attn.o_proj", "mlp.down_proj")
+        for module in layer.biases:
+            bias = written[f"blk.{new}.{NAMES[module]}.bias"]
+            assert torch.equal(bias, layer.weights[f"{module}.bias"].float())
+
+
+def test_qwen3_has_no_place_for_biases(tmp_path):
+    model = small_model("qwen3")
+    units = PruningUnits.of(model)
+    run = gguf_run(tmp_path, model, units, patterns(units)["some"], None)
+    with pytest.raises(PruningError, match="no place; use --repair least-squares"):
+        export(run, ExportConfig(format="gguf", repair="bias"))
 
 
 def test_the_numbers_that_describe_a_model(tmp_path):

@@ -16,6 +16,8 @@ from pgprune.export import ExportConfig, export
 from pgprune.hub_code.modeling_pgprune import PGPruneQwen2Config, cache_slots
 from pgprune.masked_lm import MaskedLM
 from pgprune.registration import PREFIXES, pruned_classes, register_with_transformers
+from pgprune.repair import applied, repair
+from pgprune.repairing import REPAIR
 from pgprune.units import PruningUnits
 from tiny import CONFIGS, tiny_model, tokens
 
@@ -24,7 +26,10 @@ CODE = "modeling_pgprune.py"
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """An exported model of each family, with the logits that it must have beside it."""
+    """An exported model of each family, with the logits that it must have beside it.
+
+    All have a bias repair, for which some families have biases and others get some.
+    """
     folders = {}
     for family in CONFIGS:
         folder = tmp_path_factory.mktemp(family)
@@ -32,8 +37,12 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         units = PruningUnits.of(model)
         mask = patterns(units)["layer 0 and some"]
         run = finished_run(folder, model, units, mask)
+        lm = MaskedLM(model, units)
+        found = repair(lm, mask, tokens(batch=6, length=20), "bias")
+        found.save(run.path / REPAIR)
         folders[family] = export(run, ExportConfig(output=str(folder / "hf")))
-        expected = MaskedLM(model, units).logits(mask[None], tokens())[0]
+        with applied(lm, found):
+            expected = lm.logits(mask[None], tokens())[0]
         save_file({"logits": expected}, folder / "expected.safetensors")
     return folders
 

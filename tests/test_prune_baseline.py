@@ -111,8 +111,9 @@ def test_biases_that_a_repair_adds_are_parameters(few, tmp_path, arguments):
     for how in ("none", "auto"):
         run = tmp_path / how
         options = (f"--model={plain}", "--method=flap", f"--repair={how}", f"--output={run}")
-        prune(*few, *options, "--quiet")
+        prune(*few, *options, "--quiet", "--export=hf")
         counts.append(results(run)["parameters"]["pruned"])
+        assert numbers(run / "hf") == counts[-1]
     repair = Repair.load(run / "repair.safetensors")
     assert counts[1] - counts[0] == 32 * len(repair.biases) > 0
 

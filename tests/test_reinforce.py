@@ -237,7 +237,7 @@ class Faulty(AdditiveLM):
 
     faults: dict[int, list[float]]
 
-    def losses(self, masks, input_ids):
+    def losses(self, masks, input_ids, fill=None):
         losses = super().losses(masks, input_ids)
         for row, value in enumerate(self.faults.get(self.calls, [])):
             losses[row] += value

@@ -139,14 +139,13 @@ def test_probabilities_are_rounded_again(searched, uniform, round_to, channels, 
     if uniform:
         config = json.loads((folder / "config.json").read_text())
         assert (config["model_type"], config["num_key_value_heads"]) == ("llama", 1)
-    assert len(notes) == 1
-    assert "This is not the run's own mask: the probabilities" in notes[0]
+    of_the_mask, of_the_model = notes
+    assert "This is not the run's own mask: the probabilities" in of_the_mask
     card = (folder / "README.md").read_text()
-    assert notes[0] in card
+    assert f"{of_the_mask}\n\n{of_the_model}" in card
     results = json.loads((searched / "results.json").read_text())
     value, own = measured(run, folder), results["perplexity"]["masked"]["text"]
-    assert f"{value:.2f} on text" in notes[0]
-    assert f"run's own mask: {own:.2f}" in notes[0]
+    assert of_the_model == (f"Perplexity: {value:.2f} on text (as the run has left it: {own:.2f}).")
     assert f"| this model | {value:.2f} |" in card
     assert f"| pruned by the run's own mask | {own:.2f} |" in card
     assert f"{numbers(folder):,} of {results['parameters']['dense']:,} parameters" in card

@@ -82,9 +82,9 @@ def test_masks_of_a_step_are_evaluated_in_one_call(
     calls = []
     losses = problem.lm.losses
 
-    def counted(masks: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+    def counted(masks: torch.Tensor, input_ids: torch.Tensor, fill: None) -> torch.Tensor:
         calls.append((len(masks), tuple(input_ids.shape)))
-        return losses(masks, input_ids)
+        return losses(masks, input_ids, fill)
 
     monkeypatch.setattr(problem.lm, "losses", counted)
     LLMPruningVectorEnv(3, problem=problem).step(masks[0])

@@ -171,7 +171,9 @@ class AdditiveLM:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     calls: int = 0
 
-    def losses(self, masks: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+    def losses(
+        self, masks: torch.Tensor, input_ids: torch.Tensor, fill: None = None
+    ) -> torch.Tensor:
         self.calls += 1
         pruned = (1 - masks.to(self.worth)) @ self.worth  # (K,)
         return pruned[:, None] + input_ids.double().mean(dim=1) / 26  # (K, B)

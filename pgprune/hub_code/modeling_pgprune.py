@@ -7,8 +7,9 @@ This file travels with every pruned model, so that plain transformers (5.15 or n
 Nothing is reimplemented: the layers are the stock ones of transformers, built from the ``config``
 of each layer, and all weights have their stock names. ``config.per_layer_config`` says what is
 different about a layer: ``num_attention_heads``, ``num_key_value_heads``, ``intermediate_size``
-(``ffn_dim`` for OPT), and ``skip`` for an attention or MLP block that is gone with its norm. A
-block of 0 heads or 0 channels is not gone: the bias of its output projection still acts.
+(``ffn_dim`` for OPT), ``skip`` for an attention or MLP block that is gone with its norm, and
+``biases`` for projections that have a bias here but not in the dense model. A block of 0 heads or 0
+channels is not gone: the bias of its output projection still acts.
 """
 
 import copy
@@ -36,16 +37,11 @@ class Constant(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """The bias, or zero, at every position: (..., D) -> (..., D)."""
-        nothing = torch.zeros_like(hidden_states)
-        return nothing if self.bias is None else nothing + self.bias
+        return torch.zeros_like(hidden_states) + (0 if self.bias is None else self.bias)
 
 
 class Headless(nn.Module):
-    """What is left of attention without heads: maybe an output bias.
-
-    Attributes:
-        layer_idx: slot of the cache to keep the length of the text in, None for none.
-    """
+    """What is left of attention without heads: maybe an output bias."""
 
     # With "Attention" in its name, transformers would refuse to change the attention kernel.
 
@@ -55,7 +51,7 @@ class Headless(nn.Module):
         for name, child in children.items():
             if not isinstance(child, nn.Linear):  # norms of queries and keys
                 self.add_module(name, child)
-        self.layer_idx: int | None = None
+        self.layer_idx: int | None = None  # slot of the cache to keep the text's length in
         self.output = output
         self.add_module(output, Constant(children.get(output)))  # type: ignore[arg-type]
 
@@ -68,6 +64,14 @@ class Headless(nn.Module):
         return self.get_submodule(self.output)(hidden_states), None
 
 
+def _with_biases(layer: nn.Module, own: Any) -> nn.Module:
+    """The layer with the biases that a repair has added to it."""
+    for path in getattr(own, "biases", ()):
+        linear: Any = layer.get_submodule(path)
+        linear.bias = nn.Parameter(torch.zeros(linear.out_features))
+    return layer
+
+
 def _gated_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Module:
     """A layer of the LLaMA kind: query, key, value, o; gate, up, down."""
     own = copy.copy(config.per_layer_config[index])
@@ -75,7 +79,7 @@ def _gated_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Mo
     if not heads:
         own.num_attention_heads = own.num_key_value_heads = 1  # something that can be built
     own.intermediate_size = max(1, channels)
-    layer: Any = layer_class(own, index)
+    layer: Any = _with_biases(layer_class(own, index), own)
     if "attention" in skip:
         layer.self_attn, layer.input_layernorm = Headless(), nn.Identity()
     elif not heads:
@@ -93,7 +97,7 @@ def _opt_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Modu
     heads, channels, skip = own.num_attention_heads, own.ffn_dim, getattr(own, "skip", ())
     own.num_attention_heads = own.hidden_size // own.head_dim
     own.ffn_dim = max(1, channels)
-    layer: Any = layer_class(own, index)
+    layer: Any = _with_biases(layer_class(own, index), own)
     if "attention" in skip:
         layer.self_attn, layer.self_attn_layer_norm = Headless(), nn.Identity()
     elif not heads:
@@ -103,7 +107,8 @@ def _opt_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Modu
         attention.num_heads = heads
         for name in ("q_proj", "k_proj", "v_proj"):
             setattr(attention, name, nn.Linear(own.hidden_size, width, bias=own.enable_bias))
-        attention.out_proj = nn.Linear(width, own.hidden_size, bias=own.enable_bias)
+        bias = attention.out_proj.bias is not None
+        attention.out_proj = nn.Linear(width, own.hidden_size, bias=bias)
     if "mlp" in skip:
         layer.fc1, layer.fc2, layer.final_layer_norm = nn.Identity(), Constant(), nn.Identity()
     elif not channels:
@@ -132,17 +137,11 @@ def _layers(layer_class: type[nn.Module], config: Any) -> nn.ModuleList:
 
 
 def cache_slots(config: Any) -> dict[int, int]:
-    """The slot of the key and value cache that each layer with attention uses.
+    """The slot of the key and value cache that each layer with attention uses, by its index.
 
     A cache asks its slot 0 how long the text is, so slots must not be left to layers without
     attention. Slots differ in kind where ``config.layer_types`` does (a sliding window or not):
     the layers of a type take the slots of that type in order.
-
-    Args:
-        config: of a pruned model.
-
-    Returns:
-        Slots by index of the layer; layers without attention are absent.
     """
     count = config.num_hidden_layers
     types = getattr(config, "layer_types", None) or [None] * count
