@@ -72,7 +72,8 @@ class Training:
         self.problem = make_problem(settings.model, settings.data, settings.pruning, seed, masks)
         if settings.run.export is not None:
             lm, tokenizer = self.problem.lm, self.problem.tokenizer
-            check_format(settings.run.export, lm, tokenizer, settings.repair.repair)
+            repair, scope = settings.repair.repair, settings.pruning.scope
+            check_format(settings.run.export, lm, tokenizer, repair, scope)
         read_once(self.problem.lm.model.parameters())
         self._loaded = memory_now(self.problem.lm.device)
         self.windows = evaluation_windows(settings.data, self.problem.tokenizer)

@@ -98,13 +98,12 @@ def table(options: argparse.Namespace) -> str:
     counts = ", ".join(f"{METHODS[name]} {len(rows)}" for name, rows in records.items())
     data, evaluation, lora = (found[0][key] for key in ("data", "evaluation", "lora"))
     windows = ", ".join(f"{count} of {name}" for name, count in evaluation["windows"].items())
-    seconds = spread([record["seconds"] / 60 for record in found])
     return (
         "".join(f"| {' | '.join(line)} |\n" for line in lines)
         + f"\nPrune rate {options.prune_rate:g}, {options.timesteps:,} mask evaluations; finetuned "
         f"on {data['windows']:,} windows of {data['sequence_length']} tokens of the training part "
         f"of the built-in code ({found[0]['updates']['planned']:,} updates of "
-        f"{lora['batch_size']}, step size {lora['learning_rate']:g}), {seconds} minutes each. "
+        f"{lora['batch_size']}, step size {lora['learning_rate']:g}). "
         f"Perplexity on held-out text, windows of {evaluation['sequence_length']} tokens "
         f"({windows}). Seeds: {counts}.\n"
     )

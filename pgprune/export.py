@@ -17,7 +17,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from pgprune.errors import PruningError
 from pgprune.files import check_new, new_directory, saving
-from pgprune.gguf import check_gguf, holds_biases
+from pgprune.gguf import check_gguf, check_scope, holds_biases
 from pgprune.gguf_files import gguf_parameters, load_gguf, read_vocabulary
 from pgprune.masked_lm import MaskedLM
 from pgprune.models import DTYPES
@@ -152,7 +152,11 @@ def export(run: Run, config: ExportConfig, note: Callable[[str], object] = lambd
 
 
 def check_format(
-    format: str, lm: MaskedLM, tokenizer: PreTrainedTokenizerBase, repair: str = "auto"
+    format: str,
+    lm: MaskedLM,
+    tokenizer: PreTrainedTokenizerBase,
+    repair: str = "auto",
+    scope: str = "global",
 ) -> None:
     """Checks, before a run begins, that what it prunes can be exported with default options.
 
@@ -161,13 +165,15 @@ def check_format(
         lm: the dense model.
         tokenizer: of the model.
         repair: a choice of ``RepairConfig``.
+        scope: of the run's budget.
 
     Raises:
-        PruningError: a package is missing, or the format cannot hold the model, its tokenizer or
-            its repair.
+        PruningError: a package is missing, or the format cannot hold the model, its tokenizer, its
+            repair or layers that differ.
     """
     if format == "gguf":
         check_gguf(lm.model, tokenizer)  # type: ignore[arg-type]
+        check_scope(lm.model.config, lm.units.granularity, scope)  # type: ignore[arg-type]
     if adds_biases(lm, repair):
         _check_biases(format, False, lm.model.config)  # type: ignore[arg-type]
 

@@ -147,6 +147,25 @@ def holds_biases(config: PretrainedConfig) -> bool:
     return _architecture(config) != "qwen3"
 
 
+def check_scope(config: PretrainedConfig, granularity: str, scope: str) -> None:
+    """Checks, before a run begins, that its layers will be as equal as the file needs them.
+
+    Args:
+        config: of the dense model.
+        granularity: of the run; where whole layers go, the others stay equal.
+        scope: of the run.
+
+    Raises:
+        PruningError: they will not, or as ``check_gguf``.
+    """
+    if _architecture(config) == "qwen3" and granularity != "layers" and scope != "uniform":
+        raise PruningError(
+            f"the layers of llama.cpp's qwen3 are all equal, which --scope {scope} does not give; "
+            "choose --scope uniform, or export the finished run by export.py --format gguf "
+            "--uniform"
+        )
+
+
 def context_length(config: PretrainedConfig) -> int:
     """How long a text the file's architectures read as the model does.
 

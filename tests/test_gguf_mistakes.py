@@ -8,7 +8,8 @@ import pytest
 from finished_run import finished_run
 from gguf_models import byte_tokenizer, gguf_run, small_model
 from pgprune import PruningError
-from pgprune.export import ExportConfig, export
+from pgprune.export import ExportConfig, check_format, export
+from pgprune.masked_lm import MaskedLM
 from pgprune.run import Run
 from pgprune.units import PruningUnits
 from tiny import tiny_model
@@ -122,3 +123,13 @@ def test_vocabularies_that_do_not_fit_or_are_none(tmp_path):
     lender.write_bytes(lender.read_bytes()[:20_000])
     refuses(run, "cannot be read .*take a whole GGUF file", vocab_gguf=str(lender))
     refuses(run, "--vocab-gguf is for --format gguf", vocab_gguf=str(lender), format="hf")
+
+
+def test_layers_that_will_differ_are_refused_for_qwen3_in_gguf():
+    model, tokenizer = small_model("qwen3"), byte_tokenizer()
+    lm = MaskedLM(model, PruningUnits.of(model))
+    with pytest.raises(PruningError, match="--scope global does not give; choose --scope uniform"):
+        check_format("gguf", lm, tokenizer)
+    check_format("gguf", lm, tokenizer, scope="uniform")
+    layers = MaskedLM(model, PruningUnits.of(model, "layers"))
+    check_format("gguf", layers, tokenizer)

@@ -71,7 +71,7 @@ def test_a_small_run_is_done_once(recovery, tmp_path, capsys):
     assert recovery.main(arguments) == 0
     first = capsys.readouterr()
     assert first.err.count("$ ") == 3
-    assert "| Wanda-sp | 2,0" in first.out
+    assert "| Wanda-sp | 1,990,560 |" in first.out
     assert recovery.main(arguments) == 0
     second = capsys.readouterr()
     assert second.out == first.out
