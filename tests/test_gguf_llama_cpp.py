@@ -13,6 +13,8 @@ from masks import patterns
 from pgprune.export import ExportConfig, export
 from pgprune.masked_lm import MaskedLM
 from pgprune.models import ModelConfig, load_model
+from pgprune.repair import applied, repair
+from pgprune.repairing import REPAIR
 from pgprune.surgery import prune
 from pgprune.units import PruningUnits
 from test_uniform import equal_layers
@@ -84,6 +86,21 @@ def test_a_uniform_qwen3(kept, tmp_path):
     model = small_model("qwen3")
     units = PruningUnits.of(model)
     assert error(tmp_path, model, units, equal_layers(units, **kept), uniform=True) < TOLERANCE
+
+
+@pytest.mark.parametrize("how", ["bias", "least-squares"])
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_repaired_models(family, how, tmp_path):
+    model = small_model(family)
+    units = PruningUnits.of(model)
+    mask, ids, lm = patterns(units)["some"], tokens(batch=1), MaskedLM(model, units)
+    found = repair(lm, mask, tokens(batch=8, seed=1), how)
+    with applied(lm, found):
+        expected = lm.logits(mask[None], ids)[0, 0]
+    run = gguf_run(tmp_path, model, units, mask)
+    found.save(run.path / REPAIR)
+    path = export(run, ExportConfig(format="gguf"))
+    assert float((logits(path, ids, (9,)) - expected).abs().max()) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["linear", "llama3"])
