@@ -2,7 +2,6 @@
 
 import argparse
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Self
 
 from pgprune.agents.reinforce import ReinforceConfig, default_learning_rate
@@ -14,10 +13,9 @@ from pgprune.initialization import InitConfig
 from pgprune.models import ModelConfig
 from pgprune.problem import PruningConfig
 from pgprune.repairing import RepairConfig
-from pgprune.run import RunConfig
+from pgprune.run_config import RunConfig
 from pgprune.sections import Sections
 from pgprune.stream import DataConfig
-from pgprune.writers import FORMATS
 
 AGENTS = ("reinforce",)
 
@@ -48,14 +46,18 @@ class AgentConfig:
 class TrainingRunConfig(RunConfig):
     """Run: how long, where the results go, and what is made of them."""
 
-    export: str | None = field(
+    total_timesteps: int = field(
+        default=2000, metadata={"help": "mask evaluations, each on 1,024 tokens", "minimum": 1}
+    )
+    resume: str | None = field(
         default=None,
         metadata={
-            "help": "also write the pruned model, as scripts/export.py does by default, into a "
-            "folder of that name in the run",
-            "choices": list(FORMATS),
-            "default": "no export",
+            "help": "directory of an interrupted run, to go on with it under its own settings",
+            "default": "start a new run",
         },
+    )
+    checkpoint_every: int = field(
+        default=50, metadata={"help": "steps from one checkpoint to the next", "minimum": 1}
     )
 
 
@@ -107,8 +109,7 @@ class Settings(Sections):
     @property
     def name(self) -> str:
         """What a run of these settings is called."""
-        model = "builtin" if self.model.model == "builtin" else Path(self.model.model).name
-        return f"{self.agent.agent}-{model}-{self.pruning.prune_rate:g}-seed{self.run.seed}"
+        return self.run.name(self.agent.agent, self.model.model, self.pruning.prune_rate)
 
 
 def check_resume(arguments: argparse.Namespace) -> None:

@@ -12,7 +12,6 @@ calibration text. What DIR holds is not done again, so the command can be killed
 import argparse
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -22,9 +21,10 @@ from typing import Any
 from report import spread
 from safetensors.torch import load_file
 
+from pgprune.markdown import renew
+
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 METHODS = {"wanda-sp": "Wanda-sp", "policy-gradient": "policy gradient"}
-_MARKED = re.compile(r"(<!-- recovery -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = table(options)
     if options.into:
         page = options.into.read_text()
-        options.into.write_text(_MARKED.sub(lambda mark: f"{mark[1]}{text}{mark[2]}", page))
+        options.into.write_text(renew(page, "recovery", text))
     else:
         print(text)
     return 0

@@ -1,7 +1,6 @@
 """Turns measured cells into the Markdown tables of docs/results.md, and a few figures."""
 
 import math
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cells import GRID, TABLES, Cell, Table
+
+from pgprune.markdown import grid, has_place, renew
 
 Record = dict[str, Any]
 Group = dict[tuple[Any, ...], dict[Any, list[Record]]]
@@ -70,13 +71,10 @@ def fill(page: str, records: Iterable[Record]) -> str:
         records: the JSON lines.
     """
     records = list(records)
-
-    def renew(match: re.Match[str]) -> str:
-        if match[1] not in TABLES:  # another command's place
-            return match[0]
-        return f"<!-- {match[1]} -->\n{body(match[1], records)}<!-- end -->"
-
-    return re.sub(r"<!-- ([\w-]+) -->\n.*?<!-- end -->", renew, page, flags=re.DOTALL)
+    for name in TABLES:
+        if has_place(page, name):  # else its table need not be made
+            page = renew(page, name, body(name, records))
+    return page
 
 
 def body(name: str, records: Iterable[Record]) -> str:
@@ -124,7 +122,7 @@ def _pivot(table: Table, records: list[Record], values: list[str]) -> str:
         ]
         for row, cells in groups.items()
     ]
-    return _grid(head, lines)
+    return grid(head, lines)
 
 
 def spread(values: list[float]) -> str:
@@ -173,7 +171,7 @@ def formula_table(records: list[Record]) -> str:
         lines.append([name, *(f"{gap:+.3f}" for gap in gaps), f"{max(gaps):+.3f}"])
     return (
         "Calibration loss above the grid's best, in nats; between two rates of the grid the loss "
-        f"is interpolated.\n\n{_grid(head, lines)}"
+        f"is interpolated.\n\n{grid(head, lines)}"
     )
 
 
@@ -195,7 +193,7 @@ def variance_table(records: list[Record]) -> str:
             rows["squared norm of the gradient", "", ""].append(f"{record['signal'][score]:.2g}")
         head = ["baseline", "T", "N_s", *(f"rate {rate}" for rate in rates)]
         lines = [[*key, *values] for key, values in rows.items()]
-        parts.append(f"Score `{score}`:\n\n{_grid(head, lines)}")
+        parts.append(f"Score `{score}`:\n\n{grid(head, lines)}")
     return "\n".join(parts)
 
 
@@ -288,8 +286,3 @@ def _counts(cells: dict[Any, list[Record]]) -> str:
 
 def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _grid(head: list[str], lines: list[list[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)

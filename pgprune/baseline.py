@@ -8,8 +8,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from torch import Tensor
@@ -26,32 +25,12 @@ from pgprune.problem import PruningConfig, make_problem
 from pgprune.repairing import REPAIR, RepairConfig, repaired
 from pgprune.results import Table, facts, perplexities, with_repair
 from pgprune.run import Run
+from pgprune.run_config import RunConfig
 from pgprune.sections import Sections
 from pgprune.slices import applied as sliced
 from pgprune.stream import DataConfig, evaluation_windows
-from pgprune.writers import FORMATS
 
 _TOKENS_PER_EVALUATION = 1024  # as the agents count
-
-
-@dataclass(frozen=True)
-class BaselineRunConfig:
-    """Run: where the results go, and what is made of them."""
-
-    seed: int = field(default=0, metadata={"help": "seed of everything random", "minimum": 0})
-    output: str | None = field(
-        default=None, metadata={"help": "directory of the new run", "default": "a name in runs/"}
-    )
-    export: str | None = field(
-        default=None,
-        metadata={
-            "help": "also write the pruned model, as scripts/export.py does by default, into a "
-            "folder of that name in the run",
-            "choices": list(FORMATS),
-            "default": "no export",
-        },
-    )
-    quiet: bool = field(default=False, metadata={"help": "print nothing but errors"})
 
 
 @dataclass(frozen=True)
@@ -59,7 +38,7 @@ class BaselineSettings(Sections):
     """One frozen config for each concern; the fields' names are the sections of config.yaml."""
 
     method: MethodConfig = MethodConfig()
-    run: BaselineRunConfig = BaselineRunConfig()
+    run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     pruning: PruningConfig = PruningConfig()
@@ -84,8 +63,7 @@ class BaselineSettings(Sections):
     @property
     def name(self) -> str:
         """What a run of these settings is called."""
-        model = "builtin" if self.model.model == "builtin" else Path(self.model.model).name
-        return f"{self.method.method}-{model}-{self.pruning.prune_rate:g}-seed{self.run.seed}"
+        return self.run.name(self.method.method, self.model.model, self.pruning.prune_rate)
 
 
 def fitting(method: str, pruning: PruningConfig, asked: Mapping[str, Any]) -> PruningConfig:

@@ -1,7 +1,6 @@
 """The tables of a comparison, as Markdown: one of all models, one of each, and what failed."""
 
 import math
-import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ from pgprune.comparison_rows import (
 )
 from pgprune.errors import PruningError
 from pgprune.files import saving, write_file
+from pgprune.markdown import grid, has_place, renew
 
 _MIB = 2**20
 
@@ -43,9 +43,7 @@ def report(output: Path, config: ComparisonConfig) -> str:
         if config.into is None:
             return text
         page = Path(config.into)
-        renewed = _place(config.marker).sub(
-            lambda marks: f"{marks[1]}{text}{marks[2]}", page.read_text(encoding="utf-8")
-        )
+        renewed = renew(page.read_text(encoding="utf-8"), config.marker, text)
         write_file(page, renewed.encode())
     return text.partition("\n")[0]
 
@@ -58,7 +56,7 @@ def check_page(page: Path, marker: str) -> None:
     """
     if not page.is_file():
         raise PruningError(f"there is no page {page}; give a Markdown file to --into")
-    if not _place(marker).search(page.read_text(encoding="utf-8")):
+    if not has_place(page.read_text(encoding="utf-8"), marker):
         raise PruningError(
             f"{page} has no line <!-- {marker} --> with a line <!-- end --> after it; write both "
             "where the tables belong"
@@ -121,11 +119,11 @@ def spread(values: Sequence[float]) -> str:
 
 def _overview(rows: Sequence[Row], columns: Sequence[Column], models: Sequence[str]) -> str:
     best = best_forward(rows, columns)
-    lines = [["method", "repair", "type", *models, "all"]]
+    head, lines = ["method", "repair", "type", *models, "all"], []
     for row in ranked(rows, columns):
         means = [row.mean([one for one in columns if one[0] == model]) for model in models]
         lines.append([*_names(row, row is best), *map(_mean, [*means, row.mean(columns)])])
-    return _grid(lines)
+    return grid(head, lines)
 
 
 def _model_table(
@@ -139,7 +137,8 @@ def _model_table(
     best = best_forward(rows, columns)
     head = [f"{rate:g} {name}" if len(sets) > 1 else f"{rate:g}" for _, rate, name in columns]
     costs = ["parameters kept", f"seconds at {rate:g}", f"MiB at {rate:g}", "seeds"]
-    lines = [["method", "repair", "type", *head, "mean", *costs]]
+    head = ["method", "repair", "type", *head, "mean", *costs]
+    lines = []
     for row in ranked(rows, columns):
         lacking = ["fails" if (row.method, rate) in failed else "–" for _, rate, _ in columns]
         cells = [
@@ -153,7 +152,7 @@ def _model_table(
     size = f"{one['parameters']['dense']:,}"
     shots = _zero_shot_table(rows, model, rate)
     about = f"`{model}`: {size} parameters; dense perplexity {dense}. Columns are prune rates.\n\n"
-    return about + _grid(lines) + (f"\n{shots}" if shots else "")
+    return about + grid(head, lines) + (f"\n{shots}" if shots else "")
 
 
 def _costs(row: Row, model: str, rates: Sequence[float], rate: float) -> list[str]:
@@ -183,13 +182,15 @@ def _zero_shot_table(rows: Sequence[Row], model: str, rate: float) -> str:
     ]
     if not above:
         return ""
-    lines = [["method", "repair", "type", *above]]
+    head, lines = ["method", "repair", "type", *above], []
     for row in rows:
         own = [one["zero_shot"] for one in found[row.method + row.repair] if "zero_shot" in one]
         if own:
             values = [spread([100 * shot[task]["accuracy"] for shot in own]) for task in above]
             lines.append([*_names(row), *values])
-    return f"Zero-shot accuracy (%) at {rate:g}, tasks with a row above chance.\n\n{_grid(lines)}"
+    return (
+        f"Zero-shot accuracy (%) at {rate:g}, tasks with a row above chance.\n\n{grid(head, lines)}"
+    )
 
 
 def _failures(records: Iterable[Record]) -> str:
@@ -217,13 +218,3 @@ def _names(row: Row, bold: bool = False) -> list[str]:
 
 def _mean(value: float) -> str:
     return "–" if math.isnan(value) else spread([value])
-
-
-def _place(marker: str) -> re.Pattern[str]:
-    """What stands between the markers of a page."""
-    return re.compile(rf"(<!-- {re.escape(marker)} -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-def _grid(lines: Sequence[Sequence[str]]) -> str:
-    head, *others = lines
-    return "".join(f"| {' | '.join(row)} |\n" for row in [head, ["---"] * len(head), *others])

@@ -27,12 +27,14 @@ from pgprune.files import check_new
 from pgprune.lists import numbers, whole_numbers
 from pgprune.loading import check_source, load_any
 from pgprune.memory import memory_of
-from pgprune.models import DTYPES, choose_device
+from pgprune.models import DTYPES, ModelConfig, choose_device
 from pgprune.scoring import next_token_logits
 from pgprune.shapes import ShapeConfig, random_models
 
 Models = Mapping[str, PreTrainedModel]
 """Models by the name that tables show; the first one is the reference."""
+
+_MODEL = ModelConfig.__dataclass_fields__
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,7 @@ class LatencyConfig:
     threads: int | None = field(
         default=None, metadata={"help": "CPU threads", "minimum": 1, "default": "torch's choice"}
     )
-    device: str = field(
-        default="auto",
-        metadata={"help": "auto (an accelerator if there is one), cpu, cuda, cuda:N or mps"},
-    )
+    device: str = field(default="auto", metadata=_MODEL["device"].metadata)
     dtype: str = field(
         default="auto",
         metadata={
@@ -65,11 +64,7 @@ class LatencyConfig:
         },
     )
     attn_implementation: str = field(
-        default="sdpa",
-        metadata={
-            "help": "attention kernel of transformers",
-            "choices": ["sdpa", "eager", "flash_attention_2"],
-        },
+        default="sdpa", metadata=_MODEL["attn_implementation"].metadata
     )
     output: str | None = field(
         default=None,

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from pgprune.files import new_directory, saving, write_file
 from pgprune.latency import LatencyConfig, Measurement, Models, Spread, speed_up, weight_bytes
+from pgprune.markdown import grid
 from pgprune.plots import plot_gains
 from pgprune.versions import versions
 
@@ -120,8 +121,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     machine = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
     parts = [f"`{report['command']}` ({machine}; median ± half the interquartile range)"]
     for columns, rows in _tables(report):
-        lines = [columns, ["---"] * len(columns), *rows]
-        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+        parts.append(grid(columns, rows).rstrip("\n"))
     return "\n\n".join(parts) + "\n"
 
 

@@ -12,7 +12,6 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,30 +33,6 @@ from pgprune.progress import ProgressLog
 from pgprune.versions import versions
 
 RUNS = Path("runs")
-
-
-@dataclass(frozen=True)
-class RunConfig:
-    """Run: how long, and where the results go."""
-
-    total_timesteps: int = field(
-        default=2000, metadata={"help": "mask evaluations, each on 1,024 tokens", "minimum": 1}
-    )
-    seed: int = field(default=0, metadata={"help": "seed of everything random", "minimum": 0})
-    output: str | None = field(
-        default=None, metadata={"help": "directory of the new run", "default": "a name in runs/"}
-    )
-    resume: str | None = field(
-        default=None,
-        metadata={
-            "help": "directory of an interrupted run, to go on with it under its own settings",
-            "default": "start a new run",
-        },
-    )
-    checkpoint_every: int = field(
-        default=50, metadata={"help": "steps from one checkpoint to the next", "minimum": 1}
-    )
-    quiet: bool = field(default=False, metadata={"help": "print nothing but errors"})
 
 
 class Run:

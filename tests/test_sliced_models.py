@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from command import results
 from pgprune import PruningError
-from pgprune.baseline import Baseline, BaselineRunConfig, BaselineSettings
+from pgprune.baseline import Baseline, BaselineSettings
 from pgprune.export import ExportConfig, export, parameters_in
 from pgprune.loading import load_any
 from pgprune.masked_lm import MaskedLM
@@ -19,6 +19,7 @@ from pgprune.methods.base import MethodConfig
 from pgprune.methods.slicegpt import find_slices
 from pgprune.models import ModelConfig, load_model
 from pgprune.run import Run
+from pgprune.run_config import RunConfig
 from pgprune.scoring import model_perplexity
 from pgprune.slices import Slices
 from pgprune.slicing import slice_model
@@ -92,7 +93,7 @@ def run(arguments, tmp_path_factory) -> Path:
     names = ("calibration", "evaluation", "batch_size", "sequence_length")
     settings = BaselineSettings(
         method=MethodConfig(method="slicegpt", method_samples=8),
-        run=BaselineRunConfig(output=str(path)),
+        run=RunConfig(output=str(path)),
         model=ModelConfig(model=arguments["model"], dtype="float64"),
         data=DataConfig(**{name: arguments[name] for name in names}, evaluation_windows=4),
     )

@@ -1,0 +1,37 @@
+"""A tiny run, and a text that even a tiny model can learn."""
+
+import pytest
+
+from finetuning_toy import LETTERS
+from finished_run import finished_run
+from masks import patterns
+from pgprune.finetuning_config import FinetuningConfig
+from pgprune.instructions import TrainingDataConfig
+from pgprune.run import Run
+from pgprune.units import PruningUnits
+from tiny import tiny_model
+
+
+@pytest.fixture(scope="session")
+def text(tmp_path_factory) -> str:
+    """Something that even a tiny model can learn."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text(LETTERS * 60)
+    return str(path)
+
+
+@pytest.fixture
+def config(text) -> FinetuningConfig:
+    return FinetuningConfig(evaluation=text, evaluation_length=16, dtype="float32")
+
+
+@pytest.fixture
+def data(text) -> TrainingDataConfig:
+    return TrainingDataConfig(data=text, samples=40, sequence_length=16)
+
+
+@pytest.fixture
+def run(tmp_path) -> Run:
+    model = tiny_model("llama")
+    units = PruningUnits.of(model)
+    return finished_run(tmp_path, model, units, patterns(units)["layer 0 and some"])
