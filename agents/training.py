@@ -77,8 +77,8 @@ class Training:
         read_once(self.problem.lm.model.parameters())
         self._loaded = memory_now(self.problem.lm.device)
         self.windows = evaluation_windows(settings.data, self.problem.tokenizer)
-        self._metric_windows = self._head(settings.init.init_samples)
-        self._validation = self._head(VALIDATION_WINDOWS)
+        self._metric_windows = self.problem.stream.head(settings.init.init_samples)
+        self._validation = self.problem.stream.head(VALIDATION_WINDOWS)
         reward = "plain" if settings.refits else settings.agent.reward
         self._env = LLMPruningVectorEnv(masks, reward=reward, problem=self.problem)
         self._repaired_reward = self._make_repaired_reward() if settings.refits else None
@@ -273,11 +273,6 @@ class Training:
         results["samples"] = samples
         run.write_results(results)
         return results
-
-    def _head(self, windows: int) -> Tensor:
-        """The first calibration windows, no more than the finite set holds: (N, T)."""
-        samples = self.settings.data.calibration_samples
-        return self.problem.stream.head(min(windows, samples or windows))
 
 
 def resumed(run: Run, export: str | None = None) -> Settings:

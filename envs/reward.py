@@ -41,5 +41,4 @@ def reward_fill(problem: Problem, reward: str) -> Fill | None:
     """
     if reward == "plain":
         return None
-    windows = min(_WINDOWS, problem.stream.samples or _WINDOWS)
-    return mean_fill(problem.lm, problem.stream.head(windows))
+    return mean_fill(problem.lm, problem.stream.head(_WINDOWS))

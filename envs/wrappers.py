@@ -177,7 +177,7 @@ def _wanda_sp(problem: Problem) -> Tensor:
     """The metric's scores, (n,); groups of one unit, such as blocks, need no order."""
     if problem.units.n == len(problem.units.groups):
         return torch.zeros(problem.units.n)
-    windows = problem.stream.head(min(_WINDOWS, problem.stream.samples or _WINDOWS))
+    windows = problem.stream.head(_WINDOWS)
     return METRICS["wanda-sp"](problem.lm, windows, problem.budget, 0).scores
 
 

@@ -118,9 +118,7 @@ class Baseline:
         read_once(self.problem.lm.model.parameters())
         self._loaded = memory_now(self.problem.lm.device)
         self.windows = evaluation_windows(settings.data, self.problem.tokenizer)
-        asked = settings.method.method_samples
-        samples = min(asked, settings.data.calibration_samples or asked)
-        self._calibration = self.problem.stream.head(samples)  # (N, T)
+        self._calibration = self.problem.stream.head(settings.method.method_samples)  # (N, T)
 
     def run(self, command: Sequence[str]) -> tuple[Run, dict[str, Any]]:
         """Prunes, evaluates, and writes everything.

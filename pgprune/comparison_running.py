@@ -31,6 +31,7 @@ from pgprune.repair import Repair, applied, repair
 from pgprune.repairing import REPAIR, added_parameters
 from pgprune.results import perplexities
 from pgprune.run import Run
+from pgprune.shipping import repaired_on
 from pgprune.slices import RECORD
 from pgprune.source import read_mask, read_results
 from pgprune.stream import DataConfig, evaluation_windows
@@ -203,7 +204,7 @@ def repaired_record(task: Task, base: Record, problem: Problem, how: str) -> Rec
     """
     lm, run = problem.lm, Run.open(Path(task.output) / task.cell.path)
     mask = read_mask(run.path / "mask.safetensors").mask
-    windows = problem.stream.head(_samples(run))
+    windows = problem.stream.head(repaired_on(run))
     found: list[Repair] = []
     before, started = lm.tokens, time.monotonic()
     memory = memory_of(lambda: found.append(repair(lm, mask, windows, how)), lm.device)
@@ -243,13 +244,6 @@ def _problem(run: Run, seed: int) -> Problem:
         run.config("pruning", PruningConfig),
         seed,
     )
-
-
-def _samples(run: Run) -> int:
-    """Calibration windows of the run's method, or of what its agent started from."""
-    sections = run.sections
-    asked = sections.get("method", {}).get("method_samples") or sections["init"]["init_samples"]
-    return min(asked, sections["data"]["calibration_samples"] or asked)
 
 
 def _zero_shot(

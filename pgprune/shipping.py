@@ -84,11 +84,14 @@ def _calibration(run: Run, source: Source, wanted: RepairConfig) -> Tensor:
     """The windows that the run has repaired on, or would have, (N, T)."""
     if wanted.repair == "none":
         return torch.empty(0, 0, dtype=torch.int64)
-    sections, data = run.sections, run.config("data", DataConfig)
-    samples = sections.get("init", {}).get("init_samples", 128)
-    samples = sections.get("method", {}).get("method_samples", samples)
-    stream = calibration_stream(data, source.tokenizer, sections["run"]["seed"])
-    return stream.head(min(samples, data.calibration_samples or samples))
+    data, seed = run.config("data", DataConfig), run.sections["run"]["seed"]
+    return calibration_stream(data, source.tokenizer, seed).head(repaired_on(run))
+
+
+def repaired_on(run: Run) -> int:
+    """Calibration windows that a run repairs on: of its method, or of its agent's start."""
+    samples = run.sections.get("init", {}).get("init_samples", 128)
+    return int(run.sections.get("method", {}).get("method_samples", samples))
 
 
 def _perplexity(run: Run, source: Source, lm: MaskedLM, repair: Repair | None) -> Table:

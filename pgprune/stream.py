@@ -154,15 +154,15 @@ class CalibrationStream:
         return other
 
     def head(self, n: int) -> Tensor:
-        """The first n windows of the sequence, wherever the stream stands.
+        """The first n windows of the sequence, or a smaller finite set, wherever the stream stands.
 
         Returns:
             Token ids, (n, T) int64 on the CPU.
 
         Raises:
-            PruningError: the text (or the finite set) has fewer windows.
+            PruningError: the text has fewer windows.
         """
-        windows = list(islice(self._epoch(0), min(n, self.samples or n)))
+        windows = list(islice(self._epoch(0), n := min(n, self.samples or n)))
         if len(windows) < n:
             raise PruningError(
                 f"{self.name} has only {len(windows)} windows of {self.sequence_length} tokens, "

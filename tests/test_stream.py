@@ -159,6 +159,7 @@ def test_samples_are_a_finite_set_revisited_in_epochs(documents, samples):
     assert torch.equal(epochs[0], make(documents, samples=None).head(samples))
     assert all(multiset(epoch) == multiset(epochs[0]) for epoch in epochs)
     assert any(not torch.equal(epoch, epochs[0]) for epoch in epochs)
+    assert torch.equal(source.head(samples + 2), epochs[0]), "there are no more"
 
 
 def test_nothing_in_memory_is_tokenised_twice(monkeypatch):
