@@ -1,25 +1,72 @@
 """What all agents of this project share: the answer, and saving without a pickle."""
 
 import json
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+from gymnasium.vector import VectorEnv
+from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pgprune.envs import LLMPruningVectorEnv
 from pgprune.errors import PruningError
 from pgprune.files import saving, tensor_bytes, write_file
 
+TOKENS_PER_TIMESTEP = 1024  # one mask on the paper's batch of 8 x 128
+_MOST_STEPS_IN_VAIN = 20
+Callback = Callable[[Any, dict[str, float]], bool | None]
+
 
 class Agent(ABC):
-    """An agent's answer and its state; how it learns is its own file's matter."""
+    """An agent's answer and its state; how one step learns is its own file's matter.
+
+    Args:
+        env: the vector environment, whose ``num_envs`` masks make a step.
+        masks: how many the agent's settings ask for; None takes what the environment has.
+        seed: of the masks and of the calibration stream.
+
+    Attributes:
+        probabilities: how probable the policy keeps each unit, (n,) float64.
+        steps: steps done.
+        skipped: masks whose loss was not a finite number.
+        in_vain: steps in a row without enough finite losses to learn from.
+
+    Raises:
+        PruningError: another environment, or one with another number of masks.
+    """
+
+    probabilities: Tensor
+
+    def __init__(self, env: VectorEnv[Any, Any, Any], masks: int | None, seed: int) -> None:
+        name = type(self).__name__
+        if not isinstance(env.unwrapped, LLMPruningVectorEnv):
+            raise PruningError(
+                f"{name} needs the vector environment, not {type(env.unwrapped).__name__}; make "
+                'it with gym.make_vec("pgprune/LLMPruning-v0", num_envs=2)'
+            )
+        if masks not in (None, env.num_envs):
+            raise PruningError(
+                f"masks_per_step is {masks} but the environment has num_envs {env.num_envs}; make "
+                "them equal"
+            )
+        self.env = env.unwrapped
+        self.seed = seed
+        self.budget = self.env.budget
+        self.steps = self.skipped = self.in_vain = 0
 
     @abstractmethod
     def mask(self) -> Tensor:
         """The answer: a mask within the budget, (n,) uint8 on the CPU."""
+
+    @abstractmethod
+    def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
+        """Does one step and counts it; returns its figures."""
 
     @abstractmethod
     def draw(self) -> Tensor:
@@ -32,6 +79,56 @@ class Agent(ABC):
     @abstractmethod
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Continues from what ``state`` returned."""
+
+    def learn(
+        self, total_timesteps: int, callback: Callback | None = None, progress_bar: bool = False
+    ) -> Self:
+        """Learns until ``total_timesteps`` masks were evaluated, counted from the beginning.
+
+        Args:
+            total_timesteps: masks evaluated on 1,024 tokens each; other batches in proportion.
+            callback: called after each step with the agent and its figures; False stops.
+            progress_bar: shows one.
+
+        Raises:
+            PruningError: the losses are not finite numbers for too many steps in a row.
+        """
+        total_steps = self.steps_for(total_timesteps)
+        self.env.reset(seed=self.seed)
+        for stream in self.env.streams:
+            stream.seek(self.steps)
+        remaining: Any = range(self.steps, total_steps)
+        for _ in track(remaining, "learning") if progress_bar else remaining:
+            figures = self._learn_step(total_steps, total_timesteps)
+            if callback and callback(self, figures) is False:
+                break
+        return self
+
+    def steps_for(self, total_timesteps: int) -> int:
+        """Steps that ``total_timesteps`` mean at this batch size and number of masks."""
+        return max(1, math.ceil(total_timesteps * TOKENS_PER_TIMESTEP / self._step_tokens))
+
+    @property
+    def timesteps(self) -> int:
+        """Mask evaluations done, in units of 1,024 tokens."""
+        return self.steps * self._step_tokens // TOKENS_PER_TIMESTEP
+
+    @property
+    def _step_tokens(self) -> int:
+        stream = self.env.stream
+        return self.env.num_envs * stream.batch_size * stream.sequence_length
+
+    def _enough(self, finite: Tensor, least: int = 1) -> bool:
+        """Counts losses that are not finite, (K,), and whether the others are enough."""
+        self.skipped += int((~finite).sum())
+        enough = int(finite.sum()) >= least
+        self.in_vain = 0 if enough else self.in_vain + 1
+        if self.in_vain >= _MOST_STEPS_IN_VAIN:
+            raise PruningError(
+                f"too few losses were finite numbers for {self.in_vain} steps in a row, so there "
+                "is nothing to learn from; try --dtype bfloat16 or float32, or a lower prune rate"
+            )
+        return enough
 
     def predict(
         self, observation: Any = None, state: Any = None, deterministic: bool = True

@@ -6,28 +6,22 @@ No back-propagation, no optimizer state: the agent is s, one baseline and one ra
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any
 
 import torch
 from gymnasium.vector import VectorEnv
-from rich.progress import track
 from torch import Tensor
 
 from pgprune.agents.base import Agent
 from pgprune.agents.estimators import BASELINES, SCORES, advantages, gradient, moving_average
 from pgprune.budget import Budget
 from pgprune.cli import check_fields
-from pgprune.envs import LLMPruningVectorEnv
 from pgprune.errors import PruningError
 from pgprune.initialization import initial_probabilities, metric_name
 from pgprune.metrics import METRICS
 
-TOKENS_PER_TIMESTEP = 1024  # one mask on the paper's batch of 8 x 128
-_MOST_STEPS_IN_VAIN = 20
 _VALUES = ("seed", "average", "steps", "skipped", "in_vain")  # of an agent's state, besides tensors
-Callback = Callable[["Reinforce", dict[str, float]], bool | None]
 
 
 def _option(value: Any, text: str, **limits: Any) -> Any:
@@ -96,9 +90,6 @@ class Reinforce(Agent):
     Attributes:
         probabilities: keep probabilities s, (n,) float64 on the model's device.
         average: moving average of the losses (delta), None before the first step.
-        steps: steps done.
-        skipped: masks whose loss was not a finite number.
-        in_vain: steps in a row without enough finite losses to learn from.
 
     Raises:
         PruningError: the config does not fit the environment.
@@ -112,20 +103,8 @@ class Reinforce(Agent):
         prune_rates: list[float] | None = None,
         seed: int = 0,
     ) -> None:
-        if not isinstance(env.unwrapped, LLMPruningVectorEnv):
-            raise PruningError(
-                f"Reinforce needs the vector environment, not {type(env.unwrapped).__name__}; make "
-                'it with gym.make_vec("pgprune/LLMPruning-v0", num_envs=2)'
-            )
-        self.env = env.unwrapped
+        super().__init__(env, config.masks_per_step if config else None, seed)
         self.config = config or ReinforceConfig(masks_per_step=env.num_envs)
-        if self.config.masks_per_step != env.num_envs:
-            raise PruningError(
-                f"masks_per_step is {self.config.masks_per_step} but the environment has num_envs "
-                f"{env.num_envs}; make them equal"
-            )
-        self.seed = seed
-        self.budget = self.env.budget
         rates = prune_rates or [self.budget.prune_rate]
         self._stages = [self.budget.with_rate(rate) for rate in rates]
         if isinstance(initial, str):
@@ -138,49 +117,10 @@ class Reinforce(Agent):
         device = self.env.problem.lm.device
         self.probabilities = initial.to(device, torch.float64)  # (n,)
         self.average: float | None = None
-        self.steps = self.skipped = self.in_vain = 0
         self._generator = torch.Generator(device).manual_seed(seed)
         self._other_generator = torch.Generator(device).manual_seed(
             seed
         )  # learning must not see it
-
-    def learn(
-        self, total_timesteps: int, callback: Callback | None = None, progress_bar: bool = False
-    ) -> Self:
-        """Learns until ``total_timesteps`` masks were evaluated, counted from the beginning.
-
-        Args:
-            total_timesteps: masks evaluated on 1,024 tokens each; other batches in proportion.
-            callback: called after each step with the agent and its figures; False stops.
-            progress_bar: shows one.
-
-        Raises:
-            PruningError: the losses are not finite numbers for too many steps in a row.
-        """
-        total_steps = self.steps_for(total_timesteps)
-        self.env.reset(seed=self.seed)
-        for stream in self.env.streams:
-            stream.seek(self.steps)
-        remaining: Any = range(self.steps, total_steps)
-        for _ in track(remaining, "learning") if progress_bar else remaining:
-            figures = self._learn_step(total_steps, total_timesteps)
-            if callback and callback(self, figures) is False:
-                break
-        return self
-
-    def steps_for(self, total_timesteps: int) -> int:
-        """Steps that ``total_timesteps`` mean at this batch size and number of masks."""
-        return max(1, math.ceil(total_timesteps * TOKENS_PER_TIMESTEP / self._step_tokens))
-
-    @property
-    def timesteps(self) -> int:
-        """Mask evaluations done, in units of 1,024 tokens."""
-        return self.steps * self._step_tokens // TOKENS_PER_TIMESTEP
-
-    @property
-    def _step_tokens(self) -> int:
-        stream = self.env.stream
-        return self.config.masks_per_step * stream.batch_size * stream.sequence_length
 
     def learning_rate(self, total_steps: int, total_timesteps: int) -> float:
         """The step size of the current step; each stage of progressive pruning starts anew."""
@@ -239,7 +179,7 @@ class Reinforce(Agent):
         losses = -rewards.to("cpu", torch.float64)  # (K,), the one read-back
         finite = losses.isfinite()
         loss = float(losses[finite].mean())  # nan if there is none
-        if self._enough(finite):
+        if self._enough(finite, 2 if self.config.baseline == "leave-one-out" else 1):
             if not bool(finite.all()):
                 masks, losses = masks[finite.to(masks.device)], losses[finite]
             self._update(masks, losses, rate)
@@ -277,18 +217,6 @@ class Reinforce(Agent):
             device=self.probabilities.device,
         )
         return (uniform < self.probabilities).to(torch.uint8)
-
-    def _enough(self, finite: Tensor) -> bool:
-        """Counts losses that are not finite, and whether the others are enough to learn from."""
-        self.skipped += int((~finite).sum())
-        enough = int(finite.sum()) >= (2 if self.config.baseline == "leave-one-out" else 1)
-        self.in_vain = 0 if enough else self.in_vain + 1
-        if self.in_vain >= _MOST_STEPS_IN_VAIN:
-            raise PruningError(
-                f"too few losses were finite numbers for {self.in_vain} steps in a row, so there "
-                "is nothing to learn from; try --dtype bfloat16 or float32, or a lower prune rate"
-            )
-        return enough
 
     def _from_metric(self, name: str) -> Tensor:
         problem = self.env.problem

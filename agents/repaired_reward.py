@@ -1,6 +1,6 @@
-"""Rewards of masks as they will be after a least-squares repair: a repair that follows the policy.
+"""Rewards of masks as they will be after a least-squares repair, which follows the agent.
 
-To be called after each step of an agent that has keep probabilities:
+To be called after each step of an agent:
 
     agent.learn(2000, RepairedReward(env, env.problem.stream.head(128)))
 """
@@ -10,26 +10,27 @@ from typing import Any
 from torch import Tensor
 
 from pgprune.envs import LLMPruningVectorEnv
-from pgprune.expected_repair import ExpectedRepair
 from pgprune.repair import DAMPING
+from pgprune.stream_repair import StreamRepair
 
-EVERY = 10
+EVERY = 50
 
 
 class RepairedReward:
-    """Gives an environment the repair that is best on average over a policy, again and again.
+    """Lets an environment judge each mask with the weights that a repair gives it.
 
     Args:
         env: whose rewards it is about.
         windows: calibration token ids, (N, T).
         damping: as of the repair that the mask will get.
-        every: steps from one repair to the next.
+        every: steps until the second moments, on which repairs rest, are taken anew in the
+            repaired model of the agent's present answer.
 
     Attributes:
-        probabilities: (n,), the policy that the present repair is of; None before ``follow``.
+        followed: (n,), the mask that the present moments are of; None before ``follow``.
 
     Raises:
-        PruningError: as ``ExpectedRepair``.
+        PruningError: as ``StreamRepair``.
     """
 
     def __init__(
@@ -39,18 +40,19 @@ class RepairedReward:
         damping: float = DAMPING,
         every: int = EVERY,
     ) -> None:
-        self.probabilities: Tensor | None = None
+        self.followed: Tensor | None = None
         self._env = env
         self._every = every
-        self._expected = ExpectedRepair(env.problem.lm, windows, damping)
+        self._repair = StreamRepair(env.problem.lm, windows, damping)
 
-    def follow(self, probabilities: Tensor) -> None:
-        """Rewards masks as repaired for the policy with these keep probabilities, (n,)."""
-        self.probabilities = probabilities.clone()
-        self._env.repair = self._expected.at(probabilities)
+    def follow(self, mask: Tensor) -> None:
+        """Takes the moments in the repaired model of a mask, (n,)."""
+        self.followed = mask
+        self._repair.follow(mask)
+        self._env.repair = self._repair
 
     def __call__(self, agent: Any, figures: dict[str, float]) -> bool:
-        """Follows the agent's policy if it is time to; never asks the agent to stop."""
-        if self.probabilities is None or agent.steps % self._every == 0:
-            self.follow(agent.probabilities)
+        """Follows the agent's answer if it is time to; never asks the agent to stop."""
+        if self.followed is None or agent.steps % self._every == 0:
+            self.follow(agent.mask())
         return True

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pgprune.agents.base import Agent
 from pgprune.agents.record import Record
-from pgprune.agents.reinforce import Reinforce
 from pgprune.agents.settings import Settings
 from pgprune.errors import PruningError
 from pgprune.export import ExportConfig, export
@@ -25,7 +25,7 @@ def summarise(
     problem: Problem,
     windows: Mapping[str, Tensor],
     record: Record,
-    agent: Reinforce,
+    agent: Agent,
     completed: bool,
     repair: Repair | None = None,
 ) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def summarise(
         "completed": completed,
         "mask_evaluations": agent.timesteps,
         "skipped": agent.skipped,
-        "learning_rate": settings.learning_rate,
+        "learning_rate": settings.learning_rate if settings.agent.agent == "reinforce" else None,
         "method_cost": {
             "seconds": record.seconds - record.evaluation_seconds,
             "tokens": record.tokens - record.evaluation_tokens,

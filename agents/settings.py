@@ -2,22 +2,23 @@
 
 import argparse
 from dataclasses import dataclass, field, replace
-from typing import Self
+from typing import ClassVar, Self
 
+from pgprune.agents.auto import AutoConfig
 from pgprune.agents.reinforce import ReinforceConfig, default_learning_rate
-from pgprune.agents.repaired_reward import EVERY
 from pgprune.cli import given
 from pgprune.envs.reward import REWARDS
 from pgprune.errors import PruningError
-from pgprune.initialization import InitConfig
+from pgprune.initialization import PROGRESSIVE, InitConfig, metric_name
 from pgprune.models import ModelConfig
 from pgprune.problem import PruningConfig
 from pgprune.repairing import RepairConfig
+from pgprune.run import Run
 from pgprune.run_config import RunConfig
 from pgprune.sections import Sections
 from pgprune.stream import DataConfig
 
-AGENTS = ("reinforce",)
+AGENTS = ("reinforce", "auto")
 
 
 @dataclass(frozen=True)
@@ -25,20 +26,30 @@ class AgentConfig:
     """Agent: what chooses the masks, and what they are rewarded for."""
 
     agent: str = field(
-        default="reinforce", metadata={"help": "the algorithm", "choices": list(AGENTS)}
+        default="reinforce",
+        metadata={
+            "help": "the algorithm: the paper's (reinforce), or the recommended one, which needs "
+            "a tenth of the evaluations (auto)",
+            "choices": list(AGENTS),
+        },
     )
     reward: str = field(
         default="plain",
         metadata={
             "help": "judge masks as they are (plain) or as they will be after --repair (repaired): "
             "with bias, pruned inputs stand at their means; with least-squares (then the default) "
-            "and alternating, weights are refitted on average over the policy",
+            "and alternating, weights are refitted to each mask",
             "choices": list(REWARDS),
         },
     )
-    reward_refit: int = field(
-        default=EVERY,
-        metadata={"help": "steps from one such refit to the next", "minimum": 1},
+    reward_refit: int | None = field(
+        default=None,
+        metadata={
+            "help": "steps until the second moments for these refits are taken anew, in the "
+            "repaired model of the present answer",
+            "minimum": 1,
+            "default": "a tenth of the run",
+        },
     )
 
 
@@ -73,15 +84,24 @@ class Settings(Sections):
     repair: RepairConfig = RepairConfig()
     init: InitConfig = InitConfig()
     reinforce: ReinforceConfig = ReinforceConfig()
+    auto: AutoConfig = AutoConfig()
+
+    later: ClassVar[tuple[str, ...]] = ("repair", "auto")
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Self:
         """The settings of a new run, from parsed options.
 
         Raises:
-            PruningError: masks are to be judged as repaired, but not to be repaired.
+            PruningError: masks are to be judged as repaired, but not to be repaired; or stages
+                of progressive pruning for an agent that has none.
         """
         settings = super().from_arguments(arguments)
+        if settings.agent.agent == "auto" and settings.init.init == PROGRESSIVE:
+            raise PruningError(
+                f"init {PROGRESSIVE} raises the prune rate in stages, which agent auto does not "
+                "have; choose another init, or agent reinforce"
+            )
         if settings.agent.reward == "plain":
             return settings
         if settings.repair.repair == "none":
@@ -99,8 +119,27 @@ class Settings(Sections):
         return self.agent.reward == "repaired" and self.repair.repair != "bias"
 
     @property
+    def masks(self) -> int:
+        """Masks of a step."""
+        is_auto = self.agent.agent == "auto"
+        return self.auto.population if is_auto else self.reinforce.masks_per_step
+
+    @property
+    def metric(self) -> str:
+        """The metric that the agent starts from.
+
+        Raises:
+            PruningError: it does not score the units.
+        """
+        granularity, init = self.pruning.granularity, self.init.init
+        fine = granularity not in ("blocks", "layers")
+        if self.agent.agent == "auto" and init == "auto" and fine:
+            return "stream-error-refit" if self.refits else "stream-error"
+        return metric_name(init, granularity)
+
+    @property
     def learning_rate(self) -> float:
-        """The asked step size, or the formula's."""
+        """The step size of reinforce: the asked one, or the formula's."""
         asked = self.reinforce.learning_rate
         if asked is not None:
             return asked
@@ -125,3 +164,21 @@ def check_resume(arguments: argparse.Namespace) -> None:
                     f"--resume goes on under the run's own settings, so --{name.replace('_', '-')} "
                     "has no effect; leave it out, or start a new run"
                 )
+
+
+def resumed(run: Run, export: str | None = None) -> Settings:
+    """The settings of a run to go on with, what was decided then included.
+
+    Args:
+        run: to go on with.
+        export: the format to export in the end; None leaves it as it was asked then.
+    """
+    settings, decided = Settings.from_run(run), run.sections.get("decided", {})
+    executor = decided.get("executor", settings.pruning.executor)
+    rate = decided.get("learning_rate", settings.reinforce.learning_rate)
+    return replace(
+        settings,
+        run=replace(settings.run, export=export or settings.run.export),
+        pruning=replace(settings.pruning, executor=executor),
+        reinforce=replace(settings.reinforce, learning_rate=rate),
+    )

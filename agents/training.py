@@ -8,12 +8,13 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pgprune.agents.auto import Auto
+from pgprune.agents.base import TOKENS_PER_TIMESTEP, Agent
 from pgprune.agents.record import Record
 from pgprune.agents.reinforce import Reinforce
 from pgprune.agents.repaired_reward import RepairedReward
@@ -22,18 +23,16 @@ from pgprune.agents.settings import Settings
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.envs.reward import check_reward
 from pgprune.errors import PruningError
-from pgprune.expected_repair import check_units
 from pgprune.export import check_format
 from pgprune.files import saving
 from pgprune.initialization import (
     PROGRESSIVE,
     initial_probabilities,
-    metric_name,
     progressive_rates,
 )
 from pgprune.interrupt import ctrl_c
 from pgprune.memory import memory_now, peak_memory, read_once
-from pgprune.metrics import METRICS, check_metric
+from pgprune.metrics import METRICS, Importance, check_metric
 from pgprune.models import fingerprint
 from pgprune.problem import make_problem
 from pgprune.repairing import REPAIR, repaired
@@ -41,11 +40,14 @@ from pgprune.results import perplexities, with_repair
 from pgprune.run import Run
 from pgprune.sample import sample_text
 from pgprune.stream import evaluation_windows
+from pgprune.stream_repair import check_units
 from pgprune.view import TrainingView
 
 VALIDATIONS = 10  # looks at the validation batch in a run
 VALIDATION_WINDOWS = 32
-_FOLLOWED = "followed"  # in a checkpoint: the policy that the repair of the reward is of
+_REFITS = 10  # of the reward in a run
+_REFIT_WINDOWS = 64
+_FOLLOWED = "followed"  # in a checkpoint: the mask whose moments the reward's repairs rest on
 
 
 class Training:
@@ -63,12 +65,12 @@ class Training:
         self._started = time.monotonic()
         self.settings = settings
         self.view = view
-        self._metric = metric_name(settings.init.init, settings.pruning.granularity)
+        self._metric = settings.metric
         check_metric(self._metric, settings.pruning.granularity)
         check_reward(settings.agent.reward, settings.pruning.granularity)
         if settings.refits:
             check_units(settings.pruning.granularity)
-        seed, masks = settings.run.seed, settings.reinforce.masks_per_step
+        seed, masks = settings.run.seed, settings.masks
         self.problem = make_problem(settings.model, settings.data, settings.pruning, seed, masks)
         if settings.run.export is not None:
             lm, tokenizer = self.problem.lm, self.problem.tokenizer
@@ -127,20 +129,21 @@ class Training:
         settings = self.settings
         checkpoint = run.load_checkpoint()
         if checkpoint is None:
-            agent = self._new_agent(*self._initialise())
+            agent = self._new_agent(self._initialise())
             if self._repaired_reward is not None:
-                self._repaired_reward.follow(agent.probabilities)
+                self._repaired_reward.follow(agent.mask())
             self._validate(agent)
             self._save(run, agent)
         else:
-            agent = self._new_agent(torch.zeros(self.problem.units.n), None)
+            nothing = torch.zeros(self.problem.units.n, dtype=torch.float64)
+            agent = self._new_agent(Importance(nothing, local=False, mask=nothing.byte()))
             self._restore(agent, *checkpoint)
         total = settings.run.total_timesteps
         with self.view, ctrl_c() as interrupted:
             last = agent.steps_for(total)
             every = max(1, last // VALIDATIONS)
 
-            def after_step(agent: Reinforce, figures: dict[str, float]) -> bool:
+            def after_step(agent: Agent, figures: dict[str, float]) -> bool:
                 if self._repaired_reward is not None:
                     self._repaired_reward(agent, figures)
                 looked = agent.steps % every == 0 or agent.steps == last
@@ -156,9 +159,9 @@ class Training:
         self._save(run, agent)
         return self._finish(run, agent, completed=agent.steps >= last)
 
-    def _initialise(self) -> tuple[Tensor, list[float] | None]:
-        """Evaluates what is there before learning; returns the agent's start and its stages."""
-        problem, config = self.problem, self.settings.init
+    def _initialise(self) -> Importance:
+        """Evaluates what is there before learning; returns what the metric says."""
+        problem = self.problem
         self.view.note(f"{problem.units}; executor {problem.lm.executor}")
         metric, seed = METRICS[self._metric], self.settings.run.seed
         importance = metric(problem.lm, self._metric_windows, problem.budget, seed)
@@ -166,26 +169,32 @@ class Training:
         rows = {"dense": problem.units.ones(), "initial": importance.mask}
         with self._evaluating():
             self.record.perplexity |= perplexities(problem.lm, rows, self.windows)
-        rates, start, transform = None, problem.budget, config.init_transform
-        if config.init == PROGRESSIVE:
-            rates = progressive_rates(problem.budget.prune_rate)
-            start = problem.budget.with_rate(rates[0])
+        return importance
+
+    def _new_agent(self, importance: Importance) -> Agent:
+        settings, seed = self.settings, self.settings.run.seed
+        if settings.agent.agent == "auto":
+            return Auto(self._env, settings.auto, importance, seed)
+        rates, start = None, self.problem.budget
+        transform = settings.init.init_transform
+        if settings.init.init == PROGRESSIVE:
+            rates = progressive_rates(start.prune_rate)
+            start = start.with_rate(rates[0])
             if transform == "auto":  # score-const would start from the mask of the full rate
                 transform = "sigmoid-norm"
-        probabilities = initial_probabilities(importance, start, transform, config.init_constant)
-        return probabilities, rates
-
-    def _new_agent(self, initial: Tensor, prune_rates: list[float] | None) -> Reinforce:
-        if prune_rates is None and self.settings.init.init == PROGRESSIVE:
-            prune_rates = progressive_rates(self.problem.budget.prune_rate)
-        config, seed = self.settings.reinforce, self.settings.run.seed
-        return Reinforce(self._env, config, initial, prune_rates, seed=seed)
+        constant = settings.init.init_constant
+        initial = initial_probabilities(importance, start, transform, constant)
+        return Reinforce(self._env, settings.reinforce, initial, rates, seed)
 
     def _make_repaired_reward(self) -> RepairedReward:
-        damping, every = self.settings.repair.repair_damping, self.settings.agent.reward_refit
-        return RepairedReward(self._env, self._metric_windows, damping, every)
+        settings = self.settings
+        tokens = settings.masks * settings.data.batch_size * settings.data.sequence_length
+        steps = settings.run.total_timesteps * TOKENS_PER_TIMESTEP // tokens
+        every = settings.agent.reward_refit or max(1, steps // _REFITS)
+        windows = self._metric_windows[:_REFIT_WINDOWS]
+        return RepairedReward(self._env, windows, settings.repair.repair_damping, every)
 
-    def _validate(self, agent: Reinforce) -> None:
+    def _validate(self, agent: Agent) -> None:
         """Looks at the rounded mask on the validation batch and keeps the best so far.
 
         It is judged as rewards judge it, unlike in the perplexities that are reported.
@@ -198,7 +207,7 @@ class Training:
             record.best_loss = record.validation_loss
             record.masks["best"] = mask
 
-    def _report(self, run: Run, agent: Reinforce, figures: dict[str, float]) -> None:
+    def _report(self, run: Run, agent: Agent, figures: dict[str, float]) -> None:
         units, shown = self.problem.units, dict(figures)
         kind = units.kind.to(agent.probabilities.device)
         kept = torch.bincount(kind, agent.probabilities) / torch.bincount(kind)
@@ -210,18 +219,18 @@ class Training:
         finite = {name: value for name, value in shown.items() if math.isfinite(value)}
         self.view.update(agent.steps, timesteps, self.settings.run.total_timesteps, finite)
 
-    def _save(self, run: Run, agent: Reinforce) -> None:
+    def _save(self, run: Run, agent: Agent) -> None:
         self._count()
         tensors, values = agent.state()
         tensors |= {f"mask.{name}": mask for name, mask in self.record.masks.items()}
         if self._repaired_reward is not None:
-            assert self._repaired_reward.probabilities is not None
-            tensors[_FOLLOWED] = self._repaired_reward.probabilities
+            assert self._repaired_reward.followed is not None
+            tensors[_FOLLOWED] = self._repaired_reward.followed
         run.save_checkpoint(tensors, {"agent": values, "record": self.record.to_json()})
 
-    def _restore(self, agent: Reinforce, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def _restore(self, agent: Agent, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
         if self._repaired_reward is not None:
-            self._repaired_reward.follow(tensors.pop(_FOLLOWED).to(self.problem.lm.device))
+            self._repaired_reward.follow(tensors.pop(_FOLLOWED))
         masks = {name: tensors.pop(name) for name in list(tensors) if name.startswith("mask.")}
         agent.restore(tensors, state["agent"])
         self.record = Record.from_json(
@@ -248,7 +257,7 @@ class Training:
         self.record.evaluation_seconds += time.monotonic() - started
         self.record.evaluation_tokens += self.problem.lm.tokens - tokens
 
-    def _finish(self, run: Run, agent: Reinforce, completed: bool) -> dict[str, Any]:
+    def _finish(self, run: Run, agent: Agent, completed: bool) -> dict[str, Any]:
         masks = self.record.masks
         masks["masked"] = agent.mask()
         lm, mask, settings = self.problem.lm, masks["masked"], self.settings
@@ -273,21 +282,3 @@ class Training:
         results["samples"] = samples
         run.write_results(results)
         return results
-
-
-def resumed(run: Run, export: str | None = None) -> Settings:
-    """The settings of a run to go on with, what was decided then included.
-
-    Args:
-        run: to go on with.
-        export: the format to export in the end; None leaves it as it was asked then.
-    """
-    settings, decided = Settings.from_run(run), run.sections.get("decided", {})
-    executor = decided.get("executor", settings.pruning.executor)
-    rate = decided.get("learning_rate", settings.reinforce.learning_rate)
-    return replace(
-        settings,
-        run=replace(settings.run, export=export or settings.run.export),
-        pruning=replace(settings.pruning, executor=executor),
-        reinforce=replace(settings.reinforce, learning_rate=rate),
-    )

@@ -108,7 +108,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         self.budget = problem.budget
         self.num_envs = num_envs
         self.fill = reward_fill(problem, reward)  # of pruned inputs where rewards are computed
-        self.repair: Repair | None = None  # what the weights are there, if other than the model's
+        self.repair: Callable[[Tensor], Repair] | None = None  # of a mask (n,), for its reward
         self.horizon = horizon
         self.budget_penalty = budget_penalty
         self.shared_batch = shared_batch
@@ -229,8 +229,13 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
 
     def judge(self, masks: Tensor, input_ids: Tensor) -> Tensor:
         """The losses that rewards are made of: (K, n) and (B, T) int64 -> (K, B)."""
-        with applied(self.problem.lm, self.repair or Repair()):
-            return self.problem.lm.losses(masks, input_ids, self.fill)
+        lm, losses = self.problem.lm, list[Tensor]()
+        if self.repair is None:
+            return lm.losses(masks, input_ids, self.fill)
+        for mask in masks:
+            with applied(lm, self.repair(mask)):
+                losses.append(lm.losses(mask[None], input_ids))
+        return torch.cat(losses)
 
     def _losses(self, masks: Tensor) -> Tensor:
         """The mean loss of each mask (K, n) on its next batch, (K,) float64."""

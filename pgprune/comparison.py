@@ -21,14 +21,23 @@ from pgprune.models import ModelConfig
 from pgprune.repair import REPAIRS
 from pgprune.stream import DataConfig
 
-AGENT = "reinforce"
-ALL = (*METHODS, AGENT, f"{AGENT}:init=llm-pruner", f"{AGENT}:granularity=layers")
-"""What ``--methods all`` stands for: all methods, and the agent as the paper uses it."""
+AGENTS = ("auto", "reinforce")
+"""Methods that are agents of train_agent.py; the others are methods of prune_baseline.py."""
 
-_RANDOM = ("random", "bonsai", "gumbel-softmax", "hard-concrete", AGENT)
+ALL = (
+    *METHODS,
+    "auto",
+    "auto:reward=repaired",
+    "reinforce",
+    "reinforce:init=llm-pruner",
+    "reinforce:granularity=layers",
+)
+"""What ``--methods all`` stands for: all methods, the agents, and what the paper's is used for."""
+
+_RANDOM = ("random", "bonsai", "gumbel-softmax", "hard-concrete", *AGENTS)
 _BACKWARD = ("llm-pruner", "layerwise-taylor", "gumbel-softmax", "hard-concrete")
 _LEARNING = {
-    AGENT: "total_timesteps",
+    **dict.fromkeys(AGENTS, "total_timesteps"),
     "gumbel-softmax": "learning_timesteps",
     "hard-concrete": "learning_timesteps",
 }
@@ -154,7 +163,7 @@ class Cell:
         """
         name, own = parts(self.method)
         options: dict[str, Any] = {
-            "agent" if name == AGENT else "method": name,
+            "agent" if name in AGENTS else "method": name,
             "model": self.model,
             "prune_rate": self.rate,
             "seed": self.seed,
@@ -186,9 +195,9 @@ def parts(method: str) -> tuple[str, dict[str, str]]:
         PruningError: the name is unknown, or something that follows is not an option.
     """
     name, _, text = method.partition(":")
-    if name not in (*METHODS, AGENT):
+    if name not in (*METHODS, *AGENTS):
         raise PruningError(
-            f"method {name!r} is unknown; choose of all, {AGENT}, {', '.join(METHODS)}"
+            f"method {name!r} is unknown; choose of all, {', '.join((*AGENTS, *METHODS))}"
         )
     options = dict[str, str]()
     for item in filter(None, text.split(",")):

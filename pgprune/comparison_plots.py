@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pgprune.comparison import AGENT
+from pgprune.comparison import AGENTS
 from pgprune.comparison_records import Record, read_records
 from pgprune.comparison_rows import Row, columns_of, nearest_rate, rows_of
 from pgprune.plots import save_figure
@@ -149,7 +149,7 @@ def plot_hamming(path: Path, distances: Distances, title: str) -> bool:
         PruningError: the file cannot be written.
     """
     names = list(dict.fromkeys(name for pair in distances for name in pair))
-    names.sort(key=lambda name: name != AGENT)  # the agent first, where there is one
+    names.sort(key=lambda name: name not in AGENTS)  # agents first, where there are any
     reference, *others = names
     layers = len(next(iter(distances.values())))
 
@@ -216,7 +216,7 @@ def _looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
     styles = iter(("-", "--", ":", "-."))
     looks: dict[str, dict[str, Any]] = {}
     for number, method in enumerate(dict.fromkeys(methods)):
-        if method.partition(":")[0] == AGENT:
+        if method.partition(":")[0] in AGENTS:
             look = {"color": _OURS, "linestyle": next(styles, "-"), "linewidth": 2, "zorder": 3}
         else:
             look = {"color": next(colors, _GREY), "linewidth": 1.2, "zorder": 2}

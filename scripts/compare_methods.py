@@ -7,8 +7,8 @@ r"""Compare pruning methods: methods x rates x models x seeds, as tables and the
 
 Every cell is a run in the output directory, and its figures are lines of comparison.jsonl; what is
 there is not measured again, so the command can be killed and repeated at any time. Besides the
-methods of prune_baseline.py there is reinforce, the agent of train_agent.py. Options of their
-commands may follow a name: reinforce:init=llm-pruner, random:granularity=layers,budget=units.
+methods of prune_baseline.py there are the agents of train_agent.py, auto and reinforce. Options of
+their commands may follow a name: reinforce:init=llm-pruner, random:granularity=layers,budget=units.
 """
 
 import argparse
@@ -20,12 +20,12 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from pgprune.agents.settings import Settings
-from pgprune.agents.training import Training, resumed
+from pgprune.agents.settings import Settings, resumed
+from pgprune.agents.training import Training
 from pgprune.baseline import Baseline, BaselineSettings
 from pgprune.cli import ArgumentParser, from_arguments, given, run_command
 from pgprune.comparison import (
-    AGENT,
+    AGENTS,
     ALL,
     Cell,
     ComparisonConfig,
@@ -138,7 +138,7 @@ def settings_of(cell: Cell, words: Sequence[str]) -> Settings | BaselineSettings
     Raises:
         PruningError: an option is unknown, wrong, or does not fit the method.
     """
-    settings = Settings if parts(cell.method)[0] == AGENT else BaselineSettings
+    settings = Settings if parts(cell.method)[0] in AGENTS else BaselineSettings
     parser = ArgumentParser(None)
     settings.add_to(parser)
     return settings.from_arguments(parser.parse_args(words))

@@ -13,8 +13,8 @@ from rich.console import Console
 from transformers.utils import logging
 
 from pgprune.agents.results import export_once, next_commands
-from pgprune.agents.settings import Settings, TrainingRunConfig, check_resume
-from pgprune.agents.training import Training, resumed
+from pgprune.agents.settings import Settings, TrainingRunConfig, check_resume, resumed
+from pgprune.agents.training import Training
 from pgprune.cli import ArgumentParser, run_command
 from pgprune.run import Run, check_output
 from pgprune.view import TrainingView, print_next, print_results

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pgprune.methods.base import MethodConfig, Pruned
 from pgprune.methods.local_solver import prune_locally
-from pgprune.methods.ziplm import removal_costs
 from pgprune.problem import Problem
+from pgprune.removal import removal_costs
 from pgprune.second_moments import LeastSquares
 
 _STAGES = 20  # of removal: a batch is a 20th of what goes

@@ -10,6 +10,7 @@ from pgprune.metrics.llm_pruner import llm_pruner
 from pgprune.metrics.magnitude import magnitude
 from pgprune.metrics.random_scores import random_scores
 from pgprune.metrics.shortgpt import shortgpt
+from pgprune.metrics.stream_error import stream_error, stream_error_refit
 from pgprune.metrics.wanda_sp import wanda_sp
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "magnitude",
     "random_scores",
     "shortgpt",
+    "stream_error",
+    "stream_error_refit",
     "wanda_sp",
 ]
 
@@ -41,5 +44,7 @@ METRICS: dict[str, Metric] = {
     "shortgpt": shortgpt,
     "fasp": fasp,
     "bonsai": bonsai,
+    "stream-error": stream_error,
+    "stream-error-refit": stream_error_refit,
 }
 """Every metric by its name: (model, calibration windows, budget, seed) -> Importance."""

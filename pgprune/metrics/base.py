@@ -46,6 +46,8 @@ FITS: dict[str, tuple[str, ...]] = {
     "shortgpt": ("layers",),
     "fasp": _FINE,
     "bonsai": _FINE,
+    "stream-error": _FINE,
+    "stream-error-refit": _FINE,
 }
 """The granularities that each metric scores; the first is the metric's own."""
 

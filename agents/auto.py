@@ -1,0 +1,190 @@
+"""The recommended agent: a policy gradient over how much each layer keeps of each kind.
+
+Which units of a layer matter, a metric says from a few forward passes; how layers compare, it does
+not know. So the policy has one number for each (layer, kind), which is added to the metric's scores
+of that group before the budget rounds them to a mask. The policy is a Gaussian over these offsets,
+a few dozen numbers even for a 70B model, and learns by the natural policy gradient: the mean and
+deviations follow what the better half of each step's masks have in common. Masks of a step share
+one batch and come in antithetic pairs, so that neither the batch nor the mean's own loss is noise.
+
+Source: separable natural evolution strategies (Wierstra et al. 2014, JMLR 15, Algorithm 6), which
+are REINFORCE with a Gaussian policy, natural gradients and rank-based advantages.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+
+from pgprune.agents.base import Agent
+from pgprune.cli import check_fields
+from pgprune.errors import PruningError
+from pgprune.initialization import metric_name
+from pgprune.metrics import METRICS, Importance
+from pgprune.units import PruningUnits
+
+_TENSORS = ("scores", "mean", "deviation", "average")
+_VALUES = ("seed", "steps", "skipped", "in_vain")  # of the state, besides tensors
+
+
+@dataclass(frozen=True)
+class AutoConfig:
+    """The recommended agent: how widely it looks."""
+
+    population: int = field(
+        default=10, metadata={"help": "auto: masks of a step, in antithetic pairs", "minimum": 2}
+    )
+    deviation: float = field(
+        default=0.3,
+        metadata={
+            "help": "auto: standard deviation of the offsets at the beginning, in standard "
+            "deviations of the metric's scores",
+            "above": 0,
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses what an option does not allow, and a mask without its opposite."""
+        check_fields(self)
+        if self.population % 2:
+            raise PruningError(
+                f"population {self.population} does not consist of pairs; choose an even number"
+            )
+
+
+class Auto(Agent):
+    """The recommended agent, with the verbs of Stable-Baselines3.
+
+    Args:
+        env: the vector environment; its ``num_envs`` is the population.
+        config: how widely it looks.
+        importance: of the units, or the name of a metric; ``auto`` is ``stream-error`` for heads
+            and channels.
+        seed: of the masks and of the calibration stream.
+
+    Attributes:
+        scores: of the units, which offsets are added to, (n,) float64.
+        mean: of the offsets, (groups,) float64.
+        average: of the means of all steps so far, the later the more, (groups,) float64.
+        deviation: of the offsets, (groups,) float64.
+        probabilities: the answer as a policy, (n,) float64.
+
+    Raises:
+        PruningError: the config does not fit the environment.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv[Any, Any, Any],
+        config: AutoConfig | None = None,
+        importance: Importance | str = "auto",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(env, config.population if config else None, seed)
+        self.config = config or AutoConfig(population=env.num_envs)
+        units = self.budget.units
+        if isinstance(importance, str):
+            if importance == "auto" and units.granularity not in ("blocks", "layers"):
+                importance = "stream-error"
+            problem = self.env.problem
+            metric = METRICS[metric_name(importance, units.granularity)]
+            importance = metric(problem.lm, problem.stream.head(128), self.budget, seed)
+        self.scores = standardised(importance, units)
+        self.mean = torch.zeros(len(units.groups), dtype=torch.float64)
+        self.deviation = torch.full_like(self.mean, self.config.deviation)
+        self.average = torch.zeros_like(self.mean)
+        self.probabilities = self.mask().double()
+        self._generator = torch.Generator().manual_seed(seed)
+        self._other_generator = torch.Generator().manual_seed(seed)  # learning must not see it
+
+    def mask(self) -> Tensor:
+        """The answer: the mask of the average offsets, (n,) uint8 on the CPU."""
+        return self._masks(self.average[None])[0]
+
+    def draw(self) -> Tensor:
+        """One mask from the policy, (n,) uint8."""
+        noise = torch.randn(1, len(self.mean), generator=self._other_generator).double()
+        return self._masks(self.mean + self.deviation * noise)[0]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a resume needs: tensors, and values that JSON can hold."""
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        tensors["generator"] = self._generator.get_state()
+        return tensors, {name: getattr(self, name) for name in _VALUES}
+
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Continues from what ``state`` returned.
+
+        Raises:
+            PruningError: the state is over another number of units.
+        """
+        if tensors["scores"].shape != self.scores.shape:
+            raise PruningError(
+                f"the saved agent chooses among {len(tensors['scores'])} units, this environment "
+                f"has {len(self.scores)}; take the model and granularity it was saved with"
+            )
+        for name in _TENSORS:
+            setattr(self, name, tensors[name])
+        self._generator.set_state(tensors["generator"])
+        for name in _VALUES:
+            setattr(self, name, values[name])
+        self.probabilities = self.mask().double()
+
+    def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
+        """Draws masks, evaluates them on one batch, and follows the better ones."""
+        size = (self.config.population // 2, len(self.mean))
+        half = torch.randn(size, generator=self._generator, dtype=torch.float64)
+        noise = torch.cat([half, -half])  # (K, groups)
+        masks = self._masks(self.mean + self.deviation * noise)  # (K, n)
+        rewards = torch.as_tensor(self.env.step(masks.to(self.env.problem.lm.device))[1])
+        losses = -rewards.to("cpu", torch.float64)  # (K,), the one read-back
+        finite = losses.isfinite()
+        if self._enough(finite, least=2):
+            self._follow(noise[losses.nan_to_num(torch.inf).argsort(stable=True)])
+            # Steps 1, 2, ... weigh 1, 2, ...: an average that forgets where it came from.
+            self.average = self.average.lerp(self.mean, 2 / (self.steps + 2))
+            self.probabilities = self.mask().double()
+        self.steps += 1
+        loss = float(losses[finite].mean())  # nan if there is none
+        return {
+            "rollout/loss": loss,
+            "rollout/reward": -loss,
+            "rollout/best_loss": float(losses.nan_to_num(torch.inf).min()),
+            "train/deviation": float(self.deviation.mean()),
+            "train/skipped": float(self.skipped),
+        }
+
+    def _follow(self, noise: Tensor) -> None:
+        """The natural gradient step of mean and deviations; noise (K, groups), best first."""
+        count, dimensions = noise.shape
+        advantage = advantages_of_ranks(count)
+        rate = (3 + math.log(dimensions)) / (5 * math.sqrt(dimensions))
+        self.mean = self.mean + self.deviation * (advantage @ noise)
+        self.deviation = self.deviation * (rate / 2 * (advantage @ (noise.square() - 1))).exp()
+
+    def _masks(self, offsets: Tensor) -> Tensor:
+        """The masks of offsets: (K, groups) -> (K, n) uint8."""
+        group = self.budget.units.group.to(offsets.device)
+        return torch.stack([self.budget.round(self.scores + row[group]) for row in offsets])
+
+
+def advantages_of_ranks(count: int) -> Tensor:
+    """What the best, second best, ... of a step's masks count, (count,) float64; their sum is 0."""
+    ranks = torch.arange(1, count + 1, dtype=torch.float64)
+    gains = (math.log(count / 2 + 1) - ranks.log()).clamp(min=0)
+    return gains / gains.sum() - 1 / count
+
+
+def standardised(importance: Importance, units: PruningUnits) -> Tensor:
+    """Scores with mean 0 and deviation 1 where they compare: in each kind, or group if local."""
+    groups = (units.group if importance.local else units.kind).cpu()
+    scores = torch.empty_like(importance.scores, dtype=torch.float64, device="cpu")
+    for index in groups.unique():
+        member = groups == index
+        part = importance.scores.cpu()[member].double()
+        spread = part.std(correction=0)
+        scores[member] = (part - part.mean()) / spread.where(spread > 0, 1)
+    return scores

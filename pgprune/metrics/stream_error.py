@@ -1,0 +1,105 @@
+"""What a unit adds to the residual stream that no other unit can give."""
+
+import torch
+
+from pgprune.budget import Budget
+from pgprune.masked_lm import MaskedLM, Observation
+from pgprune.metrics.base import Importance, check_metric
+from pgprune.projection import KINDS
+from pgprune.removal import removals
+from pgprune.repair import DAMPING
+from pgprune.second_moments import LeastSquares, SecondMoments
+from pgprune.units import Group
+
+LEVELLING = 0.75
+"""Of the difference between layers that is taken out: 0 compares errors as they are, 1 within a
+layer only. Chosen on three small models; docs/auto.md has the figures."""
+
+_SMALLEST = 1e-12  # of a group's largest error: units that give nothing at all are alike
+
+
+@torch.no_grad()
+def stream_error(lm: MaskedLM, windows: torch.Tensor, budget: Budget, seed: int) -> Importance:
+    """The error in the residual stream when a unit goes after those that matter less.
+
+    The squared error that pruned inputs leave in the output of their projection is taken token by
+    token relative to the mean square of the hidden state that it is added to, as the norm behind
+    will see it. Units are removed one by one, always the one that raises this error least, so two
+    units that cancel go together and one of two that double each other stays. A unit's importance
+    is the logarithm of that rise (of the largest up to there), less three quarters of the
+    logarithm of the group's mean: errors of early layers matter more than they measure.
+
+    Source: ours. It is Wanda-sp's product of inputs and weights with three changes: the stream as
+    the measure, which makes layers comparable, what other units are, and no root.
+
+    Args:
+        lm: the frozen model; its units must be heads, channels or both.
+        windows: calibration token ids, (N, T).
+        budget: how much to keep.
+        seed: unused; the metric is deterministic.
+
+    Raises:
+        PruningError: the units are blocks or layers, or activations that overflow.
+    """
+    check_metric("stream-error", lm.units.granularity)
+    return _importance(lm, windows, budget, refit=False)
+
+
+@torch.no_grad()
+def stream_error_refit(
+    lm: MaskedLM, windows: torch.Tensor, budget: Budget, seed: int
+) -> Importance:
+    """As ``stream_error``, but what is left is refitted after each removal.
+
+    So it says what a unit adds that no least-squares repair of the others can give: the greedy
+    optimal brain surgeon of ZipLM, with errors measured in the stream and compared across layers.
+
+    Args:
+        lm: the frozen model; its units must be heads, channels or both.
+        windows: calibration token ids, (N, T).
+        budget: how much to keep.
+        seed: unused; the metric is deterministic.
+
+    Raises:
+        PruningError: the units are blocks or layers, or activations that overflow.
+    """
+    check_metric("stream-error-refit", lm.units.granularity)
+    return _importance(lm, windows, budget, refit=True)
+
+
+def _importance(lm: MaskedLM, windows: torch.Tensor, budget: Budget, refit: bool) -> Importance:
+    groups = {(group.layer, group.kind): group for group in lm.units.groups}
+    scores = torch.empty(lm.units.n, dtype=torch.float64)
+    for seen in lm.observe(lm.units.ones(), windows):
+        for kind, moments in _moments(lm, seen).items():
+            if group := groups.get((seen.layer, kind)):
+                scores[group.start : group.stop] = _scores(lm, group, moments, refit)
+    return Importance(scores, local=False, mask=budget.round(scores))
+
+
+def _moments(lm: MaskedLM, seen: Observation) -> dict[str, SecondMoments]:
+    """Second moments of each projection's inputs, by kind, relative to the stream's."""
+    weights = {kind: lm.projection(seen.layer, kind) for kind in KINDS}
+    moments = {kind: SecondMoments.of(weight) for kind, weight in weights.items()}
+    for state, inputs in zip(seen.states, seen.inputs, strict=True):
+        squares = state.float().square().mean(-1, keepdim=True)  # (b, T, 1)
+        scale = squares.clamp(min=torch.finfo(squares.dtype).tiny).rsqrt()
+        for kind, x in zip(KINDS, inputs, strict=True):
+            wide = x.to(torch.promote_types(x.dtype, torch.float32)) * scale.to(x.device)
+            moments[kind].add(wide, wide @ weights[kind].T.to(wide))
+    return moments
+
+
+def _scores(lm: MaskedLM, group: Group, moments: SecondMoments, refit: bool) -> torch.Tensor:
+    """Importance of the units of one group, (units,) float64."""
+    weight, units = lm.projection(group.layer, group.kind), group.stop - group.start
+    name = f"the {group.kind} of layer {group.layer}"
+    width = weight.shape[1] // units
+    squares = LeastSquares(moments, weight, width, damping=DAMPING, name=name)
+    order, costs = zip(*removals(squares, refit), strict=True)
+    errors = torch.tensor(costs, dtype=torch.float64).cummax(0).values
+    errors = errors.clamp(min=max(_SMALLEST * float(errors[-1]), torch.finfo(errors.dtype).tiny))
+    scores = torch.empty_like(errors)
+    ranks = torch.arange(units, dtype=torch.float64) / units
+    scores[torch.tensor(order)] = errors.log() + 1e-9 * ranks  # those that tie stay in order
+    return scores - LEVELLING * errors.mean().log()

@@ -1,0 +1,185 @@
+"""The recommended agent: offsets for each layer and kind, learned by a natural policy gradient."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from command import Crash, assert_same_run, results, train
+from pgprune import PruningError
+from pgprune.agents.auto import Auto, AutoConfig, advantages_of_ranks, standardised
+from pgprune.agents.settings import Settings
+from pgprune.envs import LLMPruningEnv, LLMPruningVectorEnv
+from pgprune.metrics import Importance
+from pgprune.run import Run
+from tiny import AdditiveLM, toy_problem, toy_units
+
+UNITS = toy_units(layers=4, kv_heads=4, channels=20)
+
+
+def layered() -> AdditiveLM:
+    """A model whose later layers are worth more, which the scores of units do not tell."""
+    within = torch.rand(UNITS.n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    layers = torch.tensor([group.layer for group in UNITS.groups], dtype=torch.float64)
+    return AdditiveLM(UNITS, within * 4.0 ** layers[UNITS.group])
+
+
+def importance(lm: AdditiveLM) -> Importance:
+    """Knows how units compare within a layer and nothing of how layers do."""
+    scores = lm.worth.log()
+    for group in UNITS.groups:
+        scores[group.start : group.stop] -= scores[group.start : group.stop].mean()
+    return Importance(scores, local=False, mask=torch.ones(UNITS.n, dtype=torch.uint8))
+
+
+def agent_for(lm: AdditiveLM, population: int = 10, seed: int = 0, **options: float) -> Auto:
+    env = LLMPruningVectorEnv(population, problem=toy_problem(lm))
+    config = AutoConfig(population=population, **options)
+    return Auto(env, config, importance(lm), seed)
+
+
+def learned(agent: Auto, steps: int) -> Auto:
+    return agent.learn(steps * agent._step_tokens // 1024 or 1)
+
+
+def loss(lm: AdditiveLM, mask: torch.Tensor) -> float:
+    return float((1 - mask.double()) @ lm.worth)
+
+
+def test_it_finds_how_layers_compare() -> None:
+    lm = layered()
+    agent = agent_for(lm)
+    start, best = loss(lm, agent.mask()), loss(lm, agent.budget.round(lm.worth))
+    assert loss(lm, learned(agent, 60).mask()) < best + 0.1 * (start - best)
+
+
+def test_every_mask_is_of_exactly_the_budget() -> None:
+    agent = learned(agent_for(layered()), 5)
+    for mask in (agent.mask(), agent.draw(), agent.predict(deterministic=False)[0]):
+        assert agent.budget.excess(torch.as_tensor(mask)[None]) == 0
+        assert int(mask.sum()) == UNITS.n // 2
+
+
+def test_masks_of_a_step_are_antithetic_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    agent, seen = agent_for(layered(), population=6), []
+    masks = agent._masks
+    monkeypatch.setattr(agent, "_masks", lambda offsets: seen.append(offsets) or masks(offsets))
+    learned(agent, 1)
+    offsets = next(rows for rows in seen if len(rows) == 6)
+    assert torch.equal(offsets[:3], -offsets[3:])
+    assert offsets.std() == pytest.approx(0.3, rel=0.3)
+
+
+def test_the_step_is_the_one_of_separable_natural_evolution_strategies() -> None:
+    """Wierstra et al. 2014, Algorithm 6 and Table 1, spelt out for two masks."""
+    agent = agent_for(layered(), population=2)
+    noise = torch.randn(2, len(UNITS.groups), dtype=torch.float64)
+    mean, deviation = agent.mean.clone(), agent.deviation.clone()
+    agent._follow(noise)
+    better, worse = 1 - 1 / 2, 0 - 1 / 2  # the utility of the worse of two is 0
+    rate = (3 + torch.tensor(8.0).log()) / (5 * torch.tensor(8.0).sqrt())
+    moved = mean + deviation * (better * noise[0] + worse * noise[1])
+    grown = better * (noise[0] ** 2 - 1) + worse * (noise[1] ** 2 - 1)
+    torch.testing.assert_close(agent.mean, moved)
+    torch.testing.assert_close(agent.deviation, deviation * (rate.double() / 2 * grown).exp())
+
+
+@pytest.mark.parametrize("count", [2, 4, 10, 11])
+def test_advantages_fall_with_the_rank_and_cancel(count: int) -> None:
+    advantages = advantages_of_ranks(count)
+    assert advantages.sum() == pytest.approx(0)
+    assert bool((advantages.diff() <= 0).all())
+    assert advantages[0] > 0 > advantages[-1]
+
+
+def test_scores_are_standardised_where_they_compare() -> None:
+    scores = torch.arange(UNITS.n, dtype=torch.float64) ** 2
+    for local, groups in ((True, UNITS.group), (False, UNITS.kind)):
+        found = standardised(Importance(scores, local, scores.byte()), UNITS)
+        for index in groups.unique():
+            part = found[groups == index]
+            assert part.mean() == pytest.approx(0, abs=1e-12)
+            assert part.std(correction=0) == pytest.approx(1)
+            assert bool((part.diff() > 0).all())
+
+
+def test_losses_that_are_not_numbers_are_the_worst_of_a_step() -> None:
+    lm = layered()
+    agent = agent_for(lm)
+    losses = lm.losses
+
+    def broken(masks: torch.Tensor, *arguments: torch.Tensor) -> torch.Tensor:
+        found = losses(masks, *arguments)
+        found[found.mean(1).argmax()] = torch.nan
+        return found
+
+    lm.losses = broken  # type: ignore[method-assign]
+    assert learned(agent, 5).skipped == agent.steps
+    assert bool(agent.mean.isfinite().all())
+    lm.losses = lambda masks, *_: torch.full((len(masks), 2), torch.nan)  # type: ignore
+    with pytest.raises(PruningError, match="nothing to learn from"):
+        agent.learn(10_000)
+
+
+def test_a_saved_agent_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    undisturbed = learned(agent_for(layered(), seed=3), 12)
+    killed = agent_for(layered(), seed=3)
+    total = 12 * killed._step_tokens // 1024 or 1
+    killed.learn(total, lambda agent, _: agent.steps < 7)
+    killed.save(tmp_path / "agent.safetensors")
+    resumed = agent_for(layered(), seed=9)
+    resumed.load(tmp_path / "agent.safetensors")
+    resumed.learn(total)
+    assert torch.equal(resumed.mask(), undisturbed.mask())
+    assert torch.equal(resumed.mean, undisturbed.mean)
+
+
+def test_what_cannot_be_is_refused() -> None:
+    problem = toy_problem(layered())
+    with pytest.raises(PruningError, match="population 5 does not consist of pairs"):
+        AutoConfig(population=5)
+    with pytest.raises(PruningError, match="masks_per_step is 4 but .* num_envs 2"):
+        Auto(LLMPruningVectorEnv(2, problem=problem), AutoConfig(population=4))
+    with pytest.raises(PruningError, match="needs the vector environment, not LLMPruningEnv"):
+        Auto(LLMPruningEnv(problem=problem))
+
+
+# ---------------------------------------------------------------- the command
+
+
+@pytest.mark.parametrize("more", [[], ["--reward=repaired", "--reward-refit=2"]])
+def test_a_crashed_run_goes_on(
+    more: list[str], options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = [*options, "--agent=auto", "--population=4", "--total-timesteps=1", *more]
+    few += ["--checkpoint-every=3"]
+    step = Auto._learn_step
+
+    def crash(self: Auto, *arguments: int) -> dict[str, float]:
+        if self.steps + 1 == 6:
+            raise Crash
+        return step(self, *arguments)
+
+    assert train(*few, f"--output={tmp_path / 'undisturbed'}") == 0
+    with monkeypatch.context() as patched, pytest.raises(Crash):
+        patched.setattr(Auto, "_learn_step", crash)
+        train(*few, f"--output={tmp_path / 'crashed'}")
+    assert train(f"--resume={tmp_path / 'crashed'}") == 0
+    assert_same_run(tmp_path / "undisturbed", tmp_path / "crashed")
+
+
+@pytest.mark.parametrize("granularity", ["channels", "blocks", "layers"])
+def test_any_granularity_has_a_run(granularity: str, options: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    few = [*options, "--agent=auto", f"--granularity={granularity}", "--total-timesteps=1"]
+    assert train(*few, f"--output={run}") == 0
+    assert results(run)["agent"] == "auto"
+    assert results(run)["learning_rate"] is None
+    expected = "stream-error" if granularity == "channels" else "layerwise-ppl"
+    assert Settings.from_run(Run.open(run)).metric == expected
+
+
+def test_stages_are_refused_before_a_run_exists(options: list[str], tmp_path: Path) -> None:
+    with pytest.raises(PruningError, match="agent auto does not have; choose another init"):
+        train(*options, "--agent=auto", "--init=random-progressive", f"--output={tmp_path / 'r'}")
+    assert not (tmp_path / "r").exists()
