@@ -13,7 +13,7 @@ from cells import Cell
 from torch import Tensor
 from variance import estimator_variances
 
-from pgprune.agents import Reinforce, ReinforceConfig
+from pgprune.agents import Auto, AutoConfig, Reinforce, ReinforceConfig
 from pgprune.budget import Budget
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.evaluation import perplexity
@@ -23,7 +23,7 @@ from pgprune.initialization import (
     metric_name,
     progressive_rates,
 )
-from pgprune.metrics import METRICS
+from pgprune.metrics import METRICS, Importance
 from pgprune.models import ModelConfig
 from pgprune.problem import Problem, PruningConfig, make_problem
 from pgprune.stream import DataConfig, evaluation_windows
@@ -42,6 +42,7 @@ class Prepared:
         problem: model, text and budget.
         sets: evaluation windows (N, T) by the name of the text.
         validation: calibration windows that no choice of a mask saw in this order, (N, T).
+        importance: what the metric says.
         initial: keep probabilities at the start, (n,).
         stages: prune rates of progressive pruning, or None.
         figures: of the dense model, the one-shot mask (``metric``) and the rounded start.
@@ -50,6 +51,7 @@ class Prepared:
     problem: Problem
     sets: dict[str, Tensor]
     validation: Tensor
+    importance: Importance
     initial: Tensor
     stages: list[float] | None
     figures: dict[str, dict[str, Any]]
@@ -119,7 +121,8 @@ def prepare(cell: Cell, assets: Path, windows: int) -> Prepared:
     stages = progressive_rates(cell.prune_rate) if cell.init == PROGRESSIVE else None
     budget = problem.budget
     first = Budget(problem.units, stages[0], scope=cell.scope) if stages else budget
-    metric = METRICS[metric_name(cell.init, cell.granularity)]
+    init = "stream-error" if (cell.agent, cell.init) == ("auto", "auto") else cell.init
+    metric = METRICS[metric_name(init, cell.granularity)]
     calibration = problem.stream.head(128)
     importance = metric(problem.lm, calibration, first, cell.seed)
     initial = initial_probabilities(importance, first, cell.transform)
@@ -130,6 +133,7 @@ def prepare(cell: Cell, assets: Path, windows: int) -> Prepared:
         problem,
         evaluation_windows(problem.data, problem.tokenizer),
         problem.stream.fork(VALIDATION_SEED).head(VALIDATION_WINDOWS),
+        importance,
         initial,
         stages,
         {},
@@ -176,9 +180,12 @@ def oracle(prepared: Prepared) -> dict[str, Tensor]:
 
 
 def _learn(cell: Cell, prepared: Prepared) -> Tensor:
-    """The mask that policy gradient learns, (n,) uint8."""
+    """The mask that the agent learns, (n,) uint8."""
     env = LLMPruningVectorEnv(cell.masks, problem=prepared.problem, seed=cell.seed)
-    config = ReinforceConfig(
+    if cell.agent == "auto":
+        config = AutoConfig(population=cell.masks)
+        return Auto(env, config, prepared.importance, cell.seed).learn(cell.timesteps).mask()
+    settings = ReinforceConfig(
         masks_per_step=cell.masks,
         window=cell.window,
         learning_rate=cell.learning_rate,
@@ -186,7 +193,7 @@ def _learn(cell: Cell, prepared: Prepared) -> Tensor:
         baseline=cell.baseline,
     )
     agent = Reinforce(
-        env, config, initial=prepared.initial, prune_rates=prepared.stages, seed=cell.seed
+        env, settings, initial=prepared.initial, prune_rates=prepared.stages, seed=cell.seed
     )
     return agent.learn(cell.timesteps).mask()
 
