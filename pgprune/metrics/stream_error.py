@@ -42,7 +42,7 @@ def stream_error(lm: MaskedLM, windows: torch.Tensor, budget: Budget, seed: int)
         PruningError: the units are blocks or layers, or activations that overflow.
     """
     check_metric("stream-error", lm.units.granularity)
-    return _importance(lm, windows, budget, refit=False)
+    return stream_importance(lm, windows, budget, refit=False)
 
 
 @torch.no_grad()
@@ -64,16 +64,36 @@ def stream_error_refit(
         PruningError: the units are blocks or layers, or activations that overflow.
     """
     check_metric("stream-error-refit", lm.units.granularity)
-    return _importance(lm, windows, budget, refit=True)
+    return stream_importance(lm, windows, budget, refit=True)
 
 
-def _importance(lm: MaskedLM, windows: torch.Tensor, budget: Budget, refit: bool) -> Importance:
+def stream_importance(
+    lm: MaskedLM,
+    windows: torch.Tensor,
+    budget: Budget,
+    refit: bool,
+    levelling: float = LEVELLING,
+) -> Importance:
+    """What both metrics are.
+
+    Args:
+        lm: the frozen model; its units must be heads, channels or both.
+        windows: calibration token ids, (N, T).
+        budget: how much to keep.
+        refit: whether the units that are left make up for those that go.
+        levelling: share of the logarithm of the group's mean that is taken out.
+
+    Raises:
+        PruningError: activations that overflow.
+    """
     groups = {(group.layer, group.kind): group for group in lm.units.groups}
     scores = torch.empty(lm.units.n, dtype=torch.float64)
     for seen in lm.observe(lm.units.ones(), windows):
         for kind, moments in _moments(lm, seen).items():
             if group := groups.get((seen.layer, kind)):
-                scores[group.start : group.stop] = _scores(lm, group, moments, refit)
+                errors = _errors(lm, group, moments, refit)  # (units,)
+                level = levelling * errors.exp().mean().log()
+                scores[group.start : group.stop] = errors - level
     return Importance(scores, local=False, mask=budget.round(scores))
 
 
@@ -90,16 +110,16 @@ def _moments(lm: MaskedLM, seen: Observation) -> dict[str, SecondMoments]:
     return moments
 
 
-def _scores(lm: MaskedLM, group: Group, moments: SecondMoments, refit: bool) -> torch.Tensor:
-    """Importance of the units of one group, (units,) float64."""
+def _errors(lm: MaskedLM, group: Group, moments: SecondMoments, refit: bool) -> torch.Tensor:
+    """Logarithms of the rises that a group's units cause when they go, (units,) float64."""
     weight, units = lm.projection(group.layer, group.kind), group.stop - group.start
     name = f"the {group.kind} of layer {group.layer}"
     width = weight.shape[1] // units
     squares = LeastSquares(moments, weight, width, damping=DAMPING, name=name)
     order, costs = zip(*removals(squares, refit), strict=True)
-    errors = torch.tensor(costs, dtype=torch.float64).cummax(0).values
-    errors = errors.clamp(min=max(_SMALLEST * float(errors[-1]), torch.finfo(errors.dtype).tiny))
-    scores = torch.empty_like(errors)
+    rises = torch.tensor(costs, dtype=torch.float64).cummax(0).values
+    rises = rises.clamp(min=max(_SMALLEST * float(rises[-1]), torch.finfo(rises.dtype).tiny))
+    errors = torch.empty_like(rises)
     ranks = torch.arange(units, dtype=torch.float64) / units
-    scores[torch.tensor(order)] = errors.log() + 1e-9 * ranks  # those that tie stay in order
-    return scores - LEVELLING * errors.mean().log()
+    errors[torch.tensor(order)] = rises.log() + 1e-9 * ranks  # those that tie stay in order
+    return errors

@@ -1,0 +1,68 @@
+"""How much of the difference between layers stream-error should take out, as a Markdown table.
+
+    python benchmarks/levelling.py --assets ASSETS
+
+One-shot masks at prune rate 0.5, of stream-error as they are and of stream-error-refit after a
+least-squares repair. ASSETS holds models/stories260K, models/babyllama-361 and text/tinystories;
+without it only the built-in model is looked at.
+"""
+
+import argparse
+from pathlib import Path
+
+from pgprune.evaluation import perplexity
+from pgprune.markdown import grid
+from pgprune.metrics.stream_error import stream_importance
+from pgprune.models import ModelConfig
+from pgprune.problem import Problem, PruningConfig, make_problem
+from pgprune.repair import Repair, applied, repair
+from pgprune.stream import DataConfig, evaluation_windows
+
+LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
+_TINYSTORIES = "text/tinystories/tinystories_1000_clean.jsonl"
+
+
+def main() -> None:
+    """Prints one row for each model, metric and evaluation text."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--assets", type=Path)
+    parser.add_argument("--prune-rate", type=float, default=0.5)
+    options = parser.parse_args()
+    rows = [
+        row
+        for name, problem in problems(options.assets, options.prune_rate).items()
+        for refit in (False, True)
+        for row in measure(name, refit, problem)
+    ]
+    print(grid(["model", "metric", "text", *(f"{level:g}" for level in LEVELS)], rows))
+
+
+def problems(assets: Path | None, rate: float) -> dict[str, Problem]:
+    """The models at hand, with their text and budget."""
+    pruning = PruningConfig(prune_rate=rate)
+    found = {"builtin": make_problem(ModelConfig(), DataConfig(), pruning)}
+    if assets is not None:
+        text = assets / _TINYSTORIES
+        data = DataConfig(calibration=f"{text}[:500]", evaluation=f"{text}[500:1000]")
+        for name in ("stories260K", "babyllama-361"):
+            model = ModelConfig(model=str(assets / "models" / name))
+            found[name] = make_problem(model, data, pruning)
+    return found
+
+
+def measure(name: str, refit: bool, problem: Problem) -> list[list[str]]:
+    """The rows of one model and metric."""
+    sets = evaluation_windows(problem.data, problem.tokenizer)
+    windows, lm = problem.stream.head(128), problem.lm
+    rows = {text: [name, "stream-error-refit" if refit else "stream-error", text] for text in sets}
+    for level in LEVELS:
+        mask = stream_importance(lm, windows, problem.budget, refit, level).mask
+        found = repair(lm, mask, windows, "least-squares") if refit else Repair()
+        with applied(lm, found):
+            for text, ids in sets.items():
+                rows[text].append(f"{perplexity(lm, mask, ids):.2f}")
+    return list(rows.values())
+
+
+if __name__ == "__main__":
+    main()
