@@ -93,15 +93,12 @@ class Settings(Sections):
         """The settings of a new run, from parsed options.
 
         Raises:
-            PruningError: masks are to be judged as repaired, but not to be repaired; or stages
-                of progressive pruning for an agent that has none.
+            PruningError: masks are to be judged as repaired, but not to be repaired; or something
+                that the agent cannot do.
         """
         settings = super().from_arguments(arguments)
-        if settings.agent.agent == "auto" and settings.init.init == PROGRESSIVE:
-            raise PruningError(
-                f"init {PROGRESSIVE} raises the prune rate in stages, which agent auto does not "
-                "have; choose another init, or agent reinforce"
-            )
+        if settings.agent.agent == "auto":
+            settings._check_auto()
         if settings.agent.reward == "plain":
             return settings
         if settings.repair.repair == "none":
@@ -112,6 +109,19 @@ class Settings(Sections):
         if settings.repair.repair != "auto":
             return settings
         return replace(settings, repair=replace(settings.repair, repair="least-squares"))
+
+    def _check_auto(self) -> None:
+        """Refuses what leaves the recommended agent nothing to learn, or asks for stages."""
+        if self.init.init == PROGRESSIVE:
+            raise PruningError(
+                f"init {PROGRESSIVE} raises the prune rate in stages, which agent auto does not "
+                "have; choose another init, or agent reinforce"
+            )
+        if self.pruning.scope != "global":
+            raise PruningError(
+                f"agent auto learns how much each layer keeps, which scope {self.pruning.scope} "
+                "fixes; choose agent reinforce, or scope global"
+            )
 
     @property
     def refits(self) -> bool:

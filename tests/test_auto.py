@@ -179,7 +179,16 @@ def test_any_granularity_has_a_run(granularity: str, options: list[str], tmp_pat
     assert Settings.from_run(Run.open(run)).metric == expected
 
 
-def test_stages_are_refused_before_a_run_exists(options: list[str], tmp_path: Path) -> None:
-    with pytest.raises(PruningError, match="agent auto does not have; choose another init"):
-        train(*options, "--agent=auto", "--init=random-progressive", f"--output={tmp_path / 'r'}")
-    assert not (tmp_path / "r").exists()
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--init=random-progressive", "agent auto does not have; choose another init"),
+        ("--scope=uniform", "which scope uniform fixes; choose agent reinforce"),
+    ],
+)
+def test_what_it_cannot_do_is_refused_before_a_run_exists(
+    option: str, message: str, options: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(PruningError, match=message):
+        train(*options, "--agent=auto", option, f"--output={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
