@@ -4,6 +4,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def body(name: str, records: Iterable[Record]) -> str:
     table = TABLES[name]
     by_cell = {Cell(**record["cell"]): record for record in records}
     cells = list(dict.fromkeys(cell.resolved() for cell in table.cells))
-    found = [by_cell[cell] for cell in cells if cell in by_cell]
+    found = [by_cell[cell] | {"cell": asdict(cell)} for cell in cells if cell in by_cell]
     if not found:
         return ""
     text = variance_table(found) if name == "variance" else pivot(table, found)
