@@ -112,6 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
     if config.threads:
         torch.set_num_threads(config.threads)
     console, clock = Console(highlight=False), Clock(config.clock, device)
+    console.width = max(console.width, 100)  # of the table
     batch = (config.batch_size, config.sequence_length)
     shapes = {}
     for name in config.names:

@@ -199,12 +199,11 @@ class MaskedLM:
         return torch.stack([results[row] for row in where])
 
     def _losses(self, masks: Tensor, input_ids: Tensor, fill: Fill | None) -> Tensor:
-        """The losses of one pass, (K, B)."""
+        """The losses of one pass, (K, B); those of a sliced mask are the same in any company."""
         targets = input_ids.to(self.device)[:, 1:]  # (B, T-1)
-        hidden = self._hidden(masks, input_ids, fill)[:, :, :-1].flatten(0, 2)  # (K*B*(T-1), D)
-        wanted = targets.expand(len(masks), -1, -1).flatten()
-        loss = token_losses(self.model, hidden, wanted)
-        return loss.view(len(masks), *targets.shape).mean(dim=2).to(self.device)
+        hidden = self._hidden(masks, input_ids, fill)[:, :, :-1]  # (K, B, T-1, D)
+        rows = [token_losses(self.model, own.flatten(0, 1), targets.flatten()) for own in hidden]
+        return torch.stack(rows).view(-1, *targets.shape).mean(dim=2).to(self.device)
 
     def _hidden(self, masks: Tensor, input_ids: Tensor, fill: Fill | None = None) -> Tensor:
         """Last hidden states after the final norm under the masks of a pass, (K, B, T, D)."""
