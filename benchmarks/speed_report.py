@@ -106,7 +106,7 @@ def ratios(found: Mapping[str, Any], rate: str) -> dict[str, Any]:
 
 def print_report(report: Mapping[str, Any], console: Console) -> None:
     """Prints the table, without quartiles, and the agent's work."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in _COLUMNS:
         table.add_column(column.replace(" ", "\n"), justify="right")
     for row in _rows(report):
