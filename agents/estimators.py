@@ -4,11 +4,23 @@ With s the keep probabilities and L_k the loss of mask m_k, each estimate is
 sum_k (L_k - b_k) score(m_k, s) / divisor, in float64.
 """
 
+import torch
 from torch import Tensor
 
 SCORES = ("preconditioned", "paper")
 BASELINES = ("moving-average", "leave-one-out", "none")
 _FLOOR = 1e-7  # of s(1 - s): where s is 0 or 1, m - s is 0 and the score stays finite
+
+
+def sample(probabilities: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draws masks from the Bernoulli policy (Eq. 2): s (n,) float64 -> (count, n) uint8."""
+    uniform = torch.rand(
+        (count, len(probabilities)),
+        generator=generator,
+        dtype=torch.float64,
+        device=probabilities.device,
+    )
+    return (uniform < probabilities).to(torch.uint8)
 
 
 def score_function(masks: Tensor, probabilities: Tensor, score: str) -> Tensor:

@@ -14,7 +14,14 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from pgprune.agents.base import Agent
-from pgprune.agents.estimators import BASELINES, SCORES, advantages, gradient, moving_average
+from pgprune.agents.estimators import (
+    BASELINES,
+    SCORES,
+    advantages,
+    gradient,
+    moving_average,
+    sample,
+)
 from pgprune.budget import Budget
 from pgprune.cli import check_fields
 from pgprune.errors import PruningError
@@ -138,7 +145,7 @@ class Reinforce(Agent):
 
     def draw(self) -> Tensor:
         """One mask from the Bernoulli policy, (n,) uint8."""
-        return self._sample(1, self._other_generator)[0]
+        return sample(self.probabilities, 1, self._other_generator)[0]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a resume needs: tensors, and values that JSON can hold."""
@@ -174,7 +181,7 @@ class Reinforce(Agent):
         rate = self.learning_rate(total_steps, total_timesteps)
         if self.steps == 0 or len(self._stages) > 1:  # a stage may just have begun
             self.probabilities = budget.project(self.probabilities)
-        masks = self._sample(self.config.masks_per_step, self._generator)  # (K, n)
+        masks = sample(self.probabilities, self.config.masks_per_step, self._generator)  # (K, n)
         rewards = torch.as_tensor(self.env.step(masks)[1])
         losses = -rewards.to("cpu", torch.float64)  # (K,), the one read-back
         finite = losses.isfinite()
@@ -207,16 +214,6 @@ class Reinforce(Agent):
         advantage = advantages(losses, self.config.baseline, self.average)
         step = gradient(masks, advantage, self.probabilities, self.config.score)
         self.probabilities = self.probabilities - rate * step
-
-    def _sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draws masks from the Bernoulli policy (Eq. 2): (count, n) uint8."""
-        uniform = torch.rand(
-            (count, len(self.probabilities)),
-            generator=generator,
-            dtype=torch.float64,
-            device=self.probabilities.device,
-        )
-        return (uniform < self.probabilities).to(torch.uint8)
 
     def _from_metric(self, name: str) -> Tensor:
         problem = self.env.problem

@@ -244,9 +244,10 @@ def _check(prune_rate: float, kind: str, scope: str) -> None:
 def _project_pool(z: Tensor, cost: Tensor, share: float) -> Tensor:
     """clip(z - v, 0, 1) with the smallest v >= 0 such that the cost stays within ``share``."""
     low, high = torch.zeros_like(z[0]), z.max().clamp(min=0)
+    kept = torch.empty_like(z)  # written anew by each bisection
     for _ in range(_BISECTIONS):  # no host synchronisation inside
         middle = (low + high) / 2
-        over = cost @ (z - middle).clamp(0, 1) > share
+        over = cost @ torch.sub(z, middle, out=kept).clamp_(0, 1) > share
         low, high = torch.where(over, middle, low), torch.where(over, high, middle)
     # Between the breakpoints z - 1 and z the cost is linear in v: solve for v on the active set.
     gap = z - high

@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from pgprune.families import Family
+from pgprune.gathering import aligned, gather, send
 from pgprune.units import PruningUnits
 
 Fill = Mapping[tuple[int, str], Tensor]
@@ -128,8 +129,10 @@ def run_sliced(call: LayerCall, states: Tensor, mask: LayerMask) -> Tensor:
         return call(state)[None] if mask.parts["layer"][0] else states
     weights: dict[str, Tensor] = {}
     attention: AbstractContextManager[None] = nullcontext()
-    heads = mask.kept("heads", "attention")
-    channels = mask.kept("channels", "mlp")
+    heads, channels = (
+        None if kept is None else send(kept, state.device)
+        for kept in (mask.kept("heads", "attention"), mask.kept("channels", "mlp"))
+    )
     if heads is not None and len(heads):
         weights |= _sliced_heads(call.layer, mask, heads)
         attention = _head_count(call.layer, mask, len(heads))
@@ -178,18 +181,20 @@ def _sliced_heads(layer: nn.Module, mask: LayerMask, kept: Tensor) -> dict[str, 
     rows = _expand(kept, shape.head_dim)
     queries = _expand(kept, shape.head_dim * shape.query_heads_per_group)
     return {
-        **_rows(layer, family.key, rows),
-        **_rows(layer, family.value, rows),
-        **_rows(layer, family.query, queries),
-        **_columns(layer, mask, family.output, queries),
+        **_rows(layer, family.key, rows, len(rows)),
+        **_rows(layer, family.value, rows, len(rows)),
+        **_rows(layer, family.query, queries, len(queries)),
+        **_columns(layer, mask, family.output, queries, len(queries)),
     }
 
 
 def _sliced_channels(layer: nn.Module, mask: LayerMask, kept: Tensor) -> dict[str, Tensor]:
-    """Weights of the MLP projections for the kept channels."""
-    weights = _columns(layer, mask, mask.family.down, kept)
+    """Weights of the MLP projections for the kept channels, and for some that are all zero."""
+    down = layer.get_submodule(mask.family.down).get_parameter("weight")
+    size = aligned(len(kept), down.dtype)
+    weights = _columns(layer, mask, mask.family.down, kept, size)
     for path in mask.family.expand:
-        weights |= _rows(layer, path, kept)
+        weights |= _rows(layer, path, kept, size)
     return weights
 
 
@@ -198,16 +203,16 @@ def _expand(kept: Tensor, width: int) -> Tensor:
     return (kept[:, None] * width + torch.arange(width, device=kept.device)).flatten()
 
 
-def _rows(layer: nn.Module, path: str, kept: Tensor) -> dict[str, Tensor]:
-    parameters = dict(layer.get_submodule(path).named_parameters())
-    return {
-        f"{path}.{name}": p.index_select(0, kept.to(p.device)) for name, p in parameters.items()
-    }
+def _rows(layer: nn.Module, path: str, kept: Tensor, size: int) -> dict[str, Tensor]:
+    parameters = layer.get_submodule(path).named_parameters()
+    return {f"{path}.{name}": gather(p, kept, size) for name, p in parameters}
 
 
-def _columns(layer: nn.Module, mask: LayerMask, path: str, kept: Tensor) -> dict[str, Tensor]:
+def _columns(
+    layer: nn.Module, mask: LayerMask, path: str, kept: Tensor, size: int
+) -> dict[str, Tensor]:
     weight = layer.get_submodule(path).get_parameter("weight")
-    weights = {f"{path}.weight": weight.index_select(1, kept.to(weight.device))}
+    weights = {f"{path}.weight": gather(weight.t(), kept, size).t()}  # rows, where it is laid out
     constant = _constant(layer, mask, path, kept)
     return weights if constant is None else weights | {f"{path}.bias": constant}
 

@@ -62,7 +62,7 @@ def make_report(
     return {
         "command": shlex.join(command),
         "config": asdict(config),
-        "machine": _machine(device, config.threads),
+        "machine": machine(device, config.threads),
         "versions": versions(),
         "models": [
             {
@@ -196,8 +196,8 @@ def _setting(found: Mapping[str, Any]) -> str:
     return f"{found['batch_size']} x {found['sequence_length']}"
 
 
-def _machine(device: torch.device, threads: int | None) -> dict[str, Any]:
-    """What it ran on, without the machine's name."""
+def machine(device: torch.device, threads: int | None = None) -> dict[str, Any]:
+    """What something ran on, without the machine's name: the GPU, or cores, threads and SIMD."""
     if device.type == "cuda":
         return {"device": torch.cuda.get_device_name(device)}
     capability = torch.backends.cpu.get_cpu_capability()

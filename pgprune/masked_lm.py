@@ -18,10 +18,13 @@ from torch import Tensor, nn
 from pgprune.errors import PruningError
 from pgprune.executors import EXECUTORS, Fill, LayerCall, LayerMask
 from pgprune.families import decoder_layers, family_of
+from pgprune.gathering import lay_out
+from pgprune.prefixes import distinct, run_tree
 from pgprune.scoring import token_losses
 from pgprune.units import PruningUnits
 
 _PASS_TOKENS = 2048  # through the layers at once, so that any number of masks fits in memory
+_TREE_TOKENS = 8192  # of masks that run one after another and share what they agree on
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,8 @@ class MaskedLM:
         self._family = family_of(model.config)
         self._layers = decoder_layers(model, self._family)
         self._decoder = model.get_submodule(self._family.layers.rpartition(".")[0])
+        if executor == "sliced" and {"heads", "channels"} & set(units.kinds):
+            lay_out(self._layers, self._family)
 
     @property
     def device(self) -> torch.device:
@@ -105,14 +110,14 @@ class MaskedLM:
         Returns:
             (K, B) float32 in nats (float64 for a float64 model), on the model's device.
         """
-        passes = self._passes(masks, input_ids)
-        return torch.cat([self._losses(part, input_ids, fill) for part in passes])
+        return self._in_passes(masks, input_ids, lambda part: self._losses(part, input_ids, fill))
 
     @torch.no_grad()
     def logits(self, masks: Tensor, input_ids: Tensor) -> Tensor:
         """Next-token logits under each mask, (K, B, T, vocabulary); for small inputs."""
-        passes = self._passes(masks, input_ids)
-        return torch.cat([self._head(self._hidden(part, input_ids)) for part in passes])
+        return self._in_passes(
+            masks, input_ids, lambda part: self._head(self._hidden(part, input_ids))
+        )
 
     @torch.no_grad()
     def observe(self, mask: Tensor, input_ids: Tensor) -> Iterator[Observation]:
@@ -176,36 +181,46 @@ class MaskedLM:
         """Sequences that run through the layers together: (b, T) each, on the model's device."""
         return input_ids.to(self.device).split(max(1, _PASS_TOKENS // input_ids.shape[1]))
 
-    def _passes(self, masks: Tensor, input_ids: Tensor) -> tuple[Tensor, ...]:
-        """Checked and counted masks (K, n), split into those that run together."""
+    def _in_passes(
+        self, masks: Tensor, input_ids: Tensor, compute: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        """Checks and counts masks (K, n) and computes (K, ...) of as many at once as fit."""
         if masks.ndim != 2 or masks.shape[1] != self.units.n:
             raise PruningError(
                 f"masks must have shape (K, {self.units.n}), got {tuple(masks.shape)}"
             )
         self.tokens += len(masks) * input_ids.numel()
-        together = 1 if self.executor == "sliced" else max(1, _PASS_TOKENS // input_ids.numel())
-        return masks.to(self.device).split(together)
+        if self.executor == "masked":
+            together = max(1, _PASS_TOKENS // input_ids.numel())
+            return torch.cat([compute(part) for part in masks.to(self.device).split(together)])
+        together = max(1, _TREE_TOKENS // input_ids.numel())
+        rows, where = distinct(masks)
+        results = [result for part in rows.split(together) for result in compute(part)]
+        return torch.stack([results[row] for row in where])
 
     def _losses(self, masks: Tensor, input_ids: Tensor, fill: Fill | None) -> Tensor:
-        """The losses of one pass, (K, B)."""
+        """The losses of one pass, (K, B); those of a sliced mask are the same in any company."""
         targets = input_ids.to(self.device)[:, 1:]  # (B, T-1)
-        hidden = self._hidden(masks, input_ids, fill)[:, :, :-1].flatten(0, 2)  # (K*B*(T-1), D)
-        wanted = targets.expand(len(masks), -1, -1).flatten()
-        loss = token_losses(self.model, hidden, wanted)
-        return loss.view(len(masks), *targets.shape).mean(dim=2).to(self.device)
+        hidden = self._hidden(masks, input_ids, fill)[:, :, :-1]  # (K, B, T-1, D)
+        rows = [token_losses(self.model, own.flatten(0, 1), targets.flatten()) for own in hidden]
+        return torch.stack(rows).view(-1, *targets.shape).mean(dim=2).to(self.device)
 
     def _hidden(self, masks: Tensor, input_ids: Tensor, fill: Fill | None = None) -> Tensor:
         """Last hidden states after the final norm under the masks of a pass, (K, B, T, D)."""
-        run = EXECUTORS[self.executor]
+        run, units, family = EXECUTORS[self.executor], self.units, self._family
+        ids = input_ids.to(self.device)
 
         def drive(hidden: Tensor, calls: list[LayerCall]) -> Tensor:
-            states = hidden.unflatten(0, (len(masks), -1))  # (K, B, T, D)
+            if self.executor == "sliced":
+                states = run_tree(run, calls, hidden[None], masks, units, family, fill)
+                return torch.cat(states).flatten(0, 1)
+            together = hidden.unflatten(0, (len(masks), -1))  # (K, B, T, D)
             for index, call in enumerate(calls):
-                mask = LayerMask(masks, self.units, index, self._family, fill)
-                states = run(call, states, mask)
-            return states.flatten(0, 1)
+                together = run(call, together, LayerMask(masks, units, index, family, fill))
+            return together.flatten(0, 1)
 
-        ids = input_ids.to(self.device).repeat(len(masks), 1)  # (K*B, T)
+        if self.executor == "masked":
+            ids = ids.repeat(len(masks), 1)  # (K*B, T)
         return self._decode(ids, drive).unflatten(0, (len(masks), -1))
 
     def _capture(self, input_ids: Tensor) -> tuple[Tensor, list[LayerCall]]:

@@ -100,7 +100,8 @@ def holding(linear: nn.Linear, weight: Tensor | None, bias: Tensor | None) -> It
     """Lets a projection have another weight and bias for a while; None leaves what it has."""
     own = linear.weight, linear.bias
     if weight is not None:
-        linear.weight = nn.Parameter(weight.to(own[0]), requires_grad=False)
+        laid_out = torch.empty_like(own[0]).copy_(weight)  # in memory as the old one
+        linear.weight = nn.Parameter(laid_out, requires_grad=False)
     if bias is not None:
         linear.bias = nn.Parameter(bias.to(own[0]), requires_grad=False)
     try:

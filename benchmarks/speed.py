@@ -1,0 +1,167 @@
+"""Measures what a mask evaluation costs beside the dense model, in one run.
+
+    python benchmarks/speed.py --output DIR                          # 100M parameters, on a CPU
+    python benchmarks/speed.py --shapes builtin,100m --prune-rates 0.5
+    python benchmarks/speed.py --shapes llama-2-7b --output DIR      # random weights, on a GPU
+
+Every round does all the work of a shape once: the plain Hugging Face forward with its loss (blocks
+and head on their own), and for each prune rate an evaluation of a random mask by the masked and by
+the sliced executor, and the matrix products that the sliced one cannot do without, alone. Ratios
+are of times of one round; reported are their medians and quartiles. Beside it stands the agent's
+own work of a step at LLaMA-2-7B's number of units.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from speed_report import make_report, markdown, print_report, write_report
+from speed_work import CLOCKS, Clock, load, measure, measure_agent
+from transformers.utils import logging
+
+from pgprune.cli import ArgumentParser, from_arguments, run_command
+from pgprune.errors import PruningError
+from pgprune.files import check_new
+from pgprune.lists import numbers
+from pgprune.markdown import has_place, renew
+from pgprune.models import DTYPES, ModelConfig, choose_device
+from pgprune.shapes import SHAPES
+
+NEED_A_GPU = ("llama-2-7b", "llama-2-13b", "llama-3-8b")
+_MARKER = "speed"
+
+
+@dataclass(frozen=True)
+class SpeedConfig:
+    """Measurement: which models, how often, and where.
+
+    Raises:
+        PruningError: a shape or a list of numbers that is not understood.
+    """
+
+    shapes: str = field(
+        default="100m",
+        metadata={"help": f"models to measure, of {', '.join(['builtin', *SHAPES])}"},
+    )
+    prune_rates: str = field(default="0.3,0.5,0.7", metadata={"help": "rates of the random masks"})
+    batch_size: int = field(default=8, metadata={"help": "sequences of a batch", "minimum": 1})
+    sequence_length: int = field(default=128, metadata={"help": "tokens of each", "minimum": 2})
+    repeats: int = field(default=7, metadata={"help": "rounds", "minimum": 1})
+    threads: int | None = field(
+        default=None, metadata={"help": "CPU threads", "minimum": 1, "default": "torch's choice"}
+    )
+    clock: str = field(
+        default="wall",
+        metadata={
+            "help": "wall, or the processor time of one CPU thread, for a machine that other work "
+            "shares",
+            "choices": list(CLOCKS),
+        },
+    )
+    device: str = field(
+        default="auto", metadata=ModelConfig.__dataclass_fields__["device"].metadata
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "number format of the weights; auto is float32 on the CPU, else bfloat16",
+            "choices": ["auto", *DTYPES],
+        },
+    )
+    output: str | None = field(
+        default=None,
+        metadata={
+            "help": "a new directory for speed.json, its table and its plot",
+            "default": "none, only the table is printed",
+        },
+    )
+    into: str | None = field(
+        default=None,
+        metadata={"help": "a Markdown page with a place for the table", "default": "none"},
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses what is not understood before any model is made."""
+        for name in self.names:
+            if name not in ("builtin", *SHAPES):
+                known = ", ".join(["builtin", *SHAPES])
+                raise PruningError(f"the shape {name!r} is unknown; choose of {known}")
+        if not all(rate < 1 for rate in self.rates):
+            raise PruningError(f"--prune-rates must be inside (0, 1), not {self.prune_rates!r}")
+
+    @property
+    def names(self) -> list[str]:
+        """The shapes."""
+        return self.shapes.split(",")
+
+    @property
+    def rates(self) -> list[float]:
+        """The prune rates."""
+        return numbers(self.prune_rates, "--prune-rates")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parses the options, measures, and prints and writes what was found."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    words = sys.argv[1:] if arguments is None else arguments
+    config = from_arguments(SpeedConfig, ArgumentParser(__doc__, SpeedConfig).parse_args(words))
+    device = check(config)
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    console, clock = Console(highlight=False), Clock(config.clock, device)
+    console.width = max(console.width, 100)  # of the table
+    batch = (config.batch_size, config.sequence_length)
+    shapes = {}
+    for name in config.names:
+        console.print(f"measuring {name}, {config.repeats} rounds")
+        model = load(name, device, config.dtype)
+        shapes[name] = measure(model, config.rates, batch, config.repeats, clock)
+        del model
+    agent = measure_agent(config.repeats, clock)
+    command = ["python", "benchmarks/speed.py", *words]
+    report = make_report(shapes, agent, config, device, command)
+    print_report(report, console)
+    if config.output is not None:
+        write_report(report, Path(config.output))
+        console.print(f"written to {config.output}", soft_wrap=True, markup=False)
+    if config.into is not None:
+        page = Path(config.into)
+        page.write_text(renew(page.read_text(), _MARKER, markdown(report)))
+
+
+def check(config: SpeedConfig) -> torch.device:
+    """The device to measure on.
+
+    Raises:
+        PruningError: it is absent or too small for a shape, the clock does not fit, or what is to
+            be written cannot be.
+    """
+    device = choose_device(config.device)
+    for name in config.names:
+        if name in NEED_A_GPU and device.type == "cpu":
+            raise PruningError(
+                f"the shape {name} is measured on a GPU only and the device is the CPU; take "
+                "builtin or 100m, or a machine with a GPU"
+            )
+    if config.clock == "processor" and (device.type != "cpu" or config.threads != 1):
+        raise PruningError(
+            "--clock processor measures one thread of the CPU; give --threads 1 --device cpu with "
+            "it, or take --clock wall"
+        )
+    if config.output is not None:
+        check_new(Path(config.output))
+    if config.into is not None:
+        page = Path(config.into)
+        if not page.is_file() or not has_place(page.read_text(), _MARKER):
+            raise PruningError(
+                f"{page} has no place for the table; write <!-- {_MARKER} --> and <!-- end --> "
+                "into it, each on a line of its own"
+            )
+    return device
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,210 @@
+"""What the speed benchmark found: as JSON, as tables, and as a plot."""
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pgprune.files import new_directory, saving, write_file
+from pgprune.latency import Spread
+from pgprune.latency_report import machine
+from pgprune.markdown import grid
+from pgprune.plots import save_figure
+from pgprune.versions import versions
+
+_MIB = 2**20
+_CURVES = {
+    "masked / dense": "masked",
+    "sliced / dense": "sliced",
+    "products / dense": "products",
+    "bound / dense": "(1 - r) blocks + head",
+}
+"""The curves of the plot by their labels."""
+_COLUMNS = (
+    "shape",
+    "rate",
+    "blocks (ms)",
+    "head (ms)",
+    "masked",
+    "sliced",
+    "of bound",
+    "of products",
+    "GFLOP/s",
+    "dense (MiB)",
+    "masked (MiB)",
+    "sliced (MiB)",
+)
+_LEGEND = (
+    "Blocks and head with loss: the plain Hugging Face model. Masked, sliced: an evaluation's time "
+    "over the sum of these. Of bound: sliced over (1 - rate) x blocks + head. Of products: sliced "
+    "over its matrix products alone, which run at that many GFLOP/s. MiB: beside the weights, at "
+    "the peak."
+)
+
+
+def make_report(
+    shapes: Mapping[str, Mapping[str, Any]],
+    agent: Mapping[str, Any],
+    config: Any,
+    device: torch.device,
+    command: Sequence[str],
+) -> dict[str, Any]:
+    """Everything that was found, as JSON holds it.
+
+    Args:
+        shapes: what ``measure`` found, by shape.
+        agent: what ``measure_agent`` found.
+        config: of the measurement, a dataclass.
+        device: where it was done.
+        command: its words.
+
+    Returns:
+        ``command``, ``config``, ``machine``, ``versions``, ``agent`` and ``shapes``, each with
+        what was found and ``rates``: for each prune rate the medians and quartiles of ratios of
+        times of one round.
+    """
+    return {
+        "command": shlex.join(command),
+        "config": asdict(config),
+        "machine": machine(device, config.threads) | {"clock": config.clock},
+        "versions": versions(),
+        "shapes": {
+            name: {**found, "rates": {rate: ratios(found, rate) for rate in found["operations"]}}
+            for name, found in shapes.items()
+        },
+        "agent": dict(agent),
+    }
+
+
+def ratios(found: Mapping[str, Any], rate: str) -> dict[str, Any]:
+    """Medians and quartiles of ratios at a prune rate, and what the products reach."""
+    rounds = found["rounds"]
+    masked, sliced, products = (
+        [seconds for (seconds,) in rounds[f"{name} {rate}"]]
+        for name in ("masked", "sliced", "products")
+    )
+    dense = [blocks + head for blocks, head in rounds["dense"]]
+    bound = [(1 - float(rate)) * blocks + head for blocks, head in rounds["dense"]]
+    return {
+        "masked / dense": _ratio(masked, dense),
+        "sliced / dense": _ratio(sliced, dense),
+        "products / dense": _ratio(products, dense),
+        "bound / dense": _ratio(bound, dense),
+        "sliced / bound": _ratio(sliced, bound),
+        "sliced / products": _ratio(sliced, products),
+        "products, operations per second": found["operations"][rate] / Spread.of(products).median,
+    }
+
+
+def print_report(report: Mapping[str, Any], console: Console) -> None:
+    """Prints the table, without quartiles, and the agent's work."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in _COLUMNS:
+        table.add_column(column.replace(" ", "\n"), justify="right")
+    for row in _rows(report):
+        table.add_row(*(Text(cell.partition("±")[0]) for cell in row))
+    console.print(table, f"{_LEGEND}\n\n{_agent(report['agent'])}", sep="")
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The tables in Markdown, with the command and the machine."""
+    where = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
+    head = f"`{report['command']}` ({where}; median ± half the interquartile range)"
+    return f"{head}\n\n{grid(_COLUMNS, _rows(report))}\n{_LEGEND}\n\n{_agent(report['agent'])}\n"
+
+
+def write_report(report: Mapping[str, Any], output: Path) -> None:
+    """Writes speed.json, speed.md and, where matplotlib is there, speed.png.
+
+    Args:
+        report: of ``make_report``.
+        output: a new directory.
+
+    Raises:
+        PruningError: it exists by now, or cannot be written.
+    """
+    with saving(output, "choose another --output"), new_directory(output) as directory:
+        write_file(directory / "speed.json", (json.dumps(report, indent=2) + "\n").encode())
+        write_file(directory / "speed.md", markdown(report).encode())
+        plot(report["shapes"], directory / "speed.png")
+
+
+def plot(shapes: Mapping[str, Any], path: Path) -> bool:
+    """Draws times as shares of the dense model's over the prune rate, one panel a shape."""
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, len(shapes), sharey=True, squeeze=False)[0]
+        for panel, (name, found) in zip(panels, shapes.items(), strict=True):
+            rates = sorted(found["rates"], key=float)
+            for key, label in _CURVES.items():
+                spreads = [found["rates"][rate][key] for rate in rates]
+                middle = [spread["median"] for spread in spreads]
+                errors = [
+                    [spread["median"] - spread["low"] for spread in spreads],
+                    [spread["high"] - spread["median"] for spread in spreads],
+                ]
+                style = "--" if key == "bound / dense" else "o-"
+                panel.errorbar(
+                    [float(rate) for rate in rates], middle, errors, fmt=style, label=label
+                )
+            panel.axhline(1, color="#888888", linewidth=1)
+            panel.set(xlabel="prune rate", ylim=(0, None))
+            panel.set_title(name, loc="left", weight="bold")
+        panels[0].set_ylabel("time / dense Hugging Face forward with loss")
+        panels[0].legend()
+
+    return save_figure(path, (4.5 * len(shapes) + 0.5, 4.2), draw)
+
+
+def _ratio(times: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
+    return asdict(Spread.of([own / other for own, other in zip(times, reference, strict=True)]))
+
+
+def _rows(report: Mapping[str, Any]) -> list[list[str]]:
+    """A row for each prune rate of each shape."""
+    return [
+        _row(name, found, rate, values)
+        for name, found in report["shapes"].items()
+        for rate, values in found["rates"].items()
+    ]
+
+
+def _row(name: str, found: Mapping[str, Any], rate: str, values: Mapping[str, Any]) -> list[str]:
+    blocks, head = (
+        1e3 * Spread.of(part).median for part in zip(*found["rounds"]["dense"], strict=True)
+    )
+    memory = [found["memory"][work] for work in ("dense", f"masked {rate}", f"sliced {rate}")]
+    return [
+        name,
+        rate,
+        f"{blocks:,.1f}",
+        f"{head:,.1f}",
+        *(
+            _spread(values[key])
+            for key in ("masked / dense", "sliced / dense", "sliced / bound", "sliced / products")
+        ),
+        f"{values['products, operations per second'] / 1e9:,.1f}",
+        *("-" if size is None else f"{size / _MIB:,.0f}" for size in memory),
+    ]
+
+
+def _agent(agent: Mapping[str, Any]) -> str:
+    parts = [1e3 * Spread.of(part).median for part in zip(*agent["rounds"], strict=True)]
+    whole = 1e3 * Spread.of([sum(parts) for parts in agent["rounds"]]).median
+    sampling, score, projection = (f"{part:.1f}" for part in parts)
+    return (
+        f"The agent's own work of a step at {agent['units']:,} units: {whole:.1f} ms (sampling "
+        f"{sampling}, score {score}, projection {projection})."
+    )
+
+
+def _spread(ratio: Mapping[str, float]) -> str:
+    return f"{ratio['median']:.2f}±{(ratio['high'] - ratio['low']) / 2:.2f}"

@@ -1,0 +1,230 @@
+"""The pieces of work that the speed benchmark times, and how it times them."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from pgprune.agents.estimators import advantages, gradient, moving_average, sample
+from pgprune.budget import Budget
+from pgprune.errors import PruningError
+from pgprune.executors import LayerMask
+from pgprune.families import decoder_layers, family_of
+from pgprune.gathering import aligned
+from pgprune.latency import weight_bytes
+from pgprune.masked_lm import MaskedLM
+from pgprune.memory import memory_of
+from pgprune.models import DTYPES, ModelConfig, load_model
+from pgprune.shapes import SHAPES, random_models
+from pgprune.units import PruningUnits
+
+CLOCKS: dict[str, Callable[[], float]] = {
+    "wall": time.perf_counter,
+    "processor": time.process_time,
+}
+_AGENT_SHAPE = "llama-2-7b"
+_AGENT_MASKS = 2  # the paper's N_s
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A clock by name, and the device that it waits for."""
+
+    name: str
+    device: torch.device
+
+    def __call__(self) -> float:
+        """Seconds, once the device has done all its work."""
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize(self.device)
+        return CLOCKS[self.name]()
+
+
+Work = Callable[[Clock], list[float]]
+"""Does something and returns the seconds of its parts."""
+
+
+def load(name: str, device: torch.device, dtype: str) -> PreTrainedModel:
+    """The built-in model, or random weights of a shape.
+
+    Raises:
+        PruningError: it does not fit into the device's memory.
+    """
+    own = torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name == "builtin":
+        names = {value: key for key, value in DTYPES.items()}
+        chosen = names[own] if dtype == "auto" else dtype
+        return load_model(ModelConfig("builtin", device=str(device), dtype=chosen))[0]
+    try:
+        return random_models(name, [], [1], device, DTYPES.get(dtype, own))[name]
+    except torch.OutOfMemoryError as error:
+        raise PruningError(
+            f"the shape {name} does not fit into the memory of {device}; choose a smaller shape"
+        ) from error
+
+
+def measure(
+    model: PreTrainedModel,
+    rates: list[float],
+    batch: tuple[int, int],
+    repeats: int,
+    clock: Clock,
+) -> dict[str, Any]:
+    """Measures everything about one model.
+
+    Args:
+        model: dense.
+        rates: of random masks over heads and channels, each kind keeping its share.
+        batch: sequences and tokens of each.
+        repeats: rounds.
+        clock: what times are read from.
+
+    Returns:
+        ``parameters``, ``dtype``, ``weight_bytes``, ``operations`` of the products by rate, and by
+        the name of the work (``dense``, ``masked 0.5``, ``sliced 0.5``, ``products 0.5``)
+        ``rounds``, the seconds of its parts in each round, and ``memory``, the most bytes that it
+        takes beside the weights (None where that is not known).
+
+    Raises:
+        PruningError: a rate that leaves nothing, or too little memory.
+    """
+    units = PruningUnits.of(model)
+    ids = torch.randint(
+        model.config.vocab_size, batch, generator=torch.Generator().manual_seed(0)
+    ).to(clock.device)
+    works: dict[str, Work] = {"dense": partial(dense_work, model, ids)}
+    operations = {}
+    for rate in rates:
+        generator = torch.Generator().manual_seed(0)
+        mask = Budget(units, rate).round(torch.rand(units.n, generator=generator))
+        for executor in ("masked", "sliced"):
+            lm = MaskedLM(model, units, executor)
+            works[f"{executor} {rate:g}"] = partial(executor_work, lm, mask, ids)
+        weights = kept_weights(model, units, mask)
+        operations[f"{rate:g}"] = 2 * ids.numel() * sum(weight.numel() for weight in weights)
+        works[f"products {rate:g}"] = partial(products_work, weights, ids.numel())
+    try:
+        memory = {name: _memory(work, clock) for name, work in works.items()}
+        rounds = _in_turn(works, repeats, clock)
+    except torch.OutOfMemoryError as error:
+        raise PruningError(
+            f"{batch[0]} x {batch[1]} tokens do not fit into the memory of {clock.device}; choose "
+            "a smaller --batch-size"
+        ) from error
+    return {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "weight_bytes": weight_bytes(model),
+        "operations": operations,
+        "memory": memory,
+        "rounds": rounds,
+    }
+
+
+def measure_agent(repeats: int, clock: Clock) -> dict[str, Any]:
+    """Measures what REINFORCE does in a step besides evaluating masks.
+
+    Returns:
+        ``units``, and ``rounds``: the seconds of sampling, estimating and projecting in each.
+    """
+    with torch.device("meta"):
+        shadow = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPES[_AGENT_SHAPE]))
+    budget = Budget(PruningUnits.of(shadow), 0.5)
+    generator = torch.Generator(clock.device).manual_seed(0)
+    scores = torch.rand(
+        budget.units.n, generator=generator, device=clock.device, dtype=torch.float64
+    )
+    work = partial(agent_work, budget, budget.project(scores), generator)
+    work(clock)
+    return {"units": budget.units.n, "rounds": [work(clock) for _ in range(repeats)]}
+
+
+@torch.no_grad()
+def dense_work(model: Any, ids: Tensor, clock: Clock) -> list[float]:
+    """The plain model's loss; the parts are its blocks, embedding and norm included, and head."""
+    start = clock()
+    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    middle = clock()
+    logits = model.get_output_embeddings()(hidden)
+    float(model.loss_function(logits=logits, labels=ids, vocab_size=logits.shape[-1]))
+    return [middle - start, clock() - middle]
+
+
+def executor_work(lm: MaskedLM, mask: Tensor, ids: Tensor, clock: Clock) -> list[float]:
+    """One mask evaluation, with its losses read."""
+    start = clock()
+    lm.losses(mask[None], ids).tolist()
+    return [clock() - start]
+
+
+@torch.no_grad()
+def products_work(weights: list[Tensor], tokens: int, clock: Clock) -> list[float]:
+    """Products of some states (tokens, inputs) with each of some weights (outputs, inputs)."""
+    largest = max(weight.shape[1] for weight in weights)
+    states = torch.ones(tokens * largest, dtype=weights[0].dtype, device=clock.device)
+    start = clock()
+    for weight in weights:
+        F.linear(states[: tokens * weight.shape[1]].view(tokens, -1), weight)
+    return [clock() - start]
+
+
+def agent_work(
+    budget: Budget, probabilities: Tensor, generator: torch.Generator, clock: Clock
+) -> list[float]:
+    """What REINFORCE does in a step besides evaluating masks: sampling, score, projection."""
+    losses = torch.tensor([3.0, 3.1], dtype=torch.float64)
+    moments = [clock()]
+    masks = sample(probabilities, _AGENT_MASKS, generator)
+    moments.append(clock())
+    advantage = advantages(losses, "moving-average", moving_average(3.0, losses, 5))
+    step = gradient(masks, advantage.to(clock.device), probabilities, "preconditioned")
+    moments.append(clock())
+    budget.project(probabilities - 2e-3 * step)
+    moments.append(clock())
+    return [after - before for before, after in zip(moments[:-1], moments[1:], strict=True)]
+
+
+def kept_weights(model: PreTrainedModel, units: PruningUnits, mask: Tensor) -> list[Tensor]:
+    """As many rows of every projection's weights as an evaluation gathers, and the whole head's.
+
+    They are the first rows, in place, so that nothing is copied.
+    """
+    family, weights = family_of(model.config), []
+    for index, layer in enumerate(decoder_layers(model, family)):
+        part, shape = LayerMask(mask[None], units, index, family), units.shapes[index]
+        kept = part.kept("heads", "attention")
+        heads = (shape.kv_heads if kept is None else len(kept)) * shape.head_dim
+        queries = heads * shape.query_heads_per_group
+        kept = part.kept("channels", "mlp")
+        channels = shape.channels if kept is None else aligned(len(kept), model.dtype)
+        rows = {family.key: heads, family.value: heads, family.query: queries}
+        rows |= dict.fromkeys(family.expand, channels)
+        columns = {family.output: queries, family.down: channels}
+        weights += [_weight(layer, path)[:count] for path, count in rows.items()]
+        weights += [_weight(layer, path)[:, :count] for path, count in columns.items()]
+    return [*weights, model.get_output_embeddings().weight]
+
+
+def _weight(layer: torch.nn.Module, path: str) -> Tensor:
+    return layer.get_submodule(path).get_parameter("weight")
+
+
+def _memory(work: Work, clock: Clock) -> int | None:
+    """The most bytes that a piece of work takes, the second time that it is done."""
+    work(clock)
+    return memory_of(partial(work, clock), clock.device)
+
+
+def _in_turn(works: Mapping[str, Work], repeats: int, clock: Clock) -> dict[str, list[list[float]]]:
+    """The seconds of the parts of each work in each round, in alternating order."""
+    rounds: dict[str, list[list[float]]] = {name: [] for name in works}
+    for number in range(repeats):
+        for name in works if number % 2 == 0 else reversed(list(works)):
+            rounds[name].append(works[name](clock))
+    return rounds
