@@ -19,15 +19,13 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from pgprune.agents.base import Agent
+from pgprune.agents.base import COUNTS, Agent
+from pgprune.agents.offsets import importance_of, masks_of, standardised
 from pgprune.cli import check_fields
 from pgprune.errors import PruningError
-from pgprune.initialization import metric_name
-from pgprune.metrics import METRICS, Importance
-from pgprune.units import PruningUnits
+from pgprune.metrics import Importance
 
 _TENSORS = ("scores", "mean", "deviation", "average")
-_VALUES = ("seed", "steps", "skipped", "in_vain")  # of the state, besides tensors
 
 
 @dataclass(frozen=True)
@@ -53,6 +51,11 @@ class AutoConfig:
             raise PruningError(
                 f"population {self.population} does not consist of pairs; choose an even number"
             )
+
+    @property
+    def masks(self) -> int:
+        """Masks of a step."""
+        return self.population
 
 
 class Auto(Agent):
@@ -83,16 +86,10 @@ class Auto(Agent):
         importance: Importance | str = "auto",
         seed: int = 0,
     ) -> None:
-        super().__init__(env, config.population if config else None, seed)
+        super().__init__(env, config.masks if config else None, seed)
         self.config = config or AutoConfig(population=env.num_envs)
         units = self.budget.units
-        if isinstance(importance, str):
-            if importance == "auto" and units.granularity not in ("blocks", "layers"):
-                importance = "stream-error"
-            problem = self.env.problem
-            metric = METRICS[metric_name(importance, units.granularity)]
-            importance = metric(problem.lm, problem.stream.head(128), self.budget, seed)
-        self.scores = standardised(importance, units)
+        self.scores = standardised(importance_of(self.env, importance, seed), units)
         self.mean = torch.zeros(len(units.groups), dtype=torch.float64)
         self.deviation = torch.full_like(self.mean, self.config.deviation)
         self.average = torch.zeros_like(self.mean)
@@ -113,7 +110,7 @@ class Auto(Agent):
         """All that a resume needs: tensors, and values that JSON can hold."""
         tensors = {name: getattr(self, name) for name in _TENSORS}
         tensors["generator"] = self._generator.get_state()
-        return tensors, {name: getattr(self, name) for name in _VALUES}
+        return tensors, {name: getattr(self, name) for name in COUNTS}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Continues from what ``state`` returned.
@@ -121,15 +118,11 @@ class Auto(Agent):
         Raises:
             PruningError: the state is over another number of units.
         """
-        if tensors["scores"].shape != self.scores.shape:
-            raise PruningError(
-                f"the saved agent chooses among {len(tensors['scores'])} units, this environment "
-                f"has {len(self.scores)}; take the model and granularity it was saved with"
-            )
+        self._check_units(tensors["scores"])
         for name in _TENSORS:
             setattr(self, name, tensors[name])
         self._generator.set_state(tensors["generator"])
-        for name in _VALUES:
+        for name in COUNTS:
             setattr(self, name, values[name])
         self.probabilities = self.mask().double()
 
@@ -167,8 +160,7 @@ class Auto(Agent):
 
     def _masks(self, offsets: Tensor) -> Tensor:
         """The masks of offsets: (K, groups) -> (K, n) uint8."""
-        group = self.budget.units.group.to(offsets.device)
-        return torch.stack([self.budget.round(self.scores + row[group]) for row in offsets])
+        return masks_of(offsets, self.scores, self.budget)
 
 
 def advantages_of_ranks(count: int) -> Tensor:
@@ -176,15 +168,3 @@ def advantages_of_ranks(count: int) -> Tensor:
     ranks = torch.arange(1, count + 1, dtype=torch.float64)
     gains = (math.log(count / 2 + 1) - ranks.log()).clamp(min=0)
     return gains / gains.sum() - 1 / count
-
-
-def standardised(importance: Importance, units: PruningUnits) -> Tensor:
-    """Scores with mean 0 and deviation 1 where they compare: in each kind, or group if local."""
-    groups = (units.group if importance.local else units.kind).cpu()
-    scores = torch.empty_like(importance.scores, dtype=torch.float64, device="cpu")
-    for index in groups.unique():
-        member = groups == index
-        part = importance.scores.cpu()[member].double()
-        spread = part.std(correction=0)
-        scores[member] = (part - part.mean()) / spread.where(spread > 0, 1)
-    return scores

@@ -19,6 +19,7 @@ from pgprune.errors import PruningError
 from pgprune.files import saving, tensor_bytes, write_file
 
 TOKENS_PER_TIMESTEP = 1024  # one mask on the paper's batch of 8 x 128
+COUNTS = ("seed", "steps", "skipped", "in_vain")  # in every agent's state
 _MOST_STEPS_IN_VAIN = 20
 Callback = Callable[[Any, dict[str, float]], bool | None]
 
@@ -52,8 +53,8 @@ class Agent(ABC):
             )
         if masks not in (None, env.num_envs):
             raise PruningError(
-                f"masks_per_step is {masks} but the environment has num_envs {env.num_envs}; make "
-                "them equal"
+                f"{name} evaluates {masks} masks a step but the environment has num_envs "
+                f"{env.num_envs}; make them equal"
             )
         self.env = env.unwrapped
         self.seed = seed
@@ -129,6 +130,14 @@ class Agent(ABC):
                 "is nothing to learn from; try --dtype bfloat16 or float32, or a lower prune rate"
             )
         return enough
+
+    def _check_units(self, saved: Tensor) -> None:
+        """Refuses a saved state whose vector over the units, (n,), is not over these."""
+        if len(saved) != self.budget.units.n:
+            raise PruningError(
+                f"the saved agent chooses among {len(saved)} units, this environment has "
+                f"{self.budget.units.n}; take the model and granularity it was saved with"
+            )
 
     def predict(
         self, observation: Any = None, state: Any = None, deterministic: bool = True

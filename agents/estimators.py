@@ -1,7 +1,8 @@
 """Policy-gradient estimators of the expected loss over Bernoulli masks, as pure functions.
 
 With s the keep probabilities and L_k the loss of mask m_k, each estimate is
-sum_k (L_k - b_k) score(m_k, s) / divisor, in float64.
+sum_k (L_k - b_k) score(m_k, s) / divisor, in float64. Masks are drawn independently, or in
+antithetic pairs, whose scores know of each other (DisARM: Dong, Mnih & Tucker, NeurIPS 2020).
 """
 
 import torch
@@ -9,25 +10,65 @@ from torch import Tensor
 
 SCORES = ("preconditioned", "paper")
 BASELINES = ("moving-average", "leave-one-out", "none")
+SAMPLINGS = ("independent", "antithetic")
+CONTROLS = ("none", "dense")
 _FLOOR = 1e-7  # of s(1 - s): where s is 0 or 1, m - s is 0 and the score stays finite
 
 
-def sample(probabilities: Tensor, count: int, generator: torch.Generator) -> Tensor:
+def sample(
+    probabilities: Tensor, count: int, generator: torch.Generator, sampling: str = "independent"
+) -> Tensor:
     """Draws masks from the Bernoulli policy (Eq. 2): s (n,) float64 -> (count, n) uint8."""
     uniform = torch.rand(
-        (count, len(probabilities)),
+        (count // 2 if sampling == "antithetic" else count, len(probabilities)),
         generator=generator,
         dtype=torch.float64,
         device=probabilities.device,
     )
-    return (uniform < probabilities).to(torch.uint8)
+    return masks_from(uniform, probabilities, sampling)
 
 
-def score_function(masks: Tensor, probabilities: Tensor, score: str) -> Tensor:
-    """The derivative of log p(m|s) in s (Remark 4), or that times sqrt(s(1-s)): (K, n) float64."""
+def masks_from(uniform: Tensor, probabilities: Tensor, sampling: str) -> Tensor:
+    """Masks from uniform numbers in [0, 1).
+
+    Args:
+        uniform: (K, n), or (K/2, n) for ``antithetic``.
+        probabilities: s, (n,).
+        sampling: ``independent``, or ``antithetic``: row i and row i + K/2 of the masks are made of
+            u and of 1 - u.
+
+    Returns:
+        (K, n) uint8, where each entry is 1 with probability s.
+    """
+    masks = uniform < probabilities
+    if sampling == "antithetic":
+        masks = torch.cat([masks, uniform >= 1 - probabilities])
+    return masks.to(torch.uint8)
+
+
+def score_function(
+    masks: Tensor, probabilities: Tensor, score: str, sampling: str = "independent"
+) -> Tensor:
+    """What weighs the loss of each mask in the gradient, (K, n) float64.
+
+    For independent masks that is the derivative of log p(m|s) in s (Remark 4); for antithetic pairs
+    DisARM's (m - m') / min(s, 1 - s), with m' the other mask of the pair: the mean of these
+    derivatives over all that u may have been, given both masks. ``preconditioned`` scores are these
+    times sqrt(s(1-s)).
+    """
     variance = (probabilities * (1 - probabilities)).clamp(min=_FLOOR)
-    scale = variance if score == "paper" else variance.sqrt()
-    return (masks.to(probabilities) - probabilities) / scale
+    if sampling == "independent":
+        scale = variance if score == "paper" else variance.sqrt()
+        return (masks.to(probabilities) - probabilities) / scale
+    least = torch.minimum(probabilities, 1 - probabilities).clamp(min=_FLOOR)
+    scale = least if score == "paper" else least / variance.sqrt()
+    ours = masks.to(probabilities)
+    return (ours - ours.roll(len(masks) // 2, dims=0)) / scale
+
+
+def complete(finite: Tensor, sampling: str) -> Tensor:
+    """Which masks can be learned from, (K,): those with a loss, and in pairs both."""
+    return finite if sampling == "independent" else finite & finite.roll(len(finite) // 2)
 
 
 def moving_average(previous: float, losses: Tensor, window: int) -> float:
@@ -44,7 +85,13 @@ def advantages(losses: Tensor, baseline: str, average: float) -> Tensor:
     return losses
 
 
-def gradient(masks: Tensor, advantage: Tensor, probabilities: Tensor, score: str) -> Tensor:
+def gradient(
+    masks: Tensor,
+    advantage: Tensor,
+    probabilities: Tensor,
+    score: str,
+    sampling: str = "independent",
+) -> Tensor:
     """The estimate of the gradient in s, (n,) float64.
 
     ``paper`` is the mean over masks (Eq. 7); ``preconditioned`` divides the sum by K - 1, as the
@@ -55,6 +102,8 @@ def gradient(masks: Tensor, advantage: Tensor, probabilities: Tensor, score: str
         advantage: of each mask, (K,).
         probabilities: s, (n,) float64.
         score: ``paper`` or ``preconditioned``.
+        sampling: how the masks were drawn.
     """
     divisor = len(masks) if score == "paper" else max(1, len(masks) - 1)
-    return advantage.to(probabilities) @ score_function(masks, probabilities, score) / divisor
+    scores = score_function(masks, probabilities, score, sampling)
+    return advantage.to(probabilities) @ scores / divisor

@@ -13,11 +13,14 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from pgprune.agents.base import Agent
+from pgprune.agents.base import COUNTS, Agent
 from pgprune.agents.estimators import (
     BASELINES,
+    CONTROLS,
+    SAMPLINGS,
     SCORES,
     advantages,
+    complete,
     gradient,
     moving_average,
     sample,
@@ -28,7 +31,7 @@ from pgprune.errors import PruningError
 from pgprune.initialization import initial_probabilities, metric_name
 from pgprune.metrics import METRICS
 
-_VALUES = ("seed", "average", "steps", "skipped", "in_vain")  # of an agent's state, besides tensors
+_VALUES = ("average", *COUNTS)  # of an agent's state, besides tensors
 
 
 def _option(value: Any, text: str, **limits: Any) -> Any:
@@ -60,6 +63,18 @@ class ReinforceConfig:
         "moving average before the first step: that step's mean loss, or zero (Algorithm 1)",
         choices=["first-loss", "zero"],
     )
+    sampling: str = _option(
+        "independent",
+        "how masks of a step are drawn: independently, or in antithetic pairs (DisARM), whose "
+        "difference needs no baseline",
+        choices=list(SAMPLINGS),
+    )
+    control: str = _option(
+        "none",
+        "what else is subtracted from the losses: the loss of the unpruned model on the same batch "
+        "(dense), for one more evaluation a step",
+        choices=list(CONTROLS),
+    )
 
     def __post_init__(self) -> None:
         """Refuses what an option does not allow, and N_s - 1 as a divisor where it is zero."""
@@ -71,6 +86,28 @@ class ReinforceConfig:
                     f"{self.masks_per_step}; for one mask take score paper and baseline "
                     "moving-average or none"
                 )
+        pairs = self.sampling == "antithetic"
+        if pairs and self.masks_per_step % 2:
+            raise PruningError(
+                f"masks_per_step {self.masks_per_step} does not consist of the pairs of sampling "
+                "antithetic; choose an even number"
+            )
+        if pairs and self.baseline == "leave-one-out":
+            raise PruningError(
+                "baseline leave-one-out takes masks for independent, which pairs of sampling "
+                "antithetic are not; choose one of the two"
+            )
+        if self.control == "dense" and (pairs or self.baseline == "leave-one-out"):
+            other = "sampling antithetic" if pairs else "baseline leave-one-out"
+            raise PruningError(
+                f"control dense cancels in the differences of {other}, so it would only cost "
+                "evaluations; choose one of the two"
+            )
+
+    @property
+    def masks(self) -> int:
+        """Masks of a step, the unpruned model included where it is evaluated."""
+        return self.masks_per_step + (self.control == "dense")
 
 
 def default_learning_rate(total_timesteps: int, granularity: str = "heads+channels") -> float:
@@ -88,7 +125,8 @@ class Reinforce(Agent):
     """The paper's agent, with the verbs of Stable-Baselines3.
 
     Args:
-        env: the vector environment; its ``num_envs`` is N_s, the masks per step.
+        env: the vector environment; its ``num_envs`` is N_s, the masks per step, or one more with
+            ``control="dense"``.
         config: estimator and step size.
         initial: keep probabilities (n,), or the name of a metric to start from.
         prune_rates: rates of the stages of progressive pruning; by default the budget's own.
@@ -110,7 +148,7 @@ class Reinforce(Agent):
         prune_rates: list[float] | None = None,
         seed: int = 0,
     ) -> None:
-        super().__init__(env, config.masks_per_step if config else None, seed)
+        super().__init__(env, config.masks if config else None, seed)
         self.config = config or ReinforceConfig(masks_per_step=env.num_envs)
         rates = prune_rates or [self.budget.prune_rate]
         self._stages = [self.budget.with_rate(rate) for rate in rates]
@@ -158,13 +196,8 @@ class Reinforce(Agent):
         Raises:
             PruningError: the state is over another number of units, or of another device.
         """
-        probabilities = tensors["probabilities"].to(self.probabilities.device)
-        if probabilities.shape != self.probabilities.shape:
-            raise PruningError(
-                f"the saved agent chooses among {len(probabilities)} units, this environment has "
-                f"{len(self.probabilities)}; take the model and granularity it was saved with"
-            )
-        self.probabilities = probabilities
+        self._check_units(tensors["probabilities"])
+        self.probabilities = tensors["probabilities"].to(self.probabilities.device)
         try:
             self._generator.set_state(tensors["generator"])
         except RuntimeError as error:
@@ -181,15 +214,17 @@ class Reinforce(Agent):
         rate = self.learning_rate(total_steps, total_timesteps)
         if self.steps == 0 or len(self._stages) > 1:  # a stage may just have begun
             self.probabilities = budget.project(self.probabilities)
-        masks = sample(self.probabilities, self.config.masks_per_step, self._generator)  # (K, n)
-        rewards = torch.as_tensor(self.env.step(masks)[1])
-        losses = -rewards.to("cpu", torch.float64)  # (K,), the one read-back
+        sampling = self.config.sampling
+        count = self.config.masks_per_step
+        masks = sample(self.probabilities, count, self._generator, sampling)  # (K, n)
+        losses, control = self._losses(masks)  # (K,), and what else is subtracted
         finite = losses.isfinite()
         loss = float(losses[finite].mean())  # nan if there is none
-        if self._enough(finite, 2 if self.config.baseline == "leave-one-out" else 1):
-            if not bool(finite.all()):
-                masks, losses = masks[finite.to(masks.device)], losses[finite]
-            self._update(masks, losses, rate)
+        usable = complete((losses - control).isfinite(), sampling)
+        if self._enough(usable, 2 if self.config.baseline == "leave-one-out" else 1):
+            if not bool(usable.all()):
+                masks, losses = masks[usable.to(masks.device)], losses[usable]
+            self._update(masks, losses - control, rate)
             self.probabilities = budget.project(self.probabilities)
         self.steps += 1
         return {
@@ -205,6 +240,14 @@ class Reinforce(Agent):
         stage, rest = divmod(self.steps * len(self._stages), total_steps)
         return self._stages[stage], rest / total_steps
 
+    def _losses(self, masks: Tensor) -> tuple[Tensor, float]:
+        """The losses of masks (K, n) on the next batch, (K,) float64, and the control variate."""
+        dense = self.config.control == "dense"
+        rows = torch.cat([masks, torch.ones_like(masks[:1])]) if dense else masks
+        rewards = torch.as_tensor(self.env.step(rows)[1])
+        losses = -rewards.to("cpu", torch.float64)  # the one read-back
+        return (losses[:-1], float(losses[-1])) if dense else (losses, 0.0)
+
     def _update(self, masks: Tensor, losses: Tensor, rate: float) -> None:
         """Eqs. (8) and (7), without the projection."""
         if self.average is None:
@@ -212,7 +255,8 @@ class Reinforce(Agent):
             self.average = 0.0 if start_at_zero else float(losses.mean())
         self.average = moving_average(self.average, losses, self.config.window)
         advantage = advantages(losses, self.config.baseline, self.average)
-        step = gradient(masks, advantage, self.probabilities, self.config.score)
+        score, sampling = self.config.score, self.config.sampling
+        step = gradient(masks, advantage, self.probabilities, score, sampling)
         self.probabilities = self.probabilities - rate * step
 
     def _from_metric(self, name: str) -> Tensor:

@@ -2,9 +2,13 @@
 
 import argparse
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
+from pgprune.agents.actions import ACTIONS, KINDS, check_action
 from pgprune.agents.auto import AutoConfig
+from pgprune.agents.cma_es import CMAESConfig
+from pgprune.agents.evolution import EvolutionConfig
+from pgprune.agents.random_search import RandomSearchConfig
 from pgprune.agents.reinforce import ReinforceConfig, default_learning_rate
 from pgprune.cli import given
 from pgprune.envs.reward import REWARDS
@@ -18,7 +22,11 @@ from pgprune.run_config import RunConfig
 from pgprune.sections import Sections
 from pgprune.stream import DataConfig
 
-AGENTS = ("reinforce", "auto")
+AGENTS = ("reinforce", "auto", "random-search", "cma-es", "evolution")
+"""Each has a section of its name in ``Settings`` and, but for reinforce, a class in making.py."""
+
+STARTS_OVER: dict[str, str] = {}
+"""Agents that cannot go on with a run, and why."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +36,18 @@ class AgentConfig:
     agent: str = field(
         default="reinforce",
         metadata={
-            "help": "the algorithm: the paper's (reinforce), or the recommended one, which needs "
-            "a tenth of the evaluations (auto)",
+            "help": "the algorithm: the paper's (reinforce), the recommended one, which needs a "
+            "tenth of the evaluations (auto), or a search to compare with",
             "choices": list(AGENTS),
+        },
+    )
+    action: str | None = field(
+        default=None,
+        metadata={
+            "help": "what an agent that has a choice acts in: masks, how much each layer keeps of "
+            "each kind (density), or a score for each unit",
+            "choices": list(KINDS),
+            "default": ", ".join(f"{name}: {kinds[0]}" for name, kinds in ACTIONS.items()),
         },
     )
     reward: str = field(
@@ -85,8 +102,17 @@ class Settings(Sections):
     init: InitConfig = InitConfig()
     reinforce: ReinforceConfig = ReinforceConfig()
     auto: AutoConfig = AutoConfig()
+    random_search: RandomSearchConfig = RandomSearchConfig()
+    cma_es: CMAESConfig = CMAESConfig()
+    evolution: EvolutionConfig = EvolutionConfig()
 
-    later: ClassVar[tuple[str, ...]] = ("repair", "auto")
+    later: ClassVar[tuple[str, ...]] = (
+        "repair",
+        "auto",
+        "random_search",
+        "cma_es",
+        "evolution",
+    )
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Self:
@@ -97,8 +123,19 @@ class Settings(Sections):
                 that the agent cannot do.
         """
         settings = super().from_arguments(arguments)
-        if settings.agent.agent == "auto":
-            settings._check_auto()
+        agent = settings.agent.agent
+        check_action(agent, settings.agent.action)
+        if agent != "reinforce" and settings.init.init == PROGRESSIVE:
+            raise PruningError(
+                f"init {PROGRESSIVE} raises the prune rate in stages, which agent {agent} does not "
+                "have; choose another init, or agent reinforce"
+            )
+        scope = settings.pruning.scope
+        if agent == "auto" and scope != "global":
+            raise PruningError(
+                f"agent auto learns how much each layer keeps, which scope {scope} fixes; choose "
+                "agent reinforce, or scope global"
+            )
         if settings.agent.reward == "plain":
             return settings
         if settings.repair.repair == "none":
@@ -110,19 +147,6 @@ class Settings(Sections):
             return settings
         return replace(settings, repair=replace(settings.repair, repair="least-squares"))
 
-    def _check_auto(self) -> None:
-        """Refuses what leaves the recommended agent nothing to learn, or asks for stages."""
-        if self.init.init == PROGRESSIVE:
-            raise PruningError(
-                f"init {PROGRESSIVE} raises the prune rate in stages, which agent auto does not "
-                "have; choose another init, or agent reinforce"
-            )
-        if self.pruning.scope != "global":
-            raise PruningError(
-                f"agent auto learns how much each layer keeps, which scope {self.pruning.scope} "
-                "fixes; choose agent reinforce, or scope global"
-            )
-
     @property
     def refits(self) -> bool:
         """Whether rewards are computed with weights that are refitted to the policy."""
@@ -131,8 +155,17 @@ class Settings(Sections):
     @property
     def masks(self) -> int:
         """Masks of a step."""
-        is_auto = self.agent.agent == "auto"
-        return self.auto.population if is_auto else self.reinforce.masks_per_step
+        return self.own.masks
+
+    @property
+    def own(self) -> Any:
+        """The section of the agent."""
+        return getattr(self, self.agent.agent.replace("-", "_"))
+
+    @property
+    def action(self) -> str | None:
+        """What the agent acts in, None if it has no choice."""
+        return self.agent.action or next(iter(ACTIONS.get(self.agent.agent, ())), None)
 
     @property
     def metric(self) -> str:
@@ -143,7 +176,7 @@ class Settings(Sections):
         """
         granularity, init = self.pruning.granularity, self.init.init
         fine = granularity not in ("blocks", "layers")
-        if self.agent.agent == "auto" and init == "auto" and fine:
+        if self.agent.agent != "reinforce" and init == "auto" and fine:
             return "stream-error-refit" if self.refits else "stream-error"
         return metric_name(init, granularity)
 
@@ -182,8 +215,17 @@ def resumed(run: Run, export: str | None = None) -> Settings:
     Args:
         run: to go on with.
         export: the format to export in the end; None leaves it as it was asked then.
+
+    Raises:
+        PruningError: the run is not finished, and its agent cannot go on.
     """
     settings, decided = Settings.from_run(run), run.sections.get("decided", {})
+    agent = settings.agent.agent
+    if agent in STARTS_OVER and not run.finished:
+        raise PruningError(
+            f"agent {agent} cannot go on with {run.path}, because {STARTS_OVER[agent]}; start a "
+            "new run"
+        )
     executor = decided.get("executor", settings.pruning.executor)
     rate = decided.get("learning_rate", settings.reinforce.learning_rate)
     return replace(

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgprune.agents.auto import Auto
 from pgprune.agents.base import TOKENS_PER_TIMESTEP, Agent
+from pgprune.agents.making import check_agent, make_agent
 from pgprune.agents.record import Record
-from pgprune.agents.reinforce import Reinforce
 from pgprune.agents.repaired_reward import RepairedReward
 from pgprune.agents.results import plot, summarise
 from pgprune.agents.settings import Settings
@@ -25,11 +24,6 @@ from pgprune.envs.reward import check_reward
 from pgprune.errors import PruningError
 from pgprune.export import check_format
 from pgprune.files import saving
-from pgprune.initialization import (
-    PROGRESSIVE,
-    initial_probabilities,
-    progressive_rates,
-)
 from pgprune.interrupt import ctrl_c
 from pgprune.memory import memory_now, peak_memory, read_once
 from pgprune.metrics import METRICS, Importance, check_metric
@@ -72,6 +66,7 @@ class Training:
             check_units(settings.pruning.granularity)
         seed, masks = settings.run.seed, settings.masks
         self.problem = make_problem(settings.model, settings.data, settings.pruning, seed, masks)
+        check_agent(settings, self.problem.units)
         if settings.run.export is not None:
             lm, tokenizer = self.problem.lm, self.problem.tokenizer
             repair, scope = settings.repair.repair, settings.pruning.scope
@@ -129,14 +124,15 @@ class Training:
         settings = self.settings
         checkpoint = run.load_checkpoint()
         if checkpoint is None:
-            agent = self._new_agent(self._initialise())
+            agent = make_agent(settings, self._env, self._initialise())
             if self._repaired_reward is not None:
                 self._repaired_reward.follow(agent.mask())
             self._validate(agent)
             self._save(run, agent)
         else:
             nothing = torch.zeros(self.problem.units.n, dtype=torch.float64)
-            agent = self._new_agent(Importance(nothing, local=False, mask=nothing.byte()))
+            importance = Importance(nothing, local=False, mask=nothing.byte())
+            agent = make_agent(settings, self._env, importance)
             self._restore(agent, *checkpoint)
         total = settings.run.total_timesteps
         with self.view, ctrl_c() as interrupted:
@@ -170,21 +166,6 @@ class Training:
         with self._evaluating():
             self.record.perplexity |= perplexities(problem.lm, rows, self.windows)
         return importance
-
-    def _new_agent(self, importance: Importance) -> Agent:
-        settings, seed = self.settings, self.settings.run.seed
-        if settings.agent.agent == "auto":
-            return Auto(self._env, settings.auto, importance, seed)
-        rates, start = None, self.problem.budget
-        transform = settings.init.init_transform
-        if settings.init.init == PROGRESSIVE:
-            rates = progressive_rates(start.prune_rate)
-            start = start.with_rate(rates[0])
-            if transform == "auto":  # score-const would start from the mask of the full rate
-                transform = "sigmoid-norm"
-        constant = settings.init.init_constant
-        initial = initial_probabilities(importance, start, transform, constant)
-        return Reinforce(self._env, settings.reinforce, initial, rates, seed)
 
     def _make_repaired_reward(self) -> RepairedReward:
         settings = self.settings

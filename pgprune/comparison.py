@@ -21,7 +21,7 @@ from pgprune.models import ModelConfig
 from pgprune.repair import REPAIRS
 from pgprune.stream import DataConfig
 
-AGENTS = ("auto", "reinforce")
+AGENTS = ("auto", "reinforce", "random-search", "cma-es", "evolution")
 """Methods that are agents of train_agent.py; the others are methods of prune_baseline.py."""
 
 ALL = (

@@ -25,7 +25,7 @@ def test_the_default_learning_rate_is_the_papers_at_its_30000_evaluations():
 
 def test_the_environment_must_fit():
     problem = toy_problem(additive())
-    with pytest.raises(PruningError, match="masks_per_step is 4 but .* num_envs 2"):
+    with pytest.raises(PruningError, match="evaluates 4 masks a step but .* num_envs 2"):
         Reinforce(LLMPruningVectorEnv(2, problem=problem), ReinforceConfig(masks_per_step=4))
     with pytest.raises(PruningError, match="needs the vector environment, not LLMPruningEnv"):
         Reinforce(LLMPruningEnv(problem=problem))

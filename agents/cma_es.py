@@ -1,0 +1,215 @@
+"""CMA-ES (Hansen & Ostermeier 2001) by the library pycma: search that knows no gradients.
+
+It searches among the offsets of every (layer, kind), as the recommended agent does, or among
+offsets of every single unit. Masks of a step share one batch, and only the order of their losses
+counts.
+
+The library's state is no file of ours: what is saved are the losses that it was told. All it does
+follows from them and from the seed, so that a resume asks and tells it everything once more.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+
+from pgprune.agents.actions import check_scores
+from pgprune.agents.base import COUNTS, Agent
+from pgprune.agents.offsets import importance_of, masks_of, standardised
+from pgprune.cli import check_fields
+from pgprune.errors import PruningError
+from pgprune.metrics import Importance
+
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CMAESConfig:
+    """CMA-ES: how widely it looks."""
+
+    cma_population: int = field(
+        default=10, metadata={"help": "cma-es: masks of a step", "minimum": 4}
+    )
+    cma_deviation: float = field(
+        default=0.3,
+        metadata={
+            "help": "cma-es: standard deviation of the offsets at the beginning, in standard "
+            "deviations of the metric's scores",
+            "above": 0,
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses what an option does not allow."""
+        check_fields(self)
+
+    @property
+    def masks(self) -> int:
+        """Masks of a step."""
+        return self.cma_population
+
+
+class CMAES(Agent):
+    """CMA-ES, with the verbs of Stable-Baselines3.
+
+    Args:
+        env: the vector environment; its ``num_envs`` is the population.
+        config: how widely it looks.
+        importance: of the units, or the name of a metric; ``auto`` is ``stream-error`` for heads
+            and channels.
+        seed: of the masks and of the calibration stream.
+        action: ``density``, an offset for each (layer, kind), or ``score``, one for each unit,
+            whose covariance is then diagonal.
+
+    Attributes:
+        scores: of the units, which offsets are added to, (n,) float64.
+        mean: of the offsets, (groups,) or (n,) float64.
+        losses: of the masks of all steps, (steps, K) float64.
+        probabilities: the answer as a policy, (n,) float64.
+
+    Raises:
+        PruningError: the config or the action does not fit the environment, or pycma is absent.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv[Any, Any, Any],
+        config: CMAESConfig | None = None,
+        importance: Importance | str = "auto",
+        seed: int = 0,
+        action: str = "density",
+    ) -> None:
+        super().__init__(env, config.masks if config else None, seed)
+        self.config = config or CMAESConfig(cma_population=env.num_envs)
+        self.action = action
+        units = self.budget.units
+        check_scores(action, units.n)
+        self._dimensions = units.n if action == "score" else len(units.groups)
+        if self._dimensions < 2:
+            raise PruningError(
+                f"cma-es needs 2 dimensions or more, but there is {self._dimensions} to choose; "
+                "take a finer --granularity or another agent"
+            )
+        self._search = self._new_search(seed)
+        self.scores = standardised(importance_of(self.env, importance, seed), units)
+        self.losses = torch.empty(0, self.config.cma_population, dtype=torch.float64)
+        self.probabilities = self.mask().double()
+        self._other_generator = torch.Generator().manual_seed(seed)  # learning must not see it
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean of the offsets, (groups,) or (n,) float64."""
+        return torch.tensor(self._search.mean, dtype=torch.float64)
+
+    def mask(self) -> Tensor:
+        """The answer: the mask of the mean offsets, (n,) uint8 on the CPU."""
+        return masks_of(self.mean[None], self.scores, self.budget)[0]
+
+    def draw(self) -> Tensor:
+        """One mask from the search distribution, (n,) uint8."""
+        sampler = copy.deepcopy(self._search.sm)
+        sampler.randn = _normal(self._other_generator)
+        step = self._search.sigma * (self._search.sigma_vec * np.asarray(sampler.sample(1)[0]))
+        return masks_of(self.mean[None] + torch.tensor(step), self.scores, self.budget)[0]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a resume needs: tensors, and values that JSON can hold."""
+        tensors = {"scores": self.scores, "losses": self.losses, "mean": self.mean}
+        return tensors, {name: getattr(self, name) for name in COUNTS}
+
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Continues from what ``state`` returned, by asking and telling everything once more.
+
+        Raises:
+            PruningError: the state is over another number of units or of another population, or
+                the library does not come to the same mean again.
+        """
+        self._check_units(tensors["scores"])
+        losses, population = tensors["losses"], self.config.cma_population
+        if losses.shape[1] != population or len(tensors["mean"]) != self._dimensions:
+            raise PruningError(
+                f"the saved agent has a population of {losses.shape[1]} in {len(tensors['mean'])} "
+                f"dimensions, this one {population} in {self._dimensions}; take the config and "
+                "action it was saved with"
+            )
+        self.scores, self.losses = tensors["scores"], losses
+        self._search = self._new_search(values["seed"])
+        for row in losses:
+            self._tell(self._search.ask(), row)
+        if not torch.equal(self.mean, tensors["mean"]):
+            raise PruningError(
+                "cma-es does not come to the saved mean again, so this is another machine, number "
+                "of threads or version of the package cma than it was saved with; go on there"
+            )
+        for name in COUNTS:
+            setattr(self, name, values[name])
+        self.probabilities = self.mask().double()
+
+    def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
+        """Asks for offsets, evaluates their masks on one batch, and tells the losses."""
+        offsets = self._search.ask()
+        masks = masks_of(torch.tensor(np.array(offsets)), self.scores, self.budget)  # (K, n)
+        rewards = torch.as_tensor(self.env.step(masks.to(self.env.problem.lm.device))[1])
+        losses = -rewards.to("cpu", torch.float64)  # (K,), the one read-back
+        finite = losses.isfinite()
+        self._enough(finite, least=_least(losses))
+        self._tell(offsets, losses)
+        self.losses = torch.cat([self.losses, losses[None]])
+        self.probabilities = self.mask().double()
+        self.steps += 1
+        loss = float(losses[finite].mean())  # nan if there is none
+        return {
+            "rollout/loss": loss,
+            "rollout/reward": -loss,
+            "rollout/best_loss": float(losses.nan_to_num(torch.inf).min()),
+            "train/deviation": float(self._search.stds.mean()),
+            "train/skipped": float(self.skipped),
+        }
+
+    def _tell(self, offsets: list[Numbers], losses: Tensor) -> None:
+        """Tells the losses (K,) of offsets; those that are no numbers are the worst."""
+        finite = losses.isfinite()
+        if int(finite.sum()) >= _least(losses):
+            worst = float(losses[finite].max())
+            self._search.tell(offsets, torch.where(finite, losses, worst + 1).tolist())
+
+    def _new_search(self, seed: int) -> Any:
+        """The library's search, before its first step."""
+        options = {
+            "popsize": self.config.cma_population,
+            "CMA_diagonal": self.action == "score",
+            "randn": _normal(torch.Generator().manual_seed(seed)),
+            "seed": np.nan,  # leaves numpy's own generator alone
+            "verbose": -9,
+        }
+        start = np.zeros(self._dimensions)
+        return load_cma().CMAEvolutionStrategy(start, self.config.cma_deviation, options)
+
+
+def load_cma() -> Any:
+    """The package cma.
+
+    Raises:
+        PruningError: it is not installed.
+    """
+    try:
+        import cma
+    except ImportError as error:
+        raise PruningError("agent cma-es needs pip install 'pgprune[search]'") from error
+    return cma
+
+
+def _least(losses: Tensor) -> int:
+    """How many losses must be numbers, for the better half to be chosen among them."""
+    return len(losses) // 2
+
+
+def _normal(generator: torch.Generator) -> Callable[..., Numbers]:
+    """Standard normal numbers in the shape that the library asks for."""
+    return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).numpy()

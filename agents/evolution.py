@@ -1,0 +1,225 @@
+"""Evolution of masks: swap kept for pruned units, and let few tokens sort out the bad swaps.
+
+Each generation mutates the parent mask. A mutation moves capacity from one (layer, kind) to another
+of the same pool (or the same one): it prunes as many kept units of the one as it keeps pruned units
+of the other, mostly those that the metric finds closest to the border. All offspring are judged on
+a few sequences of the batch; the better half goes on to twice as many, and so on, up to the whole
+batch. The best of the last stage becomes the parent, which is itself judged in every stage.
+
+Source: after EvoPress (Sieberling et al. 2024, arXiv 2410.14649), whose mutations switch levels of
+compression between layers, and whose selection has stages of more and more tokens.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+
+from pgprune.agents.base import COUNTS, Agent
+from pgprune.agents.offsets import importance_of, standardised
+from pgprune.cli import check_fields
+from pgprune.metrics import Importance
+
+_TENSORS = ("scores", "parent")
+_MOST_SWITCHES = 3  # between groups, of a mutation
+
+
+@dataclass(frozen=True)
+class EvolutionConfig:
+    """Evolution: how many masks it tries, and how far they may be from their parent."""
+
+    offspring: int = field(
+        default=16, metadata={"help": "evolution: masks made of the parent in a step", "minimum": 1}
+    )
+    stages: int = field(
+        default=3,
+        metadata={
+            "help": "evolution: stages of selection, each of the better half of the masks on twice "
+            "the tokens, the last on a whole batch",
+            "minimum": 1,
+        },
+    )
+    reach: float = field(
+        default=0.1,
+        metadata={
+            "help": "evolution: most that a switch moves between two groups, as a share of the "
+            "smaller one's units (one unit at least)",
+            "above": 0,
+            "maximum": 1,
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses what an option does not allow."""
+        check_fields(self)
+
+    @property
+    def masks(self) -> int:
+        """Masks of a step, of which the first stage judges all."""
+        return self.offspring
+
+
+class Evolution(Agent):
+    """Evolution of masks, with the verbs of Stable-Baselines3.
+
+    Args:
+        env: the vector environment; its ``num_envs`` is the number of offspring.
+        config: how many masks it tries, and how far they may be from their parent.
+        importance: of the units, or the name of a metric; ``auto`` is ``stream-error`` for heads
+            and channels.
+        seed: of the masks and of the calibration stream.
+
+    Attributes:
+        scores: of the units, by which mutations choose among those of a group, (n,) float64.
+        parent: the mask that the next generation is made of, (n,) uint8.
+        probabilities: the same, (n,) float64.
+
+    Raises:
+        PruningError: the config does not fit the environment.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv[Any, Any, Any],
+        config: EvolutionConfig | None = None,
+        importance: Importance | str = "auto",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(env, config.masks if config else None, seed)
+        self.config = config or EvolutionConfig(offspring=env.num_envs)
+        units = self.budget.units
+        self.scores = standardised(importance_of(self.env, importance, seed), units)
+        self.parent = self.budget.round(self.scores)
+        self.probabilities = self.parent.double()
+        self._generator = torch.Generator().manual_seed(seed)
+        self._other_generator = torch.Generator().manual_seed(seed)  # learning must not see it
+        pools = [units.group[pool.members].unique() for pool in self.budget.pools]
+        self._neighbours = {int(group): groups for groups in pools for group in groups}
+
+    def mask(self) -> Tensor:
+        """The answer: the parent, (n,) uint8 on the CPU."""
+        return self.parent.clone()
+
+    def draw(self) -> Tensor:
+        """One mutation of the parent, (n,) uint8."""
+        return self._mutated(self._other_generator)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a resume needs: tensors, and values that JSON can hold."""
+        tensors = {name: getattr(self, name) for name in _TENSORS}
+        tensors["generator"] = self._generator.get_state()
+        return tensors, {name: getattr(self, name) for name in COUNTS}
+
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Continues from what ``state`` returned.
+
+        Raises:
+            PruningError: the state is over another number of units.
+        """
+        self._check_units(tensors["scores"])
+        for name in _TENSORS:
+            setattr(self, name, tensors[name])
+        self._generator.set_state(tensors["generator"])
+        for name in COUNTS:
+            setattr(self, name, values[name])
+        self.probabilities = self.parent.double()
+
+    @property
+    def _step_tokens(self) -> int:
+        """Tokens of a generation: each stage judges its masks and the parent on what is new."""
+        sequences = done = 0
+        for count, stop in self._stages():
+            sequences += (count + 1) * (stop - done)
+            done = stop
+        return sequences * self.env.stream.sequence_length
+
+    def _stages(self) -> list[tuple[int, int]]:
+        """Offspring that each stage judges, and on how many sequences of the batch."""
+        batch, stages = self.env.stream.batch_size, self.config.stages
+        stops = sorted({max(1, batch >> left) for left in range(stages)})
+        return [(max(1, self.config.offspring >> i), stop) for i, stop in enumerate(stops)]
+
+    def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
+        """One generation."""
+        fresh = [self._mutated(self._generator) for _ in range(self.config.offspring)]
+        masks = torch.stack([self.parent, *fresh])  # (1 + K, n)
+        batch = self.env.stream.next()  # (B, T)
+        sums = torch.zeros(len(masks), dtype=torch.float64)  # of losses over sequences
+        alive, done = torch.arange(len(masks)), 0
+        for count, stop in self._stages():
+            alive = torch.cat([alive[:1], _best(sums, alive[1:], count)])  # the parent, offspring
+            rows = masks[alive].to(self.env.problem.lm.device)
+            sums[alive] += self.env.judge(rows, batch[done:stop]).sum(1).to("cpu", torch.float64)
+            if not done:
+                first = sums[1:] / stop  # (K,)
+            done = stop
+        finite = first.isfinite()
+        if self._enough(finite):
+            self.parent = masks[int(_best(sums, alive, 1))].clone()
+            self.probabilities = self.parent.double()
+        self.steps += 1
+        loss = float(first[finite].mean())  # nan if there is none
+        return {
+            "rollout/loss": loss,
+            "rollout/reward": -loss,
+            "rollout/best_loss": float(_numbers(sums[alive]).min()) / done,
+            "train/skipped": float(self.skipped),
+        }
+
+    def _mutated(self, generator: torch.Generator) -> Tensor:
+        """The parent with a few switches between groups, as the budget allows, (n,) uint8."""
+        kept = self.parent.bool()
+        draws = torch.randint(1, _MOST_SWITCHES + 1, (2,), generator=generator)
+        for _ in range(int(draws.min())):
+            kept = self._switched(kept, generator)
+        # Units of a pool may differ in cost; then what is left goes by importance.
+        return self.budget.round(kept + self.scores.sigmoid())
+
+    def _switched(self, kept: Tensor, generator: torch.Generator) -> Tensor:
+        """A mask (n,) bool with units of one group pruned and as many of another kept."""
+        group, groups = self.budget.units.group, self.budget.units.groups
+        has_kept = torch.bincount(group, kept.double(), len(groups)) > 0
+        has_pruned = torch.bincount(group, (~kept).double(), len(groups)) > 0
+        givers = [
+            index
+            for index in torch.nonzero(has_kept).flatten().tolist()
+            if has_pruned[self._neighbours[index]].any()
+        ]
+        giver = givers[_below(len(givers), generator)]
+        takers = self._neighbours[giver][has_pruned[self._neighbours[giver]]]
+        taker = int(takers[_below(len(takers), generator)])
+        given = torch.nonzero(kept & (group == giver)).flatten()
+        taken = torch.nonzero(~kept & (group == taker)).flatten()
+        count = min(len(given), len(taken), self._count(giver, taker, generator))
+        noise = torch.rand(1, generator=generator, dtype=torch.float64)
+        scores = self.scores + noise * torch.randn(len(kept), generator=generator).double()
+        kept = kept.clone()
+        kept[given[scores[given].argsort(stable=True)[:count]]] = False
+        kept[taken[scores[taken].argsort(stable=True, descending=True)[:count]]] = True
+        return kept
+
+    def _count(self, giver: int, taker: int, generator: torch.Generator) -> int:
+        """Units that a switch moves: its logarithm is uniform, so that single ones are common."""
+        groups = self.budget.units.groups
+        smaller = min(groups[index].stop - groups[index].start for index in (giver, taker))
+        most = max(1.0, self.config.reach * smaller)
+        share = float(torch.rand((), generator=generator, dtype=torch.float64))
+        return math.floor(math.exp(share * math.log(most + 1)))
+
+
+def _best(sums: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Of rows, (r,), those with the lowest sums of losses, (count,) or all if they are fewer."""
+    return rows[_numbers(sums[rows]).argsort(stable=True)[:count]]
+
+
+def _numbers(losses: Tensor) -> Tensor:
+    """Losses, (k,); those that are no numbers are the worst."""
+    return losses.where(losses.isfinite(), torch.inf)
+
+
+def _below(limit: int, generator: torch.Generator) -> int:
+    """A random index below a limit."""
+    return int(torch.randint(limit, (), generator=generator))

@@ -1,0 +1,71 @@
+"""Every agent from its name and settings."""
+
+from collections.abc import Callable
+
+from pgprune.agents.actions import check_scores
+from pgprune.agents.auto import Auto
+from pgprune.agents.base import Agent
+from pgprune.agents.cma_es import CMAES, load_cma
+from pgprune.agents.evolution import Evolution
+from pgprune.agents.random_search import RandomSearch
+from pgprune.agents.reinforce import Reinforce
+from pgprune.agents.settings import Settings
+from pgprune.envs import LLMPruningVectorEnv
+from pgprune.initialization import PROGRESSIVE, initial_probabilities, progressive_rates
+from pgprune.metrics import Importance
+from pgprune.units import PruningUnits
+
+_CLASSES: dict[str, Callable[..., Agent]] = {
+    "auto": Auto,
+    "random-search": RandomSearch,
+    "cma-es": CMAES,
+    "evolution": Evolution,
+}
+"""Agents made as (env, config, importance, seed), and ``action`` where they have a choice."""
+
+
+def check_agent(settings: Settings, units: PruningUnits) -> None:
+    """Makes sure that an agent can be made, before any long work.
+
+    Args:
+        settings: of a run.
+        units: to choose from.
+
+    Raises:
+        PruningError: a package is not installed, or there are too many units for its action.
+    """
+    if settings.agent.agent == "cma-es":
+        load_cma()
+    if settings.action is not None:
+        check_scores(settings.action, units.n)
+
+
+def make_agent(settings: Settings, env: LLMPruningVectorEnv, importance: Importance) -> Agent:
+    """The agent of a run, before its first step.
+
+    Args:
+        settings: of the run.
+        env: with as many masks as ``settings.masks``.
+        importance: what the metric of ``settings.metric`` says.
+
+    Raises:
+        PruningError: the agent does not fit the environment.
+    """
+    name, seed = settings.agent.agent, settings.run.seed
+    if name == "reinforce":
+        return _reinforce(settings, env, importance)
+    acting = {} if settings.action is None else {"action": settings.action}
+    return _CLASSES[name](env, settings.own, importance, seed, **acting)
+
+
+def _reinforce(settings: Settings, env: LLMPruningVectorEnv, importance: Importance) -> Reinforce:
+    rates, start = None, env.budget
+    transform = settings.init.init_transform
+    if settings.init.init == PROGRESSIVE:
+        rates = progressive_rates(start.prune_rate)
+        start = start.with_rate(rates[0])
+        if transform == "auto":  # score-const would start from the mask of the full rate
+            transform = "sigmoid-norm"
+    constant = settings.init.init_constant
+    initial = initial_probabilities(importance, start, transform, constant)
+    return Reinforce(env, settings.reinforce, initial, rates, settings.run.seed)

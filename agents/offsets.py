@@ -1,0 +1,63 @@
+"""From a metric's scores to masks: a number for each (layer, kind), added before the rounding.
+
+Which units of a layer matter, a metric says from a few forward passes; how layers compare, it does
+not know. Agents that search among such offsets have a few dozen dimensions, whatever the model.
+"""
+
+import torch
+from torch import Tensor
+
+from pgprune.budget import Budget
+from pgprune.envs import LLMPruningVectorEnv
+from pgprune.initialization import metric_name
+from pgprune.metrics import METRICS, Importance
+from pgprune.units import PruningUnits
+
+
+def importance_of(env: LLMPruningVectorEnv, importance: Importance | str, seed: int) -> Importance:
+    """The importance of an environment's units, by the metric of a name if it is one.
+
+    Args:
+        env: whose units, model and calibration stream (its first 128 windows).
+        importance: is returned as it is, or a metric's name; ``auto`` is ``stream-error`` for heads
+            and channels.
+        seed: of metrics that draw at random.
+
+    Raises:
+        PruningError: an unknown metric, or one that does not score such units.
+    """
+    if not isinstance(importance, str):
+        return importance
+    problem, granularity = env.problem, env.units.granularity
+    if importance == "auto" and granularity not in ("blocks", "layers"):
+        importance = "stream-error"
+    metric = METRICS[metric_name(importance, granularity)]
+    return metric(problem.lm, problem.stream.head(128), env.budget, seed)
+
+
+def standardised(importance: Importance, units: PruningUnits) -> Tensor:
+    """Scores with mean 0 and deviation 1 where they compare: in each kind, or group if local."""
+    groups = (units.group if importance.local else units.kind).cpu()
+    scores = torch.empty_like(importance.scores, dtype=torch.float64, device="cpu")
+    for index in groups.unique():
+        member = groups == index
+        part = importance.scores.cpu()[member].double()
+        spread = part.std(correction=0)
+        scores[member] = (part - part.mean()) / spread.where(spread > 0, 1)
+    return scores
+
+
+def masks_of(offsets: Tensor, scores: Tensor, budget: Budget) -> Tensor:
+    """The masks of offsets, one number for each group or for each unit.
+
+    Args:
+        offsets: (K, groups), or (K, n).
+        scores: of the units, (n,), on the CPU.
+        budget: which rounds their sums.
+
+    Returns:
+        (K, n) uint8 on the CPU.
+    """
+    if offsets.shape[1] != len(scores):
+        offsets = offsets[:, budget.units.group]
+    return torch.stack([budget.round(scores + row) for row in offsets])

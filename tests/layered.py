@@ -1,0 +1,35 @@
+"""A model whose layers differ, which the scores of its units do not tell: what agents must find."""
+
+import torch
+
+from pgprune.budget import Budget
+from pgprune.metrics import Importance
+from tiny import AdditiveLM, toy_units
+
+UNITS = toy_units(layers=4, kv_heads=4, channels=20)
+
+
+def layered() -> AdditiveLM:
+    """Later layers are worth more."""
+    within = torch.rand(UNITS.n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    layers = torch.tensor([group.layer for group in UNITS.groups], dtype=torch.float64)
+    return AdditiveLM(UNITS, within * 4.0 ** layers[UNITS.group])
+
+
+def importance(lm: AdditiveLM) -> Importance:
+    """Knows how units compare within a layer and nothing of how layers do."""
+    scores = lm.worth.log()
+    for group in UNITS.groups:
+        scores[group.start : group.stop] -= scores[group.start : group.stop].mean()
+    return Importance(scores, local=False, mask=torch.ones(UNITS.n, dtype=torch.uint8))
+
+
+def loss(lm: AdditiveLM, mask: torch.Tensor) -> float:
+    """What a mask loses, without the noise of batches."""
+    return float((1 - mask.double()) @ lm.worth)
+
+
+def left_to_gain(lm: AdditiveLM, mask: torch.Tensor, start: torch.Tensor, budget: Budget) -> float:
+    """The share of what can be gained over the mask at the start that a mask does not gain."""
+    best = loss(lm, budget.round(lm.worth))
+    return (loss(lm, mask) - best) / (loss(lm, start) - best)
