@@ -260,9 +260,16 @@ def run_of(options: list[str], tmp_path: Path) -> Callable[..., Path]:
     return run
 
 
-@pytest.mark.parametrize("name", FEW)
+REPAIRED = ["--reward=repaired", "--reward-refit=2"]
+
+
+@pytest.mark.parametrize(("name", "more"), [*((name, []) for name in FEW), ("evolution", REPAIRED)])
 def test_a_crashed_run_goes_on(
-    name: str, run_of: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str,
+    more: list[str],
+    run_of: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     step = CLASSES[name]._learn_step
 
@@ -271,14 +278,15 @@ def test_a_crashed_run_goes_on(
             raise Crash
         return step(self, *arguments)
 
-    undisturbed = run_of(name, "undisturbed")
+    undisturbed = run_of(name, "undisturbed", *more)
     with monkeypatch.context() as patched, pytest.raises(Crash):
         patched.setattr(CLASSES[name], "_learn_step", crash)
-        run_of(name, "crashed")
+        run_of(name, "crashed", *more)
     assert train(f"--resume={tmp_path / 'crashed'}") == 0
     assert_same_run(undisturbed, tmp_path / "crashed")
     assert results(undisturbed)["agent"] == name
-    assert Settings.from_run(Run.open(undisturbed)).metric == "stream-error"
+    metric = Settings.from_run(Run.open(undisturbed)).metric
+    assert metric == ("stream-error-refit" if more else "stream-error")
 
 
 @pytest.mark.parametrize("name", FEW)
