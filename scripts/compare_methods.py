@@ -7,7 +7,7 @@ r"""Compare pruning methods: methods x rates x models x seeds, as tables and the
 
 Every cell is a run in the output directory, and its figures are lines of comparison.jsonl; what is
 there is not measured again, so the command can be killed and repeated at any time. Besides the
-methods of prune_baseline.py there are the agents of train_agent.py, auto and reinforce. Options of
+methods of prune_baseline.py there are the agents of train_agent.py, such as reinforce. Options of
 their commands may follow a name: reinforce:init=llm-pruner, random:granularity=layers,budget=units.
 """
 
