@@ -66,7 +66,7 @@ class Td3Config:
         default=3e-3, metadata={"help": "td3: Adam's step size, down to 0", "above": 0}
     )
     td3_noise: float = field(
-        default=0.25,
+        default=0.5,
         metadata={"help": "td3: deviation of the noise on actions from -1 to 1", "above": 0},
     )
 

@@ -57,7 +57,7 @@ class PpoConfig:
         """PPO on a ``PruningVecEnv``, from the logits or means ``start`` (d,)."""
         from pgprune.agents.sb3_policy import UnitPPO
 
-        options = {"n_epochs": self.ppo_epochs, "clip_range": self.ppo_clip}
+        options: dict[str, Any] = {"n_epochs": self.ppo_epochs, "clip_range": self.ppo_clip}
         return UnitPPO(batch_size=env.num_envs, **options, **_shared(env, start, rate, seed))
 
 
@@ -94,7 +94,8 @@ class A2cConfig:
         """A2C on a ``PruningVecEnv``, from the logits or means ``start`` (d,)."""
         from stable_baselines3 import A2C
 
-        options = {"rms_prop_eps": 1e-5 / len(start), "vf_coef": 0.0, "normalize_advantage": True}
+        options: dict[str, Any] = {"vf_coef": 0.0, "normalize_advantage": True}
+        options["rms_prop_eps"] = 1e-5 / len(start)
         return A2C(**options, **_shared(env, start, rate, seed))
 
 
@@ -128,15 +129,15 @@ class TrpoConfig:
 
     @property
     def learning_rate(self) -> float:
-        """Share of the trust region at the beginning."""
-        return 1.0
+        """Of the critic, whose one number cancels; the trust region stays as it is."""
+        return 1e-3
 
     def algorithm(self, env: Any, start: Tensor, rate: Any, seed: int) -> Any:
         """TRPO on a ``PruningVecEnv``, from the logits or means ``start`` (d,)."""
         from sb3_contrib import TRPO
 
-        options = {"target_kl": self.trpo_target_kl, "cg_damping": 0.01 / len(start)}
-        options |= {"batch_size": env.num_envs, "n_critic_updates": 1}
+        options: dict[str, Any] = {"batch_size": env.num_envs, "n_critic_updates": 1}
+        options |= {"target_kl": self.trpo_target_kl, "cg_damping": 0.01 / len(start)}
         return TRPO(**options, **_shared(env, start, rate, seed))
 
 

@@ -54,7 +54,8 @@ class UnitPolicy(ActorCriticPolicy):
 
     def __init__(self, *args: Any, start: Tensor, deviation: float, **kwargs: Any) -> None:
         self._start = start
-        super().__init__(*args, net_arch=[], log_std_init=math.log(deviation), **kwargs)
+        kwargs |= {"net_arch": [], "log_std_init": math.log(deviation)}
+        super().__init__(*args, **kwargs)
 
     def _build(self, lr_schedule: Any) -> None:
         """Makes the parameters, without the linear layers that the stock policy has."""
@@ -67,8 +68,8 @@ class UnitPolicy(ActorCriticPolicy):
         else:
             self.action_dist = UnitBernoulli(size)
         self.value_net = nn.Linear(self.mlp_extractor.latent_dim_vf, 1)
-        parameters, rate = self.parameters(), lr_schedule(1)
-        self.optimizer = self.optimizer_class(parameters, lr=rate, **self.optimizer_kwargs)
+        optimizer: Any = self.optimizer_class
+        self.optimizer = optimizer(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
 
     def _get_action_dist_from_latent(self, latent_pi: Tensor) -> Distribution:
         location = latent_pi.new_zeros(len(latent_pi), 1) + self.location  # (K, d)

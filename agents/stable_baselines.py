@@ -194,7 +194,7 @@ class Sb3Agent(Agent):
 
     def _predicted(self, deterministic: bool) -> Tensor:
         """A mask by the policy, (n,) uint8."""
-        observation = np.ones((1, *self._venv.observation_space.shape), np.float32)
+        observation = np.ones((1, len(self.budget.units.groups) + 1), np.float32)
         observation[:, -1] = self.budget.target_share
         actions, _ = self.algorithm.predict(observation, deterministic=deterministic)
         rows = self._venv.env_actions(actions)

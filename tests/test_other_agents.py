@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 PAGE = Path(__file__).parents[1] / "docs" / "other_agents.md"
 
@@ -17,7 +18,7 @@ def test_the_agent_on_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
     found: dict[str, object] = {}
     exec(quick, found)
     units = found["env"].unwrapped.units
-    assert units.prune_rate(found["mask"]) == pytest.approx(0.4, abs=1e-3)
+    assert units.prune_rate(torch.as_tensor(found["mask"])) == pytest.approx(0.4, abs=1e-3)
     printed = capsys.readouterr().out
     assert re.search(r"   6 masks, loss [\d.]+\n", printed)
     assert re.search(r"\{'code': [\d.]+, 'prose': [\d.]+\}", printed)
