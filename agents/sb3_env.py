@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 Numbers = npt.NDArray[Any]
+_MOST = 10.0  # deviations that a reward can be from the reference's
 
 
 class PruningVecEnv(VecEnv):
@@ -21,8 +22,8 @@ class PruningVecEnv(VecEnv):
     ``start`` where that is given, so that an agent's first actions, near zero, are near it.
 
     With ``reference`` the environment's last row is ``start`` itself and rewards are how much
-    better than it the others are, in units of the first step's deviation: what the batch adds to
-    all losses of a step cancels, also for agents that remember the rewards of many batches.
+    better than it the others are, in the first step's deviations and at most 10 of them: what the
+    batch adds to all losses of a step cancels, also for agents that remember many batches' rewards.
 
     A loss that is not a finite number earns the lowest reward of its step.
 
@@ -44,7 +45,7 @@ class PruningVecEnv(VecEnv):
         self._env = env
         self._start = start
         self._reference = reference
-        self._scale: float | None = None if reference else 1.0
+        self._scale: float | None = None
         self.informative = False
         rows = env.num_envs - reference
         super().__init__(rows, env.single_observation_space, env.single_action_space)
@@ -87,9 +88,12 @@ class PruningVecEnv(VecEnv):
         if not self.informative:
             return np.zeros(self.num_envs, np.float32)
         rows = torch.where(finite, rows, rows[finite].min()) - baseline
+        if not self._reference:
+            return rows.float().numpy()
         if self._scale is None:
             self._scale = float(rows.std(correction=0))
-        return (rows / self._scale).float().numpy()
+        # A mask that breaks the model must not outweigh all others in a critic's squared error.
+        return (rows / self._scale).clamp(-_MOST, _MOST).float().numpy()
 
     def close(self) -> None:
         """Closes the environment."""
