@@ -44,5 +44,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 # All that the tests can use, so that none is skipped for want of a package.
 $(DEVELOPED): $(INSTALLED)
-	$(PIP) --editable ".[plots,gguf,finetune,eval,search,dev]"
+	$(PIP) --editable ".[plots,gguf,finetune,eval,agents,search,dev]"
 	touch $@

@@ -2,6 +2,21 @@
 
 from pgprune.agents.auto import Auto, AutoConfig
 from pgprune.agents.base import Agent
+from pgprune.agents.off_policy import SacConfig, Td3Config
+from pgprune.agents.on_policy import A2cConfig, PpoConfig, TrpoConfig
 from pgprune.agents.reinforce import Reinforce, ReinforceConfig
+from pgprune.agents.stable_baselines import Sb3Agent
 
-__all__ = ["Agent", "Auto", "AutoConfig", "Reinforce", "ReinforceConfig"]
+__all__ = [
+    "A2cConfig",
+    "Agent",
+    "Auto",
+    "AutoConfig",
+    "PpoConfig",
+    "Reinforce",
+    "ReinforceConfig",
+    "SacConfig",
+    "Sb3Agent",
+    "Td3Config",
+    "TrpoConfig",
+]

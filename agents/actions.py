@@ -2,7 +2,11 @@
 
 from pgprune.errors import PruningError
 
-ACTIONS: dict[str, tuple[str, ...]] = {"cma-es": ("density", "score")}
+ACTIONS: dict[str, tuple[str, ...]] = {
+    "cma-es": ("density", "score"),
+    **dict.fromkeys(("ppo", "a2c", "trpo"), ("mask", "density", "score")),
+    **dict.fromkeys(("sac", "td3"), ("density", "score")),
+}
 """What each agent that has a choice can act in, the first by default."""
 
 KINDS = ("mask", "density", "score")

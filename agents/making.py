@@ -10,6 +10,7 @@ from pgprune.agents.evolution import Evolution
 from pgprune.agents.random_search import RandomSearch
 from pgprune.agents.reinforce import Reinforce
 from pgprune.agents.settings import Settings
+from pgprune.agents.stable_baselines import Sb3Agent, checked_action
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.initialization import PROGRESSIVE, initial_probabilities, progressive_rates
 from pgprune.metrics import Importance
@@ -20,6 +21,7 @@ _CLASSES: dict[str, Callable[..., Agent]] = {
     "random-search": RandomSearch,
     "cma-es": CMAES,
     "evolution": Evolution,
+    **dict.fromkeys(("ppo", "a2c", "trpo", "sac", "td3"), Sb3Agent),
 }
 """Agents made as (env, config, importance, seed), and ``action`` where they have a choice."""
 
@@ -38,6 +40,8 @@ def check_agent(settings: Settings, units: PruningUnits) -> None:
         load_cma()
     if settings.action is not None:
         check_scores(settings.action, units.n)
+        if _CLASSES[settings.agent.agent] is Sb3Agent:
+            checked_action(settings.own, settings.action, units.n)
 
 
 def make_agent(settings: Settings, env: LLMPruningVectorEnv, importance: Importance) -> Agent:

@@ -8,6 +8,8 @@ from pgprune.agents.actions import ACTIONS, KINDS, check_action
 from pgprune.agents.auto import AutoConfig
 from pgprune.agents.cma_es import CMAESConfig
 from pgprune.agents.evolution import EvolutionConfig
+from pgprune.agents.off_policy import SacConfig, Td3Config
+from pgprune.agents.on_policy import A2cConfig, PpoConfig, TrpoConfig
 from pgprune.agents.random_search import RandomSearchConfig
 from pgprune.agents.reinforce import ReinforceConfig, default_learning_rate
 from pgprune.cli import given
@@ -22,10 +24,15 @@ from pgprune.run_config import RunConfig
 from pgprune.sections import Sections
 from pgprune.stream import DataConfig
 
-AGENTS = ("reinforce", "auto", "random-search", "cma-es", "evolution")
+_LIBRARY = ("ppo", "a2c", "trpo", "sac", "td3")  # by Stable-Baselines3
+AGENTS = ("reinforce", "auto", "random-search", "cma-es", "evolution", *_LIBRARY)
 """Each has a section of its name in ``Settings`` and, but for reinforce, a class in making.py."""
 
-STARTS_OVER: dict[str, str] = {}
+STARTS_OVER = dict.fromkeys(
+    _LIBRARY,
+    "a checkpoint holds the policy, but not the optimizer, the replay buffer and the random state "
+    "of Stable-Baselines3",
+)
 """Agents that cannot go on with a run, and why."""
 
 
@@ -37,7 +44,8 @@ class AgentConfig:
         default="reinforce",
         metadata={
             "help": "the algorithm: the paper's (reinforce), the recommended one, which needs a "
-            "tenth of the evaluations (auto), or a search to compare with",
+            "tenth of the evaluations (auto), or a search or an algorithm of Stable-Baselines3 to "
+            "compare with",
             "choices": list(AGENTS),
         },
     )
@@ -105,6 +113,11 @@ class Settings(Sections):
     random_search: RandomSearchConfig = RandomSearchConfig()
     cma_es: CMAESConfig = CMAESConfig()
     evolution: EvolutionConfig = EvolutionConfig()
+    ppo: PpoConfig = PpoConfig()
+    a2c: A2cConfig = A2cConfig()
+    trpo: TrpoConfig = TrpoConfig()
+    sac: SacConfig = SacConfig()
+    td3: Td3Config = Td3Config()
 
     later: ClassVar[tuple[str, ...]] = (
         "repair",
@@ -112,6 +125,7 @@ class Settings(Sections):
         "random_search",
         "cma_es",
         "evolution",
+        *_LIBRARY,
     )
 
     @classmethod

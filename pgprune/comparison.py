@@ -21,7 +21,10 @@ from pgprune.models import ModelConfig
 from pgprune.repair import REPAIRS
 from pgprune.stream import DataConfig
 
-AGENTS = ("auto", "reinforce", "random-search", "cma-es", "evolution")
+AGENTS = (
+    *("auto", "reinforce", "random-search", "cma-es", "evolution"),
+    *("ppo", "a2c", "trpo", "sac", "td3"),
+)
 """Methods that are agents of train_agent.py; the others are methods of prune_baseline.py."""
 
 ALL = (

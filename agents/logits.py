@@ -1,0 +1,39 @@
+"""Logits of a policy over masks, kept within bounds and on the budget."""
+
+import torch
+from torch import Tensor
+
+from pgprune.budget import Budget
+
+BOUND = 5.0  # of a logit: every unit is kept, and pruned, in at least 0.7 % of the masks
+_BISECTIONS = 40
+
+
+def logits_of(probabilities: Tensor, budget: Budget) -> Tensor:
+    """The bounded logits of keep probabilities (n,), on the budget: (n,) float64."""
+    return on_budget(probabilities.double().logit().clamp(-BOUND, BOUND), budget)
+
+
+def on_budget(logits: Tensor, budget: Budget) -> Tensor:
+    """Shifts all logits of a pool by one number, so that as much is kept as the budget allows.
+
+    ``Budget.project`` does the same with probabilities; a shift of logits keeps the odds between
+    units, and leaves no probability at 0 or 1, where a policy gradient ends.
+
+    Args:
+        logits: (n,) on the CPU.
+        budget: whose shares are met; what no logit within the bounds can meet is approached.
+
+    Returns:
+        Logits within ``-BOUND`` and ``BOUND``, (n,) float64.
+    """
+    shifted = torch.empty_like(logits, dtype=torch.float64)
+    for pool in budget.pools:
+        own, cost = logits[pool.members].double(), pool.cost.double()
+        low, high = own.min() - BOUND, own.max() + BOUND  # keep all, keep as good as nothing
+        for _ in range(_BISECTIONS):
+            middle = (low + high) / 2
+            over = cost @ (own - middle).clamp(-BOUND, BOUND).sigmoid() > pool.share
+            low, high = (middle, high) if over else (low, middle)
+        shifted[pool.members] = (own - high).clamp(-BOUND, BOUND)
+    return shifted

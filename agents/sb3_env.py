@@ -1,0 +1,120 @@
+"""The vector environment for Stable-Baselines3: K masks on one model in one call."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium.vector import VectorEnv
+from stable_baselines3.common.vec_env import VecEnv
+from torch import Tensor
+
+Numbers = npt.NDArray[Any]
+_MOST = 10.0  # deviations that a reward can be from the reference's
+
+
+class PruningVecEnv(VecEnv):
+    """``LLMPruningVectorEnv`` as a native ``VecEnv``; no mask is evaluated one at a time.
+
+    Actions in a ``Box`` (behind ``VectorDensityAction`` or ``VectorScoreAction``) are offsets from
+    ``start`` where that is given, so that an agent's first actions, near zero, are near it.
+
+    With ``reference`` the environment's last row is ``start`` itself and rewards are how much
+    better than it the others are, in the first step's deviations and at most 10 of them: what the
+    batch adds to all losses of a step cancels, also for agents that remember many batches' rewards.
+
+    A loss that is not a finite number earns the lowest reward of its step.
+
+    Args:
+        env: an ``LLMPruningVectorEnv``, wrapped or not.
+        start: an action (d,) of the ``Box``.
+        reference: whether one row evaluates ``start``.
+
+    Attributes:
+        losses: of the last step's actions, without the reference's, (rows,) float64.
+        informative: whether the last step's rewards are finite and differ.
+    """
+
+    losses: Tensor
+
+    def __init__(
+        self, env: VectorEnv[Any, Any, Any], start: Tensor | None = None, reference: bool = False
+    ) -> None:
+        self._env = env
+        self._start = start
+        self._reference = reference
+        self._scale: float | None = None
+        self.informative = False
+        rows = env.num_envs - reference
+        super().__init__(rows, env.single_observation_space, env.single_action_space)
+
+    def reset(self) -> Numbers:
+        """Starts an episode of every row; the calibration streams go on."""
+        return self._env.reset()[0][: self.num_envs]
+
+    def step_async(self, actions: Numbers) -> None:
+        """Takes the actions (rows, d) of the next step."""
+        self._actions = self.env_actions(actions)
+
+    def env_actions(self, actions: Numbers) -> Tensor:
+        """What the environment is asked for actions (k, d): themselves, or ``start`` and they."""
+        rows = torch.from_numpy(np.asarray(actions))
+        return rows if self._start is None else (self._start.float() + rows).clamp(-1, 1)
+
+    def step_wait(self) -> tuple[Numbers, Numbers, Numbers, list[dict[str, Any]]]:
+        """Observations, rewards, ends of episodes and infos of the rows."""
+        actions, rows = self._actions, self.num_envs
+        if self._reference:
+            actions = torch.cat([actions, self.env_actions(np.zeros_like(actions[:1]))])
+        observations, rewards, ended, _, info = self._env.step(actions)
+        seen = observations.cpu().numpy()[:rows]
+        ends = ended.cpu().numpy()[:rows]
+        infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(rows)]
+        if "final_obs" in info:
+            for row, last in zip(infos, info["final_obs"], strict=False):
+                row["terminal_observation"] = last.cpu().numpy()
+        return seen, self._rewards(rewards.to("cpu", torch.float64)), ends, infos
+
+    def _rewards(self, rewards: Tensor) -> Numbers:
+        """What rewards (K,) are to the agent, (rows,) float32."""
+        rows = rewards[: self.num_envs]
+        self.losses = -rows
+        baseline = rewards[-1] if self._reference else torch.zeros(())
+        finite = rows.isfinite()
+        spread = float((rows[finite] - rows[finite].mean()).abs().sum())
+        self.informative = bool(baseline.isfinite()) and spread > 0
+        if not self.informative:
+            return np.zeros(self.num_envs, np.float32)
+        rows = torch.where(finite, rows, rows[finite].min()) - baseline
+        if not self._reference:
+            return rows.float().numpy()
+        if self._scale is None:
+            self._scale = float(rows.std(correction=0))
+        # A mask that breaks the model must not outweigh all others in a critic's squared error.
+        return (rows / self._scale).clamp(-_MOST, _MOST).float().numpy()
+
+    def close(self) -> None:
+        """Closes the environment."""
+        self._env.close()
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """An attribute of the one environment, for each row."""
+        return [getattr(self._env, attr_name, None) for _ in self._rows(indices)]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Sets an attribute of the one environment, which all rows share."""
+        setattr(self._env, attr_name, value)
+
+    def env_method(self, method_name: str, *args: Any, indices: Any = None, **kw: Any) -> list[Any]:
+        """Calls a method of the one environment once; its result, for each row."""
+        result = getattr(self._env, method_name)(*args, **kw)
+        return [result for _ in self._rows(indices)]
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Any = None) -> list[bool]:
+        """False: wrappers of single environments do not fit."""
+        return [False for _ in self._rows(indices)]
+
+    def _rows(self, indices: Any) -> Sequence[int]:
+        return list(self._get_indices(indices))

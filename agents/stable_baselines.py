@@ -1,0 +1,247 @@
+"""Agents by Stable-Baselines3: PPO, A2C, TRPO (``on_policy.py``), SAC and TD3 (``off_policy.py``).
+
+A step is one rollout of K masks, which share a batch, and the library's own update. A policy over
+masks (``--action mask``) is brought back onto the budget after each update, by one shift of its
+logits; actions in a ``Box`` are on the budget by the environment's wrappers.
+"""
+
+import math
+from importlib import import_module
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor
+
+from pgprune.agents.base import Agent
+from pgprune.agents.logits import logits_of, on_budget
+from pgprune.agents.randomness import Randomness
+from pgprune.envs import VectorDensityAction, VectorScoreAction
+from pgprune.errors import PruningError
+from pgprune.initialization import initial_probabilities, metric_name
+from pgprune.metrics import METRICS, Importance
+
+MOST_SCORES = 10_000  # dimensions of --action score
+_VALUES = ("seed", "steps", "skipped", "in_vain")  # of the state, besides tensors
+
+
+class Sb3Config(Protocol):
+    """What the configs of these algorithms have in common; the first of ``actions`` is default."""
+
+    name: ClassVar[str]
+    package: ClassVar[str]
+    actions: ClassVar[tuple[str, ...]]
+    reference: ClassVar[bool]
+    figures: ClassVar[tuple[str, ...]]
+
+    @property
+    def masks(self) -> int:
+        """Masks of a step."""
+
+    @property
+    def learning_rate(self) -> float:
+        """At the beginning; it falls to 0 over the run."""
+
+    def algorithm(self, env: Any, start: Tensor, rate: Any, seed: int) -> Any:
+        """The library's algorithm on a ``PruningVecEnv``."""
+
+
+class Sb3Agent(Agent):
+    """An algorithm of Stable-Baselines3, with this project's answer and checkpoints.
+
+    Args:
+        env: the vector environment; its ``num_envs`` is the masks of a step.
+        config: of the algorithm: ``PpoConfig``, ``A2cConfig``, ``TrpoConfig``, ``SacConfig`` or
+            ``Td3Config``.
+        importance: of the units, or the name of a metric, that the policy starts from.
+        seed: of the masks and of the calibration stream.
+        action: ``mask``, ``density``, ``score`` or ``auto``, the algorithm's first of these.
+
+    Attributes:
+        probabilities: keep probabilities; of a policy over a ``Box``, its answer, (n,) float64.
+        algorithm: the library's.
+
+    Raises:
+        PruningError: the config or the action does not fit, or a package is missing.
+    """
+
+    def __init__(
+        self,
+        env: VectorEnv[Any, Any, Any],
+        config: Sb3Config,
+        importance: Importance | str = "auto",
+        seed: int = 0,
+        action: str = "auto",
+    ) -> None:
+        super().__init__(env, config.masks, seed)
+        units, problem = self.budget.units, self.env.problem
+        self.config = config
+        self.action = checked_action(config, action, units.n)
+        if isinstance(importance, str):
+            metric = METRICS[metric_name(importance, units.granularity)]
+            importance = metric(problem.lm, problem.stream.head(128), self.budget, seed)
+        self._scores = importance.scores.cpu()
+        self._start = self._first_action(initial_probabilities(importance, self.budget).cpu())
+        self._rate = config.learning_rate
+        self._restored = False
+        self._learning, self._other = Randomness(seed % 2**32), Randomness(seed % 2**32)
+        with self._learning:
+            self._set_up()
+
+    def mask(self) -> Tensor:
+        """The answer: the budget's rounding of the policy, (n,) uint8 on the CPU."""
+        if self.action == "mask":
+            return self.budget.round(self.probabilities)
+        return self._predicted(deterministic=True)
+
+    def draw(self) -> Tensor:
+        """One mask from the policy, (n,) uint8."""
+        with self._other:
+            return self._predicted(deterministic=False)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """What ``mask`` and ``draw`` need: tensors, and values that JSON can hold."""
+        policy = self.algorithm.policy.state_dict()
+        tensors = {f"policy.{name}": value.clone() for name, value in policy.items()}
+        tensors |= {"start": self._start, "scores": self._scores}
+        values = {name: getattr(self, name) for name in _VALUES}
+        return tensors, values | {"algorithm": self.config.name, "action": self.action}
+
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Takes over the policy that ``state`` returned; it answers, but learns no further.
+
+        Raises:
+            PruningError: the state is of another algorithm, action or number of units.
+        """
+        found = (values.get("algorithm"), values.get("action"), len(tensors.get("scores", ())))
+        if found != (expected := (self.config.name, self.action, len(self._scores))):
+            raise PruningError(
+                f"the saved agent is {found[0]} with action {found[1]} on {found[2]} units, not "
+                f"{expected[0]} with {expected[1]} on {expected[2]}; make the agent it was saved as"
+            )
+        self._start, self._scores = tensors["start"], tensors["scores"]
+        self._set_up()
+        prefix = "policy."
+        policy = {name: value for name, value in tensors.items() if name.startswith(prefix)}
+        self.algorithm.policy.load_state_dict(
+            {name.removeprefix(prefix): value for name, value in policy.items()}
+        )
+        for name in _VALUES:
+            setattr(self, name, values[name])
+        self.probabilities = self._probabilities()
+        self._restored = True
+
+    def _set_up(self) -> None:
+        """Makes the environment that the library sees, and its algorithm."""
+        from stable_baselines3.common.logger import Logger
+
+        from pgprune.agents.sb3_env import PruningVecEnv
+
+        env: Any = self.env
+        if self.action == "density":
+            env = VectorDensityAction(self.env, self._scores)
+        elif self.action == "score":
+            env = VectorScoreAction(self.env)
+        is_mask, rate = self.action == "mask", lambda _: self._rate
+        self._wrapped = env
+        self._venv = PruningVecEnv(env, None if is_mask else self._start, self.config.reference)
+        start = self._start if is_mask else torch.zeros_like(self._start)
+        self.algorithm = self.config.algorithm(self._venv, start, rate, self.seed % 2**32)
+        self.algorithm.set_logger(Logger(None, []))  # figures stay in it until they are read
+        self.probabilities = self._probabilities()
+
+    def _first_action(self, probabilities: Tensor) -> Tensor:
+        """What acts like keep probabilities (n,): logits, densities or scores."""
+        if self.action == "mask":
+            return logits_of(probabilities, self.budget)
+        if self.action == "score":
+            return 2 * probabilities - 1
+        group = self.budget.units.group.cpu()
+        return 2 * torch.bincount(group, probabilities) / torch.bincount(group) - 1
+
+    def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
+        """One rollout and one update by the library; returns their figures."""
+        if self._restored:
+            raise PruningError(_refusal(self.config.name))
+        self._rate = self.config.learning_rate * (1 - self.steps / total_steps)
+        logged = self.algorithm.logger.name_to_value
+        logged.clear()
+        with self._learning:
+            self.algorithm.learn(
+                self._venv.num_envs, self._worth_learning, None, reset_num_timesteps=False
+            )
+        if self.action == "mask":
+            location = self.algorithm.policy.location.data
+            location.copy_(on_budget(location, self.budget))
+        self.probabilities = self._probabilities()
+        self.steps += 1
+        losses = self._venv.losses
+        finite = losses.isfinite()
+        loss = float(losses[finite].mean())  # nan if there is none
+        figures = {
+            "rollout/loss": loss,
+            "rollout/reward": -loss,
+            "rollout/best_loss": float(losses.nan_to_num(torch.inf).min()),
+            "train/learning_rate": self._rate,
+            "train/skipped": float(self.skipped),
+        }
+        return figures | {key: float(logged.get(key, math.nan)) for key in self.config.figures}
+
+    def _worth_learning(self, *_: Any) -> bool:
+        """Whether the rewards tell masks apart; else the library drops the rollout."""
+        return self._enough(self._venv.losses.isfinite(), least=2) and self._venv.informative
+
+    def _predicted(self, deterministic: bool) -> Tensor:
+        """A mask by the policy, (n,) uint8."""
+        observation = np.ones((1, len(self.budget.units.groups) + 1), np.float32)
+        observation[:, -1] = self.budget.target_share
+        actions, _ = self.algorithm.predict(observation, deterministic=deterministic)
+        rows = self._venv.env_actions(actions)
+        return (rows if self.action == "mask" else self._wrapped.actions(rows))[0].to(torch.uint8)
+
+    def _probabilities(self) -> Tensor:
+        if self.action == "mask":
+            return self.algorithm.policy.location.detach().double().sigmoid()
+        return self.mask().double()
+
+
+def checked_action(config: Sb3Config, action: str, units: int) -> str:
+    """The action that an algorithm is to take, once everything it needs is known to be there.
+
+    Args:
+        config: of the algorithm.
+        action: what was asked for, maybe ``auto``.
+        units: how many there are to choose from.
+
+    Raises:
+        PruningError: an action that the algorithm cannot take, or not of so many dimensions; or
+            its package is not installed.
+    """
+    action = config.actions[0] if action == "auto" else action
+    if action not in config.actions:
+        raise PruningError(
+            f"agent {config.name} cannot take action {action!r}; choose one of "
+            f"{', '.join(config.actions)}"
+        )
+    if action == "score" and units > MOST_SCORES:
+        raise PruningError(
+            f"action score has a dimension for each of the {units} units, more than the "
+            f"{MOST_SCORES} at which agents still learn; choose action density"
+        )
+    try:
+        import_module(config.package)
+    except ImportError:
+        raise PruningError(
+            f"agent {config.name} needs the package {config.package}; run "
+            "`pip install 'pgprune[agents]'`"
+        ) from None
+    return action
+
+
+def _refusal(name: str) -> str:
+    """Why a run of one of these agents cannot be resumed, as a sentence."""
+    return (
+        f"agent {name} cannot go on from a checkpoint: it holds the policy, but not the optimizer, "
+        "the replay buffer and the random state of Stable-Baselines3; start a new run"
+    )
