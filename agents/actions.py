@@ -2,10 +2,13 @@
 
 from pgprune.errors import PruningError
 
+ON_POLICY = ("ppo", "a2c", "trpo")  # by Stable-Baselines3
+OFF_POLICY = ("sac", "td3")
+
 ACTIONS: dict[str, tuple[str, ...]] = {
     "cma-es": ("density", "score"),
-    **dict.fromkeys(("ppo", "a2c", "trpo"), ("mask", "density", "score")),
-    **dict.fromkeys(("sac", "td3"), ("density", "score")),
+    **dict.fromkeys(ON_POLICY, ("mask", "density", "score")),
+    **dict.fromkeys(OFF_POLICY, ("density", "score")),
 }
 """What each agent that has a choice can act in, the first by default."""
 
@@ -13,19 +16,23 @@ KINDS = ("mask", "density", "score")
 MOST_SCORES = 10_000
 
 
-def check_action(agent: str, action: str | None) -> None:
-    """Makes sure that an agent can act as it is asked to.
+def chosen_action(agent: str, action: str | None) -> str | None:
+    """What an agent acts in.
 
     Args:
         agent: its name.
         action: one of ``KINDS``, or None for the agent's own.
 
+    Returns:
+        One of ``KINDS``; None if it has no choice.
+
     Raises:
-        PruningError: it cannot.
+        PruningError: it cannot act as it is asked to.
     """
-    if action is None or action in ACTIONS.get(agent, ()):
-        return
-    can = " or ".join(ACTIONS.get(agent, ())) or "what it always does; leave the option out"
+    possible = ACTIONS.get(agent, ())
+    if action in possible or action is None:
+        return action or next(iter(possible), None)
+    can = " or ".join(possible) or "what it always does; leave the option out"
     raise PruningError(f"action {action} does not fit agent {agent}, which acts in {can}")
 
 

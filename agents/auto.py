@@ -19,13 +19,11 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from pgprune.agents.base import COUNTS, Agent
-from pgprune.agents.offsets import importance_of, masks_of, standardised
+from pgprune.agents.base import Agent, lowest
+from pgprune.agents.offsets import masks_of, scores_of
 from pgprune.cli import check_fields
 from pgprune.errors import PruningError
 from pgprune.metrics import Importance
-
-_TENSORS = ("scores", "mean", "deviation", "average")
 
 
 @dataclass(frozen=True)
@@ -73,11 +71,12 @@ class Auto(Agent):
         mean: of the offsets, (groups,) float64.
         average: of the means of all steps so far, the later the more, (groups,) float64.
         deviation: of the offsets, (groups,) float64.
-        probabilities: the answer as a policy, (n,) float64.
 
     Raises:
         PruningError: the config does not fit the environment.
     """
+
+    saved_tensors = ("scores", "mean", "deviation", "average")
 
     def __init__(
         self,
@@ -88,14 +87,10 @@ class Auto(Agent):
     ) -> None:
         super().__init__(env, config.masks if config else None, seed)
         self.config = config or AutoConfig(population=env.num_envs)
-        units = self.budget.units
-        self.scores = standardised(importance_of(self.env, importance, seed), units)
-        self.mean = torch.zeros(len(units.groups), dtype=torch.float64)
+        self.scores = scores_of(self.env, importance, seed)
+        self.mean = torch.zeros(len(self.budget.units.groups), dtype=torch.float64)
         self.deviation = torch.full_like(self.mean, self.config.deviation)
         self.average = torch.zeros_like(self.mean)
-        self.probabilities = self.mask().double()
-        self._generator = torch.Generator().manual_seed(seed)
-        self._other_generator = torch.Generator().manual_seed(seed)  # learning must not see it
 
     def mask(self) -> Tensor:
         """The answer: the mask of the average offsets, (n,) uint8 on the CPU."""
@@ -106,49 +101,20 @@ class Auto(Agent):
         noise = torch.randn(1, len(self.mean), generator=self._other_generator).double()
         return self._masks(self.mean + self.deviation * noise)[0]
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a resume needs: tensors, and values that JSON can hold."""
-        tensors = {name: getattr(self, name) for name in _TENSORS}
-        tensors["generator"] = self._generator.get_state()
-        return tensors, {name: getattr(self, name) for name in COUNTS}
-
-    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Continues from what ``state`` returned.
-
-        Raises:
-            PruningError: the state is over another number of units.
-        """
-        self._check_units(tensors["scores"])
-        for name in _TENSORS:
-            setattr(self, name, tensors[name])
-        self._generator.set_state(tensors["generator"])
-        for name in COUNTS:
-            setattr(self, name, values[name])
-        self.probabilities = self.mask().double()
-
     def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
         """Draws masks, evaluates them on one batch, and follows the better ones."""
         size = (self.config.population // 2, len(self.mean))
         half = torch.randn(size, generator=self._generator, dtype=torch.float64)
         noise = torch.cat([half, -half])  # (K, groups)
         masks = self._masks(self.mean + self.deviation * noise)  # (K, n)
-        rewards = torch.as_tensor(self.env.step(masks.to(self.env.problem.lm.device))[1])
-        losses = -rewards.to("cpu", torch.float64)  # (K,), the one read-back
-        finite = losses.isfinite()
-        if self._enough(finite, least=2):
+        losses = self._losses(masks)  # (K,)
+        if self._enough(losses.isfinite(), least=2):
             self._follow(noise[losses.nan_to_num(torch.inf).argsort(stable=True)])
             # Steps 1, 2, ... weigh 1, 2, ...: an average that forgets where it came from.
             self.average = self.average.lerp(self.mean, 2 / (self.steps + 2))
-            self.probabilities = self.mask().double()
         self.steps += 1
-        loss = float(losses[finite].mean())  # nan if there is none
-        return {
-            "rollout/loss": loss,
-            "rollout/reward": -loss,
-            "rollout/best_loss": float(losses.nan_to_num(torch.inf).min()),
-            "train/deviation": float(self.deviation.mean()),
-            "train/skipped": float(self.skipped),
-        }
+        own = {"rollout/best_loss": lowest(losses), "train/deviation": float(self.deviation.mean())}
+        return self._figures(losses, own)
 
     def _follow(self, noise: Tensor) -> None:
         """The natural gradient step of mean and deviations; noise (K, groups), best first."""

@@ -5,10 +5,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from gymnasium.vector import VectorEnv
 from rich.progress import track
 from safetensors import SafetensorError, safe_open
@@ -19,7 +20,7 @@ from pgprune.errors import PruningError
 from pgprune.files import saving, tensor_bytes, write_file
 
 TOKENS_PER_TIMESTEP = 1024  # one mask on the paper's batch of 8 x 128
-COUNTS = ("seed", "steps", "skipped", "in_vain")  # in every agent's state
+COUNTS = ("seed", "steps", "skipped", "in_vain")  # in every agent's state, besides its own
 _MOST_STEPS_IN_VAIN = 20
 Callback = Callable[[Any, dict[str, float]], bool | None]
 
@@ -33,7 +34,6 @@ class Agent(ABC):
         seed: of the masks and of the calibration stream.
 
     Attributes:
-        probabilities: how probable the policy keeps each unit, (n,) float64.
         steps: steps done.
         skipped: masks whose loss was not a finite number.
         in_vain: steps in a row without enough finite losses to learn from.
@@ -42,7 +42,11 @@ class Agent(ABC):
         PruningError: another environment, or one with another number of masks.
     """
 
-    probabilities: Tensor
+    saved_tensors: ClassVar[tuple[str, ...]] = ()
+    """Attributes that make up the state beside the generator; the first is over the units."""
+
+    saved_values: ClassVar[tuple[str, ...]] = COUNTS
+    """Attributes that go into the state as JSON."""
 
     def __init__(self, env: VectorEnv[Any, Any, Any], masks: int | None, seed: int) -> None:
         name = type(self).__name__
@@ -60,6 +64,13 @@ class Agent(ABC):
         self.seed = seed
         self.budget = self.env.budget
         self.steps = self.skipped = self.in_vain = 0
+        self._generator = torch.Generator().manual_seed(seed)
+        self._other_generator = torch.Generator().manual_seed(seed)  # learning must not see it
+
+    @property
+    def probabilities(self) -> Tensor:
+        """How probable the policy keeps each unit, (n,) float64; by default, its answer."""
+        return self.mask().double()
 
     @abstractmethod
     def mask(self) -> Tensor:
@@ -73,13 +84,30 @@ class Agent(ABC):
     def draw(self) -> Tensor:
         """One mask from the current policy, (n,) uint8."""
 
-    @abstractmethod
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a resume needs: tensors, and values that JSON can hold."""
+        tensors = {name: getattr(self, name) for name in self.saved_tensors}
+        tensors["generator"] = self._generator.get_state()
+        return tensors, {name: getattr(self, name) for name in self.saved_values}
 
-    @abstractmethod
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Continues from what ``state`` returned."""
+        """Continues from what ``state`` returned.
+
+        Raises:
+            PruningError: the state is over another number of units, or of another device.
+        """
+        self._check_units(tensors[self.saved_tensors[0]])
+        for name in self.saved_tensors:
+            setattr(self, name, tensors[name].to(getattr(self, name).device))
+        try:
+            self._generator.set_state(tensors["generator"])
+        except RuntimeError as error:
+            raise PruningError(
+                "the saved agent drew its masks on another kind of device than "
+                f"{self._generator.device}; load the model where it was saved"
+            ) from error
+        for name in self.saved_values:
+            setattr(self, name, values[name])
 
     def learn(
         self, total_timesteps: int, callback: Callback | None = None, progress_bar: bool = False
@@ -118,6 +146,17 @@ class Agent(ABC):
     def _step_tokens(self) -> int:
         stream = self.env.stream
         return self.env.num_envs * stream.batch_size * stream.sequence_length
+
+    def _losses(self, masks: Tensor) -> Tensor:
+        """The losses of masks (K, n) on the next batch, (K,) float64; the one read-back."""
+        rewards = self.env.step(masks.to(self.env.problem.lm.device))[1]
+        return -torch.as_tensor(rewards).to("cpu", torch.float64)
+
+    def _figures(self, losses: Tensor, own: dict[str, float]) -> dict[str, float]:
+        """What is logged of a step: of its losses, (K,), and the agent's own."""
+        loss = float(losses[losses.isfinite()].mean())  # nan if there is none
+        shared = {"rollout/loss": loss, "rollout/reward": -loss}
+        return shared | own | {"train/skipped": float(self.skipped)}
 
     def _enough(self, finite: Tensor, least: int = 1) -> bool:
         """Counts losses that are not finite, (K,), and whether the others are enough."""
@@ -176,3 +215,8 @@ class Agent(ABC):
             raise PruningError(f"{path} is not a saved agent: {error}") from error
         self.restore(tensors, values)
         return self
+
+
+def lowest(losses: Tensor) -> float:
+    """The lowest of losses, (K,), that is a number; inf if there is none."""
+    return float(losses.nan_to_num(torch.inf, torch.inf).min())

@@ -20,8 +20,8 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from pgprune.agents.actions import check_scores
-from pgprune.agents.base import COUNTS, Agent
-from pgprune.agents.offsets import importance_of, masks_of, standardised
+from pgprune.agents.base import Agent, lowest
+from pgprune.agents.offsets import masks_of, scores_of
 from pgprune.cli import check_fields
 from pgprune.errors import PruningError
 from pgprune.metrics import Importance
@@ -71,7 +71,6 @@ class CMAES(Agent):
         scores: of the units, which offsets are added to, (n,) float64.
         mean: of the offsets, (groups,) or (n,) float64.
         losses: of the masks of all steps, (steps, K) float64.
-        probabilities: the answer as a policy, (n,) float64.
 
     Raises:
         PruningError: the config or the action does not fit the environment, or pycma is absent.
@@ -97,10 +96,8 @@ class CMAES(Agent):
                 "take a finer --granularity or another agent"
             )
         self._search = self._new_search(seed)
-        self.scores = standardised(importance_of(self.env, importance, seed), units)
+        self.scores = scores_of(self.env, importance, seed)
         self.losses = torch.empty(0, self.config.cma_population, dtype=torch.float64)
-        self.probabilities = self.mask().double()
-        self._other_generator = torch.Generator().manual_seed(seed)  # learning must not see it
 
     @property
     def mean(self) -> Tensor:
@@ -121,7 +118,7 @@ class CMAES(Agent):
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """All that a resume needs: tensors, and values that JSON can hold."""
         tensors = {"scores": self.scores, "losses": self.losses, "mean": self.mean}
-        return tensors, {name: getattr(self, name) for name in COUNTS}
+        return tensors, {name: getattr(self, name) for name in self.saved_values}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Continues from what ``state`` returned, by asking and telling everything once more.
@@ -147,30 +144,21 @@ class CMAES(Agent):
                 "cma-es does not come to the saved mean again, so this is another machine, number "
                 "of threads or version of the package cma than it was saved with; go on there"
             )
-        for name in COUNTS:
+        for name in self.saved_values:
             setattr(self, name, values[name])
-        self.probabilities = self.mask().double()
 
     def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
         """Asks for offsets, evaluates their masks on one batch, and tells the losses."""
         offsets = self._search.ask()
         masks = masks_of(torch.tensor(np.array(offsets)), self.scores, self.budget)  # (K, n)
-        rewards = torch.as_tensor(self.env.step(masks.to(self.env.problem.lm.device))[1])
-        losses = -rewards.to("cpu", torch.float64)  # (K,), the one read-back
-        finite = losses.isfinite()
-        self._enough(finite, least=_least(losses))
+        losses = self._losses(masks)  # (K,)
+        self._enough(losses.isfinite(), least=_least(losses))
         self._tell(offsets, losses)
         self.losses = torch.cat([self.losses, losses[None]])
-        self.probabilities = self.mask().double()
         self.steps += 1
-        loss = float(losses[finite].mean())  # nan if there is none
-        return {
-            "rollout/loss": loss,
-            "rollout/reward": -loss,
-            "rollout/best_loss": float(losses.nan_to_num(torch.inf).min()),
-            "train/deviation": float(self._search.stds.mean()),
-            "train/skipped": float(self.skipped),
-        }
+        deviation = float(self._search.stds.mean())
+        own = {"rollout/best_loss": lowest(losses), "train/deviation": deviation}
+        return self._figures(losses, own)
 
     def _tell(self, offsets: list[Numbers], losses: Tensor) -> None:
         """Tells the losses (K,) of offsets; those that are no numbers are the worst."""

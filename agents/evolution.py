@@ -18,12 +18,11 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from pgprune.agents.base import COUNTS, Agent
-from pgprune.agents.offsets import importance_of, standardised
+from pgprune.agents.base import Agent, lowest
+from pgprune.agents.offsets import scores_of
 from pgprune.cli import check_fields
 from pgprune.metrics import Importance
 
-_TENSORS = ("scores", "parent")
 _MOST_SWITCHES = 3  # between groups, of a mutation
 
 
@@ -75,11 +74,12 @@ class Evolution(Agent):
     Attributes:
         scores: of the units, by which mutations choose among those of a group, (n,) float64.
         parent: the mask that the next generation is made of, (n,) uint8.
-        probabilities: the same, (n,) float64.
 
     Raises:
         PruningError: the config does not fit the environment.
     """
+
+    saved_tensors = ("scores", "parent")
 
     def __init__(
         self,
@@ -91,11 +91,8 @@ class Evolution(Agent):
         super().__init__(env, config.masks if config else None, seed)
         self.config = config or EvolutionConfig(offspring=env.num_envs)
         units = self.budget.units
-        self.scores = standardised(importance_of(self.env, importance, seed), units)
+        self.scores = scores_of(self.env, importance, seed)
         self.parent = self.budget.round(self.scores)
-        self.probabilities = self.parent.double()
-        self._generator = torch.Generator().manual_seed(seed)
-        self._other_generator = torch.Generator().manual_seed(seed)  # learning must not see it
         pools = [units.group[pool.members].unique() for pool in self.budget.pools]
         self._neighbours = {int(group): groups for groups in pools for group in groups}
 
@@ -106,26 +103,6 @@ class Evolution(Agent):
     def draw(self) -> Tensor:
         """One mutation of the parent, (n,) uint8."""
         return self._mutated(self._other_generator)
-
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a resume needs: tensors, and values that JSON can hold."""
-        tensors = {name: getattr(self, name) for name in _TENSORS}
-        tensors["generator"] = self._generator.get_state()
-        return tensors, {name: getattr(self, name) for name in COUNTS}
-
-    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Continues from what ``state`` returned.
-
-        Raises:
-            PruningError: the state is over another number of units.
-        """
-        self._check_units(tensors["scores"])
-        for name in _TENSORS:
-            setattr(self, name, tensors[name])
-        self._generator.set_state(tensors["generator"])
-        for name in COUNTS:
-            setattr(self, name, values[name])
-        self.probabilities = self.parent.double()
 
     @property
     def _step_tokens(self) -> int:
@@ -156,18 +133,10 @@ class Evolution(Agent):
             if not done:
                 first = sums[1:] / stop  # (K,)
             done = stop
-        finite = first.isfinite()
-        if self._enough(finite):
+        if self._enough(first.isfinite()):
             self.parent = masks[int(_best(sums, alive, 1))].clone()
-            self.probabilities = self.parent.double()
         self.steps += 1
-        loss = float(first[finite].mean())  # nan if there is none
-        return {
-            "rollout/loss": loss,
-            "rollout/reward": -loss,
-            "rollout/best_loss": float(_numbers(sums[alive]).min()) / done,
-            "train/skipped": float(self.skipped),
-        }
+        return self._figures(first, {"rollout/best_loss": lowest(sums[alive]) / done})
 
     def _mutated(self, generator: torch.Generator) -> Tensor:
         """The parent with a few switches between groups, as the budget allows, (n,) uint8."""

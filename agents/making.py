@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from pgprune.agents.actions import check_scores
+from pgprune.agents.actions import OFF_POLICY, ON_POLICY, check_scores
 from pgprune.agents.auto import Auto
 from pgprune.agents.base import Agent
 from pgprune.agents.cma_es import CMAES, load_cma
@@ -10,7 +10,7 @@ from pgprune.agents.evolution import Evolution
 from pgprune.agents.random_search import RandomSearch
 from pgprune.agents.reinforce import Reinforce
 from pgprune.agents.settings import Settings
-from pgprune.agents.stable_baselines import Sb3Agent, checked_action
+from pgprune.agents.stable_baselines import Sb3Agent, check_package
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.initialization import PROGRESSIVE, initial_probabilities, progressive_rates
 from pgprune.metrics import Importance
@@ -21,7 +21,7 @@ _CLASSES: dict[str, Callable[..., Agent]] = {
     "random-search": RandomSearch,
     "cma-es": CMAES,
     "evolution": Evolution,
-    **dict.fromkeys(("ppo", "a2c", "trpo", "sac", "td3"), Sb3Agent),
+    **dict.fromkeys((*ON_POLICY, *OFF_POLICY), Sb3Agent),
 }
 """Agents made as (env, config, importance, seed), and ``action`` where they have a choice."""
 
@@ -40,8 +40,8 @@ def check_agent(settings: Settings, units: PruningUnits) -> None:
         load_cma()
     if settings.action is not None:
         check_scores(settings.action, units.n)
-        if _CLASSES[settings.agent.agent] is Sb3Agent:
-            checked_action(settings.own, settings.action, units.n)
+    if settings.agent.agent in (*ON_POLICY, *OFF_POLICY):
+        check_package(settings.own)
 
 
 def make_agent(settings: Settings, env: LLMPruningVectorEnv, importance: Importance) -> Agent:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from pgprune.cli import check_fields
 
-_ACTIONS = ("density", "score")
 _BUFFER = 10_000  # actions that are remembered
 
 
@@ -30,7 +29,6 @@ class SacConfig:
 
     name: ClassVar[str] = "sac"
     package: ClassVar[str] = "stable_baselines3"
-    actions: ClassVar[tuple[str, ...]] = _ACTIONS
     reference: ClassVar[bool] = True
     figures: ClassVar[tuple[str, ...]] = ("train/critic_loss", "train/ent_coef")
 
@@ -72,7 +70,6 @@ class Td3Config:
 
     name: ClassVar[str] = "td3"
     package: ClassVar[str] = "stable_baselines3"
-    actions: ClassVar[tuple[str, ...]] = _ACTIONS
     reference: ClassVar[bool] = True
     figures: ClassVar[tuple[str, ...]] = ("train/critic_loss", "train/actor_loss")
 

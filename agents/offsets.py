@@ -28,11 +28,13 @@ def importance_of(env: LLMPruningVectorEnv, importance: Importance | str, seed: 
     """
     if not isinstance(importance, str):
         return importance
-    problem, granularity = env.problem, env.units.granularity
-    if importance == "auto" and granularity not in ("blocks", "layers"):
-        importance = "stream-error"
-    metric = METRICS[metric_name(importance, granularity)]
-    return metric(problem.lm, problem.stream.head(128), env.budget, seed)
+    metric = METRICS[metric_name(importance, env.units.granularity, fine="stream-error")]
+    return metric(env.problem.lm, env.problem.stream.head(128), env.budget, seed)
+
+
+def scores_of(env: LLMPruningVectorEnv, importance: Importance | str, seed: int) -> Tensor:
+    """The standardised scores of the importance that ``importance_of`` gives, (n,) float64."""
+    return standardised(importance_of(env, importance, seed), env.units)
 
 
 def standardised(importance: Importance, units: PruningUnits) -> Tensor:

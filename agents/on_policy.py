@@ -15,7 +15,6 @@ from torch import Tensor
 
 from pgprune.cli import check_fields
 
-_ACTIONS = ("mask", "density", "score")
 _DEVIATION = 0.25  # of a policy over a Box of width 2, at the beginning
 
 
@@ -35,7 +34,6 @@ class PpoConfig:
 
     name: ClassVar[str] = "ppo"
     package: ClassVar[str] = "stable_baselines3"
-    actions: ClassVar[tuple[str, ...]] = _ACTIONS
     reference: ClassVar[bool] = False
     figures: ClassVar[tuple[str, ...]] = ("train/approx_kl", "train/clip_fraction")
 
@@ -72,7 +70,6 @@ class A2cConfig:
 
     name: ClassVar[str] = "a2c"
     package: ClassVar[str] = "stable_baselines3"
-    actions: ClassVar[tuple[str, ...]] = _ACTIONS
     reference: ClassVar[bool] = False
     figures: ClassVar[tuple[str, ...]] = ("train/policy_loss",)
 
@@ -111,7 +108,6 @@ class TrpoConfig:
 
     name: ClassVar[str] = "trpo"
     package: ClassVar[str] = "sb3_contrib"
-    actions: ClassVar[tuple[str, ...]] = _ACTIONS
     reference: ClassVar[bool] = False
     figures: ClassVar[tuple[str, ...]] = (
         "train/kl_divergence_loss",

@@ -13,12 +13,10 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from pgprune.agents.base import COUNTS, Agent
-from pgprune.agents.offsets import importance_of, masks_of, standardised
+from pgprune.agents.base import Agent, lowest
+from pgprune.agents.offsets import masks_of, scores_of
 from pgprune.cli import check_fields
 from pgprune.metrics import Importance
-
-_TENSORS = ("scores", "best")
 
 
 @dataclass(frozen=True)
@@ -64,11 +62,12 @@ class RandomSearch(Agent):
     Attributes:
         scores: of the units, which offsets are added to, (n,) float64.
         best: the mask that no other has beaten yet, (n,) uint8.
-        probabilities: the same, (n,) float64.
 
     Raises:
         PruningError: the config does not fit the environment.
     """
+
+    saved_tensors = ("scores", "best")
 
     def __init__(
         self,
@@ -79,11 +78,8 @@ class RandomSearch(Agent):
     ) -> None:
         super().__init__(env, config.masks if config else None, seed)
         self.config = config or RandomSearchConfig(candidates=env.num_envs)
-        self.scores = standardised(importance_of(self.env, importance, seed), self.budget.units)
+        self.scores = scores_of(self.env, importance, seed)
         self.best = self.budget.round(self.scores)
-        self.probabilities = self.best.double()
-        self._generator = torch.Generator().manual_seed(seed)
-        self._other_generator = torch.Generator().manual_seed(seed)  # learning must not see it
 
     def mask(self) -> Tensor:
         """The answer: the best mask so far, (n,) uint8 on the CPU."""
@@ -93,44 +89,16 @@ class RandomSearch(Agent):
         """One mask of those that it tries, (n,) uint8."""
         return self._masks(1, self._other_generator)[0]
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a resume needs: tensors, and values that JSON can hold."""
-        tensors = {name: getattr(self, name) for name in _TENSORS}
-        tensors["generator"] = self._generator.get_state()
-        return tensors, {name: getattr(self, name) for name in COUNTS}
-
-    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Continues from what ``state`` returned.
-
-        Raises:
-            PruningError: the state is over another number of units.
-        """
-        self._check_units(tensors["scores"])
-        for name in _TENSORS:
-            setattr(self, name, tensors[name])
-        self._generator.set_state(tensors["generator"])
-        for name in COUNTS:
-            setattr(self, name, values[name])
-        self.probabilities = self.best.double()
-
     def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
         """Evaluates the best so far and new masks on one batch, and keeps the best of all."""
         fresh = self._masks(self.config.candidates - 1, self._generator)
         masks = torch.cat([self.best[None], fresh])  # (K, n)
-        rewards = torch.as_tensor(self.env.step(masks.to(self.env.problem.lm.device))[1])
-        losses = -rewards.to("cpu", torch.float64)  # (K,), the one read-back
+        losses = self._losses(masks)  # (K,)
         finite = losses.isfinite()
         if self._enough(finite):
             self.best = masks[losses.where(finite, torch.inf).argmin()].clone()
-            self.probabilities = self.best.double()
         self.steps += 1
-        loss = float(losses[finite].mean())  # nan if there is none
-        return {
-            "rollout/loss": loss,
-            "rollout/reward": -loss,
-            "rollout/best_loss": float(losses.nan_to_num(torch.inf).min()),
-            "train/skipped": float(self.skipped),
-        }
+        return self._figures(losses, {"rollout/best_loss": lowest(losses)})
 
     def _masks(self, count: int, generator: torch.Generator) -> Tensor:
         """Masks of random offsets, (count, n) uint8."""

@@ -31,8 +31,6 @@ from pgprune.errors import PruningError
 from pgprune.initialization import initial_probabilities, metric_name
 from pgprune.metrics import METRICS
 
-_VALUES = ("average", *COUNTS)  # of an agent's state, besides tensors
-
 
 def _option(value: Any, text: str, **limits: Any) -> Any:
     return field(default=value, metadata={"help": text, **limits})
@@ -140,6 +138,10 @@ class Reinforce(Agent):
         PruningError: the config does not fit the environment.
     """
 
+    saved_tensors = ("probabilities",)
+    saved_values = ("average", *COUNTS)
+    probabilities: Tensor = torch.empty(0)  # the policy's own, not the answer's
+
     def __init__(
         self,
         env: VectorEnv[Any, Any, Any],
@@ -162,10 +164,9 @@ class Reinforce(Agent):
         device = self.env.problem.lm.device
         self.probabilities = initial.to(device, torch.float64)  # (n,)
         self.average: float | None = None
-        self._generator = torch.Generator(device).manual_seed(seed)
-        self._other_generator = torch.Generator(device).manual_seed(
-            seed
-        )  # learning must not see it
+        self._generator, self._other_generator = (
+            torch.Generator(device).manual_seed(seed) for _ in range(2)
+        )
 
     def learning_rate(self, total_steps: int, total_timesteps: int) -> float:
         """The step size of the current step; each stage of progressive pruning starts anew."""
@@ -185,29 +186,6 @@ class Reinforce(Agent):
         """One mask from the Bernoulli policy, (n,) uint8."""
         return sample(self.probabilities, 1, self._other_generator)[0]
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a resume needs: tensors, and values that JSON can hold."""
-        tensors = {"probabilities": self.probabilities, "generator": self._generator.get_state()}
-        return tensors, {name: getattr(self, name) for name in _VALUES}
-
-    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Continues from what ``state`` returned.
-
-        Raises:
-            PruningError: the state is over another number of units, or of another device.
-        """
-        self._check_units(tensors["probabilities"])
-        self.probabilities = tensors["probabilities"].to(self.probabilities.device)
-        try:
-            self._generator.set_state(tensors["generator"])
-        except RuntimeError as error:
-            raise PruningError(
-                "the saved agent drew its masks on another kind of device than "
-                f"{self.probabilities.device}; load the model where it was saved"
-            ) from error
-        for name in _VALUES:
-            setattr(self, name, values[name])
-
     def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
         """One step of Algorithm 1; returns its figures."""
         budget, _ = self._stage(total_steps)
@@ -217,35 +195,26 @@ class Reinforce(Agent):
         sampling = self.config.sampling
         count = self.config.masks_per_step
         masks = sample(self.probabilities, count, self._generator, sampling)  # (K, n)
-        losses, control = self._losses(masks)  # (K,), and what else is subtracted
-        finite = losses.isfinite()
-        loss = float(losses[finite].mean())  # nan if there is none
+        losses, control = self._controlled(masks)  # (K,), and what else is subtracted
         usable = complete((losses - control).isfinite(), sampling)
         if self._enough(usable, 2 if self.config.baseline == "leave-one-out" else 1):
-            if not bool(usable.all()):
-                masks, losses = masks[usable.to(masks.device)], losses[usable]
-            self._update(masks, losses - control, rate)
+            learned = usable.to(masks.device)
+            self._update(masks[learned], losses[usable] - control, rate)
             self.probabilities = budget.project(self.probabilities)
         self.steps += 1
-        return {
-            "rollout/loss": loss,
-            "rollout/reward": -loss,
-            "train/baseline": math.nan if self.average is None else self.average,
-            "train/learning_rate": rate,
-            "train/skipped": float(self.skipped),
-        }
+        baseline = math.nan if self.average is None else self.average
+        return self._figures(losses, {"train/baseline": baseline, "train/learning_rate": rate})
 
     def _stage(self, total_steps: int) -> tuple[Budget, float]:
         """The budget of the current stage, and the share of the stage that is done."""
         stage, rest = divmod(self.steps * len(self._stages), total_steps)
         return self._stages[stage], rest / total_steps
 
-    def _losses(self, masks: Tensor) -> tuple[Tensor, float]:
+    def _controlled(self, masks: Tensor) -> tuple[Tensor, float]:
         """The losses of masks (K, n) on the next batch, (K,) float64, and the control variate."""
         dense = self.config.control == "dense"
         rows = torch.cat([masks, torch.ones_like(masks[:1])]) if dense else masks
-        rewards = torch.as_tensor(self.env.step(rows)[1])
-        losses = -rewards.to("cpu", torch.float64)  # the one read-back
+        losses = self._losses(rows)
         return (losses[:-1], float(losses[-1])) if dense else (losses, 0.0)
 
     def _update(self, masks: Tensor, losses: Tensor, rate: float) -> None:

@@ -4,7 +4,7 @@ import argparse
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
-from pgprune.agents.actions import ACTIONS, KINDS, check_action
+from pgprune.agents.actions import ACTIONS, KINDS, OFF_POLICY, ON_POLICY, chosen_action
 from pgprune.agents.auto import AutoConfig
 from pgprune.agents.cma_es import CMAESConfig
 from pgprune.agents.evolution import EvolutionConfig
@@ -12,6 +12,7 @@ from pgprune.agents.off_policy import SacConfig, Td3Config
 from pgprune.agents.on_policy import A2cConfig, PpoConfig, TrpoConfig
 from pgprune.agents.random_search import RandomSearchConfig
 from pgprune.agents.reinforce import ReinforceConfig, default_learning_rate
+from pgprune.agents.stable_baselines import NO_RESUME
 from pgprune.cli import given
 from pgprune.envs.reward import REWARDS
 from pgprune.errors import PruningError
@@ -24,15 +25,10 @@ from pgprune.run_config import RunConfig
 from pgprune.sections import Sections
 from pgprune.stream import DataConfig
 
-_LIBRARY = ("ppo", "a2c", "trpo", "sac", "td3")  # by Stable-Baselines3
-AGENTS = ("reinforce", "auto", "random-search", "cma-es", "evolution", *_LIBRARY)
+AGENTS = ("reinforce", "auto", "random-search", "cma-es", "evolution", *ON_POLICY, *OFF_POLICY)
 """Each has a section of its name in ``Settings`` and, but for reinforce, a class in making.py."""
 
-STARTS_OVER = dict.fromkeys(
-    _LIBRARY,
-    "a checkpoint holds the policy, but not the optimizer, the replay buffer and the random state "
-    "of Stable-Baselines3",
-)
+STARTS_OVER = dict.fromkeys((*ON_POLICY, *OFF_POLICY), NO_RESUME)
 """Agents that cannot go on with a run, and why."""
 
 
@@ -125,7 +121,8 @@ class Settings(Sections):
         "random_search",
         "cma_es",
         "evolution",
-        *_LIBRARY,
+        *ON_POLICY,
+        *OFF_POLICY,
     )
 
     @classmethod
@@ -138,7 +135,7 @@ class Settings(Sections):
         """
         settings = super().from_arguments(arguments)
         agent = settings.agent.agent
-        check_action(agent, settings.agent.action)
+        chosen_action(agent, settings.agent.action)
         if agent != "reinforce" and settings.init.init == PROGRESSIVE:
             raise PruningError(
                 f"init {PROGRESSIVE} raises the prune rate in stages, which agent {agent} does not "
@@ -179,7 +176,7 @@ class Settings(Sections):
     @property
     def action(self) -> str | None:
         """What the agent acts in, None if it has no choice."""
-        return self.agent.action or next(iter(ACTIONS.get(self.agent.agent, ())), None)
+        return chosen_action(self.agent.agent, self.agent.action)
 
     @property
     def metric(self) -> str:
@@ -188,11 +185,10 @@ class Settings(Sections):
         Raises:
             PruningError: it does not score the units.
         """
-        granularity, init = self.pruning.granularity, self.init.init
-        fine = granularity not in ("blocks", "layers")
-        if self.agent.agent != "reinforce" and init == "auto" and fine:
-            return "stream-error-refit" if self.refits else "stream-error"
-        return metric_name(init, granularity)
+        fine = "stream-error-refit" if self.refits else "stream-error"
+        if self.agent.agent == "reinforce":
+            fine = "wanda-sp"
+        return metric_name(self.init.init, self.pruning.granularity, fine)
 
     @property
     def learning_rate(self) -> float:

@@ -14,24 +14,27 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from pgprune.agents.base import Agent
+from pgprune.agents.actions import check_scores, chosen_action
+from pgprune.agents.base import Agent, lowest
 from pgprune.agents.logits import logits_of, on_budget
+from pgprune.agents.offsets import importance_of
 from pgprune.agents.randomness import Randomness
 from pgprune.envs import VectorDensityAction, VectorScoreAction
 from pgprune.errors import PruningError
-from pgprune.initialization import initial_probabilities, metric_name
-from pgprune.metrics import METRICS, Importance
+from pgprune.initialization import initial_probabilities
+from pgprune.metrics import Importance
 
-MOST_SCORES = 10_000  # dimensions of --action score
-_VALUES = ("seed", "steps", "skipped", "in_vain")  # of the state, besides tensors
+NO_RESUME = (
+    "a checkpoint holds the policy, but not the optimizer, the replay buffer and the random state "
+    "of Stable-Baselines3"
+)
 
 
 class Sb3Config(Protocol):
-    """What the configs of these algorithms have in common; the first of ``actions`` is default."""
+    """What the configs of these algorithms have in common."""
 
     name: ClassVar[str]
     package: ClassVar[str]
-    actions: ClassVar[tuple[str, ...]]
     reference: ClassVar[bool]
     figures: ClassVar[tuple[str, ...]]
 
@@ -56,10 +59,9 @@ class Sb3Agent(Agent):
             ``Td3Config``.
         importance: of the units, or the name of a metric, that the policy starts from.
         seed: of the masks and of the calibration stream.
-        action: ``mask``, ``density``, ``score`` or ``auto``, the algorithm's first of these.
+        action: ``mask``, ``density`` or ``score``; None takes the algorithm's own.
 
     Attributes:
-        probabilities: keep probabilities; of a policy over a ``Box``, its answer, (n,) float64.
         algorithm: the library's.
 
     Raises:
@@ -72,15 +74,14 @@ class Sb3Agent(Agent):
         config: Sb3Config,
         importance: Importance | str = "auto",
         seed: int = 0,
-        action: str = "auto",
+        action: str | None = None,
     ) -> None:
         super().__init__(env, config.masks, seed)
-        units, problem = self.budget.units, self.env.problem
+        check_package(config)
         self.config = config
-        self.action = checked_action(config, action, units.n)
-        if isinstance(importance, str):
-            metric = METRICS[metric_name(importance, units.granularity)]
-            importance = metric(problem.lm, problem.stream.head(128), self.budget, seed)
+        self.action = chosen_action(config.name, action) or "mask"
+        check_scores(self.action, self.budget.units.n)
+        importance = importance_of(self.env, importance, seed)
         self._scores = importance.scores.cpu()
         self._start = self._first_action(initial_probabilities(importance, self.budget).cpu())
         self._rate = config.learning_rate
@@ -88,6 +89,13 @@ class Sb3Agent(Agent):
         self._learning, self._other = Randomness(seed % 2**32), Randomness(seed % 2**32)
         with self._learning:
             self._set_up()
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Keep probabilities; of a policy over a ``Box``, its answer, (n,) float64."""
+        if self.action == "mask":
+            return self.algorithm.policy.location.detach().double().sigmoid()
+        return self.mask().double()
 
     def mask(self) -> Tensor:
         """The answer: the budget's rounding of the policy, (n,) uint8 on the CPU."""
@@ -105,7 +113,7 @@ class Sb3Agent(Agent):
         policy = self.algorithm.policy.state_dict()
         tensors = {f"policy.{name}": value.clone() for name, value in policy.items()}
         tensors |= {"start": self._start, "scores": self._scores}
-        values = {name: getattr(self, name) for name in _VALUES}
+        values = {name: getattr(self, name) for name in self.saved_values}
         return tensors, values | {"algorithm": self.config.name, "action": self.action}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
@@ -127,9 +135,8 @@ class Sb3Agent(Agent):
         self.algorithm.policy.load_state_dict(
             {name.removeprefix(prefix): value for name, value in policy.items()}
         )
-        for name in _VALUES:
+        for name in self.saved_values:
             setattr(self, name, values[name])
-        self.probabilities = self._probabilities()
         self._restored = True
 
     def _set_up(self) -> None:
@@ -149,7 +156,6 @@ class Sb3Agent(Agent):
         start = self._start if is_mask else torch.zeros_like(self._start)
         self.algorithm = self.config.algorithm(self._venv, start, rate, self.seed % 2**32)
         self.algorithm.set_logger(Logger(None, []))  # figures stay in it until they are read
-        self.probabilities = self._probabilities()
 
     def _first_action(self, probabilities: Tensor) -> Tensor:
         """What acts like keep probabilities (n,): logits, densities or scores."""
@@ -163,7 +169,8 @@ class Sb3Agent(Agent):
     def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
         """One rollout and one update by the library; returns their figures."""
         if self._restored:
-            raise PruningError(_refusal(self.config.name))
+            name = self.config.name
+            raise PruningError(f"agent {name} cannot go on, because {NO_RESUME}; start a new run")
         self._rate = self.config.learning_rate * (1 - self.steps / total_steps)
         logged = self.algorithm.logger.name_to_value
         logged.clear()
@@ -174,19 +181,11 @@ class Sb3Agent(Agent):
         if self.action == "mask":
             location = self.algorithm.policy.location.data
             location.copy_(on_budget(location, self.budget))
-        self.probabilities = self._probabilities()
         self.steps += 1
         losses = self._venv.losses
-        finite = losses.isfinite()
-        loss = float(losses[finite].mean())  # nan if there is none
-        figures = {
-            "rollout/loss": loss,
-            "rollout/reward": -loss,
-            "rollout/best_loss": float(losses.nan_to_num(torch.inf).min()),
-            "train/learning_rate": self._rate,
-            "train/skipped": float(self.skipped),
-        }
-        return figures | {key: float(logged.get(key, math.nan)) for key in self.config.figures}
+        own = {"rollout/best_loss": lowest(losses), "train/learning_rate": self._rate}
+        own |= {key: float(logged.get(key, math.nan)) for key in self.config.figures}
+        return self._figures(losses, own)
 
     def _worth_learning(self, *_: Any) -> bool:
         """Whether the rewards tell masks apart; else the library drops the rollout."""
@@ -200,35 +199,13 @@ class Sb3Agent(Agent):
         rows = self._venv.env_actions(actions)
         return (rows if self.action == "mask" else self._wrapped.actions(rows))[0].to(torch.uint8)
 
-    def _probabilities(self) -> Tensor:
-        if self.action == "mask":
-            return self.algorithm.policy.location.detach().double().sigmoid()
-        return self.mask().double()
 
-
-def checked_action(config: Sb3Config, action: str, units: int) -> str:
-    """The action that an algorithm is to take, once everything it needs is known to be there.
-
-    Args:
-        config: of the algorithm.
-        action: what was asked for, maybe ``auto``.
-        units: how many there are to choose from.
+def check_package(config: Sb3Config) -> None:
+    """Makes sure that an algorithm's package is installed.
 
     Raises:
-        PruningError: an action that the algorithm cannot take, or not of so many dimensions; or
-            its package is not installed.
+        PruningError: it is not.
     """
-    action = config.actions[0] if action == "auto" else action
-    if action not in config.actions:
-        raise PruningError(
-            f"agent {config.name} cannot take action {action!r}; choose one of "
-            f"{', '.join(config.actions)}"
-        )
-    if action == "score" and units > MOST_SCORES:
-        raise PruningError(
-            f"action score has a dimension for each of the {units} units, more than the "
-            f"{MOST_SCORES} at which agents still learn; choose action density"
-        )
     try:
         import_module(config.package)
     except ImportError:
@@ -236,12 +213,3 @@ def checked_action(config: Sb3Config, action: str, units: int) -> str:
             f"agent {config.name} needs the package {config.package}; run "
             "`pip install 'pgprune[agents]'`"
         ) from None
-    return action
-
-
-def _refusal(name: str) -> str:
-    """Why a run of one of these agents cannot be resumed, as a sentence."""
-    return (
-        f"agent {name} cannot go on from a checkpoint: it holds the policy, but not the optimizer, "
-        "the replay buffer and the random state of Stable-Baselines3; start a new run"
-    )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgprune.agents.base import TOKENS_PER_TIMESTEP, Agent
+from pgprune.agents.base import Agent
 from pgprune.agents.making import check_agent, make_agent
 from pgprune.agents.record import Record
 from pgprune.agents.repaired_reward import RepairedReward
@@ -78,7 +78,7 @@ class Training:
         self._validation = self.problem.stream.head(VALIDATION_WINDOWS)
         reward = "plain" if settings.refits else settings.agent.reward
         self._env = LLMPruningVectorEnv(masks, reward=reward, problem=self.problem)
-        self._repaired_reward = self._make_repaired_reward() if settings.refits else None
+        self._repaired_reward: RepairedReward | None = None
         self.record = Record()
         self._earlier_seconds = 0.0
 
@@ -125,6 +125,7 @@ class Training:
         checkpoint = run.load_checkpoint()
         if checkpoint is None:
             agent = make_agent(settings, self._env, self._initialise())
+            self._reward_repaired(agent)
             if self._repaired_reward is not None:
                 self._repaired_reward.follow(agent.mask())
             self._validate(agent)
@@ -133,6 +134,7 @@ class Training:
             nothing = torch.zeros(self.problem.units.n, dtype=torch.float64)
             importance = Importance(nothing, local=False, mask=nothing.byte())
             agent = make_agent(settings, self._env, importance)
+            self._reward_repaired(agent)
             self._restore(agent, *checkpoint)
         total = settings.run.total_timesteps
         with self.view, ctrl_c() as interrupted:
@@ -167,13 +169,14 @@ class Training:
             self.record.perplexity |= perplexities(problem.lm, rows, self.windows)
         return importance
 
-    def _make_repaired_reward(self) -> RepairedReward:
+    def _reward_repaired(self, agent: Agent) -> None:
+        """Lets rewards be of refitted masks, if they are to be."""
         settings = self.settings
-        tokens = settings.masks * settings.data.batch_size * settings.data.sequence_length
-        steps = settings.run.total_timesteps * TOKENS_PER_TIMESTEP // tokens
-        every = settings.agent.reward_refit or max(1, steps // _REFITS)
-        windows = self._metric_windows[:_REFIT_WINDOWS]
-        return RepairedReward(self._env, windows, settings.repair.repair_damping, every)
+        if settings.refits:
+            steps = agent.steps_for(settings.run.total_timesteps)
+            every = settings.agent.reward_refit or max(1, steps // _REFITS)
+            windows, damping = self._metric_windows[:_REFIT_WINDOWS], settings.repair.repair_damping
+            self._repaired_reward = RepairedReward(self._env, windows, damping, every)
 
     def _validate(self, agent: Agent) -> None:
         """Looks at the rounded mask on the validation batch and keeps the best so far.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pgprune.evaluation import perplexity
 from pgprune.markdown import grid
-from pgprune.metrics.stream_error import stream_importance
+from pgprune.metrics.stream_error import stream_error
 from pgprune.models import ModelConfig
 from pgprune.problem import Problem, PruningConfig, make_problem
 from pgprune.repair import Repair, applied, repair
@@ -56,7 +56,7 @@ def measure(name: str, refit: bool, problem: Problem) -> list[list[str]]:
     windows, lm = problem.stream.head(128), problem.lm
     rows = {text: [name, "stream-error-refit" if refit else "stream-error", text] for text in sets}
     for level in LEVELS:
-        mask = stream_importance(lm, windows, problem.budget, refit, level).mask
+        mask = stream_error(lm, windows, problem.budget, 0, refit, level).mask
         found = repair(lm, mask, windows, "least-squares") if refit else Repair()
         with applied(lm, found):
             for text, ids in sets.items():

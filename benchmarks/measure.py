@@ -121,8 +121,8 @@ def prepare(cell: Cell, assets: Path, windows: int) -> Prepared:
     stages = progressive_rates(cell.prune_rate) if cell.init == PROGRESSIVE else None
     budget = problem.budget
     first = Budget(problem.units, stages[0], scope=cell.scope) if stages else budget
-    init = "stream-error" if (cell.agent, cell.init) == ("auto", "auto") else cell.init
-    metric = METRICS[metric_name(init, cell.granularity)]
+    fine = "stream-error" if cell.agent == "auto" else "wanda-sp"
+    metric = METRICS[metric_name(cell.init, cell.granularity, fine)]
     calibration = problem.stream.head(128)
     importance = metric(problem.lm, calibration, first, cell.seed)
     initial = initial_probabilities(importance, first, cell.transform)

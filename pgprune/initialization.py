@@ -45,14 +45,14 @@ class InitConfig:
     )
 
 
-def metric_name(init: str, granularity: str) -> str:
-    """The metric that an ``--init`` asks for at a granularity.
+def metric_name(init: str, granularity: str, fine: str = "wanda-sp") -> str:
+    """The metric that an ``--init`` asks for at a granularity; ``fine`` is auto for fine ones.
 
     Raises:
         PruningError: an unknown metric.
     """
     if init == "auto":
-        return "layerwise-ppl" if granularity in ("blocks", "layers") else "wanda-sp"
+        return "layerwise-ppl" if granularity in ("blocks", "layers") else fine
     name = "random" if init == PROGRESSIVE else init
     if name not in METRICS:
         raise PruningError(

@@ -42,7 +42,7 @@ def importance(lm: AdditiveLM) -> Importance:
     return Importance(scores, local=False, mask=torch.ones(lm.units.n, dtype=torch.uint8))
 
 
-def agent_for(config: Sb3Config, action: str = "auto", seed: int = 0) -> Sb3Agent:
+def agent_for(config: Sb3Config, action: str | None = None, seed: int = 0) -> Sb3Agent:
     lm = layered()
     env = LLMPruningVectorEnv(config.masks, problem=toy_problem(lm))
     return Sb3Agent(env, config, importance(lm), seed, action)
@@ -189,7 +189,9 @@ def test_a_saved_agent_predicts_but_learns_no_further(config: Sb3Config, tmp_pat
     assert (loaded.predict()[0] == agent.predict()[0]).all()
     assert torch.equal(loaded.probabilities, agent.probabilities)
     assert loaded.draw().shape == (UNITS.n,)
-    with pytest.raises(PruningError, match=f"agent {config.name} cannot go on from a checkpoint"):
+    with pytest.raises(
+        PruningError, match=f"agent {config.name} cannot go on, because a checkpoint"
+    ):
         learned(loaded, 16)
 
 
@@ -201,7 +203,7 @@ def test_another_agents_state_is_refused(tmp_path: Path) -> None:
 
 @named(OFF_POLICY)
 def test_masks_are_refused_where_actions_are_continuous(config: Sb3Config) -> None:
-    message = f"agent {config.name} cannot take action 'mask'; choose one of density, score"
+    message = f"action mask does not fit agent {config.name}, which acts in density or score"
     with pytest.raises(PruningError, match=message):
         agent_for(config, "mask")
 
@@ -209,7 +211,9 @@ def test_masks_are_refused_where_actions_are_continuous(config: Sb3Config) -> No
 def test_scores_are_refused_above_ten_thousand() -> None:
     lm = layered(toy_units(layers=1, kv_heads=2, channels=9_999))
     env = LLMPruningVectorEnv(8, problem=toy_problem(lm))
-    with pytest.raises(PruningError, match="10001 units, more than the 10000 .* action density"):
+    with pytest.raises(
+        PruningError, match="10001 dimensions here, more than the 10000 .* --action density"
+    ):
         Sb3Agent(env, ON_POLICY[0], importance(lm), action="score")
 
 

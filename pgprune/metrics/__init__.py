@@ -1,5 +1,7 @@
 """Importance metrics: the one-shot baselines, and what the agents' probabilities start from."""
 
+from functools import partial
+
 from pgprune.metrics.base import FITS, Importance, Metric, check_metric
 from pgprune.metrics.bonsai import bonsai
 from pgprune.metrics.fasp import fasp
@@ -10,7 +12,7 @@ from pgprune.metrics.llm_pruner import llm_pruner
 from pgprune.metrics.magnitude import magnitude
 from pgprune.metrics.random_scores import random_scores
 from pgprune.metrics.shortgpt import shortgpt
-from pgprune.metrics.stream_error import stream_error, stream_error_refit
+from pgprune.metrics.stream_error import stream_error
 from pgprune.metrics.wanda_sp import wanda_sp
 
 __all__ = [
@@ -29,7 +31,6 @@ __all__ = [
     "random_scores",
     "shortgpt",
     "stream_error",
-    "stream_error_refit",
     "wanda_sp",
 ]
 
@@ -45,6 +46,6 @@ METRICS: dict[str, Metric] = {
     "fasp": fasp,
     "bonsai": bonsai,
     "stream-error": stream_error,
-    "stream-error-refit": stream_error_refit,
+    "stream-error-refit": partial(stream_error, refit=True),
 }
 """Every metric by its name: (model, calibration windows, budget, seed) -> Importance."""

@@ -19,7 +19,14 @@ _SMALLEST = 1e-12  # of a group's largest error: units that give nothing at all 
 
 
 @torch.no_grad()
-def stream_error(lm: MaskedLM, windows: torch.Tensor, budget: Budget, seed: int) -> Importance:
+def stream_error(
+    lm: MaskedLM,
+    windows: torch.Tensor,
+    budget: Budget,
+    seed: int,
+    refit: bool = False,
+    levelling: float = LEVELLING,
+) -> Importance:
     """The error in the residual stream when a unit goes after those that matter less.
 
     The squared error that pruned inputs leave in the output of their projection is taken token by
@@ -29,6 +36,10 @@ def stream_error(lm: MaskedLM, windows: torch.Tensor, budget: Budget, seed: int)
     is the logarithm of that rise (of the largest up to there), less three quarters of the
     logarithm of the group's mean: errors of early layers matter more than they measure.
 
+    With ``refit``, what is left is refitted after each removal, so importance is what a unit adds
+    that no least-squares repair of the others can give: the greedy optimal brain surgeon of ZipLM,
+    with errors measured in the stream and compared across layers.
+
     Source: ours. It is Wanda-sp's product of inputs and weights with three changes: the stream as
     the measure, which makes layers comparable, what other units are, and no root.
 
@@ -37,55 +48,13 @@ def stream_error(lm: MaskedLM, windows: torch.Tensor, budget: Budget, seed: int)
         windows: calibration token ids, (N, T).
         budget: how much to keep.
         seed: unused; the metric is deterministic.
-
-    Raises:
-        PruningError: the units are blocks or layers, or activations that overflow.
-    """
-    check_metric("stream-error", lm.units.granularity)
-    return stream_importance(lm, windows, budget, refit=False)
-
-
-@torch.no_grad()
-def stream_error_refit(
-    lm: MaskedLM, windows: torch.Tensor, budget: Budget, seed: int
-) -> Importance:
-    """As ``stream_error``, but what is left is refitted after each removal.
-
-    So it says what a unit adds that no least-squares repair of the others can give: the greedy
-    optimal brain surgeon of ZipLM, with errors measured in the stream and compared across layers.
-
-    Args:
-        lm: the frozen model; its units must be heads, channels or both.
-        windows: calibration token ids, (N, T).
-        budget: how much to keep.
-        seed: unused; the metric is deterministic.
-
-    Raises:
-        PruningError: the units are blocks or layers, or activations that overflow.
-    """
-    check_metric("stream-error-refit", lm.units.granularity)
-    return stream_importance(lm, windows, budget, refit=True)
-
-
-def stream_importance(
-    lm: MaskedLM,
-    windows: torch.Tensor,
-    budget: Budget,
-    refit: bool,
-    levelling: float = LEVELLING,
-) -> Importance:
-    """What both metrics are.
-
-    Args:
-        lm: the frozen model; its units must be heads, channels or both.
-        windows: calibration token ids, (N, T).
-        budget: how much to keep.
         refit: whether the units that are left make up for those that go.
         levelling: share of the logarithm of the group's mean that is taken out.
 
     Raises:
-        PruningError: activations that overflow.
+        PruningError: the units are blocks or layers, or activations that overflow.
     """
+    check_metric("stream-error-refit" if refit else "stream-error", lm.units.granularity)
     groups = {(group.layer, group.kind): group for group in lm.units.groups}
     scores = torch.empty(lm.units.n, dtype=torch.float64)
     for seen in lm.observe(lm.units.ones(), windows):
