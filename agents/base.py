@@ -18,8 +18,8 @@ from torch import Tensor
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.errors import PruningError
 from pgprune.files import saving, tensor_bytes, write_file
+from pgprune.problem import TOKENS_PER_TIMESTEP
 
-TOKENS_PER_TIMESTEP = 1024  # one mask on the paper's batch of 8 x 128
 COUNTS = ("seed", "steps", "skipped", "in_vain")  # in every agent's state, besides its own
 _MOST_STEPS_IN_VAIN = 20
 Callback = Callable[[Any, dict[str, float]], bool | None]

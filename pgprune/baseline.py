@@ -21,7 +21,7 @@ from pgprune.memory import memory_now, peak_memory, read_once
 from pgprune.methods import BUDGET, GRANULARITY, METHODS, SLICING, MethodConfig, Pruned
 from pgprune.models import ModelConfig, fingerprint
 from pgprune.plots import plot_kept_shares
-from pgprune.problem import PruningConfig, make_problem
+from pgprune.problem import TOKENS_PER_TIMESTEP, PruningConfig, make_problem
 from pgprune.repairing import REPAIR, RepairConfig, repaired
 from pgprune.results import Table, facts, perplexities, with_repair
 from pgprune.run import Run
@@ -29,8 +29,6 @@ from pgprune.run_config import RunConfig
 from pgprune.sections import Sections
 from pgprune.slices import applied as sliced
 from pgprune.stream import DataConfig, evaluation_windows
-
-_TOKENS_PER_EVALUATION = 1024  # as the agents count
 
 
 @dataclass(frozen=True)
@@ -177,7 +175,7 @@ class Baseline:
             "method": settings.method.method,
             **known,
             "perplexity": perplexity,
-            "mask_evaluations": math.ceil(cost["tokens"] / _TOKENS_PER_EVALUATION),
+            "mask_evaluations": math.ceil(cost["tokens"] / TOKENS_PER_TIMESTEP),
             "method_cost": cost,
             "notes": pruned.notes,
             "tokens": lm.tokens,

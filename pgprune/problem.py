@@ -18,6 +18,9 @@ from pgprune.stream import (
 from pgprune.text import calibration_documents, evaluation_documents
 from pgprune.units import GRANULARITIES, PruningUnits
 
+TOKENS_PER_TIMESTEP = 1024
+"""What counts as one mask evaluation: one mask on the paper's batch of 8 x 128 tokens."""
+
 
 @dataclass(frozen=True)
 class PruningConfig:

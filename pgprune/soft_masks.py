@@ -19,10 +19,8 @@ from pgprune.executors import LayerMask
 from pgprune.families import Family, decoder_layers, family_of
 from pgprune.masked_lm import MaskedLM
 from pgprune.memory import peak_memory
-from pgprune.problem import Problem
+from pgprune.problem import TOKENS_PER_TIMESTEP, Problem
 from pgprune.scoring import LOGITS_BYTES, token_losses
-
-_TOKENS_PER_TIMESTEP = 1024  # one mask on 8 x 128 tokens, as the agents count
 
 
 def soft_losses(lm: MaskedLM, mask: Tensor, input_ids: Tensor) -> Tensor:
@@ -59,7 +57,7 @@ def steps_for(problem: Problem, timesteps: int) -> int:
     With two masks a step, an agent reads the same batches.
     """
     tokens = 2 * problem.stream.batch_size * problem.stream.sequence_length
-    return max(1, -(-timesteps * _TOKENS_PER_TIMESTEP // tokens))
+    return max(1, -(-timesteps * TOKENS_PER_TIMESTEP // tokens))
 
 
 def stopwatch(problem: Problem) -> Callable[[int], dict[str, Any]]:
