@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pgprune.agents.base import Agent
 from pgprune.agents.record import Record
-from pgprune.agents.settings import Settings
+from pgprune.agents.settings import STARTS_OVER, Settings
 from pgprune.errors import PruningError
 from pgprune.export import ExportConfig, export
 from pgprune.plots import plot_kept_shares, plot_learning_curve
@@ -109,7 +109,8 @@ def next_commands(results: dict[str, Any], run: Run) -> list[str]:
     """Commands worth typing after a run."""
     path, model = shlex.quote(str(run.path)), shlex.quote(results["model"])
     if not results["completed"]:
-        return [f"python scripts/train_agent.py --resume {path}"]
+        resume = f"python scripts/train_agent.py --resume {path}"
+        return [] if results["agent"] in STARTS_OVER else [resume]
     higher = min(0.9, results["prune_rate"]["requested"] + 0.1)
     compare = f"python scripts/benchmark_inference.py {model} {path}    # how much faster it is"
     smaller = f"python scripts/export.py {path}    # the smaller model, for transformers"

@@ -192,8 +192,9 @@ def print_samples(samples: Iterable[Mapping[str, str]], console: Console) -> Non
 
 
 def print_next(commands: Sequence[str], console: Console) -> None:
-    """Prints commands to suggest."""
-    console.print("\n[bold]Next")
+    """Prints commands to suggest, if there are any."""
+    if commands:
+        console.print("\n[bold]Next")
     for command in commands:
         console.print(f"  {command}", soft_wrap=True, markup=False)
 

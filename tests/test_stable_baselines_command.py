@@ -6,7 +6,9 @@ import pytest
 
 from command import Crash, results, train
 from pgprune import PruningError
+from pgprune.agents.results import next_commands
 from pgprune.agents.stable_baselines import Sb3Agent
+from pgprune.run import Run
 
 
 @pytest.mark.parametrize("agent", ["ppo", "a2c", "trpo", "sac", "td3"])
@@ -32,6 +34,9 @@ def test_a_crashed_run_says_why_it_cannot_go_on(
         train(*options, "--agent=ppo", f"--output={run}")
     with pytest.raises(PruningError, match="agent ppo cannot go on .*; start a new run"):
         train(f"--resume={run}")
+    stopped = {"completed": False, "model": "builtin", "agent": "ppo"}
+    assert next_commands(stopped, Run.open(run)) == [], "nothing that it would refuse"
+    assert "--resume" in next_commands(stopped | {"agent": "auto"}, Run.open(run))[0]
 
 
 @pytest.mark.parametrize(
