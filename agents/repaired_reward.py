@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from pgprune.envs import LLMPruningVectorEnv
+from pgprune.nearby_repair import NearbyRepair
 from pgprune.repair import DAMPING
-from pgprune.stream_repair import StreamRepair
 
 EVERY = 50
 
@@ -30,7 +30,7 @@ class RepairedReward:
         followed: (n,), the mask that the present moments are of; None before ``follow``.
 
     Raises:
-        PruningError: as ``StreamRepair``.
+        PruningError: as ``NearbyRepair``.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class RepairedReward:
         self.followed: Tensor | None = None
         self._env = env
         self._every = every
-        self._repair = StreamRepair(env.problem.lm, windows, damping)
+        self._repair = NearbyRepair(env.problem.lm, windows, damping)
 
     def follow(self, mask: Tensor) -> None:
         """Takes the moments in the repaired model of a mask, (n,)."""

@@ -28,19 +28,21 @@ from pgprune.interrupt import ctrl_c
 from pgprune.memory import memory_now, peak_memory, read_once
 from pgprune.metrics import METRICS, Importance, check_metric
 from pgprune.models import fingerprint
+from pgprune.nearby_repair import check_units
 from pgprune.problem import make_problem
+from pgprune.repair import Repair, applied
 from pgprune.repairing import REPAIR, repaired
 from pgprune.results import perplexities, with_repair
 from pgprune.run import Run
 from pgprune.sample import sample_text
 from pgprune.stream import evaluation_windows
-from pgprune.stream_repair import check_units
 from pgprune.view import TrainingView
 
 VALIDATIONS = 10  # looks at the validation batch in a run
 VALIDATION_WINDOWS = 32
 _REFITS = 10  # of the reward in a run
 _REFIT_WINDOWS = 64
+_JUDGES = 10_007  # added to the seed for windows that the answer is chosen on
 _FOLLOWED = "followed"  # in a checkpoint: the mask whose moments the reward's repairs rest on
 
 
@@ -241,12 +243,40 @@ class Training:
         self.record.evaluation_seconds += time.monotonic() - started
         self.record.evaluation_tokens += self.problem.lm.tokens - tokens
 
+    def _answer(self, agent: Agent) -> tuple[Tensor, Repair | None]:
+        """The agent's mask and its repair.
+
+        Where rewards were of refitted masks, which is near a repair and not the same, the mask that
+        it started from stays the answer if it is the better one of the two once both are repaired.
+        """
+        learned = self._repaired(agent.mask())
+        if self._repaired_reward is None:
+            return learned
+        start = self._repaired(self.record.masks["initial"].clone())
+        if self._repaired_loss(start) < self._repaired_loss(learned):
+            self.view.note("repaired, the mask it started from is the better one, and stays")
+            return start
+        return learned
+
+    def _repaired(self, mask: Tensor) -> tuple[Tensor, Repair | None]:
+        """A mask and the repair that it ships with."""
+        return mask, repaired(self.problem.lm, mask, self._metric_windows, self.settings.repair)
+
+    def _repaired_loss(self, found: tuple[Tensor, Repair | None]) -> float:
+        """The mean loss of a repaired mask on calibration windows that were drawn for this only."""
+        (mask, repair), lm = found, self.problem.lm
+        stream = self.problem.stream.fork(self.settings.run.seed + _JUDGES)
+        with applied(lm, repair or Repair()):
+            rows = mask[None].to(lm.device)  # (1, n)
+            losses = [lm.losses(rows, batch) for batch in stream.head(VALIDATION_WINDOWS).split(8)]
+        return float(torch.cat(losses, dim=1).double().mean())
+
     def _finish(self, run: Run, agent: Agent, completed: bool) -> dict[str, Any]:
         masks = self.record.masks
-        masks["masked"] = agent.mask()
-        lm, mask, settings = self.problem.lm, masks["masked"], self.settings
+        mask, repair = self._answer(agent)
+        masks["masked"] = mask
+        lm, settings = self.problem.lm, self.settings
         rows = {name: masks[name] for name in ("masked", "best")}
-        repair = repaired(lm, mask, self._metric_windows, settings.repair)
         with self._evaluating():
             table = self.record.perplexity | perplexities(lm, rows, self.windows)
             self.record.perplexity = with_repair(lm, table, mask, repair, self.windows)

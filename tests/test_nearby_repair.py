@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from command import results, train
 from masks import patterns
@@ -13,11 +14,12 @@ from pgprune.agents.repaired_reward import RepairedReward
 from pgprune.agents.settings import Settings
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.masked_lm import MaskedLM
+from pgprune.nearby_repair import NearbyRepair
 from pgprune.problem import Problem
-from pgprune.repair import Repair, applied, repair
+from pgprune.repair import Repair, applied, choose_and_refit, repair
 from pgprune.run import Run
-from pgprune.stream_repair import StreamRepair
-from pgprune.units import PruningUnits
+from pgprune.second_moments import LeastSquares
+from pgprune.units import Group, PruningUnits
 from tiny import tiny_model, tokens
 
 WINDOWS = tokens(batch=4, length=12, seed=1)
@@ -28,6 +30,15 @@ def half(units: PruningUnits, seed: int = 2) -> torch.Tensor:
     return (torch.rand(units.n, generator=torch.Generator().manual_seed(seed)) < 0.6).byte()
 
 
+def refitted(lm: MaskedLM, mask: torch.Tensor) -> Repair:
+    """Each projection of the mask refitted to what it gives densely, layer after layer."""
+
+    def keep(problem: LeastSquares, group: Group) -> torch.Tensor:
+        return mask[group.start : group.stop].bool()
+
+    return choose_and_refit(lm, WINDOWS, keep, "projection", DAMPING)[1]
+
+
 def losses_with(lm: MaskedLM, mask: torch.Tensor, found: Repair) -> torch.Tensor:
     with applied(lm, found):
         return lm.losses(mask[None], WINDOWS)
@@ -36,23 +47,23 @@ def losses_with(lm: MaskedLM, mask: torch.Tensor, found: Repair) -> torch.Tensor
 @pytest.mark.parametrize("granularity", ["heads+channels", "heads", "channels"])
 def test_the_mask_that_is_followed_gets_its_own_repair(model, granularity):
     lm = MaskedLM(model, PruningUnits.of(model, granularity))
-    stream = StreamRepair(lm, WINDOWS, DAMPING)
+    nearby = NearbyRepair(lm, WINDOWS, DAMPING)
     for mask in [half(lm.units), *patterns(lm.units).values()]:
-        stream.follow(mask)
-        own = repair(lm, mask, WINDOWS, "least-squares", DAMPING)
-        found = losses_with(lm, mask, stream(mask))
+        nearby.follow(mask)
+        own = refitted(lm, mask)
+        found = losses_with(lm, mask, nearby(mask))
         torch.testing.assert_close(found, losses_with(lm, mask, own), rtol=1e-7, atol=1e-7)
 
 
 def test_a_mask_that_differs_in_the_last_projection_only_gets_its_own_repair_too(model):
     """All that comes before it is as it was in the model that the moments are from."""
     lm = MaskedLM(model, PruningUnits.of(model))
-    stream, mask = StreamRepair(lm, WINDOWS, DAMPING), half(lm.units)
-    stream.follow(mask)
+    nearby, mask = NearbyRepair(lm, WINDOWS, DAMPING), half(lm.units)
+    nearby.follow(mask)
     last = lm.units.groups[-1]
     mask[last.start : last.stop] = half(lm.units, seed=5)[last.start : last.stop]
-    own = repair(lm, mask, WINDOWS, "least-squares", DAMPING)
-    found = losses_with(lm, mask, stream(mask))
+    own = refitted(lm, mask)
+    found = losses_with(lm, mask, nearby(mask))
     torch.testing.assert_close(found, losses_with(lm, mask, own), rtol=1e-7, atol=1e-7)
     assert not torch.allclose(found, losses_with(lm, mask, Repair()))
 
@@ -61,11 +72,11 @@ def test_it_costs_what_a_repair_costs():
     model = tiny_model("llama")
     lm = MaskedLM(model, PruningUnits.of(model))
     mask = half(lm.units)
-    repair(lm, mask, WINDOWS, "least-squares")
-    once, stream = lm.tokens, StreamRepair(lm, WINDOWS)
-    stream.follow(mask)
+    refitted(lm, mask)
+    once, nearby = lm.tokens, NearbyRepair(lm, WINDOWS)
+    nearby.follow(mask)
     assert lm.tokens == 2 * once
-    stream(mask)
+    nearby(mask)
     assert lm.tokens == 2 * once
 
 
@@ -74,7 +85,7 @@ def test_an_overflow_is_an_error():
     model.model.layers[1].mlp.up_proj.weight.data[3] = torch.inf
     lm = MaskedLM(model, PruningUnits.of(model))
     with pytest.raises(PruningError, match="layer 1 overflow"):
-        StreamRepair(lm, WINDOWS).follow(lm.units.ones())
+        NearbyRepair(lm, WINDOWS).follow(lm.units.ones())
 
 
 # ---------------------------------------------------------------- the environment and the agent
@@ -97,11 +108,11 @@ def test_rewards_follow_the_answer(problem: Problem) -> None:
     agent.learn(8 * agent._step_tokens // 1024 or 1, callback)
     assert refits == [step for step in range(1, agent.steps + 1) if step % 3 == 0]
     masks, batch = torch.stack([agent.mask(), half(problem.units)]), windows[:4]
-    stream = StreamRepair(problem.lm, windows)
+    nearby = NearbyRepair(problem.lm, windows)
     assert follow.followed is not None
-    stream.follow(follow.followed)
+    nearby.follow(follow.followed)
     for mask, losses in zip(masks, env.judge(masks, batch), strict=True):
-        with applied(problem.lm, stream(mask)):
+        with applied(problem.lm, nearby(mask)):
             expected = problem.lm.losses(mask[None], batch)[0]
         torch.testing.assert_close(losses, expected)
         assert not torch.allclose(losses, problem.lm.losses(mask[None], batch)[0])
@@ -116,6 +127,32 @@ def test_a_run_ships_what_it_was_rewarded_for(options: list[str], tmp_path: Path
     assert Settings.from_run(Run.open(run)).repair.repair == "least-squares"
     found = results(run)["perplexity"]
     assert found["pruned"] != found["masked"]
+
+
+@pytest.mark.parametrize(("seed", "better"), [(0, 0), (6, 1)])  # the learned one, the start
+def test_the_answer_is_the_better_one_of_start_and_learned_once_repaired(
+    seed: int,
+    better: int,
+    options: list[str],
+    problem: Problem,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    learned = problem.budget.round(torch.rand(problem.units.n, generator=generator).double())
+    monkeypatch.setattr(Auto, "mask", lambda agent: learned.clone())
+    more = ["--agent=auto", "--reward=repaired", "--prune-rate=0.5", "--dtype=float64", "--seed=3"]
+    assert train(*options, *more, f"--output={tmp_path / 'run'}") == 0
+    found = load_file(tmp_path / "run" / "mask.safetensors")
+    answers = [learned, found["initial"]]
+    lm, stream = problem.lm, problem.stream
+    fresh = stream.fork(3 + 10_007).head(32)
+    losses = []
+    for mask in answers:
+        with applied(lm, repair(lm, mask, stream.head(16), "least-squares")):
+            losses.append(lm.losses(mask[None], fresh).mean())
+    assert losses[better] < losses[1 - better]
+    assert torch.equal(found["mask"], answers[better])
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,14 @@
 """A least-squares repair for every mask near one that was looked at.
 
-A repair runs through the model layer by layer, as what a projection should make up for depends on
-the layers before it. For each mask that an agent tries, that would cost far more than trying it.
-But the second moments that a projection's inputs have in the repaired model of one mask are nearly
-those in the models of similar masks, and given the moments, the best weights for what a mask keeps
-are a small linear system. As an agent's masks come together, this becomes the repair that its
-answer will get. It is ours; the paper has no repair.
+A repair runs through the model layer by layer, as each projection gets what the ones before it
+give. For each mask that an agent tries, that would cost far more than trying it. But the second
+moments that a projection's inputs have in the repaired model of one mask are nearly those in the
+models of similar masks, and given the moments, the best weights for what a mask keeps are a small
+linear system. It is ours; the paper has no repair.
+
+Each projection should give what it gives with dense weights. In the shipped repair it makes up for
+what earlier layers get wrong, too; weights that do so for one mask punish every other mask, and an
+agent that is judged with them stays where it is.
 """
 
 import torch
@@ -13,13 +16,13 @@ from torch import Tensor
 
 from pgprune.errors import PruningError
 from pgprune.masked_lm import MaskedLM
-from pgprune.projection import Projection, group_of
+from pgprune.projection import Projection
 from pgprune.refit import Solution, best_weights, refit_layers
 from pgprune.repair import DAMPING, Repair
 from pgprune.second_moments import LeastSquares
 
 
-class StreamRepair:
+class NearbyRepair:
     """Repairs for masks over one model, from the second moments in the repaired model of a mask.
 
     The moments of all output and down projections stay in memory, (inputs, inputs) float64 each.
@@ -42,7 +45,7 @@ class StreamRepair:
 
     @torch.no_grad()
     def follow(self, mask: Tensor) -> None:
-        """Takes the moments in the repaired model of a mask, (n,).
+        """Takes the moments in the model of a mask, (n,), whose projections are refitted so.
 
         A projection that loses all its inputs has none; masks that keep some get dense weights.
 
@@ -52,11 +55,13 @@ class StreamRepair:
         problems: dict[tuple[int, str], LeastSquares] = {}
 
         def solve(projection: Projection) -> Solution:
+            if projection.group is None:
+                return {}
             problem = projection.least_squares(self._damping)
             problems[projection.seen.layer, projection.kind] = problem
-            return {} if projection.intact else best_weights(projection, problem)
+            return best_weights(projection, problem)
 
-        for _ in refit_layers(self._lm, mask, self._windows, solve, "stream"):
+        for _ in refit_layers(self._lm, mask, self._windows, solve, "projection"):
             pass  # each layer's solution is in place while the next one is looked at
         self._problems = problems
 
@@ -64,13 +69,15 @@ class StreamRepair:
     def __call__(self, mask: Tensor) -> Repair:
         """The weights that are best for a mask (n,) under the moments that are followed."""
         repair = Repair()
-        for (layer, kind), squares in self._problems.items():
-            group = group_of(self._lm.units, layer, kind)
-            kept = squares.everything() if group is None else mask[group.start : group.stop].bool()
-            weight, dense = squares.refit(kept), self._lm.projection(layer, kind)
-            repair.weights[layer, kind] = weight.to(dense)
-            if (bias := squares.bias(weight)) is not None:
-                repair.biases[layer, kind] = bias.to(dense)
+        for group in self._lm.units.groups:
+            kept = mask[group.start : group.stop].bool()
+            problem = self._problems.get((group.layer, group.kind))
+            if problem is None or kept.all():
+                continue  # dense weights are the best
+            weight, dense = problem.refit(kept), self._lm.projection(group.layer, group.kind)
+            repair.weights[group.layer, group.kind] = weight.to(dense)
+            if (bias := problem.bias(weight)) is not None:
+                repair.biases[group.layer, group.kind] = bias.to(dense)
         return repair
 
 
