@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pgprune.comparison import AGENTS
-from pgprune.comparison_records import Record, read_records
+from pgprune.comparison_records import read_records
 from pgprune.comparison_rows import Row, columns_of, nearest_rate, rows_of
 from pgprune.plots import save_figure
+from pgprune.record_file import Record
 from pgprune.source import read_mask
 
 _OURS, _GREY = "#111111", "#888888"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pgprune.comparison import ComparisonConfig
-from pgprune.comparison_records import Record, read_records
+from pgprune.comparison_records import read_records
 from pgprune.comparison_rows import (
     Column,
     Row,
@@ -20,6 +20,7 @@ from pgprune.comparison_rows import (
 from pgprune.errors import PruningError
 from pgprune.files import saving, write_file
 from pgprune.markdown import grid, has_place, renew
+from pgprune.record_file import Record
 
 _MIB = 2**20
 
