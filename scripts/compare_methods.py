@@ -35,10 +35,11 @@ from pgprune.comparison import (
 )
 from pgprune.comparison_plots import plot_all
 from pgprune.comparison_records import RECORDS, missing, read_records
-from pgprune.comparison_report import check_page, report
+from pgprune.comparison_report import report
 from pgprune.comparison_running import Task, measure
 from pgprune.errors import PruningError
 from pgprune.files import check_place
+from pgprune.markdown import check_page
 from pgprune.models import ModelConfig, check_model
 from pgprune.processes import line_from_parent, run_tasks, teller
 from pgprune.record_file import close_line
