@@ -18,7 +18,7 @@ from transformers.utils import logging
 from pgprune.agents.benchmarking import ONE_CELL, measure_one, run
 from pgprune.agents.hyperparameters import TUNED, read_hyperparameters
 from pgprune.agents.settings import AGENTS
-from pgprune.benchmark import BenchmarkConfig, plan
+from pgprune.benchmark import BenchmarkConfig, agent_options, plan
 from pgprune.benchmark_scores import Scores, read_records
 from pgprune.cli import ArgumentParser, from_arguments, given, run_command
 from pgprune.errors import PruningError
@@ -78,8 +78,9 @@ def trials(agent: str, directory: Path) -> list[str]:
     """An agent with each combination of its options to try, as ``ppo:ppo-clip=0.1``.
 
     Raises:
-        PruningError: its file has more or fewer trials than the others'.
+        PruningError: there is no such agent, or its file has more or fewer trials than others.
     """
+    agent_options(agent)
     every = read_hyperparameters(agent, directory).trials()
     if len(every) != TRIALS:
         raise PruningError(

@@ -74,7 +74,8 @@ def estimate(statistic: Callable[..., Numbers], *scores: Numbers) -> Estimate:
 
 def paired_difference(one: Numbers, other: Numbers) -> Estimate:
     """The mean difference of runs that share their seeds, (runs,) each; pairs are drawn anew."""
-    return estimate(lambda pairs: pairs.mean(axis=(-2, -1)), (one - other)[:, None])
+    with np.errstate(invalid="ignore"):  # of two infinite values it is not a number
+        return estimate(lambda pairs: pairs.mean(axis=(-2, -1)), (one - other)[:, None])
 
 
 def _resampled(scores: Numbers, generator: np.random.Generator) -> Numbers:

@@ -68,10 +68,11 @@ class BenchmarkConfig:
             "default": "the report is printed",
         },
     )
-    against: str = field(
-        default="reinforce",
-        metadata={"help": "agent that auto is compared with, seed by seed, where both are there"},
+    recommended: str = field(
+        default="auto",
+        metadata={"help": "agent that is compared with --against, seed by seed, by perplexity"},
     )
+    against: str = field(default="reinforce", metadata={"help": "agent to compare it with"})
     device: str = field(default="auto", metadata=_MODEL["device"].metadata)
     dtype: str = field(default="auto", metadata=_MODEL["dtype"].metadata)
 

@@ -1,9 +1,7 @@
 """The report of a benchmark, as Markdown: who is best, by how much, and at what cost."""
 
-import math
 import statistics
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 from pgprune.aggregates import Estimate
@@ -16,7 +14,6 @@ from pgprune.markdown import grid, renew_page, spread
 from pgprune.record_file import Record
 
 MARKER = "benchmark"
-RECOMMENDED = "auto"
 
 
 def report(config: BenchmarkConfig) -> str:
@@ -41,7 +38,7 @@ def report(config: BenchmarkConfig) -> str:
             "benchmark.jsonl"
         )
     plots = plot_all(scores, page.parent / "plots")
-    text = "\n".join([tables(scores, records, config.against), *map(_image, plots)])
+    text = "\n".join([tables(scores, records, config), *map(_image, plots)])
     with saving(page, "free some space and repeat the command with --report"):
         if config.into is None:
             write_file(page, text.encode())
@@ -50,16 +47,16 @@ def report(config: BenchmarkConfig) -> str:
     return text.partition("\n")[0]
 
 
-def tables(scores: Scores, records: list[Record], against: str) -> str:
+def tables(scores: Scores, records: list[Record], config: BenchmarkConfig) -> str:
     """All tables, under a sentence that says what is best.
 
     Args:
         scores: of the records.
         records: of the benchmark, failures included.
-        against: the agent that the recommended one is compared with.
+        config: says which agents are compared seed by seed.
     """
     parts = [_summary(scores), _loss_table(scores), _perplexity_table(scores)]
-    if pairs := _paired_table(scores, against):
+    if pairs := _paired_table(scores, config.recommended, config.against):
         parts.append(pairs)
     parts.append(f"Hyperparameters:\n\n{_hyperparameters(scores)}")
     if failures := _failures(records):
@@ -88,7 +85,8 @@ def _loss_table(scores: Scores) -> str:
         costs = [_costs(scores, agent, name) for name in ("seconds", "tokens")]
         seeds = {seed for task in scores.tasks for seed in scores.runs(agent, task)}
         shown = [score, *losses, *costs] if agent != RANDOM else ["0", *losses, "–", "–"]
-        lines.append([_name(agent), *shown, str(len(seeds))])
+        name = "random masks" if agent == RANDOM else agent
+        lines.append([name, *shown, str(len(seeds))])
     return (
         "Loss of the answer on the validation batch (nats a token), mean ± standard deviation over "
         "the seeds. The score is the interquartile mean over seeds and tasks of (random loss - "
@@ -100,43 +98,30 @@ def _loss_table(scores: Scores) -> str:
 
 def _perplexity_table(scores: Scores) -> str:
     """Perplexities by task and evaluation set."""
-    columns = []
-    for task in scores.tasks:
-        records = [one for agent in scores.agents for one in scores.runs(agent, task).values()]
-        columns += [(task, name) for name in (records[0]["perplexity"] if records else {})]
-
-    def row(name: str, values: Callable[[str, str], list[float]]) -> list[str]:
-        return [name, *(spread(values(task, text)) for task, text in columns)]
-
-    def of(agent: str) -> Callable[[str, str], list[float]]:
-        return lambda task, text: [
-            math.inf if (value := run["perplexity"][text]) is None else value
-            for run in scores.runs(agent, task).values()
-        ]
-
-    def dense(task: str, text: str) -> list[float]:
-        runs = [one for agent in scores.agents for one in scores.runs(agent, task).values()]
-        return [runs[0]["dense"][text]]
-
-    lines = [row(_name(agent), of(agent)) for agent in _ordered(scores)]
-    head = ["agent", *(f"{task} {text}" for task, text in columns)]
+    some = {task: scores.some_run(task) for task in scores.tasks}
+    columns = [(task, name) for task in some for name in some[task]["dense"]]
+    lines = [
+        [agent, *(spread(scores.perplexities(agent, *column)) for column in columns)]
+        for agent in _ordered(scores)
+    ]
+    dense = ["dense", *(spread([some[task]["dense"][name]]) for task, name in columns)]
+    head = ["agent", *(f"{task} {name}" for task, name in columns)]
     about = "Perplexity of the answer on the evaluation text, mean ± standard deviation.\n\n"
-    return about + grid(head, [*lines, row("dense", dense)])
+    return about + grid(head, [*lines, dense])
 
 
-def _paired_table(scores: Scores, against: str) -> str:
-    """The paired differences in log-perplexity of the recommended agent from another."""
-    found = scores.differences(RECOMMENDED, against) if against != RECOMMENDED else {}
-    if not found:
-        return ""
+def _paired_table(scores: Scores, one: str, other: str) -> str:
+    """The paired differences in log-perplexity of two agents, where both are there."""
     lines = []
-    for task, (one, pairs) in found.items():
-        several = [f"[{one.low:+.4f}, {one.high:+.4f}]", _verdict(one)] if pairs > 1 else ["–", "–"]
-        lines.append([task, f"{one.value:+.4f}", *several, str(pairs)])
+    for task, (found, pairs) in scores.differences(one, other).items():
+        sure = [f"[{found.low:+.4f}, {found.high:+.4f}]", _verdict(found)]
+        lines.append([task, f"{found.value:+.4f}", *(sure if pairs > 1 else "––"), str(pairs)])
+    if not lines or one == other:
+        return ""
     head = ["task", "difference", "95 % interval", "", "seeds"]
     return (
-        f"Log-perplexity of {RECOMMENDED} minus that of {against}, seed by seed; below 0, "
-        f"{RECOMMENDED} is better.\n\n{grid(head, lines)}"
+        f"Log-perplexity of {one} minus that of {other}, seed by seed, with the mean over the "
+        f"evaluation sets; below 0, {one} is better.\n\n{grid(head, lines)}"
     )
 
 
@@ -190,10 +175,6 @@ def _interval(one: Estimate) -> str:
 
 def _verdict(one: Estimate) -> str:
     return "better" if one.high < 0 else "worse" if one.low > 0 else "undecided"
-
-
-def _name(agent: str) -> str:
-    return "random masks" if agent == RANDOM else agent
 
 
 def _image(path: Path) -> str:

@@ -58,6 +58,15 @@ class Scores:
         at = 0 if agent == RANDOM else -1
         return [run["curve"][at]["loss"] for run in self.runs(agent, task).values()]
 
+    def perplexities(self, agent: str, task: str, name: str) -> list[float]:
+        """Those of an agent's answers on an evaluation set, by seed; infinite if no number."""
+        found = [run["perplexity"][name] for run in self.runs(agent, task).values()]
+        return [math.inf if value is None else value for value in found]
+
+    def some_run(self, task: str) -> Record:
+        """A record of a task, for what all have in common."""
+        return next(one for (_, name, _), one in self._runs.items() if name == task)
+
     @cached_property
     def ends(self) -> dict[str, tuple[float, float]]:
         """The losses that are score 0 and score 1, of each task that has both."""

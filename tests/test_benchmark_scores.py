@@ -13,6 +13,8 @@ from pgprune.benchmark_report import report, tables
 from pgprune.benchmark_scores import RECORDS, Scores, curve_at, read_records
 from pgprune.errors import PruningError
 
+CONFIG = BenchmarkConfig()
+
 
 @pytest.fixture
 def output(tmp_path):
@@ -47,7 +49,7 @@ def test_an_agent_that_lacks_a_task_is_shown_but_not_scored(scores):
     some += [{"agent": "td3", "task": "model:0.5:layers", "seed": s, "error": "no"} for s in (0, 1)]
     found = Scores(some)
     assert found.ranked == scores.ranked
-    text = tables(found, some, "reinforce")
+    text = tables(found, some, CONFIG)
     assert "| td3 | – | 4.900 | – | 3 | 2,000 | 1 |" in text
     assert "- td3 on model:0.5:layers: no (seed 0, 1)" in text
 
@@ -64,7 +66,7 @@ def test_without_random_masks_there_are_tables_but_no_scores():
     found = Scores(some)
     assert found.ranked == [] and found.ends == {}
     assert "No agent has runs on all tasks, and random masks on them, yet." in tables(
-        found, some, "reinforce"
+        found, some, CONFIG
     )
 
 
@@ -83,13 +85,16 @@ def test_agents_are_compared_seed_by_seed(scores):
     assert pairs == 3 and found.value == pytest.approx(sum(values) / 3)
     assert (found.low, found.high) == pytest.approx((min(values), max(values)))
     assert found.high < 0
-    text = tables(scores, records(), "reinforce")
+    text = tables(scores, records(), CONFIG)
     assert f"| model:0.3 | {found.value:+.4f} | [" in text and "| better | 3 |" in text
-    assert "minus that of" not in tables(scores, records(), "evolution")
+    swapped = BenchmarkConfig(recommended="reinforce", against="auto")
+    text = tables(scores, records(), swapped)
+    assert f"| model:0.3 | {-found.value:+.4f} | [" in text and "| worse | 3 |" in text
+    assert "minus that of" not in tables(scores, records(), BenchmarkConfig(against="evolution"))
 
 
 def test_the_tables_are_made_of_the_records(scores):
-    text = tables(scores, records(), "reinforce")
+    text = tables(scores, records(), CONFIG)
     assert text.startswith("Best on average: auto, score 0.910 [")
     assert "; the next is reinforce, 0.510 [" in text
     assert "| 3.180 ± 0.020 | 4.360 ± 0.040 | 3 | 2,000 | 3 |" in text
@@ -100,7 +105,7 @@ def test_the_tables_are_made_of_the_records(scores):
 
 def test_a_perplexity_that_is_no_number_is_infinite():
     some = [one | {"perplexity": {"text": None, "code": 20.0}} for one in records()]
-    assert "| auto | ∞ | 20.00 ± 0.00 | ∞ |" in tables(Scores(some), some, "evolution")
+    assert "| auto | ∞ | 20.00 ± 0.00 | ∞ |" in tables(Scores(some), some, CONFIG)
 
 
 def test_the_page_is_renewed_between_its_markers_and_has_the_figures(output, tmp_path):
@@ -123,6 +128,11 @@ def test_figures_of_one_run_are_drawn(tmp_path):
     one = [each for each in records(seeds=1) if each["agent"] in ("random", "auto")]
     drawn = {path.stem for path in plot_all(Scores(one), tmp_path)}
     assert drawn == {"learning_curves", "learning_curves_seconds", "scores", "profiles"}
+
+
+def test_one_pair_has_no_interval():
+    some = [one for one in records() if one["seed"] == 0]
+    assert "| – | – | 1 |" in tables(Scores(some), some, CONFIG)
 
 
 def test_nothing_measured_is_said(tmp_path):
