@@ -16,6 +16,8 @@ class Record:
         perplexity: by row (dense, initial, ...) and evaluation set.
         validation_loss: of the last rounded mask looked at.
         best_loss: of ``best``.
+        curve: of each look at the rounded mask, the first before learning: its ``loss``, and the
+            ``mask_evaluations``, ``tokens`` and ``seconds`` of the method until then.
         tokens: tokens asked of the model.
         seconds: of the command.
         evaluation_seconds: of them, for perplexities and samples of text.
@@ -28,12 +30,20 @@ class Record:
     perplexity: dict[str, dict[str, float]] = field(default_factory=dict)
     validation_loss: float = float("nan")
     best_loss: float = float("inf")
+    curve: list[dict[str, float]] = field(default_factory=list)
     tokens: int = 0
     seconds: float = 0.0
     evaluation_seconds: float = 0.0
     evaluation_tokens: int = 0
     peak_memory: int = 0
     beyond_weights: int = 0
+
+    def cost(self) -> dict[str, float]:
+        """Seconds and tokens of the method, without those that judging its result took."""
+        return {
+            "seconds": self.seconds - self.evaluation_seconds,
+            "tokens": self.tokens - self.evaluation_tokens,
+        }
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the masks."""

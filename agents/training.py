@@ -192,6 +192,9 @@ class Training:
         if record.validation_loss < record.best_loss or "best" not in record.masks:
             record.best_loss = record.validation_loss
             record.masks["best"] = mask
+        self._count()
+        point = {"mask_evaluations": agent.timesteps, "loss": record.validation_loss}
+        record.curve.append(point | record.cost())
 
     def _report(self, run: Run, agent: Agent, figures: dict[str, float]) -> None:
         units, shown = self.problem.units, dict(figures)

@@ -4,17 +4,15 @@ A cell is one method on one model at one rate under one seed. It is a run like a
 ``DIR/MODEL/METHOD-RATE-seedN``, made by the command of the method.
 """
 
-import json
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pgprune.cells import check_names, check_same, model_name, named_options, words
 from pgprune.cli import check_fields
 from pgprune.errors import PruningError
-from pgprune.files import saving, write_file
 from pgprune.methods import METHODS
 from pgprune.model_evaluation import EvaluationConfig
 from pgprune.models import ModelConfig
@@ -140,8 +138,7 @@ class Cell:
     @property
     def model_name(self) -> str:
         """What tables and directories call the model."""
-        path = Path(self.model)
-        return path.resolve().name if path.exists() else self.model.replace("/", "-")
+        return model_name(self.model)
 
     @property
     def path(self) -> Path:
@@ -177,18 +174,11 @@ class Cell:
         }
         if name in _LEARNING:
             options[_LEARNING[name]] = config.timesteps
-        listed = {key.replace("_", "-"): value for key, value in (options | own).items()}
-        return [*map(_word, listed, listed.values()), "--quiet"]
+        return [*words(options | own), "--quiet"]
 
     def has(self, option: str) -> bool:
         """Whether a text option is about this model; the built-in one has its own texts."""
         return self.model != "builtin" or option not in ("calibration", "evaluation")
-
-
-def _word(option: str, value: object) -> str:
-    """An option as it is typed; one that is on or off has a name for each."""
-    switches = {"on": f"--{option}", "off": f"--no-{option}"}
-    return switches.get(str(value), f"--{option}={value}")
 
 
 def parts(method: str) -> tuple[str, dict[str, str]]:
@@ -197,25 +187,7 @@ def parts(method: str) -> tuple[str, dict[str, str]]:
     Raises:
         PruningError: the name is unknown, or something that follows is not an option.
     """
-    name, _, text = method.partition(":")
-    if name not in (*METHODS, *AGENTS):
-        raise PruningError(
-            f"method {name!r} is unknown; choose of all, {', '.join((*AGENTS, *METHODS))}"
-        )
-    options = dict[str, str]()
-    for item in filter(None, text.split(",")):
-        key, equals, value = item.partition("=")
-        if not (key and equals and value):
-            raise PruningError(
-                f"{item!r} in method {method!r} is not an option and its value; write "
-                f"{name}:option=value"
-            )
-        options[key.replace("-", "_")] = value
-    if ours := [key for key in options if key in _OURS]:
-        raise PruningError(
-            f"{ours[0]} in method {method!r} is the comparison's to choose; leave it out there"
-        )
-    return name, options
+    return named_options(method, "method", (*AGENTS, *METHODS), _OURS)
 
 
 def needs(method: str) -> str:
@@ -248,12 +220,7 @@ def plan(
         for method in dict.fromkeys(named)
         if seed == 0 or config.seeds_for_all or parts(method)[0] in _RANDOM
     ]
-    names = Counter({cell.model: cell.model_name for cell in cells}.values())
-    for name, count in names.items():
-        if count > 1:
-            raise PruningError(
-                f"{count} models are called {name!r}, and so would their runs; rename a directory"
-            )
+    check_names(models)
     return list(dict.fromkeys(cells))
 
 
@@ -281,16 +248,4 @@ def check_settings(cells: Iterable[Cell], config: ComparisonConfig, data: DataCo
         text = {name: value for name, value in asdict(data).items() if cell.has(name)}
         shared = {name: getattr(config, name) for name in ("timesteps", "dtype", "limit")}
         settings = {**text, **shared, "tasks": config.task_names}
-        path = Path(config.output) / cell.model_name / "settings.json"
-        if path.exists():
-            before = json.loads(path.read_text(encoding="utf-8"))
-            for name, value in settings.items():
-                if before.get(name) != value:
-                    raise PruningError(
-                        f"{path.parent} was measured with {name} {before.get(name)!r}, not "
-                        f"{value!r}; go on with the same, or choose another --output"
-                    )
-            continue
-        with saving(path, "choose another --output"):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_file(path, (json.dumps(settings, indent=2) + "\n").encode())
+        check_same(Path(config.output) / cell.model_name / "settings.json", settings)

@@ -12,9 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from pgprune.comparison import AGENTS
-from pgprune.comparison_records import Record, read_records
+from pgprune.comparison_records import read_records
 from pgprune.comparison_rows import Row, columns_of, nearest_rate, rows_of
-from pgprune.plots import save_figure
+from pgprune.plots import plain_ticks, save_figure
+from pgprune.record_file import Record
 from pgprune.source import read_mask
 
 _OURS, _GREY = "#111111", "#888888"
@@ -84,7 +85,7 @@ def plot_perplexities(path: Path, rows: Sequence[Row]) -> bool:
                         _curve(panel, row, model, name, looks[row.method])
                 _dense(panel, rows, model, name)
                 panel.set_yscale("log")
-                _plain_ticks(panel)
+                plain_ticks(panel.yaxis)
             line[0].set_ylabel(f"perplexity,\n{repair}")
         for panel, (model, name) in zip(panels[0], places, strict=True):
             panel.set_title(f"{model}, {name}", loc="left", weight="bold", fontsize=9)
@@ -243,12 +244,3 @@ def _dense(panel: Any, rows: Sequence[Row], model: str, name: str) -> None:
     """A line at the dense model's perplexity."""
     found = [r["dense"][name] for row in rows for r in row.records if r["model"] == model]
     panel.axhline(found[0], color=_GREY, linestyle="--", linewidth=1, label="dense")
-
-
-def _plain_ticks(panel: Any) -> None:
-    """Numbers such as 20 and 50 in place of powers of ten."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    panel.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    panel.yaxis.set_minor_formatter(NullFormatter())

@@ -2,21 +2,16 @@
 
 A cell has one line for its mask as the method leaves it, which says repair ``none``, or ``own``
 where the method brings weights, and one line for each repair of the same mask. What has a line is
-not measured again, also where the line says why it could not be measured.
+not measured again, also where the line says by ``error`` why it could not be measured.
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pgprune.comparison import Cell
-from pgprune.files import append_line, saving
-from pgprune.run import finite
-
-Record = dict[str, Any]
-"""One line: a cell under one repair, or the ``error`` that kept it from being measured."""
+from pgprune.record_file import Record, add_line, read_lines
 
 RECORDS = "comparison.jsonl"
 
@@ -29,12 +24,11 @@ def read_records(output: Path) -> list[Record]:
     Args:
         output: the comparison's directory.
     """
-    path, found = output / RECORDS, dict[Any, Record]()
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    found = dict[Any, Record]()
+    for record in read_lines(output / RECORDS):
         try:
-            record = json.loads(line)
             found[record_key(record), repair_of(record)] = record
-        except (ValueError, KeyError, TypeError):
+        except KeyError:
             continue
     return list(found.values())
 
@@ -45,16 +39,7 @@ def add_record(output: Path, record: Record) -> None:
     Raises:
         PruningError: the disk is full or refuses.
     """
-    with saving(output / RECORDS, "free some space and repeat the command"):
-        append_line(output / RECORDS, json.dumps(finite(record), allow_nan=False))
-
-
-def close_line(output: Path) -> None:
-    """Ends a line that a power cut left unfinished, so that the next one is whole."""
-    path = output / RECORDS
-    if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
-        with saving(path, "free some space and repeat the command"), path.open("ab") as file:
-            file.write(b"\n")
+    add_line(output / RECORDS, record)
 
 
 def record_key(record: Mapping[str, Any]) -> tuple[str, str, float, int]:

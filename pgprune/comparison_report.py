@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from pgprune.comparison import ComparisonConfig
-from pgprune.comparison_records import Record, read_records
+from pgprune.comparison_records import read_records
 from pgprune.comparison_rows import (
     Column,
     Row,
@@ -19,7 +19,8 @@ from pgprune.comparison_rows import (
 )
 from pgprune.errors import PruningError
 from pgprune.files import saving, write_file
-from pgprune.markdown import grid, has_place, renew
+from pgprune.markdown import grid, renew_page, spread
+from pgprune.record_file import Record
 
 _MIB = 2**20
 
@@ -42,25 +43,8 @@ def report(output: Path, config: ComparisonConfig) -> str:
         write_file(output / "comparison.md", text.encode())
         if config.into is None:
             return text
-        page = Path(config.into)
-        renewed = renew(page.read_text(encoding="utf-8"), config.marker, text)
-        write_file(page, renewed.encode())
+        renew_page(Path(config.into), config.marker, text)
     return text.partition("\n")[0]
-
-
-def check_page(page: Path, marker: str) -> None:
-    """Makes sure that a page has a place for the tables.
-
-    Raises:
-        PruningError: there is no such page, or no such place in it.
-    """
-    if not page.is_file():
-        raise PruningError(f"there is no page {page}; give a Markdown file to --into")
-    if not has_place(page.read_text(encoding="utf-8"), marker):
-        raise PruningError(
-            f"{page} has no line <!-- {marker} --> with a line <!-- end --> after it; write both "
-            "where the tables belong"
-        )
 
 
 def tables(records: Sequence[Record], at_rate: float | None = None) -> str:
@@ -103,18 +87,6 @@ def summary(rows: Sequence[Row], columns: Sequence[Column]) -> str:
         f"Best forward-only row on average: {_name(best)}, whose geometric mean of perplexity over "
         f"{len(columns)} columns is {best.mean(columns):.4g}{next_one}.\n"
     )
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean and sample standard deviation, or a dash."""
-    if not values:
-        return "–"
-    mean = statistics.fmean(values)
-    if not math.isfinite(mean):
-        return "∞"
-    digits = 3 if mean < 10 else 2 if mean < 1000 else 0
-    deviation = f" ± {statistics.stdev(values):,.{digits}f}" if len(values) > 1 else ""
-    return f"{mean:,.{digits}f}{deviation}"
 
 
 def _overview(rows: Sequence[Row], columns: Sequence[Column], models: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from pgprune.comparison_records import Record
+from pgprune.record_file import Record
 
 _PAPERS_RATE = 0.3
 _DEPTH = ("layers", "blocks")

@@ -1,32 +1,26 @@
-"""Measures the cells of a comparison, each in a process of its own, several at a time.
+"""Measures the cells of a comparison, each in a process of its own.
 
-A process gets its task as one line on its standard input and ends when that is closed, so that
-nothing goes on working where the command was killed. It makes the run of its cell unless that is
-there, and then repairs the mask of the run, without running the method again.
+It makes the run of its cell unless that is there, and then repairs the mask of the run, without
+running the method again.
 """
 
 import json
-import os
-import subprocess
-import sys
-import tempfile
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pgprune.comparison import Cell, needs
-from pgprune.comparison_records import Record, add_record
+from pgprune.comparison_records import add_record
 from pgprune.errors import PruningError
 from pgprune.loading import load_any
 from pgprune.memory import memory_of
 from pgprune.models import ModelConfig, check_model
 from pgprune.problem import Problem, PruningConfig, make_problem
+from pgprune.record_file import Record
 from pgprune.repair import Repair, applied, repair
 from pgprune.repairing import REPAIR, added_parameters
 from pgprune.results import perplexities
@@ -37,8 +31,6 @@ from pgprune.source import read_mask, read_results
 from pgprune.stream import DataConfig, evaluation_windows
 from pgprune.surgery import prune
 from pgprune.zero_shot import Harness, load_tasks
-
-_POLL = 0.1  # seconds
 
 
 @dataclass(frozen=True)
@@ -73,47 +65,12 @@ class Task:
         """The task as one line."""
         return json.dumps(asdict(self))
 
+    def __str__(self) -> str:
+        return str(self.cell)
+
 
 Prune = Callable[[Task], None]
 """Leaves the finished run of a task's cell where its words say."""
-
-
-def run_tasks(
-    tasks: Iterable[Task], command: Sequence[str], workers: int, done: Callable[[Task, str], None]
-) -> None:
-    """Does tasks in processes of their own, of one CPU thread each; they end with this one.
-
-    Args:
-        tasks: to do, in this order.
-        command: starts a process that calls ``task_from_parent``.
-        workers: processes at a time.
-        done: told of each task, and of the last line of its error where it failed unexpectedly.
-    """
-    waiting, running = deque(tasks), dict[subprocess.Popen[str], tuple[Task, IO[str]]]()
-    try:
-        while waiting or running:
-            while waiting and len(running) < workers:
-                task, written = waiting.popleft(), tempfile.TemporaryFile("w+")
-                running[_start(command, task, written)] = task, written
-            time.sleep(_POLL)
-            for process in [process for process in running if process.poll() is not None]:
-                task, errors = running.pop(process)
-                done(task, _failure(process.returncode, errors))
-    finally:
-        for process in running:
-            process.kill()
-
-
-def task_from_parent() -> Task:
-    """In a process of ``run_tasks``: the task; from then on the process ends with its parent."""
-    task = Task.from_json(sys.stdin.readline())
-
-    def watch() -> None:
-        sys.stdin.read()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    return task
 
 
 def measure(task: Task, prune: Prune) -> None:
@@ -255,28 +212,3 @@ def _zero_shot(
     return {
         one.task: {"accuracy": one.accuracy["acc"], "verdict": one.verdict("acc")} for one in found
     }
-
-
-def _start(command: Sequence[str], task: Task, errors: IO[str]) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=errors,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        start_new_session=True,  # Ctrl-C is the parent's, which ends them all
-    )
-    assert process.stdin is not None
-    process.stdin.write(task.to_json() + "\n")
-    process.stdin.flush()
-    return process
-
-
-def _failure(status: int, errors: IO[str]) -> str:
-    """The last line that a process wrote before it failed; nothing where it did not."""
-    with errors:
-        errors.seek(0)
-        lines = errors.read().split("\n") if status else []
-    said = [line.strip() for line in lines if line.strip()]
-    return (said[-1] if said else f"ended with status {status}") if status else ""

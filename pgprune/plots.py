@@ -203,6 +203,15 @@ def save_figure(path: Path, size: tuple[float, float], draw: Callable[[Any], obj
     return True
 
 
+def plain_ticks(axis: Any) -> None:
+    """Gives a logarithmic axis numbers such as 20 and 50 in place of powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _line(axes: Any, x: Any, y: Any, style: str, label: str, **look: Any) -> None:
     """Plots a column where it has values."""
     if y is not None and np.isfinite(y).any():

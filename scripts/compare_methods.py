@@ -14,14 +14,13 @@ their commands may follow a name: reinforce:init=llm-pruner, random:granularity=
 import argparse
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from transformers.utils import logging
 
-from pgprune.agents.settings import Settings, resumed
-from pgprune.agents.training import Training
+from pgprune.agents.settings import Settings
+from pgprune.agents.unattended import train
 from pgprune.baseline import Baseline, BaselineSettings
 from pgprune.cli import ArgumentParser, from_arguments, given, run_command
 from pgprune.comparison import (
@@ -35,16 +34,17 @@ from pgprune.comparison import (
     plan,
 )
 from pgprune.comparison_plots import plot_all
-from pgprune.comparison_records import close_line, missing, read_records
-from pgprune.comparison_report import check_page, report
-from pgprune.comparison_running import Task, measure, run_tasks, task_from_parent
+from pgprune.comparison_records import RECORDS, missing, read_records
+from pgprune.comparison_report import report
+from pgprune.comparison_running import Task, measure
 from pgprune.errors import PruningError
 from pgprune.files import check_place
+from pgprune.markdown import check_page
 from pgprune.models import ModelConfig, check_model
-from pgprune.run import Run
+from pgprune.processes import line_from_parent, run_tasks, teller
+from pgprune.record_file import close_line
 from pgprune.stream import DataConfig, check_sequence_length
 from pgprune.text import calibration_documents, evaluation_documents
-from pgprune.view import TrainingView
 from pgprune.zero_shot import load_tasks
 
 
@@ -53,7 +53,7 @@ def main() -> int:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     if sys.argv[1:] == ["--one-cell"]:  # a process of this command's own
-        measure(task_from_parent(), prune)
+        measure(Task.from_json(line_from_parent()), prune)
         return 0
     arguments = make_parser().parse_args()
     config = from_arguments(ComparisonConfig, arguments)
@@ -61,7 +61,9 @@ def main() -> int:
         check_page(Path(config.into), config.marker)
     failed = 0
     if not config.report:
-        failed = run(todo(arguments, config), config)
+        tasks = todo(arguments, config)
+        command = [sys.executable, str(Path(__file__).resolve()), "--one-cell"]
+        failed = run_tasks(tasks, command, config.workers, teller(len(tasks)))
     print(report(Path(config.output), config))
     plot_all(Path(config.output), config.at_rate)
     return 1 if failed else 0
@@ -109,27 +111,11 @@ def todo(arguments: argparse.Namespace, config: ComparisonConfig) -> list[Task]:
         except PruningError as error:
             raise PruningError(f"method {cell.method!r}: {error}") from None
     check_settings(cells, config, data)
-    close_line(Path(config.output))
+    close_line(Path(config.output) / RECORDS)
     lacking = missing(cells, read_records(Path(config.output)), repairs, config.retry)
     print(f"{len(cells)} cells, {len(cells) - len(lacking)} measured before", file=sys.stderr)
     shared = (config.output, config.task_names, config.task_data, config.limit)
     return [Task(cell, words[cell], repairs, *shared) for cell, repairs in lacking]
-
-
-def run(tasks: list[Task], config: ComparisonConfig) -> int:
-    """Does the tasks, and says how it goes; returns how many processes failed unexpectedly."""
-    started, failed, count = time.monotonic(), 0, 0
-
-    def done(task: Task, error: str) -> None:
-        nonlocal failed, count
-        failed, count = failed + bool(error), count + 1
-        left = (time.monotonic() - started) / count * (len(tasks) - count) / 60
-        line = f"{count}/{len(tasks)}, {left:.0f} min left: {task.cell} {error}".strip()
-        print(line, file=sys.stderr, flush=True)
-
-    command = [sys.executable, str(Path(__file__).resolve()), "--one-cell"]
-    run_tasks(tasks, command, config.workers, done)
-    return failed
 
 
 def settings_of(cell: Cell, words: Sequence[str]) -> Settings | BaselineSettings:
@@ -154,14 +140,7 @@ def prune(task: Task) -> None:
         command = ["python", "scripts/prune_baseline.py", *task.words]
         Baseline(settings, note=lambda line: None).run(command)
         return
-    run = Run.open(path) if path.exists() else None
-    training = Training(resumed(run) if run else settings, TrainingView("", quiet=True))
-    if run is None:
-        command = ["python", "scripts/train_agent.py", *task.words]
-        run = Run.create(str(path), settings.sections(training.decided()), command, path.name)
-    training.check(run)
-    with run:
-        training.run(run)
+    train(settings, ["python", "scripts/train_agent.py", *task.words])
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ import math
 import pytest
 
 from pgprune.comparison import ALL, Cell, ComparisonConfig, needs, parts, plan
-from pgprune.comparison_records import add_record, close_line, missing, read_records
+from pgprune.comparison_records import add_record, missing, read_records
 from pgprune.comparison_report import tables
 from pgprune.comparison_rows import best_forward, columns_of, ranked, rows_of
 from pgprune.errors import PruningError
 from pgprune.methods import METHODS
+from pgprune.record_file import close_line
 
 
 def test_all_is_every_method_and_the_agent():
@@ -54,7 +55,7 @@ def test_a_torn_line_does_not_count_and_harms_no_other(tmp_path):
     cells = [Cell("builtin", "random", 0.3, seed) for seed in (0, 1)]
     base = {"model": "builtin", "method": "random", "rate": 0.3, "repair": "none", "mask": "m"}
     (tmp_path / "comparison.jsonl").write_text('{"model": "buil')
-    close_line(tmp_path)
+    close_line(tmp_path / "comparison.jsonl")
     add_record(tmp_path, base | {"seed": 1, "perplexity": {"code": math.inf}})
     assert read_records(tmp_path) == [base | {"seed": 1, "perplexity": {"code": None}}]
     assert missing(cells, read_records(tmp_path), ["bias"]) == [

@@ -23,6 +23,7 @@ def script() -> Iterator[ModuleType]:
         for task in tasks:
             measure(Task.from_json(task.to_json()), module.prune)
             done(task, "")
+        return 0
 
     module.run_tasks = here
     module.plot_all = lambda *_: None  # which a test calls itself

@@ -1,0 +1,191 @@
+"""Measures the cells of a benchmark of agents, each as a run in a process of its own."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pgprune.agents.hyperparameters import TUNED, read_hyperparameters
+from pgprune.agents.settings import Settings
+from pgprune.agents.unattended import train
+from pgprune.benchmark import (
+    RANDOM,
+    BenchmarkCell,
+    BenchmarkConfig,
+    agent_options,
+    cell_of,
+    text_of,
+)
+from pgprune.benchmark_scores import RECORDS, read_records, record_key
+from pgprune.cells import check_same
+from pgprune.cli import ArgumentParser
+from pgprune.errors import PruningError
+from pgprune.files import check_place
+from pgprune.models import ModelConfig, check_model
+from pgprune.processes import line_from_parent, run_tasks, teller
+from pgprune.record_file import Record, add_line, close_line
+from pgprune.run import Run
+from pgprune.source import read_results
+from pgprune.stream import DataConfig, check_sequence_length
+from pgprune.text import calibration_documents, evaluation_documents
+
+ONE_CELL = "--one-cell"
+"""The option of a process that measures one cell."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one process does.
+
+    Attributes:
+        cell: to measure.
+        words: options of the cell's command.
+        hyperparameters: those of the agent among them, by field.
+        output: the benchmark's directory.
+    """
+
+    cell: BenchmarkCell
+    words: list[str]
+    hyperparameters: dict[str, Any]
+    output: str
+
+    @classmethod
+    def from_json(cls, line: str) -> Self:
+        """The work that ``to_json`` wrote."""
+        values = json.loads(line)
+        return cls(**values | {"cell": cell_of(values["cell"])})
+
+    def to_json(self) -> str:
+        """The work as one line."""
+        return json.dumps(asdict(self))
+
+    def __str__(self) -> str:
+        return str(self.cell)
+
+
+def run(
+    cells: Sequence[BenchmarkCell],
+    config: BenchmarkConfig,
+    data: DataConfig,
+    given: Mapping[str, Any],
+    script: Path,
+) -> int:
+    """Measures the cells that are not measured, and says how it goes.
+
+    Args:
+        cells: of the benchmark.
+        config: of the benchmark.
+        data: the text.
+        given: what was asked of it, by field.
+        script: a command that calls ``measure_one`` if its option is ``ONE_CELL``.
+
+    Returns:
+        How many failed unexpectedly.
+
+    Raises:
+        PruningError: anything that cannot work, before any long work.
+    """
+    tasks = missing(cells, config, data, given)
+    print(f"{len(cells)} cells, {len(cells) - len(tasks)} measured before", file=sys.stderr)
+    command = [sys.executable, str(script.resolve()), ONE_CELL]
+    return run_tasks(tasks, command, config.workers, teller(len(tasks)))
+
+
+def missing(
+    cells: Sequence[BenchmarkCell],
+    config: BenchmarkConfig,
+    data: DataConfig,
+    given: Mapping[str, Any],
+) -> list[Work]:
+    """The work that is left, after a check of everything that can be checked; as ``run``."""
+    output = Path(config.output)
+    check_place(output)
+    directory = TUNED if config.hyperparameters is None else Path(config.hyperparameters)
+    work = [_work(cell, config, given, directory) for cell in cells]
+    for model in dict.fromkeys(cell.task.model for cell in cells):
+        model_config, _ = check_model(ModelConfig(model, config.device, config.dtype))
+        check_sequence_length(model_config, data.sequence_length)
+    calibration_documents(data.calibration)
+    evaluation_documents(data.evaluation)
+    for one in {one.cell.folder: one for one in work}.values():
+        try:
+            settings_of(one.words)
+        except PruningError as error:
+            raise PruningError(f"agent {one.cell.agent!r}: {error}") from None
+    shared = {"total_timesteps": config.total_timesteps, "dtype": config.dtype}
+    check_same(output / "settings.json", shared)
+    for cell, own in {one.cell.folder: (one.cell, one.hyperparameters) for one in work}.values():
+        text = text_of(cell.task.model, asdict(data))
+        check_same(output / cell.folder.parent / "settings.json", text)
+        check_same(output / cell.folder / "settings.json", own)
+    close_line(output / RECORDS)
+    records = [one for one in read_records(output) if not (config.retry and "error" in one)]
+    done = set(map(record_key, records))
+    return [one for one in work if one.cell.key not in done]
+
+
+def settings_of(words: Sequence[str]) -> Settings:
+    """The settings that options of train_agent.py mean.
+
+    Raises:
+        PruningError: an option is unknown, wrong, or does not fit the agent.
+    """
+    parser = ArgumentParser(None)
+    Settings.add_to(parser)
+    return Settings.from_arguments(parser.parse_args(words))
+
+
+def measure_one() -> None:
+    """In a process of ``run``: measures the cell that it is given."""
+    measure(Work.from_json(line_from_parent()))
+
+
+def measure(work: Work) -> None:
+    """Makes the run of a cell unless it is there, and adds a line to the records.
+
+    Raises:
+        PruningError: the records cannot be written.
+    """
+    output, cell = Path(work.output), work.cell
+    about = {"agent": cell.agent, "task": cell.task.name, "seed": cell.seed}
+    path = output / cell.path
+    try:
+        if not (path.exists() and Run.open(path).finished):
+            train(settings_of(work.words), ["python", "scripts/train_agent.py", *work.words])
+        found = _found(work, read_results(Run.open(path)))
+    except PruningError as error:
+        found = {"error": " ".join(str(error).split())}
+    add_line(output / RECORDS, about | found)
+
+
+def _work(
+    cell: BenchmarkCell, config: BenchmarkConfig, given: Mapping[str, Any], directory: Path
+) -> Work:
+    """The work of a cell; what follows an agent's name goes before its file."""
+    name, options = agent_options(cell.agent)
+    own: dict[str, Any] = {}
+    if name != RANDOM:
+        own = read_hyperparameters(name, directory).of(cell.task) | options
+    return Work(cell, cell.words(config, given, own), own, config.output)
+
+
+def _found(work: Work, results: Mapping[str, Any]) -> Record:
+    """What a finished run says.
+
+    Raises:
+        PruningError: the loss of its answer is not a number.
+    """
+    curve = results["learning_curve"]
+    if any(point["loss"] is None for point in curve):
+        raise PruningError("the loss of the answer is not a finite number")
+    return {
+        "hyperparameters": work.hyperparameters,
+        "curve": curve,
+        "perplexity": results["perplexity"]["pruned"],
+        "dense": results["perplexity"]["dense"],
+        "mask_evaluations": results["mask_evaluations"],
+        **results["method_cost"],
+        "run": work.cell.path.as_posix(),
+    }

@@ -1,0 +1,84 @@
+"""Statistics over few runs on few tasks: what can be said of an agent, and how surely.
+
+Scores are arrays (..., runs, tasks); the axes before are resamples. Definitions of Agarwal et al.
+2021 (arXiv 2108.13264), as its package rliable computes them.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Numbers = npt.NDArray[np.float64]
+
+RESAMPLES = 10_000
+_LEVEL = 0.95
+
+
+class Estimate(NamedTuple):
+    """A statistic and its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def interquartile_mean(scores: Numbers) -> Numbers:
+    """The mean of the middle half of all runs on all tasks: (..., runs, tasks) -> (...)."""
+    ordered = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
+    cut = ordered.shape[-1] // 4
+    return ordered[..., cut : ordered.shape[-1] - cut].mean(axis=-1)
+
+
+def performance_profile(scores: Numbers, thresholds: Numbers) -> Numbers:
+    """The share of runs above each threshold: (..., runs, tasks), (T,) -> (..., T)."""
+    return (scores[..., None] > thresholds).mean(axis=(-3, -2))
+
+
+def improvement(one: Numbers, other: Numbers) -> Numbers:
+    """How probably a run of one is above a run of the other on the same task, the mean over tasks.
+
+    Args:
+        one: (..., runs, tasks).
+        other: (..., runs of its own, tasks).
+
+    Returns:
+        (...); equal scores count half.
+    """
+    pairs = one[..., :, None, :], other[..., None, :, :]
+    return (np.greater(*pairs) + np.equal(*pairs) / 2).mean(axis=(-3, -2, -1))
+
+
+def intervals(statistic: Callable[..., Numbers], *scores: Numbers, seed: int = 0) -> Numbers:
+    """The 95 % percentile interval of a statistic, by a stratified bootstrap.
+
+    Args:
+        statistic: of scores, with any axes before.
+        scores: (runs, tasks) each; runs are drawn anew within each task, with replacement.
+        seed: of what is drawn.
+
+    Returns:
+        Low and high, (2, ...).
+    """
+    generator = np.random.default_rng(seed)
+    values = statistic(*(_resampled(each, generator) for each in scores))
+    return np.quantile(values, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=0)
+
+
+def estimate(statistic: Callable[..., Numbers], *scores: Numbers) -> Estimate:
+    """A statistic that is one number, and its interval."""
+    low, high = intervals(statistic, *scores)
+    return Estimate(float(statistic(*scores)), float(low), float(high))
+
+
+def paired_difference(one: Numbers, other: Numbers) -> Estimate:
+    """The mean difference of runs that share their seeds, (runs,) each; pairs are drawn anew."""
+    with np.errstate(invalid="ignore"):  # of two infinite values it is not a number
+        return estimate(lambda pairs: pairs.mean(axis=(-2, -1)), (one - other)[:, None])
+
+
+def _resampled(scores: Numbers, generator: np.random.Generator) -> Numbers:
+    runs, tasks = scores.shape
+    drawn = generator.integers(runs, size=(RESAMPLES, runs, tasks))
+    return scores[drawn, np.arange(tasks)]  # (RESAMPLES, runs, tasks)

@@ -1,0 +1,51 @@
+"""Records as lines of JSON in a file that only grows, each forced to the disk."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pgprune.files import append_line, saving
+from pgprune.run import finite
+
+Record = dict[str, Any]
+"""One line."""
+
+_REMEDY = "free some space and repeat the command"
+
+
+def read_lines(path: Path) -> list[Record]:
+    """The records of a file, none if it is not there.
+
+    A line that a power cut left unfinished does not count.
+    """
+    records: list[Record] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict):
+            records.append(record)
+    return records
+
+
+def add_line(path: Path, record: Mapping[str, Any]) -> None:
+    """Adds a record; numbers that are not finite become null.
+
+    Raises:
+        PruningError: the disk is full or refuses.
+    """
+    with saving(path, _REMEDY):
+        append_line(path, json.dumps(finite(record), allow_nan=False))
+
+
+def close_line(path: Path) -> None:
+    """Ends a line that a power cut left unfinished, so that the next one is whole.
+
+    Raises:
+        PruningError: the disk is full or refuses.
+    """
+    if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
+        with saving(path, _REMEDY), path.open("ab") as file:
+            file.write(b"\n")

@@ -1,0 +1,70 @@
+r"""Compare agents: agents x tasks x seeds at equal numbers of mask evaluations.
+
+    python scripts/benchmark_agents.py --agents auto reinforce ppo --tasks builtin:0.5 --seeds 3
+    python scripts/benchmark_agents.py --agents all --tasks DIR:0.3 DIR:0.5:layers \
+        --calibration a.jsonl --evaluation b.jsonl --output benchmark
+    python scripts/benchmark_agents.py --output benchmark --report --into docs/benchmark/README.md
+
+Every cell is a run in the output directory, and its figures are a line of benchmark.jsonl; what is
+there is not measured again, so the command can be killed and repeated at any time. Options of
+train_agent.py may follow an agent's name: ppo:action=density,ppo-clip=0.1.
+"""
+
+import sys
+from pathlib import Path
+
+from transformers.utils import logging
+
+from pgprune.agents.benchmarking import ONE_CELL, measure_one, run
+from pgprune.benchmark import BenchmarkConfig, plan
+from pgprune.benchmark_report import MARKER, report
+from pgprune.cli import ArgumentParser, from_arguments, given, run_command
+from pgprune.markdown import check_page
+from pgprune.stream import DataConfig
+
+
+def main() -> int:
+    """Measures what is missing, then writes the tables and plots."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    if sys.argv[1:] == [ONE_CELL]:  # a process of this command's own
+        measure_one()
+        return 0
+    arguments = make_parser().parse_args()
+    config = from_arguments(BenchmarkConfig, arguments)
+    if config.into is not None:
+        check_page(Path(config.into), MARKER)
+    failed = 0
+    if not config.report:
+        cells = plan(arguments.agents, arguments.tasks, config.all_seeds)
+        data = from_arguments(DataConfig, arguments)
+        failed = run(cells, config, data, given(DataConfig, arguments), Path(__file__))
+    print(report(config))
+    return 1 if failed else 0
+
+
+def make_parser() -> ArgumentParser:
+    """The options: lists of what is compared, and the settings of all cells."""
+    parser = ArgumentParser(__doc__)
+    group = parser.add_argument_group("What is compared")
+    group.add_argument(
+        "--agents",
+        nargs="+",
+        default=["all"],
+        metavar="X",
+        help="agents of train_agent.py, each maybe with options (all)",
+    )
+    group.add_argument(
+        "--tasks",
+        nargs="+",
+        default=["builtin:0.5"],
+        metavar="X",
+        help="MODEL:RATE or MODEL:RATE:GRANULARITY (builtin:0.5)",
+    )
+    parser.add(BenchmarkConfig)
+    parser.add(DataConfig)
+    return parser
+
+
+if __name__ == "__main__":
+    run_command(main)
