@@ -1,4 +1,4 @@
-"""The recommended agent: a policy gradient over how much each layer keeps of each kind.
+"""The recommended agent: a policy gradient over how much each layer keeps, then over single units.
 
 Which units of a layer matter, a metric says from a few forward passes; how layers compare, it does
 not know. So the policy has one number for each (layer, kind), which is added to the metric's scores
@@ -7,8 +7,12 @@ a few dozen numbers even for a 70B model, and learns by the natural policy gradi
 deviations follow what the better half of each step's masks have in common. Masks of a step share
 one batch and come in antithetic pairs, so that neither the batch nor the mean's own loss is noise.
 
+A few hundred evaluations settle that. Where there are many more, the rest of them learn single
+units, with one keep probability for each as in ``agents/reinforce.py``, around the answer so far.
+
 Source: separable natural evolution strategies (Wierstra et al. 2014, JMLR 15, Algorithm 6), which
-are REINFORCE with a Gaussian policy, natural gradients and rank-based advantages.
+are REINFORCE with a Gaussian policy, natural gradients and rank-based advantages; and then the
+paper's REINFORCE (arXiv 2406.10576), with leave-one-out baselines.
 """
 
 import math
@@ -20,15 +24,20 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from pgprune.agents.base import Agent, lowest
+from pgprune.agents.estimators import advantages, gradient, sample
 from pgprune.agents.offsets import masks_of, scores_of
 from pgprune.cli import check_fields
 from pgprune.errors import PruningError
 from pgprune.metrics import Importance
 
+_ALLOCATION = 300  # evaluations after which offsets hardly gain
+_MANY = 1000  # from so many evaluations on, single units are worth learning
+_SHARPNESS = 2.0  # of keep probabilities, by standard deviations of scores from the border
+
 
 @dataclass(frozen=True)
 class AutoConfig:
-    """The recommended agent: how widely it looks."""
+    """The recommended agent: how widely it looks, and how long at layers only."""
 
     population: int = field(
         default=10, metadata={"help": "auto: masks of a step, in antithetic pairs", "minimum": 2}
@@ -39,6 +48,15 @@ class AutoConfig:
             "help": "auto: standard deviation of the offsets at the beginning, in standard "
             "deviations of the metric's scores",
             "above": 0,
+        },
+    )
+    allocation: int | None = field(
+        default=None,
+        metadata={
+            "help": "auto: evaluations that learn how much each layer keeps of each kind; the "
+            "others learn single units",
+            "minimum": 1,
+            "default": f"{_ALLOCATION} of {_MANY:,} or more, else all",
         },
     )
 
@@ -71,12 +89,13 @@ class Auto(Agent):
         mean: of the offsets, (groups,) float64.
         average: of the means of all steps so far, the later the more, (groups,) float64.
         deviation: of the offsets, (groups,) float64.
+        keep: probabilities of single units, (n,) float64; (0,) until they are learned.
 
     Raises:
         PruningError: the config does not fit the environment.
     """
 
-    saved_tensors = ("scores", "mean", "deviation", "average")
+    saved_tensors = ("scores", "mean", "deviation", "average", "keep")
 
     def __init__(
         self,
@@ -91,18 +110,48 @@ class Auto(Agent):
         self.mean = torch.zeros(len(self.budget.units.groups), dtype=torch.float64)
         self.deviation = torch.full_like(self.mean, self.config.deviation)
         self.average = torch.zeros_like(self.mean)
+        self.keep = torch.empty(0, dtype=torch.float64)
+
+    @property
+    def probabilities(self) -> Tensor:
+        """How probable the policy keeps each unit, (n,) float64; while it learns layers, a mask."""
+        return self.keep if len(self.keep) else super().probabilities
 
     def mask(self) -> Tensor:
-        """The answer: the mask of the average offsets, (n,) uint8 on the CPU."""
+        """The answer: the mask of the average offsets or of the probabilities, (n,) uint8."""
+        if len(self.keep):
+            return self.budget.round(self.keep)
         return self._masks(self.average[None])[0]
 
     def draw(self) -> Tensor:
         """One mask from the policy, (n,) uint8."""
+        if len(self.keep):
+            return sample(self.keep, 1, self._other_generator)[0]
         noise = torch.randn(1, len(self.mean), generator=self._other_generator).double()
         return self._masks(self.mean + self.deviation * noise)[0]
 
     def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
-        """Draws masks, evaluates them on one batch, and follows the better ones."""
+        """One step of what is to be learned now: offsets, or single units."""
+        first = self._allocation_steps(total_steps, total_timesteps)
+        if self.steps < first:
+            losses = self._learn_offsets()
+        else:
+            losses = self._learn_units(self.steps - first, total_steps - first)
+        self.steps += 1
+        own = {"rollout/best_loss": lowest(losses), "train/deviation": float(self.deviation.mean())}
+        return self._figures(losses, own)
+
+    def _allocation_steps(self, total_steps: int, total_timesteps: int) -> int:
+        """Steps that learn offsets; all, where each of them is of a single unit anyway."""
+        if self.budget.units.n == len(self.mean):
+            return total_steps
+        allocation = self.config.allocation
+        if allocation is None:
+            allocation = _ALLOCATION if total_timesteps >= _MANY else total_timesteps
+        return self.steps_for(allocation)
+
+    def _learn_offsets(self) -> Tensor:
+        """Draws masks, evaluates them on one batch and follows the better ones; losses (K,)."""
         size = (self.config.population // 2, len(self.mean))
         half = torch.randn(size, generator=self._generator, dtype=torch.float64)
         noise = torch.cat([half, -half])  # (K, groups)
@@ -112,9 +161,34 @@ class Auto(Agent):
             self._follow(noise[losses.nan_to_num(torch.inf).argsort(stable=True)])
             # Steps 1, 2, ... weigh 1, 2, ...: an average that forgets where it came from.
             self.average = self.average.lerp(self.mean, 2 / (self.steps + 2))
-        self.steps += 1
-        own = {"rollout/best_loss": lowest(losses), "train/deviation": float(self.deviation.mean())}
-        return self._figures(losses, own)
+        return losses
+
+    def _learn_units(self, done: int, steps: int) -> Tensor:
+        """One step of REINFORCE over single units, of so many; losses (K,)."""
+        if not len(self.keep):
+            self.keep = self._around_the_answer()
+        masks = sample(self.keep, self.config.population, self._generator)  # (K, n)
+        losses = self._losses(masks)  # (K,)
+        usable = losses.isfinite()
+        if self._enough(usable, least=2):
+            advantage = advantages(losses[usable], "leave-one-out", 0.0)
+            step = gradient(masks[usable], advantage, self.keep, "preconditioned")
+            rate = unit_learning_rate(steps) * (1 + math.cos(math.pi * done / steps)) / 2
+            self.keep = self.budget.project(self.keep - rate * step)
+        return losses
+
+    def _around_the_answer(self) -> Tensor:
+        """Keep probabilities by how far scores are from the border that the answer draws, (n,)."""
+        units, mask = self.budget.units, self.mask()
+        scores = self.scores + self.average[units.group]
+        for kind in units.kind.unique():
+            member = units.kind == kind
+            ordered = scores[member].sort().values
+            pruned = int((mask[member] == 0).sum())
+            # Between the last pruned and the first kept unit, if there are both.
+            beside = torch.tensor([pruned - 1, pruned]).clamp(0, len(ordered) - 1)
+            scores[member] -= ordered[beside].mean()
+        return self.budget.project((_SHARPNESS * scores).sigmoid())
 
     def _follow(self, noise: Tensor) -> None:
         """The natural gradient step of mean and deviations; noise (K, groups), best first."""
@@ -127,6 +201,11 @@ class Auto(Agent):
     def _masks(self, offsets: Tensor) -> Tensor:
         """The masks of offsets: (K, groups) -> (K, n) uint8."""
         return masks_of(offsets, self.scores, self.budget)
+
+
+def unit_learning_rate(steps: int) -> float:
+    """The step size at the start of so many steps over single units, after which it falls to 0."""
+    return min(0.3, 40 / steps)
 
 
 def advantages_of_ranks(count: int) -> Tensor:

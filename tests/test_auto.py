@@ -1,6 +1,7 @@
 """The recommended agent: offsets for each layer and kind, learned by a natural policy gradient."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from pgprune.run import Run
 from tiny import AdditiveLM, toy_problem
 
 
-def agent_for(lm: AdditiveLM, population: int = 10, seed: int = 0, **options: float) -> Auto:
+def agent_for(lm: AdditiveLM, population: int = 10, seed: int = 0, **options: Any) -> Auto:
     env = LLMPruningVectorEnv(population, problem=toy_problem(lm))
     config = AutoConfig(population=population, **options)
     return Auto(env, config, importance(lm), seed)
@@ -84,6 +85,48 @@ def test_scores_are_standardised_where_they_compare() -> None:
             assert bool((part.diff() > 0).all())
 
 
+def test_single_units_are_learned_where_the_metric_is_wrong_about_them() -> None:
+    generator = torch.Generator().manual_seed(1)
+    lm = AdditiveLM(UNITS, torch.rand(UNITS.n, generator=generator).double())
+    env = LLMPruningVectorEnv(10, problem=toy_problem(lm))
+    scores = torch.rand(UNITS.n, generator=generator).double()
+    wrong = Importance(scores, local=False, mask=env.budget.round(scores))
+    left = []
+    for allocation in (1_000_000, 1):
+        agent = Auto(env, AutoConfig(allocation=allocation), wrong)
+        start = agent.mask()
+        left.append(left_to_gain(lm, learned(agent, 200).mask(), start, agent.budget))
+    assert left[0] > 0.5 > left[1]
+
+
+@pytest.mark.parametrize(
+    ("allocation", "timesteps", "expected"),
+    [(None, 999, 999), (None, 1000, 300), (None, 3000, 300), (500, 600, 500), (500, 100, 500)],
+)
+def test_when_single_units_are_learned(
+    allocation: int | None, timesteps: int, expected: int
+) -> None:
+    agent = agent_for(layered(), allocation=allocation)
+    steps = agent._allocation_steps(agent.steps_for(timesteps), timesteps)
+    assert steps == agent.steps_for(expected)
+
+
+def test_single_units_start_around_the_answer() -> None:
+    agent = learned(agent_for(layered()), 20)
+    answer, keep = agent.mask(), agent._around_the_answer()
+    assert torch.equal(agent.budget.round(keep), answer)
+    assert agent.budget.excess(keep[None]) <= 1e-12
+    assert bool((keep[answer == 1].min() > keep[answer == 0].max()))
+    assert keep[answer == 1].mean() > 0.6
+
+
+def test_units_that_are_groups_of_their_own_need_no_second_stage() -> None:
+    lm = layered()
+    agent = Auto(LLMPruningVectorEnv(10, problem=toy_problem(lm)), importance=importance(lm))
+    agent.mean = torch.zeros(UNITS.n)
+    assert agent._allocation_steps(500, 5000) == 500
+
+
 def test_losses_that_are_not_numbers_are_the_worst_of_a_step() -> None:
     lm = layered()
     agent = agent_for(lm)
@@ -102,17 +145,19 @@ def test_losses_that_are_not_numbers_are_the_worst_of_a_step() -> None:
         agent.learn(10_000)
 
 
-def test_a_saved_agent_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    undisturbed = learned(agent_for(layered(), seed=3), 12)
-    killed = agent_for(layered(), seed=3)
+@pytest.mark.parametrize("allocation", [1000, 1, 2])
+def test_a_saved_agent_goes_on_as_if_nothing_had_happened(allocation: int, tmp_path: Path) -> None:
+    undisturbed = learned(agent_for(layered(), seed=3, allocation=allocation), 12)
+    killed = agent_for(layered(), seed=3, allocation=allocation)
     total = 12 * killed._step_tokens // 1024 or 1
     killed.learn(total, lambda agent, _: agent.steps < 7)
     killed.save(tmp_path / "agent.safetensors")
-    resumed = agent_for(layered(), seed=9)
+    resumed = agent_for(layered(), seed=9, allocation=allocation)
     resumed.load(tmp_path / "agent.safetensors")
     resumed.learn(total)
     assert torch.equal(resumed.mask(), undisturbed.mask())
     assert torch.equal(resumed.mean, undisturbed.mean)
+    assert torch.equal(resumed.keep, undisturbed.keep)
 
 
 def test_what_cannot_be_is_refused() -> None:
