@@ -16,15 +16,16 @@ from torch import Tensor
 from pgprune.agents.base import Agent
 from pgprune.agents.making import check_agent, make_agent
 from pgprune.agents.record import Record
-from pgprune.agents.repaired_reward import RepairedReward
+from pgprune.agents.repaired_reward import REFIT_WINDOWS, RepairedReward
+from pgprune.agents.replicas import make_env
 from pgprune.agents.results import plot, summarise
 from pgprune.agents.settings import Settings
-from pgprune.envs import LLMPruningVectorEnv
 from pgprune.envs.reward import check_reward
 from pgprune.errors import PruningError
 from pgprune.export import check_format
 from pgprune.files import saving
 from pgprune.interrupt import ctrl_c
+from pgprune.judging import Team
 from pgprune.memory import memory_now, peak_memory, read_once
 from pgprune.metrics import METRICS, Importance, check_metric
 from pgprune.models import fingerprint
@@ -40,7 +41,6 @@ from pgprune.view import TrainingView
 VALIDATIONS = 10  # looks at the validation batch in a run
 VALIDATION_WINDOWS = 32
 _REFITS = 10  # of the reward in a run
-_REFIT_WINDOWS = 64
 _FOLLOWED = "followed"  # in a checkpoint: the mask whose moments the reward's repairs rest on
 
 
@@ -50,12 +50,13 @@ class Training:
     Args:
         settings: of the run.
         view: what is shown.
+        team: replicas that share the masks of a step; None for none. They go when it has learned.
 
     Raises:
         PruningError: anything that cannot work, before any long work.
     """
 
-    def __init__(self, settings: Settings, view: TrainingView) -> None:
+    def __init__(self, settings: Settings, view: TrainingView, team: Team | None = None) -> None:
         self._started = time.monotonic()
         self.settings = settings
         self.view = view
@@ -76,8 +77,9 @@ class Training:
         self.windows = evaluation_windows(settings.data, self.problem.tokenizer)
         self._metric_windows = self.problem.stream.head(settings.init.init_samples)
         self._validation = self.problem.stream.head(VALIDATION_WINDOWS)
-        reward = "plain" if settings.refits else settings.agent.reward
-        self._env = LLMPruningVectorEnv(masks, reward=reward, problem=self.problem)
+        self._env = make_env(settings, self.problem)
+        if team is not None:
+            self._env.judge.enlist(team)
         self._repaired_reward: RepairedReward | None = None
         self.record = Record()
         self._earlier_seconds = 0.0
@@ -154,6 +156,7 @@ class Training:
                 return not interrupted()
 
             agent.learn(total, after_step)
+        self._env.judge.dismiss()
         self._save(run, agent)
         return self._finish(run, agent, completed=agent.steps >= last)
 
@@ -175,7 +178,7 @@ class Training:
         if settings.refits:
             steps = agent.steps_for(settings.run.total_timesteps)
             every = settings.agent.reward_refit or max(1, steps // _REFITS)
-            windows, damping = self._metric_windows[:_REFIT_WINDOWS], settings.repair.repair_damping
+            windows, damping = self._metric_windows[:REFIT_WINDOWS], settings.repair.repair_damping
             self._repaired_reward = RepairedReward(self._env, windows, damping, every)
 
     def _validate(self, agent: Agent) -> None:
