@@ -12,6 +12,7 @@ from pgprune.envs import LLMPruningVectorEnv
 from pgprune.errors import PruningError
 from pgprune.judging import Judge, Team
 from pgprune.problem import Problem, make_problem
+from pgprune.ray_actors import Actors
 
 
 @contextmanager
@@ -21,24 +22,23 @@ def team_of(settings: Settings) -> Iterator[Team | None]:
     Raises:
         PruningError: they would have nothing to do.
     """
-    if ranks.world_size() == 1:
+    processes, actors = ranks.world_size(), settings.run.ray_actors
+    if processes == 1 and actors is None:
         yield None
         return
-    check_team(ranks.world_size(), settings)
+    _check_masks(actors or processes, settings)
     _check_devices(settings)
-    team = Ranks(dump_yaml(settings.sections({})))
+    setup = dump_yaml(settings.sections({}))
+    gpus = settings.model.device != "cpu"
+    team = Ranks(setup) if actors is None else Actors(actors, setup, judge_of, gpus)
     try:
         yield team
     finally:
         team.close()
 
 
-def check_team(size: int, settings: Settings) -> None:
-    """Makes sure that every replica gets a mask.
-
-    Raises:
-        PruningError: there are more replicas than masks.
-    """
+def _check_masks(size: int, settings: Settings) -> None:
+    """Makes sure that every replica gets a mask."""
     if size > settings.masks:
         raise PruningError(
             f"{size} replicas cannot share the {settings.masks} masks of a step; start at most "
@@ -80,15 +80,21 @@ def make_env(settings: Settings, problem: Problem) -> LLMPruningVectorEnv:
 
 
 def _check_devices(settings: Settings) -> None:
-    """Makes sure that the processes of a host can have a device each."""
-    local, model = ranks.local_world_size(), settings.model
+    """Makes sure that the replicas of a host can have a device each."""
+    actors, model = settings.run.ray_actors, settings.model
+    local = actors or ranks.local_world_size()
+    if actors is not None and ranks.world_size() > 1:
+        raise PruningError(
+            f"--ray-actors {actors} and {ranks.world_size()} processes contradict each other; "
+            "start it without torchrun, or leave --ray-actors out"
+        )
     if local > 1 and model.device_map is not None:
         raise PruningError(
             f"device_map {model.device_map} spreads one replica over all devices of a host, which "
-            f"has {local} processes; start one on each host, or leave --device-map out"
+            f"has to hold {local}; start one on each host, or leave --device-map out"
         )
     if local > 1 and ":" in model.device:
         raise PruningError(
-            f"device {model.device} would hold the replicas of all {local} processes; choose "
-            "cuda or auto, which give each a device of its own"
+            f"device {model.device} would hold all {local} replicas of a host; choose cuda or "
+            "auto, which give each a device of its own"
         )

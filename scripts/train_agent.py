@@ -52,7 +52,7 @@ def main() -> int:
 def resume(asked: TrainingRunConfig, console: Console) -> int:
     """Goes on with a run; of a finished one there may be the export left to do."""
     run = Run.open(str(asked.resume))
-    settings = resumed(run, asked.export)
+    settings = resumed(run, asked.export, asked.ray_actors)
     if run.finished:
         say(f"{run.path} is finished; its results are in {run.path}/results.json", console)
         return finish(run, settings.run.export, console)

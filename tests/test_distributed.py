@@ -155,7 +155,7 @@ def test_more_processes_than_masks_are_refused_before_any_long_work(
 @pytest.mark.parametrize(
     ("mistake", "says"),
     [
-        ("--device=cuda:0", "device cuda:0 would hold the replicas of all 2 processes"),
+        ("--device=cuda:0", "device cuda:0 would hold all 2 replicas"),
         ("--device-map=auto", "start one on each host"),
     ],
 )

@@ -1,5 +1,6 @@
 """Processes that share masks, without a run around them; ranks_script.py is what they do."""
 
+import json
 import os
 import subprocess
 import sys
@@ -77,3 +78,23 @@ def test_other_errors_are_not_about_memory() -> None:
 def test_the_host_really_says_so() -> None:
     with pytest.raises(Setback), within_memory():
         torch.empty(2**60, dtype=torch.uint8)
+
+
+@pytest.mark.slow
+def test_the_benchmark_finds_the_same_losses(tmp_path: Path) -> None:
+    script = SCRIPT.parents[1] / "benchmarks" / "ranks.py"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    paths = os.pathsep.join([str(script.parent), os.environ.get("PYTHONPATH", "")])
+    quick = ["--shape=builtin", "--batch-size=2", "--sequence-length=16", "--repeats=2"]
+    done = subprocess.run(
+        [*launch, str(script), *quick, f"--output={tmp_path / 'ranks'}"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "by 2 with the same losses" in done.stdout
+    report = json.loads((tmp_path / "ranks" / "ranks.json").read_text())
+    pairs = zip(report["together"], report["alone"], strict=True)
+    low, high = sorted(every / one for every, one in pairs)
+    assert low <= report["ratio"]["median"] <= high
