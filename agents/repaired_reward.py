@@ -14,6 +14,7 @@ from pgprune.nearby_repair import NearbyRepair
 from pgprune.repair import DAMPING
 
 EVERY = 50
+REFIT_WINDOWS = 64  # of a run's calibration text
 
 
 class RepairedReward:
@@ -43,13 +44,12 @@ class RepairedReward:
         self.followed: Tensor | None = None
         self._env = env
         self._every = every
-        self._repair = NearbyRepair(env.problem.lm, windows, damping)
+        env.judge.repair = NearbyRepair(env.problem.lm, windows, damping)
 
     def follow(self, mask: Tensor) -> None:
         """Takes the moments in the repaired model of a mask, (n,)."""
         self.followed = mask
-        self._repair.follow(mask)
-        self._env.repair = self._repair
+        self._env.judge.follow(mask)
 
     def __call__(self, agent: Any, figures: dict[str, float]) -> bool:
         """Follows the agent's answer if it is time to; never asks the agent to stop."""

@@ -91,6 +91,15 @@ class TrainingRunConfig(RunConfig):
     checkpoint_every: int = field(
         default=50, metadata={"help": "steps from one checkpoint to the next", "minimum": 1}
     )
+    ray_actors: int | None = field(
+        default=None,
+        metadata={
+            "help": "share the masks of a step among this many actors of Ray, each with a replica "
+            "of the model",
+            "minimum": 1,
+            "default": "none; for one host or fixed ones there is torchrun",
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -212,19 +221,20 @@ def check_resume(arguments: argparse.Namespace) -> None:
     """
     for config in Settings.configs().values():
         for name in given(config, arguments):
-            if name not in ("resume", "quiet", "export"):
+            if name not in ("resume", "quiet", "export", "ray_actors"):
                 raise PruningError(
                     f"--resume goes on under the run's own settings, so --{name.replace('_', '-')} "
                     "has no effect; leave it out, or start a new run"
                 )
 
 
-def resumed(run: Run, export: str | None = None) -> Settings:
+def resumed(run: Run, export: str | None = None, ray_actors: int | None = None) -> Settings:
     """The settings of a run to go on with, what was decided then included.
 
     Args:
         run: to go on with.
         export: the format to export in the end; None leaves it as it was asked then.
+        ray_actors: how many share the masks of a step; None as well.
 
     Raises:
         PruningError: the run is not finished, and its agent cannot go on.
@@ -240,7 +250,11 @@ def resumed(run: Run, export: str | None = None) -> Settings:
     rate = decided.get("learning_rate", settings.reinforce.learning_rate)
     return replace(
         settings,
-        run=replace(settings.run, export=export or settings.run.export),
+        run=replace(
+            settings.run,
+            export=export or settings.run.export,
+            ray_actors=ray_actors or settings.run.ray_actors,
+        ),
         pruning=replace(settings.pruning, executor=executor),
         reinforce=replace(settings.reinforce, learning_rate=rate),
     )

@@ -13,25 +13,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pgprune.agents.answer import best_repaired
 from pgprune.agents.base import Agent
 from pgprune.agents.making import check_agent, make_agent
 from pgprune.agents.record import Record
-from pgprune.agents.repaired_reward import RepairedReward
+from pgprune.agents.repaired_reward import REFIT_WINDOWS, RepairedReward
+from pgprune.agents.replicas import make_env
 from pgprune.agents.results import plot, summarise
 from pgprune.agents.settings import Settings
-from pgprune.envs import LLMPruningVectorEnv
 from pgprune.envs.reward import check_reward
 from pgprune.errors import PruningError
 from pgprune.export import check_format
 from pgprune.files import saving
 from pgprune.interrupt import ctrl_c
+from pgprune.judging import Team
 from pgprune.memory import memory_now, peak_memory, read_once
 from pgprune.metrics import METRICS, Importance, check_metric
 from pgprune.models import fingerprint
 from pgprune.nearby_repair import check_units
 from pgprune.problem import make_problem
-from pgprune.repair import Repair, applied
-from pgprune.repairing import REPAIR, repaired
+from pgprune.repair import Repair
+from pgprune.repairing import REPAIR
 from pgprune.results import perplexities, with_repair
 from pgprune.run import Run
 from pgprune.sample import sample_text
@@ -41,8 +43,6 @@ from pgprune.view import TrainingView
 VALIDATIONS = 10  # looks at the validation batch in a run
 VALIDATION_WINDOWS = 32
 _REFITS = 10  # of the reward in a run
-_REFIT_WINDOWS = 64
-_JUDGES = 10_007  # added to the seed for windows that the answer is chosen on
 _FOLLOWED = "followed"  # in a checkpoint: the mask whose moments the reward's repairs rest on
 
 
@@ -52,12 +52,13 @@ class Training:
     Args:
         settings: of the run.
         view: what is shown.
+        team: replicas that share the masks of a step; None for none. They go when it has learned.
 
     Raises:
         PruningError: anything that cannot work, before any long work.
     """
 
-    def __init__(self, settings: Settings, view: TrainingView) -> None:
+    def __init__(self, settings: Settings, view: TrainingView, team: Team | None = None) -> None:
         self._started = time.monotonic()
         self.settings = settings
         self.view = view
@@ -78,8 +79,9 @@ class Training:
         self.windows = evaluation_windows(settings.data, self.problem.tokenizer)
         self._metric_windows = self.problem.stream.head(settings.init.init_samples)
         self._validation = self.problem.stream.head(VALIDATION_WINDOWS)
-        reward = "plain" if settings.refits else settings.agent.reward
-        self._env = LLMPruningVectorEnv(masks, reward=reward, problem=self.problem)
+        self._env = make_env(settings, self.problem)
+        if team is not None:
+            self._env.judge.enlist(team)
         self._repaired_reward: RepairedReward | None = None
         self.record = Record()
         self._earlier_seconds = 0.0
@@ -156,6 +158,7 @@ class Training:
                 return not interrupted()
 
             agent.learn(total, after_step)
+        self._env.judge.dismiss()
         self._save(run, agent)
         return self._finish(run, agent, completed=agent.steps >= last)
 
@@ -177,7 +180,7 @@ class Training:
         if settings.refits:
             steps = agent.steps_for(settings.run.total_timesteps)
             every = settings.agent.reward_refit or max(1, steps // _REFITS)
-            windows, damping = self._metric_windows[:_REFIT_WINDOWS], settings.repair.repair_damping
+            windows, damping = self._metric_windows[:REFIT_WINDOWS], settings.repair.repair_damping
             self._repaired_reward = RepairedReward(self._env, windows, damping, every)
 
     def _validate(self, agent: Agent) -> None:
@@ -252,27 +255,14 @@ class Training:
         Where rewards were of refitted masks, which is near a repair and not the same, the mask that
         it started from stays the answer if it is the better one of the two once both are repaired.
         """
-        learned = self._repaired(agent.mask())
-        if self._repaired_reward is None:
-            return learned
-        start = self._repaired(self.record.masks["initial"].clone())
-        if self._repaired_loss(start) < self._repaired_loss(learned):
+        masks = [agent.mask()]
+        if self._repaired_reward is not None:
+            masks.append(self.record.masks["initial"].clone())
+        windows, settings = self._metric_windows, self.settings
+        mask, repair = best_repaired(self.problem, masks, windows, settings.repair)
+        if mask is not masks[0]:
             self.view.note("repaired, the mask it started from is the better one, and stays")
-            return start
-        return learned
-
-    def _repaired(self, mask: Tensor) -> tuple[Tensor, Repair | None]:
-        """A mask and the repair that it ships with."""
-        return mask, repaired(self.problem.lm, mask, self._metric_windows, self.settings.repair)
-
-    def _repaired_loss(self, found: tuple[Tensor, Repair | None]) -> float:
-        """The mean loss of a repaired mask on calibration windows that were drawn for this only."""
-        (mask, repair), lm = found, self.problem.lm
-        stream = self.problem.stream.fork(self.settings.run.seed + _JUDGES)
-        with applied(lm, repair or Repair()):
-            rows = mask[None].to(lm.device)  # (1, n)
-            losses = [lm.losses(rows, batch) for batch in stream.head(VALIDATION_WINDOWS).split(8)]
-        return float(torch.cat(losses, dim=1).double().mean())
+        return mask, repair
 
     def _finish(self, run: Run, agent: Agent, completed: bool) -> dict[str, Any]:
         masks = self.record.masks

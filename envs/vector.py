@@ -18,9 +18,9 @@ from pgprune.envs import rendering
 from pgprune.envs.reward import check_reward, reward_fill
 from pgprune.errors import PruningError
 from pgprune.evaluation import perplexity
+from pgprune.judging import Judge
 from pgprune.models import ModelConfig
 from pgprune.problem import Problem, PruningConfig, make_problem
-from pgprune.repair import Repair, applied
 from pgprune.stream import DataConfig, evaluation_windows
 
 Array = npt.NDArray[Any] | Tensor
@@ -107,8 +107,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         self.units = problem.units
         self.budget = problem.budget
         self.num_envs = num_envs
-        self.fill = reward_fill(problem, reward)  # of pruned inputs where rewards are computed
-        self.repair: Callable[[Tensor], Repair] | None = None  # of a mask (n,), for its reward
+        self.judge = Judge(problem.lm, reward_fill(problem, reward))  # whose losses rewards are
         self.horizon = horizon
         self.budget_penalty = budget_penalty
         self.shared_batch = shared_batch
@@ -226,16 +225,6 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
     def evaluation_windows(self) -> dict[str, Tensor]:
         """Token ids (N, T) of each evaluation set, read when they are first asked for."""
         return evaluation_windows(self.problem.data, self.problem.tokenizer)
-
-    def judge(self, masks: Tensor, input_ids: Tensor) -> Tensor:
-        """The losses that rewards are made of: (K, n) and (B, T) int64 -> (K, B)."""
-        lm, losses = self.problem.lm, list[Tensor]()
-        if self.repair is None:
-            return lm.losses(masks, input_ids, self.fill)
-        for mask in masks:
-            with applied(lm, self.repair(mask)):
-                losses.append(lm.losses(mask[None], input_ids))
-        return torch.cat(losses)
 
     def _losses(self, masks: Tensor) -> Tensor:
         """The mean loss of each mask (K, n) on its next batch, (K,) float64."""

@@ -20,6 +20,7 @@ from typing import Any, ClassVar, NoReturn, Protocol, TypeVar, get_args, get_typ
 import yaml
 
 from pgprune.errors import PruningError
+from pgprune.ranks import rank, world_size
 
 
 class Config(Protocol):
@@ -175,16 +176,23 @@ def load_yaml(text: str, source: str) -> dict[str, dict[str, Any]]:
     return sections
 
 
-def run_command(main: Callable[[], int | None]) -> NoReturn:
+def run_command(main: Callable[[], int | None], replicas: bool = False) -> NoReturn:
     """Runs a command and leaves Python with its exit status.
 
     Args:
         main: the command; what it returns is the exit status, None is 0.
+        replicas: whether it knows what to do with several processes.
 
     Raises:
         SystemExit: always; with status 2 after a PruningError, which becomes one line on stderr.
     """
     try:
+        if not replicas and world_size() > 1:
+            if rank() > 0:
+                sys.exit(0)  # the main process says it
+            raise PruningError(
+                f"this command is for one process, not {world_size()}; start it without torchrun"
+            )
         status = main()
     except PruningError as error:
         print("error:", " ".join(str(error).split()), file=sys.stderr)

@@ -1,5 +1,9 @@
-"""The one exception that pgprune raises on purpose."""
+"""The exceptions that pgprune raises on purpose."""
 
 
 class PruningError(ValueError):
     """A user's mistake or an unmet need, said in one sentence."""
+
+
+class Setback(PruningError):
+    """What ends a run that did nothing wrong: no memory, a lost process. It can go on later."""

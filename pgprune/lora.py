@@ -21,8 +21,8 @@ from pgprune.cli import check_fields
 from pgprune.errors import PruningError
 from pgprune.families import FAMILIES, decoder_layers
 from pgprune.instructions import TrainingWindows
+from pgprune.memory import within_memory
 from pgprune.scoring import LOGITS_BYTES, token_losses
-from pgprune.text import first_line
 
 
 @dataclass(frozen=True)
@@ -193,7 +193,7 @@ class LoraTrainer:
         ids, trained = self._batch()
         size, count = self._config.micro_batch_size, int(trained[:, 1:].sum())
         self._optimizer.zero_grad()
-        with self._random(self.step + 1), _enough_memory():
+        with self._random(self.step + 1), within_memory("choose a smaller micro_batch_size"):
             parts = zip(ids.split(size), trained.split(size), strict=True)
             loss = sum(self._backward(*part, count) for part in parts)
         if not math.isfinite(loss):
@@ -285,13 +285,3 @@ class LoraTrainer:
         with torch.random.fork_rng(devices):
             torch.manual_seed(int(np.random.SeedSequence([self._seed, step]).generate_state(1)[0]))
             yield
-
-
-@contextmanager
-def _enough_memory() -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise PruningError(
-            f"there is not enough memory ({first_line(error)}); choose a smaller micro_batch_size"
-        ) from error

@@ -2,11 +2,18 @@
 
 import ctypes
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from pgprune.errors import Setback
+from pgprune.text import first_line
+
+LESS = "choose a smaller --batch-size or --sequence-length, or --dtype bfloat16"
+_NO_HOST_MEMORY = "can't allocate memory"  # in what torch says of the host
 
 
 def peak_memory(device: torch.device) -> int:
@@ -29,6 +36,28 @@ def memory_now(device: torch.device) -> int:
     import resource
 
     return int(statm.read_text().split()[1]) * resource.getpagesize()
+
+
+@contextmanager
+def within_memory(remedy: str = LESS) -> Iterator[None]:
+    """Says which setting lowers the memory that the body takes, where there is too little.
+
+    Args:
+        remedy: what to do, for the error.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        Setback: there was not enough memory, on an accelerator or on the host.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and _NO_HOST_MEMORY not in str(error):
+            raise
+        raise Setback(f"there is not enough memory ({first_line(error)}); {remedy}") from error
 
 
 def read_once(tensors: Iterable[Tensor]) -> None:

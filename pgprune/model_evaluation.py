@@ -11,7 +11,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,7 +18,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from pgprune.cli import check_fields
@@ -27,6 +25,7 @@ from pgprune.errors import PruningError
 from pgprune.evaluation import bos_rule, tokenizer_identity
 from pgprune.files import append_line, check_place, saving
 from pgprune.loading import LoadedModel, check_source, load_any, short_name
+from pgprune.memory import within_memory
 from pgprune.models import ModelConfig, fingerprint
 from pgprune.run import Run, finite
 from pgprune.scoring import model_perplexity
@@ -36,7 +35,6 @@ from pgprune.stream import (
     check_sequence_length,
     evaluation_sets,
 )
-from pgprune.text import first_line
 from pgprune.versions import versions
 from pgprune.zero_shot import PAPER_TASKS, Harness, load_tasks
 
@@ -181,7 +179,7 @@ class Evaluation:
             "versions": self._versions,
         }
         started = time.monotonic()
-        with _enough_memory():
+        with within_memory("choose a smaller --batch-size"):
             for found in chain(self._perplexities(loaded), self._accuracies(loaded)):
                 now = datetime.now(UTC).isoformat(timespec="seconds")
                 record = {**about, **found, "seconds": time.monotonic() - started, "date": now}
@@ -249,13 +247,3 @@ def _check_output(path: Path) -> None:
     if path.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
         raise PruningError(f"cannot add lines to {path}; choose another --output")
     check_place(path.parent)
-
-
-@contextmanager
-def _enough_memory() -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise PruningError(
-            f"there is not enough memory ({first_line(error)}); choose a smaller --batch-size"
-        ) from error

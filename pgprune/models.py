@@ -26,6 +26,7 @@ from transformers import (
 
 from pgprune.errors import PruningError
 from pgprune.families import FAMILIES, family_of
+from pgprune.ranks import local_rank
 from pgprune.text import first_line
 from pgprune.weights import check_weights
 
@@ -164,11 +165,14 @@ def choose_device(name: str) -> torch.device:
     mps = torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    if name == "cuda" and local_rank():  # each process of a host has a GPU of its own
+        name = f"cuda:{local_rank()}"
     present = ["cpu", *(["mps"] if mps else [])]
     present += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     if name not in present and not (name == "cuda" and "cuda:0" in present):
+        remedy = "start fewer processes on it" if local_rank() else "or take auto"
         raise PruningError(
-            f"there is no device {name!r}; this machine has {', '.join(present)}, or take auto"
+            f"there is no device {name!r}; this machine has {', '.join(present)}, {remedy}"
         )
     return torch.device(name)
 

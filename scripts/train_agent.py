@@ -3,6 +3,7 @@
     python scripts/train_agent.py --agent reinforce --model DIR --prune-rate 0.3
     python scripts/train_agent.py --prune-rate 0.3 --repair least-squares --export hf
     python scripts/train_agent.py --resume runs/NAME
+    torchrun --nproc-per-node=2 scripts/train_agent.py --model DIR    # two replicas share the masks
 
 Without options it prunes the built-in model by 40 % in a few minutes on a laptop's CPU.
 """
@@ -12,10 +13,20 @@ import sys
 from rich.console import Console
 from transformers.utils import logging
 
+from pgprune.agents.replicas import serve, team_of
 from pgprune.agents.results import export_once, next_commands
-from pgprune.agents.settings import Settings, TrainingRunConfig, check_resume, resumed
+from pgprune.agents.settings import (
+    STARTS_OVER,
+    Settings,
+    TrainingRunConfig,
+    check_resume,
+    resumed,
+)
 from pgprune.agents.training import Training
 from pgprune.cli import ArgumentParser, run_command
+from pgprune.errors import PruningError, Setback
+from pgprune.memory import within_memory
+from pgprune.ranks import rank
 from pgprune.run import Run, check_output
 from pgprune.view import TrainingView, print_next, print_results
 
@@ -24,6 +35,8 @@ def main() -> int:
     """Parses the options, trains or resumes, and prints the results."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    if rank() > 0:
+        return serve()
     parser = ArgumentParser(__doc__)
     Settings.add_to(parser)
     arguments = parser.parse_args()
@@ -39,7 +52,7 @@ def main() -> int:
 def resume(asked: TrainingRunConfig, console: Console) -> int:
     """Goes on with a run; of a finished one there may be the export left to do."""
     run = Run.open(str(asked.resume))
-    settings = resumed(run, asked.export)
+    settings = resumed(run, asked.export, asked.ray_actors)
     if run.finished:
         say(f"{run.path} is finished; its results are in {run.path}/results.json", console)
         return finish(run, settings.run.export, console)
@@ -52,17 +65,23 @@ def train(settings: Settings, run: Run | None, console: Console) -> int:
     """Does a new run, or the rest of one."""
     view = TrainingView(settings.name, quiet=settings.run.quiet, console=console)
     try:
-        training = Training(settings, view)
-        if run is None:
-            sections = settings.sections(training.decided())
-            run = Run.create(settings.run.output, sections, ["python", *sys.argv], settings.name)
-        training.check(run)
-        say(f"run {run.path}", console)
-        with run:
-            results = training.run(run)
+        with within_memory(), team_of(settings) as team:
+            training = Training(settings, view, team)
+            if run is None:
+                sections, command = settings.sections(training.decided()), ["python", *sys.argv]
+                run = Run.create(settings.run.output, sections, command, settings.name)
+            training.check(run)
+            say(f"run {run.path}", console)
+            with run:
+                results = training.run(run)
         del training  # and the model with it, which an export loads again
     except KeyboardInterrupt:
         return interrupted(run, console)
+    except Setback as error:
+        if run is None or settings.agent.agent in STARTS_OVER:
+            raise
+        remedy = f"go on from the last checkpoint with --resume {run.path}"
+        raise PruningError(f"{error}; {remedy}") from error
     print_results(results, console)
     status = finish(run, settings.run.export, console) if results["completed"] else 0
     print_next(next_commands(results, run), console)
@@ -92,4 +111,4 @@ def say(line: str, console: Console) -> None:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, replicas=True)

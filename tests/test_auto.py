@@ -116,7 +116,7 @@ def test_single_units_start_around_the_answer() -> None:
     answer, keep = agent.mask(), agent._around_the_answer()
     assert torch.equal(agent.budget.round(keep), answer)
     assert agent.budget.excess(keep[None]) <= 1e-12
-    assert bool((keep[answer == 1].min() > keep[answer == 0].max()))
+    assert bool(keep[answer == 1].min() > keep[answer == 0].max())
     assert keep[answer == 1].mean() > 0.6
 
 

@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from command import results, train
 from masks import patterns
 from pgprune import PruningError
+from pgprune.agents.answer import FRESH
 from pgprune.agents.auto import Auto
 from pgprune.agents.repaired_reward import RepairedReward
 from pgprune.agents.settings import Settings
@@ -146,7 +147,7 @@ def test_the_answer_is_the_better_one_of_start_and_learned_once_repaired(
     found = load_file(tmp_path / "run" / "mask.safetensors")
     answers = [learned, found["initial"]]
     lm, stream = problem.lm, problem.stream
-    fresh = stream.fork(3 + 10_007).head(32)
+    fresh = stream.fork(3 + FRESH).head(32)
     losses = []
     for mask in answers:
         with applied(lm, repair(lm, mask, stream.head(16), "least-squares")):

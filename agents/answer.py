@@ -1,0 +1,42 @@
+"""Which mask a run ships: the best of a few once each is repaired."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pgprune.problem import Problem
+from pgprune.repair import Repair, applied
+from pgprune.repairing import RepairConfig, repaired
+
+FRESH = 10_007
+"""Added to the stream's seed for windows that the answer is chosen on, and nothing else."""
+
+_WINDOWS = 32
+
+
+def best_repaired(
+    problem: Problem, masks: Sequence[Tensor], windows: Tensor, config: RepairConfig
+) -> tuple[Tensor, Repair | None]:
+    """The mask with the lowest calibration loss once it is repaired, the first one of equals.
+
+    Args:
+        problem: the model and its calibration text.
+        masks: (n,) each; a single one is not judged.
+        windows: calibration token ids to repair on, (N, T).
+        config: which repair.
+
+    Returns:
+        The mask and its repair.
+    """
+    found = [(mask, repaired(problem.lm, mask, windows, config)) for mask in masks]
+    return found[0] if len(found) == 1 else min(found, key=lambda each: _loss(problem, *each))
+
+
+def _loss(problem: Problem, mask: Tensor, repair: Repair | None) -> float:
+    lm, stream = problem.lm, problem.stream
+    rows = mask[None].to(lm.device)  # (1, n)
+    with applied(lm, repair or Repair()):
+        batches = stream.fork(stream.seed + FRESH).head(_WINDOWS).split(8)
+        losses = torch.cat([lm.losses(rows, batch) for batch in batches], dim=1)  # (1, N)
+    return float(losses.double().mean())

@@ -1,0 +1,152 @@
+"""Measures how many masks a second several processes evaluate, over one alone.
+
+    torchrun --nproc-per-node=2 benchmarks/ranks.py                      # 100M parameters
+    torchrun --nproc-per-node=2 benchmarks/ranks.py --shape builtin --output DIR
+
+On a CPU each process is pinned to a core of its own and has one thread. Every round evaluates the
+same masks twice, in turns: by the main process alone, while the others wait, and by all of them.
+Losses that differ by a bit end the measurement. Beside GPUs nothing is pinned.
+"""
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from speed_report import Spread
+from speed_work import load
+from torch import Tensor
+from transformers.utils import logging
+
+from pgprune.budget import Budget
+from pgprune.cli import ArgumentParser, dump_yaml, from_arguments, from_dict, load_yaml, run_command
+from pgprune.distributed import Ranks, serve
+from pgprune.errors import PruningError
+from pgprune.files import check_new, new_directory
+from pgprune.judging import Alone, Judge
+from pgprune.masked_lm import MaskedLM
+from pgprune.models import ModelConfig, choose_device
+from pgprune.ranks import local_rank, rank, world_size
+from pgprune.shapes import SHAPES
+from pgprune.units import PruningUnits
+from pgprune.versions import versions
+
+
+@dataclass(frozen=True)
+class RanksConfig:
+    """Measurement: which model, how much, and where."""
+
+    shape: str = field(
+        default="100m", metadata={"help": "model to measure", "choices": ["builtin", *SHAPES]}
+    )
+    prune_rate: float = field(
+        default=0.5, metadata={"help": "rate of the random masks", "above": 0, "below": 1}
+    )
+    masks: int = field(
+        default=4, metadata={"help": "masks that each process evaluates in a round", "minimum": 1}
+    )
+    batch_size: int = field(default=8, metadata={"help": "sequences of a batch", "minimum": 1})
+    sequence_length: int = field(default=128, metadata={"help": "tokens of each", "minimum": 2})
+    repeats: int = field(default=7, metadata={"help": "rounds", "minimum": 1})
+    device: str = field(
+        default="auto", metadata=ModelConfig.__dataclass_fields__["device"].metadata
+    )
+    output: str | None = field(
+        default=None,
+        metadata={"help": "a new directory for ranks.json", "default": "none, it is only printed"},
+    )
+
+
+def main() -> int:
+    """Measures in the main process, and evaluates masks in the others."""
+    logging.disable_progress_bar()
+    if rank() > 0:
+        return serve(judge_of)
+    config = from_arguments(RanksConfig, ArgumentParser(__doc__, RanksConfig).parse_args())
+    if world_size() == 1:
+        raise PruningError("one process has nobody to share with; start it with torchrun")
+    if config.output is not None:
+        check_new(Path(config.output))
+    setup = dump_yaml({"ranks": config})
+    team = Ranks(setup)
+    try:
+        report = measure(judge_of(setup), team, config)
+    finally:
+        team.close()
+    print(describe(report))
+    if config.output is not None:
+        with new_directory(Path(config.output)) as directory:
+            (directory / "ranks.json").write_text(json.dumps(report, indent=2) + "\n")
+    return 0
+
+
+def judge_of(setup: str) -> Judge:
+    """The judge of each process, pinned to a core of its own where there is no GPU."""
+    config = from_dict(RanksConfig, load_yaml(setup, "the settings")["ranks"])
+    device = choose_device(config.device)
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+        cores = sorted(os.sched_getaffinity(0))
+        if local_rank() >= len(cores):
+            raise PruningError(f"there are {len(cores)} cores; start at most as many processes")
+        os.sched_setaffinity(0, {cores[local_rank()]})
+    model = load(config.shape, device, "auto")
+    return Judge(MaskedLM(model, PruningUnits.of(model), "sliced"))
+
+
+def measure(judge: Judge, team: Ranks, config: RanksConfig) -> dict[str, Any]:
+    """Masks a second of the main process alone and of all, and their ratio, round by round."""
+    lm, count = judge.lm, config.masks * world_size()
+    generator = torch.Generator().manual_seed(0)
+    budget = Budget(lm.units, config.prune_rate)
+    scores = torch.rand(count, lm.units.n, generator=generator, dtype=torch.float64)
+    masks = torch.stack([budget.round(row) for row in scores])  # (K, n)
+    size = (config.batch_size, config.sequence_length)
+    ids = torch.randint(int(lm.model.config.vocab_size), size, generator=generator)  # type: ignore
+    judge.enlist(team)
+    alone, together = [], []  # masks a second
+    for done in range(-1, config.repeats):  # the first round warms up
+        one, losses = _rate(judge.alone, masks, ids)
+        every, same = _rate(judge, masks, ids)
+        if not torch.equal(losses, same):
+            raise PruningError("the processes have found other losses than the main one alone")
+        if done >= 0:
+            alone.append(one)
+            together.append(every)
+    return {
+        "command": ["torchrun", f"--nproc-per-node={world_size()}", *sys.argv],
+        "processes": world_size(),
+        "device": str(lm.device),
+        "masks": count,
+        "alone": alone,
+        "together": together,
+        "ratio": asdict(Spread.of([b / a for a, b in zip(alone, together, strict=True)])),
+        "versions": versions(),
+    }
+
+
+def describe(report: dict[str, Any]) -> str:
+    """A report in a few words."""
+    one, every = (median(report[name]) for name in ("alone", "together"))
+    return (
+        f"{one:.2f} masks a second by one process, {every:.2f} by {report['processes']} with the "
+        f"same losses: {report['ratio']['median']:.2f} times as many, median of "
+        f"{len(report['alone'])} rounds (half of them {report['ratio']['low']:.2f} to "
+        f"{report['ratio']['high']:.2f})"
+    )
+
+
+def _rate(judge: Alone, masks: Tensor, ids: Tensor) -> tuple[float, Tensor]:
+    """Masks a second, and their losses."""
+    started = time.perf_counter()
+    losses = judge(masks, ids).cpu()
+    return len(masks) / (time.perf_counter() - started), losses
+
+
+if __name__ == "__main__":
+    run_command(main, replicas=True)
