@@ -88,7 +88,7 @@ def plot_perplexities(path: Path, rows: Sequence[Row]) -> bool:
                 plain_ticks(panel.yaxis)
             line[0].set_ylabel(f"perplexity,\n{repair}")
         for panel, (model, name) in zip(panels[0], places, strict=True):
-            panel.set_title(f"{model}, {name}", loc="left", weight="bold", fontsize=9)
+            panel.set_title(f"{model}\n{name}", loc="left", weight="bold", fontsize=9)
         for panel in panels[-1]:
             panel.set_xlabel("parameters kept (% of the dense model)")
         found = {

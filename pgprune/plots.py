@@ -205,10 +205,10 @@ def save_figure(path: Path, size: tuple[float, float], draw: Callable[[Any], obj
 
 def plain_ticks(axis: Any) -> None:
     """Gives a logarithmic axis numbers such as 20 and 50 in place of powers of ten."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
