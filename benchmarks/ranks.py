@@ -25,12 +25,13 @@ from transformers.utils import logging
 
 from pgprune.budget import Budget
 from pgprune.cli import ArgumentParser, dump_yaml, from_arguments, from_dict, load_yaml, run_command
+from pgprune.devices import choose_device
 from pgprune.distributed import Ranks, serve
 from pgprune.errors import PruningError
 from pgprune.files import check_new, new_directory
 from pgprune.judging import Alone, Judge
 from pgprune.masked_lm import MaskedLM
-from pgprune.models import ModelConfig, choose_device
+from pgprune.models import ModelConfig
 from pgprune.ranks import local_rank, rank, world_size
 from pgprune.shapes import SHAPES
 from pgprune.units import PruningUnits

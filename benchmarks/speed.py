@@ -6,9 +6,9 @@
 
 Every round does all the work of a shape once: the plain Hugging Face forward with its loss (blocks
 and head on their own), and for each prune rate an evaluation of a random mask by the masked and by
-the sliced executor, and the matrix products that the sliced one cannot do without, alone. Ratios
-are of times of one round; reported are their medians and quartiles. Beside it stands the agent's
-own work of a step at LLaMA-2-7B's number of units.
+the sliced executor (on a GPU with Triton also by its kernels), and the matrix products that the
+sliced one cannot do without, alone. Ratios are of times of one round; reported are their medians
+and quartiles. Beside it stands the agent's own work of a step at LLaMA-2-7B's number of units.
 """
 
 import sys
@@ -22,11 +22,12 @@ from speed_work import CLOCKS, Clock, load, measure, measure_agent
 from transformers.utils import logging
 
 from pgprune.cli import ArgumentParser, from_arguments, run_command
+from pgprune.devices import choose_device
 from pgprune.errors import PruningError
 from pgprune.files import check_new
 from pgprune.lists import numbers
 from pgprune.markdown import has_place, renew
-from pgprune.models import DTYPES, ModelConfig, choose_device
+from pgprune.models import DTYPES, ModelConfig
 from pgprune.shapes import SHAPES
 
 NEED_A_GPU = ("llama-2-7b", "llama-2-13b", "llama-3-8b")

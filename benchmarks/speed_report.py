@@ -24,10 +24,11 @@ _MIB = 2**20
 _CURVES = {
     "masked / dense": "masked",
     "sliced / dense": "sliced",
+    "kernels / dense": "sliced, Triton kernels",
     "products / dense": "products",
     "bound / dense": "(1 - r) blocks + head",
 }
-"""The curves of the plot by their labels."""
+"""The curves of the plot by their labels; those of kernels only where they were measured."""
 _COLUMNS = (
     "shape",
     "rate",
@@ -35,6 +36,7 @@ _COLUMNS = (
     "head (ms)",
     "masked",
     "sliced",
+    "kernels",
     "of bound",
     "of products",
     "GFLOP/s",
@@ -48,6 +50,7 @@ _LEGEND = (
     "over its matrix products alone, which run at that many GFLOP/s. MiB: beside the weights, at "
     "the peak."
 )
+_OF_KERNELS = " Kernels: as sliced, with --kernels triton."
 
 
 def make_report(
@@ -93,7 +96,9 @@ def ratios(found: Mapping[str, Any], rate: str) -> dict[str, Any]:
     )
     dense = [blocks + head for blocks, head in rounds["dense"]]
     bound = [(1 - float(rate)) * blocks + head for blocks, head in rounds["dense"]]
-    return {
+    kernels = [seconds for (seconds,) in rounds.get(f"kernels {rate}", [])]
+    measured = {"kernels / dense": _ratio(kernels, dense)} if kernels else {}
+    return measured | {
         "masked / dense": _ratio(masked, dense),
         "sliced / dense": _ratio(sliced, dense),
         "products / dense": _ratio(products, dense),
@@ -107,18 +112,20 @@ def ratios(found: Mapping[str, Any], rate: str) -> dict[str, Any]:
 def print_report(report: Mapping[str, Any], console: Console) -> None:
     """Prints the table, without quartiles, and the agent's work."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for column in _COLUMNS:
+    columns, rows, legend = _table(report)
+    for column in columns:
         table.add_column(column.replace(" ", "\n"), justify="right")
-    for row in _rows(report):
+    for row in rows:
         table.add_row(*(Text(cell.partition("±")[0]) for cell in row))
-    console.print(table, f"{_LEGEND}\n\n{_agent(report['agent'])}", sep="")
+    console.print(table, f"{legend}\n\n{_agent(report['agent'])}", sep="")
 
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The tables in Markdown, with the command and the machine."""
     where = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
     head = f"`{report['command']}` ({where}; median ± half the interquartile range)"
-    return f"{head}\n\n{grid(_COLUMNS, _rows(report))}\n{_LEGEND}\n\n{_agent(report['agent'])}\n"
+    columns, rows, legend = _table(report)
+    return f"{head}\n\n{grid(columns, rows)}\n{legend}\n\n{_agent(report['agent'])}\n"
 
 
 def write_report(report: Mapping[str, Any], output: Path) -> None:
@@ -145,6 +152,8 @@ def plot(shapes: Mapping[str, Any], path: Path) -> bool:
         for panel, (name, found) in zip(panels, shapes.items(), strict=True):
             rates = sorted(found["rates"], key=float)
             for key, label in _CURVES.items():
+                if key not in found["rates"][rates[0]]:
+                    continue
                 spreads = [found["rates"][rate][key] for rate in rates]
                 middle = [spread["median"] for spread in spreads]
                 errors = [
@@ -168,13 +177,17 @@ def _ratio(times: Sequence[float], reference: Sequence[float]) -> dict[str, floa
     return asdict(Spread.of([own / other for own, other in zip(times, reference, strict=True)]))
 
 
-def _rows(report: Mapping[str, Any]) -> list[list[str]]:
-    """A row for each prune rate of each shape."""
-    return [
-        _row(name, found, rate, values)
+def _table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]], str]:
+    """Columns, a row for each prune rate of each shape, and a legend; of kernels if measured."""
+    rows = [
+        dict(zip(_COLUMNS, _row(name, found, rate, values), strict=True))
         for name, found in report["shapes"].items()
         for rate, values in found["rates"].items()
     ]
+    measured = any(row["kernels"] != "-" for row in rows)
+    columns = [column for column in _COLUMNS if measured or column != "kernels"]
+    legend = _LEGEND + (_OF_KERNELS if measured else "")
+    return columns, [[row[column] for column in columns] for row in rows], legend
 
 
 def _row(name: str, found: Mapping[str, Any], rate: str, values: Mapping[str, Any]) -> list[str]:
@@ -188,8 +201,14 @@ def _row(name: str, found: Mapping[str, Any], rate: str, values: Mapping[str, An
         f"{blocks:,.1f}",
         f"{head:,.1f}",
         *(
-            _spread(values[key])
-            for key in ("masked / dense", "sliced / dense", "sliced / bound", "sliced / products")
+            _spread(values[key]) if key in values else "-"
+            for key in (
+                "masked / dense",
+                "sliced / dense",
+                "kernels / dense",
+                "sliced / bound",
+                "sliced / products",
+            )
         ),
         f"{values['products, operations per second'] / 1e9:,.1f}",
         *("-" if size is None else f"{size / _MIB:,.0f}" for size in memory),

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -87,9 +88,10 @@ def measure(
 
     Returns:
         ``parameters``, ``dtype``, ``weight_bytes``, ``operations`` of the products by rate, and by
-        the name of the work (``dense``, ``masked 0.5``, ``sliced 0.5``, ``products 0.5``)
-        ``rounds``, the seconds of its parts in each round, and ``memory``, the most bytes that it
-        takes beside the weights (None where that is not known).
+        the name of the work (``dense``, ``masked 0.5``, ``sliced 0.5``, ``products 0.5``, and
+        ``kernels 0.5`` where ``ways`` has them) ``rounds``, the seconds of its parts in each round,
+        and ``memory``, the most bytes that it takes beside the weights (None where that is not
+        known).
 
     Raises:
         PruningError: a rate that leaves nothing, or too little memory.
@@ -103,9 +105,9 @@ def measure(
     for rate in rates:
         generator = torch.Generator().manual_seed(0)
         mask = Budget(units, rate).round(torch.rand(units.n, generator=generator))
-        for executor in ("masked", "sliced"):
-            lm = MaskedLM(model, units, executor)
-            works[f"{executor} {rate:g}"] = partial(executor_work, lm, mask, ids)
+        for way, (executor, kernels) in ways(clock.device).items():
+            lm = MaskedLM(model, units, executor, kernels)
+            works[f"{way} {rate:g}"] = partial(executor_work, lm, mask, ids)
         weights = kept_weights(model, units, mask)
         operations[f"{rate:g}"] = 2 * ids.numel() * sum(weight.numel() for weight in weights)
         works[f"products {rate:g}"] = partial(products_work, weights, ids.numel())
@@ -125,6 +127,14 @@ def measure(
         "memory": memory,
         "rounds": rounds,
     }
+
+
+def ways(device: torch.device) -> dict[str, tuple[str, str]]:
+    """Executors and their kernels by name: ``kernels`` on a GPU where Triton is."""
+    found = {"masked": ("masked", "plain"), "sliced": ("sliced", "plain")}
+    if device.type == "cuda" and find_spec("triton"):
+        found["kernels"] = ("sliced", "triton")
+    return found
 
 
 def measure_agent(repeats: int, clock: Clock) -> dict[str, Any]:

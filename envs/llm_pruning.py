@@ -113,6 +113,7 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
     | `budget_penalty`      | float   | `0.0`              | weight of the excess in the reward  |
     | `horizon`             | int     | `1`                | steps of an episode                 |
     | `executor`            | str     | `"auto"`           | `masked` or `sliced` evaluation     |
+    | `kernels`             | str     | `"plain"`          | or `triton`: of `sliced`, on a GPU  |
     | `device`, `dtype`     | str     | `"auto"`           | of the model                        |
     | `seed`                | int     | `None`             | of the stream; 0 or the `problem`'s |
     | `render_mode`         | str     | `None`             | `ansi` or `rgb_array`: kept shares  |

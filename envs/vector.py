@@ -67,6 +67,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         horizon: int = 1,
         shared_batch: bool = True,
         executor: str = "auto",
+        kernels: str = "plain",
         device: str = "auto",
         dtype: str = "auto",
         seed: int | None = None,
@@ -100,6 +101,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
                 scope=scope,
                 round_to=round_to,
                 executor=executor,
+                kernels=kernels,
             )
             config = ModelConfig(model=model, device=device, dtype=dtype)
             problem = make_problem(config, data, pruning, seed or 0, masks_per_step=num_envs)

@@ -7,6 +7,7 @@ kept units only: one mask after another, each at the price of what it keeps.
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
+from pgprune.errors import PruningError
 from pgprune.families import Family
-from pgprune.gathering import aligned, gather, send
+from pgprune.gathering import aligned, send
+from pgprune.projections import KERNELS, Part, Products, calling, check_kernels, gathered
 from pgprune.units import PruningUnits
 
 Fill = Mapping[tuple[int, str], Tensor]
@@ -122,26 +125,28 @@ def run_masked(call: LayerCall, states: Tensor, mask: LayerMask) -> Tensor:
             hook.remove()
 
 
-def run_sliced(call: LayerCall, states: Tensor, mask: LayerMask) -> Tensor:
+def run_sliced(
+    call: LayerCall, states: Tensor, mask: LayerMask, products: Products = gathered
+) -> Tensor:
     """One mask, kept units only: states (1, B, T, D) -> (1, B, T, D)."""
     (state,) = states
     if "layer" in mask.parts:
         return call(state)[None] if mask.parts["layer"][0] else states
-    weights: dict[str, Tensor] = {}
+    parts: list[Part] = []
     attention: AbstractContextManager[None] = nullcontext()
     heads, channels = (
         None if kept is None else send(kept, state.device)
         for kept in (mask.kept("heads", "attention"), mask.kept("channels", "mlp"))
     )
     if heads is not None and len(heads):
-        weights |= _sliced_heads(call.layer, mask, heads)
+        parts += _sliced_heads(call.layer, mask, heads)
         attention = _head_count(call.layer, mask, len(heads))
     elif heads is not None:
         constant = _constant(call.layer, mask, mask.family.output, heads)
         attention = _no_attention(call.layer, mask.family, constant)
     if channels is not None:
-        weights |= _sliced_channels(call.layer, mask, channels)
-    with attention:
+        parts += _sliced_channels(call.layer, mask, channels)
+    with attention, products(call.layer, parts) as weights:
         return call(state, weights)[None]
 
 
@@ -150,6 +155,20 @@ EXECUTORS: dict[str, Callable[[LayerCall, Tensor, LayerMask], Tensor]] = {
     "sliced": run_sliced,
 }
 """Every executor by its name."""
+
+
+def executor_of(
+    name: str, kernels: str, device: torch.device
+) -> Callable[[LayerCall, Tensor, LayerMask], Tensor]:
+    """An executor by its name, with the kernels of ``pgprune.projections`` if it is sliced.
+
+    Raises:
+        PruningError: an unknown executor, or kernels that it cannot have on this device.
+    """
+    if name not in EXECUTORS:
+        raise PruningError(f"executor {name!r} is unknown; choose one of {', '.join(EXECUTORS)}")
+    check_kernels(kernels, name, device)
+    return EXECUTORS[name] if name == "masked" else partial(run_sliced, products=KERNELS[kernels])
 
 
 def _multiply_inputs(module: nn.Module, keep: Tensor, fill: Tensor | None) -> RemovableHandle:
@@ -175,46 +194,32 @@ def _multiply(tensor: Tensor, keep: Tensor, fill: Tensor | None) -> Tensor:
     return rows.where(kept, 0 if fill is None else fill).view_as(tensor)
 
 
-def _sliced_heads(layer: nn.Module, mask: LayerMask, kept: Tensor) -> dict[str, Tensor]:
-    """Weights of the attention projections for the kept kv groups."""
+def _sliced_heads(layer: nn.Module, mask: LayerMask, kept: Tensor) -> list[Part]:
+    """The attention projections with the kept kv groups."""
     family, shape = mask.family, mask.shape
     rows = _expand(kept, shape.head_dim)
     queries = _expand(kept, shape.head_dim * shape.query_heads_per_group)
-    return {
-        **_rows(layer, family.key, rows, len(rows)),
-        **_rows(layer, family.value, rows, len(rows)),
-        **_rows(layer, family.query, queries, len(queries)),
-        **_columns(layer, mask, family.output, queries, len(queries)),
-    }
+    constant = _constant(layer, mask, family.output, queries)
+    return [
+        Part(family.key, rows, len(rows)),
+        Part(family.value, rows, len(rows)),
+        Part(family.query, queries, len(queries)),
+        Part(family.output, queries, len(queries), columns=True, constant=constant),
+    ]
 
 
-def _sliced_channels(layer: nn.Module, mask: LayerMask, kept: Tensor) -> dict[str, Tensor]:
-    """Weights of the MLP projections for the kept channels, and for some that are all zero."""
-    down = layer.get_submodule(mask.family.down).get_parameter("weight")
-    size = aligned(len(kept), down.dtype)
-    weights = _columns(layer, mask, mask.family.down, kept, size)
-    for path in mask.family.expand:
-        weights |= _rows(layer, path, kept, size)
-    return weights
+def _sliced_channels(layer: nn.Module, mask: LayerMask, kept: Tensor) -> list[Part]:
+    """The MLP projections with the kept channels, and some that are all zero."""
+    down = mask.family.down
+    size = aligned(len(kept), layer.get_submodule(down).get_parameter("weight").dtype)
+    constant = _constant(layer, mask, down, kept)
+    rows = [Part(path, kept, size) for path in mask.family.expand]
+    return [*rows, Part(down, kept, size, columns=True, constant=constant)]
 
 
 def _expand(kept: Tensor, width: int) -> Tensor:
     """Indices of all rows of the kept heads: (h,) -> (h * width,)."""
     return (kept[:, None] * width + torch.arange(width, device=kept.device)).flatten()
-
-
-def _rows(layer: nn.Module, path: str, kept: Tensor, size: int) -> dict[str, Tensor]:
-    parameters = layer.get_submodule(path).named_parameters()
-    return {f"{path}.{name}": gather(p, kept, size) for name, p in parameters}
-
-
-def _columns(
-    layer: nn.Module, mask: LayerMask, path: str, kept: Tensor, size: int
-) -> dict[str, Tensor]:
-    weight = layer.get_submodule(path).get_parameter("weight")
-    weights = {f"{path}.weight": gather(weight.t(), kept, size).t()}  # rows, where it is laid out
-    constant = _constant(layer, mask, path, kept)
-    return weights if constant is None else weights | {f"{path}.bias": constant}
 
 
 def _constant(layer: nn.Module, mask: LayerMask, path: str, kept: Tensor) -> Tensor | None:
@@ -248,21 +253,13 @@ def _head_count(layer: nn.Module, mask: LayerMask, kv_heads: int) -> Iterator[No
         setattr(attention, name, dense)
 
 
-@contextmanager
-def _no_attention(layer: nn.Module, family: Family, constant: Tensor | None) -> Iterator[None]:
+def _no_attention(
+    layer: nn.Module, family: Family, constant: Tensor | None
+) -> AbstractContextManager[None]:
     """Makes the attention module return a constant (D,), or zeros, without computing."""
-    attention = layer.get_submodule(family.attention)
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         nothing = torch.zeros_like(hidden_states)
         return nothing if constant is None else nothing + constant, None
 
-    own = attention.__dict__.get("forward")  # accelerate's hooks put one there
-    attention.forward = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del attention.forward
-        else:
-            attention.forward = own
+    return calling(layer.get_submodule(family.attention), forward)

@@ -9,11 +9,11 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from pgprune.devices import choose_device
 from pgprune.errors import PruningError
 from pgprune.models import (
     ModelConfig,
     check_model,
-    choose_device,
     choose_dtype,
     load_model,
     move_model,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pgprune.errors import PruningError
-from pgprune.executors import EXECUTORS, Fill, LayerCall, LayerMask
+from pgprune.executors import Fill, LayerCall, LayerMask, executor_of
 from pgprune.families import decoder_layers, family_of
 from pgprune.gathering import lay_out
 from pgprune.prefixes import distinct, run_tree
@@ -60,22 +60,26 @@ class MaskedLM:
         executor: ``masked`` multiplies the inputs of the output and down projections by the mask
             and runs all K masks as one batch; ``sliced`` computes the kept units only, one mask
             after another. Both give the same losses.
+        kernels: how the sliced executor multiplies, ``plain`` or ``triton``.
 
     Attributes:
         tokens: tokens asked of the model so far, K * B * T for each call.
 
     Raises:
-        PruningError: an unknown executor.
+        PruningError: an unknown executor, or kernels that it cannot have.
     """
 
-    def __init__(self, model: nn.Module, units: PruningUnits, executor: str = "masked") -> None:
-        if executor not in EXECUTORS:
-            raise PruningError(
-                f"executor {executor!r} is unknown; choose one of {', '.join(EXECUTORS)}"
-            )
+    def __init__(
+        self,
+        model: nn.Module,
+        units: PruningUnits,
+        executor: str = "masked",
+        kernels: str = "plain",
+    ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.units = units
         self.executor = executor
+        self._run = executor_of(executor, kernels, self.device)
         self.tokens = 0
         self._family = family_of(model.config)
         self._layers = decoder_layers(model, self._family)
@@ -132,7 +136,6 @@ class MaskedLM:
             input_ids: (B, T) int64; large B is run in chunks of a few thousand tokens.
         """
         self.tokens += 2 * input_ids.numel()
-        run = EXECUTORS[self.executor]
         prepared = [self._capture(chunk) for chunk in self._chunks(input_ids)]
         states = [hidden for hidden, _ in prepared]  # each (b, T, D)
         for index in range(self.units.layers):
@@ -141,7 +144,7 @@ class MaskedLM:
             yield Observation(index, before, partial(map, self._watch, calls, before))
             layer_mask = LayerMask(mask[None], self.units, index, self._family)
             for chunk, call in enumerate(calls):
-                states[chunk] = run(call, states[chunk][None], layer_mask)[0]
+                states[chunk] = self._run(call, states[chunk][None], layer_mask)[0]
 
     @torch.no_grad()
     def states(self, input_ids: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -207,7 +210,7 @@ class MaskedLM:
 
     def _hidden(self, masks: Tensor, input_ids: Tensor, fill: Fill | None = None) -> Tensor:
         """Last hidden states after the final norm under the masks of a pass, (K, B, T, D)."""
-        run, units, family = EXECUTORS[self.executor], self.units, self._family
+        run, units, family = self._run, self.units, self._family
         ids = input_ids.to(self.device)
 
         def drive(hidden: Tensor, calls: list[LayerCall]) -> Tensor:

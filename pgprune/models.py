@@ -24,9 +24,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from pgprune.devices import check_dtype, choose_device
 from pgprune.errors import PruningError
 from pgprune.families import FAMILIES, family_of
-from pgprune.ranks import local_rank
 from pgprune.text import first_line
 from pgprune.weights import check_weights
 
@@ -96,13 +96,16 @@ def check_model(
         pruned: whether a model that pgprune has exported will do.
 
     Raises:
-        PruningError: the device is absent, or the model is missing, of an unknown family, without
-            (whole) safetensors weights or without a tokenizer.
+        PruningError: the device is absent or lacks the number format, or the model is missing, of
+            an unknown family, without (whole) safetensors weights or without a tokenizer.
     """
-    choose_dtype(config, choose_device(config.device))
+    device = choose_device(config.device)
+    dtype = choose_dtype(config, device)
     _check_device_map(config)
     source = _resolve(config.model)
     model_config = _read_config(source, pruned)
+    if dtype == "auto":
+        check_dtype(model_config.dtype, device)
     if Path(source).is_dir():
         check_weights(Path(source))
     return model_config, _load_tokenizer(source)
@@ -153,30 +156,6 @@ def fingerprint(*tensors: Tensor) -> str:
     return digest.hexdigest()[:16]
 
 
-def choose_device(name: str) -> torch.device:
-    """Turns a device's name into a device that is present.
-
-    Args:
-        name: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-
-    Raises:
-        PruningError: there is no such device.
-    """
-    mps = torch.backends.mps.is_available()
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    if name == "cuda" and local_rank():  # each process of a host has a GPU of its own
-        name = f"cuda:{local_rank()}"
-    present = ["cpu", *(["mps"] if mps else [])]
-    present += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    if name not in present and not (name == "cuda" and "cuda:0" in present):
-        remedy = "start fewer processes on it" if local_rank() else "or take auto"
-        raise PruningError(
-            f"there is no device {name!r}; this machine has {', '.join(present)}, {remedy}"
-        )
-    return torch.device(name)
-
-
 def choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype | str:
     """The number format to load in, ``auto`` for the checkpoint's own.
 
@@ -188,8 +167,7 @@ def choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype | str
         return "auto" if own else torch.float32
     if config.dtype not in DTYPES:
         raise PruningError(f"dtype {config.dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
-    if config.dtype == "float64" and device.type == "mps":
-        raise PruningError("mps devices have no float64; choose another dtype or device cpu")
+    check_dtype(DTYPES[config.dtype], device)
     return DTYPES[config.dtype]
 
 

@@ -6,9 +6,11 @@ from transformers import PreTrainedTokenizerBase
 
 from pgprune.budget import BUDGETS, SCOPES, Budget
 from pgprune.costs import choose_executor
+from pgprune.devices import choose_device
 from pgprune.executors import EXECUTORS
 from pgprune.masked_lm import MaskedLM
 from pgprune.models import ModelConfig, load_model
+from pgprune.projections import KERNELS, check_kernels
 from pgprune.stream import (
     CalibrationStream,
     DataConfig,
@@ -70,6 +72,14 @@ class PruningConfig:
             "choices": ["auto", *EXECUTORS],
         },
     )
+    kernels: str = field(
+        default="plain",
+        metadata={
+            "help": "how the sliced executor multiplies: gathered weights (plain), or Triton "
+            "kernels that read kept weights by index (triton: a CUDA device, makes auto sliced)",
+            "choices": list(KERNELS),
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -114,13 +124,16 @@ def make_problem(
     """
     calibration_documents(data.calibration)  # text that cannot be read says so before the model
     evaluation_documents(data.evaluation)  # loads, which may take minutes
+    check_kernels(pruning.kernels, pruning.executor, choose_device(model.device))
     language_model, tokenizer = load_model(model)
     check_sequence_length(language_model.config, data.sequence_length)
     units = PruningUnits.of(language_model, pruning.granularity, pruning.channel_block)
     budget = Budget(units, pruning.prune_rate, pruning.budget, pruning.scope, pruning.round_to)
     stream = calibration_stream(data, tokenizer, seed)
     executor = pruning.executor
-    if executor == "auto":
+    if executor == "auto" and pruning.kernels != "plain":
+        executor = "sliced"
+    elif executor == "auto":
         tokens = data.batch_size * data.sequence_length
         executor = choose_executor(
             units,
@@ -130,5 +143,5 @@ def make_problem(
             language_model.dtype,
             language_model.device.type,
         )
-    lm = MaskedLM(language_model, units, executor)
+    lm = MaskedLM(language_model, units, executor, pruning.kernels)
     return Problem(lm, units, budget, stream, tokenizer, data)

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pgprune.devices import choose_device
 from pgprune.masked_lm import MaskedLM
-from pgprune.models import ModelConfig, choose_device, choose_dtype, move_model
+from pgprune.models import ModelConfig, choose_dtype, move_model
 from pgprune.repair import Repair
 from pgprune.repairing import RepairConfig, added_parameters, describe, kind_of, repaired
 from pgprune.results import Table, perplexities, with_repair

@@ -8,8 +8,8 @@ from pathlib import Path
 from pgprune import __version__
 
 _PACKAGES = (
-    "torch transformers tokenizers safetensors datasets gymnasium stable-baselines3 numpy".split()
-)
+    "torch triton transformers tokenizers safetensors datasets gymnasium stable-baselines3 numpy"
+).split()
 
 
 def versions() -> dict[str, str]:

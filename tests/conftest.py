@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("TRITON_INTERPRET", "1")  # read once, by whatever imports Triton first
+
 import pytest
 import torch
 import transformers

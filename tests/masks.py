@@ -2,12 +2,22 @@
 
 import copy
 from dataclasses import dataclass
+from importlib.util import find_spec
 
+import pytest
 import torch
 
 from pgprune.masked_lm import MaskedLM
 from pgprune.units import PruningUnits
 from tiny import tokens, zeroed
+
+TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+WAYS = [
+    pytest.param("masked", "plain", id="masked"),
+    pytest.param("sliced", "plain", id="sliced"),
+    pytest.param("sliced", "triton", id="kernels", marks=TRITON),
+]
+"""Executors and their kernels."""
 
 
 def patterns(units: PruningUnits) -> dict[str, torch.Tensor]:
@@ -39,8 +49,10 @@ class Case:
         self.names = list(patterns(self.units))
         self.masks = torch.stack(list(patterns(self.units).values()))  # (K, n)
 
-    def logits(self, executor: str, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-        lm = MaskedLM(copy.deepcopy(self.model).to(dtype), self.units, executor)
+    def logits(
+        self, executor: str, dtype: torch.dtype = torch.float64, kernels: str = "plain"
+    ) -> torch.Tensor:
+        lm = MaskedLM(copy.deepcopy(self.model).to(dtype), self.units, executor, kernels)
         return lm.logits(self.masks, self.ids).double()
 
     def reference(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:

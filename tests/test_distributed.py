@@ -11,8 +11,8 @@ import torch
 
 from command import SCRIPT, assert_same_run, logged, results, train, wait_for
 from pgprune.cli import run_command
+from pgprune.devices import choose_device
 from pgprune.errors import PruningError
-from pgprune.models import choose_device
 from pgprune.progress import read_progress
 from pgprune.run import Run
 

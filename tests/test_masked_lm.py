@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from masks import case_of, patterns
+from masks import TRITON, WAYS, case_of, patterns
 from pgprune import PruningError, masked_lm, scoring
 from pgprune.executors import EXECUTORS
 from pgprune.masked_lm import MaskedLM
@@ -32,6 +32,14 @@ def test_logits_equal_those_of_a_model_without_the_pruned_weights(
         assert float(error.abs().max()) <= 1e-10, case.worst(error)
 
 
+@TRITON
+@pytest.mark.parametrize(("granularity", "channel_block"), GRANULARITIES[:2])
+def test_logits_by_kernels_equal_them_too(model, granularity, channel_block):
+    case = case_of(model, granularity, channel_block)
+    error = case.logits("sliced", kernels="triton") - case.reference()
+    assert float(error.abs().max()) <= 1e-10, case.worst(error)
+
+
 def test_float32_is_as_exact_as_float32_can_be(case):
     plain = case.reference(torch.float32)
     masked, sliced = (case.logits(executor, torch.float32) for executor in EXECUTORS)
@@ -40,33 +48,45 @@ def test_float32_is_as_exact_as_float32_can_be(case):
         assert bool((error.abs() <= allowed).all()), case.worst(error)
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
-def test_bfloat16_is_hardly_less_exact_than_the_dense_model(model, executor):
+@TRITON
+def test_kernels_in_float32_are_too(case):
+    plain = case.reference(torch.float32)
+    error = case.logits("sliced", torch.float32, "triton") - plain
+    allowed = 1e-5 * plain.abs().amax(dim=(1, 2, 3), keepdim=True) + 1e-6  # (K, 1, 1, 1)
+    assert bool((error.abs() <= allowed).all()), case.worst(error)
+
+
+@pytest.mark.parametrize(("executor", "kernels"), WAYS)
+def test_bfloat16_is_hardly_less_exact_than_the_dense_model(model, executor, kernels):
     """On a residual stream that the blocks do not dominate, as in trained models."""
     model.get_input_embeddings().weight.data *= 10
     model.to(torch.bfloat16).to(torch.float64)  # the same weights in every number format
     case = case_of(model)
-    size = case.size(case.logits(executor, torch.bfloat16) - case.logits("masked", torch.float32))
+    size = case.size(
+        case.logits(executor, torch.bfloat16, kernels) - case.logits("masked", torch.float32)
+    )
     assert case.names[0] == "nothing"
     assert bool((size <= 1.5 * size[0]).all()), case.names[int(size.argmax())]
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
-def test_bfloat16_is_hardly_less_exact_than_a_model_without_the_pruned_weights(model, executor):
+@pytest.mark.parametrize(("executor", "kernels"), WAYS)
+def test_bfloat16_is_hardly_less_exact_than_a_model_without_the_pruned_weights(
+    model, executor, kernels
+):
     """On any residual stream."""
     model.to(torch.bfloat16).to(torch.float64)
     case = case_of(model)
     exact = case.logits("masked", torch.float32)
-    size = case.size(case.logits(executor, torch.bfloat16) - exact)
+    size = case.size(case.logits(executor, torch.bfloat16, kernels) - exact)
     plain = case.size(case.reference(torch.bfloat16) - exact)
     assert bool((size <= 1.5 * plain).all()), case.names[int((size / plain).argmax())]
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize(("executor", "kernels"), WAYS)
 @pytest.mark.parametrize("family", ["mistral", "qwen2", "opt"])
-def test_attention_masks_that_are_spelt_out_for_every_sequence(family, executor):
+def test_attention_masks_that_are_spelt_out_for_every_sequence(family, executor, kernels):
     case = case_of(tiny_model(family, _attn_implementation="eager"), batch=3)
-    error = case.logits(executor) - case.reference()
+    error = case.logits(executor, kernels=kernels) - case.reference()
     assert float(error.abs().max()) <= 1e-10, case.worst(error)
 
 
@@ -121,13 +141,13 @@ def test_masks_of_any_type(dtype):
     assert torch.equal(lm.losses(masks.to(dtype), ids), lm.losses(masks, ids))
 
 
-@pytest.mark.parametrize("executor", EXECUTORS)
-def test_an_overflow_inside_a_pruned_unit_is_gone_with_it(executor):
+@pytest.mark.parametrize(("executor", "kernels"), WAYS)
+def test_an_overflow_inside_a_pruned_unit_is_gone_with_it(executor, kernels):
     model, ids = tiny_model("llama"), tokens()
     units = PruningUnits.of(model, "channels")
     model.model.layers[1].mlp.up_proj.weight.data[3] = torch.inf
     mask = units.ones()[None]
-    lm = MaskedLM(model, units, executor)
+    lm = MaskedLM(model, units, executor, kernels)
     assert bool(lm.losses(mask, ids).isnan().all())
     mask[0, units.groups[1].start + 3] = 0
     assert bool(lm.losses(mask, ids).isfinite().all())

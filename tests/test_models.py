@@ -8,8 +8,9 @@ from tokenizers import Tokenizer, models
 from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pgprune import PruningError
+from pgprune.devices import choose_device
 from pgprune.families import FAMILIES
-from pgprune.models import BUILTIN, ModelConfig, choose_device, load_model
+from pgprune.models import BUILTIN, ModelConfig, load_model
 
 TINY = {
     "vocab_size": 16,
@@ -128,6 +129,16 @@ class TestRefusedBeforeWeightsAreRead:
 
     def test_an_unknown_dtype(self, directory):
         refuses("dtype 'int8' is unknown", directory, dtype="int8")
+
+    def test_bfloat16_on_a_gpu_without_it(self, directory, monkeypatch):
+        monkeypatch.setattr("pgprune.models.choose_device", lambda name: torch.device("cuda:1"))
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
+        message = "device cuda:1 has no bfloat16; choose --dtype float16 or float32"
+        refuses(message, directory, dtype="bfloat16")
+        edit_config(directory, dtype="bfloat16")
+        refuses(message, directory, dtype="auto")
+        with pytest.raises(AssertionError, match="weights were read"):
+            load(directory, dtype="float16")
 
     def test_a_device_map_without_accelerate(self, directory, monkeypatch):
         refuses("can only be auto", directory, device_map="balanced")

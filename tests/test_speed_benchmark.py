@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from masks import TRITON
 from pgprune import PruningError
 from pgprune.masked_lm import MaskedLM
 from pgprune.shapes import SHAPES
@@ -61,9 +62,26 @@ def test_a_run_prints_and_writes_what_it_found(speed, tmp_path, capsys):
     blocks, head = found["rounds"]["dense"][1]
     assert two == pytest.approx(found["rounds"]["sliced 0.5"][1][0] / (0.5 * blocks + head))
     table = (output / "speed.md").read_text()
-    assert "| tiny | 0.3 |" in table
+    assert "| tiny | 0.3 |" in table and "kernels" not in table
     assert page.read_text() == f"Before.\n<!-- speed -->\n{table}<!-- end -->\nAfter.\n"
     assert "written to" in capsys.readouterr().out
+
+
+@TRITON
+def test_kernels_stand_beside_the_plain_products_where_they_are(speed, monkeypatch, tmp_path):
+    import speed_work
+
+    with_kernels = {"masked": ("masked", "plain"), "sliced": ("sliced", "plain")}
+    with_kernels["kernels"] = ("sliced", "triton")
+    assert "kernels" not in speed_work.ways(torch.device("cpu"))
+    assert speed_work.ways(torch.device("cuda")) == with_kernels
+    monkeypatch.setattr(speed_work, "ways", lambda device: with_kernels)
+    output = tmp_path / "speed"
+    speed.main([*QUICK, "--prune-rates=0.5", f"--output={output}"])
+    report = json.loads((output / "speed.json").read_text())
+    assert len(report["shapes"]["tiny"]["rounds"]["kernels 0.5"]) == 2
+    assert report["shapes"]["tiny"]["rates"]["0.5"]["kernels / dense"]["median"] > 0
+    assert "| sliced | kernels | of bound |" in (output / "speed.md").read_text()
 
 
 def test_the_products_are_the_operations_of_a_sliced_evaluation(speed):

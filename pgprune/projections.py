@@ -1,0 +1,125 @@
+"""Projections of a layer with kept rows or columns of their weights: gathered, or by index.
+
+``plain`` gathers them, and the layer runs with these weights in place of its own. ``triton`` leaves
+them where they are: kernels read them by index. Both give the same result up to rounding.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pgprune.errors import PruningError
+from pgprune.gathering import gather
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is kept of one projection.
+
+    Attributes:
+        path: of the projection, from the layer.
+        kept: indices of the rows of its weight, or of its columns, (r,) int64.
+        size: how many it has after that, at least r; those beyond are zero.
+        columns: whether columns are kept.
+        constant: what is added then, (D,) with its bias in it; None for nothing.
+    """
+
+    path: str
+    kept: Tensor
+    size: int
+    columns: bool = False
+    constant: Tensor | None = None
+
+
+Products = Callable[[nn.Module, Sequence[Part]], AbstractContextManager[dict[str, Tensor]]]
+"""Lets a layer compute parts of its projections; gives the weights to call it with, or none."""
+
+
+@contextmanager
+def gathered(layer: nn.Module, parts: Sequence[Part]) -> Iterator[dict[str, Tensor]]:
+    """Kept weights in matrices of their own, by their names in the layer."""
+    weights: dict[str, Tensor] = {}
+    for part in parts:
+        parameters = dict(layer.get_submodule(part.path).named_parameters())
+        if part.columns:  # which are rows where they are laid out
+            rows = gather(parameters["weight"].t(), part.kept, part.size)
+            own = {"weight": rows.t()} | ({} if part.constant is None else {"bias": part.constant})
+        else:
+            own = {name: gather(p, part.kept, part.size) for name, p in parameters.items()}
+        weights |= {f"{part.path}.{name}": tensor for name, tensor in own.items()}
+    yield weights
+
+
+@contextmanager
+def indexed(layer: nn.Module, parts: Sequence[Part]) -> Iterator[dict[str, Tensor]]:
+    """Lets the projections call Triton kernels, which read kept weights by index."""
+    from pgprune.kernels import columns_product, rows_product  # which need Triton
+
+    with ExitStack() as stack:
+        for part in parts:
+            projection: Any = layer.get_submodule(part.path)
+            weight = projection.weight
+            kept = part.kept.to(weight.device)
+            if part.columns:
+                own = partial(columns_product, weight=weight, columns=kept, bias=part.constant)
+            else:
+                bias, size = projection.bias, part.size
+                own = partial(rows_product, weight=weight, rows=kept, bias=bias, size=size)
+            stack.enter_context(calling(projection, own))
+        yield {}
+
+
+KERNELS: dict[str, Products] = {"plain": gathered, "triton": indexed}
+"""How kept rows and columns are multiplied, by name."""
+
+
+def check_kernels(kernels: str, executor: str, device: torch.device) -> None:
+    """Makes sure that an executor can have some kernels on a device.
+
+    Args:
+        kernels: a name in ``KERNELS``.
+        executor: ``masked``, ``sliced``, or ``auto``, which is sliced with any but plain ones.
+        device: of the model.
+
+    Raises:
+        PruningError: they are unknown, for another executor or another device, or Triton is absent.
+    """
+    if kernels not in KERNELS:
+        raise PruningError(f"kernels {kernels!r} are unknown; choose one of {', '.join(KERNELS)}")
+    if kernels == "plain":
+        return
+    if executor == "masked":
+        raise PruningError(
+            "kernels triton are for the sliced executor and this is the masked one; choose "
+            "--executor sliced or --kernels plain"
+        )
+    try:
+        import triton
+    except ImportError:
+        raise PruningError(
+            "--kernels triton needs Triton; run `pip install 'pgprune[triton]'`"
+        ) from None
+    if device.type != "cuda" and not triton.knobs.runtime.interpret:
+        raise PruningError(
+            f"--kernels triton needs a CUDA device and the device is {device}; choose --kernels "
+            "plain, or set TRITON_INTERPRET=1 to try them, slowly, in Triton's interpreter"
+        )
+
+
+@contextmanager
+def calling(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Lets a module call a function in place of its own ``forward``."""
+    own = module.__dict__.get("forward")  # accelerate's hooks put one there
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
