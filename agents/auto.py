@@ -24,7 +24,8 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from pgprune.agents.base import Agent, lowest
-from pgprune.agents.estimators import advantages, gradient, sample
+from pgprune.agents.estimators import advantages, cosine, gradient, sample
+from pgprune.agents.logits import on_budget
 from pgprune.agents.offsets import masks_of, scores_of
 from pgprune.cli import check_fields
 from pgprune.errors import PruningError
@@ -173,22 +174,14 @@ class Auto(Agent):
         if self._enough(usable, least=2):
             advantage = advantages(losses[usable], "leave-one-out", 0.0)
             step = gradient(masks[usable], advantage, self.keep, "preconditioned")
-            rate = unit_learning_rate(steps) * (1 + math.cos(math.pi * done / steps)) / 2
+            rate = unit_learning_rate(steps) * cosine(done / steps)
             self.keep = self.budget.project(self.keep - rate * step)
         return losses
 
     def _around_the_answer(self) -> Tensor:
         """Keep probabilities by how far scores are from the border that the answer draws, (n,)."""
-        units, mask = self.budget.units, self.mask()
-        scores = self.scores + self.average[units.group]
-        for kind in units.kind.unique():
-            member = units.kind == kind
-            ordered = scores[member].sort().values
-            pruned = int((mask[member] == 0).sum())
-            # Between the last pruned and the first kept unit, if there are both.
-            beside = torch.tensor([pruned - 1, pruned]).clamp(0, len(ordered) - 1)
-            scores[member] -= ordered[beside].mean()
-        return self.budget.project((_SHARPNESS * scores).sigmoid())
+        scores = self.scores + self.average[self.budget.units.group]
+        return self.budget.project(on_budget(_SHARPNESS * scores, self.budget).sigmoid())
 
     def _follow(self, noise: Tensor) -> None:
         """The natural gradient step of mean and deviations; noise (K, groups), best first."""

@@ -5,6 +5,8 @@ sum_k (L_k - b_k) score(m_k, s) / divisor, in float64. Masks are drawn independe
 antithetic pairs, whose scores know of each other (DisARM: Dong, Mnih & Tucker, NeurIPS 2020).
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -69,6 +71,11 @@ def score_function(
 def complete(finite: Tensor, sampling: str) -> Tensor:
     """Which masks can be learned from, (K,): those with a loss, and in pairs both."""
     return finite if sampling == "independent" else finite & finite.roll(len(finite) // 2)
+
+
+def cosine(done: float) -> float:
+    """What a step size is multiplied by when this share of the steps is done: from 1 to 0."""
+    return (1 + math.cos(math.pi * done)) / 2
 
 
 def moving_average(previous: float, losses: Tensor, window: int) -> float:

@@ -21,6 +21,7 @@ from pgprune.agents.estimators import (
     SCORES,
     advantages,
     complete,
+    cosine,
     gradient,
     moving_average,
     sample,
@@ -176,7 +177,7 @@ class Reinforce(Agent):
         if self.config.schedule == "constant":
             return rate
         _, done = self._stage(total_steps)
-        return rate * (1 + math.cos(math.pi * done)) / 2
+        return rate * cosine(done)
 
     def mask(self) -> Tensor:
         """The answer: the budget's rounding of the probabilities, (n,) uint8 on the CPU."""

@@ -11,11 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from pgprune.cells import check_names, model_name, named_options, words
-from pgprune.cli import check_fields
+from pgprune.cells import CellsConfig, check_names, model_name, named_options, words
 from pgprune.comparison import AGENTS
 from pgprune.errors import PruningError
-from pgprune.models import ModelConfig
 from pgprune.units import GRANULARITIES
 
 RANDOM = "random"
@@ -23,7 +21,6 @@ RANDOM = "random"
 
 FINEST = "heads+channels"
 _RANDOM_WORDS = {"agent": "random-search", "init": "random", "total_timesteps": 1}
-_MODEL = ModelConfig.__dataclass_fields__
 _OURS = (
     *("agent", "model", "prune_rate", "granularity", "seed", "output", "resume", "export"),
     *("total_timesteps", "quiet", "device", "dtype"),
@@ -31,7 +28,7 @@ _OURS = (
 
 
 @dataclass(frozen=True)
-class BenchmarkConfig:
+class BenchmarkConfig(CellsConfig):
     """Benchmark: how much is measured, where it goes and what is shown of it."""
 
     output: str = field(
@@ -51,15 +48,6 @@ class BenchmarkConfig:
             "default": "the tuned ones that come with the package",
         },
     )
-    workers: int = field(
-        default=2, metadata={"help": "cells at a time, each with one CPU thread", "minimum": 1}
-    )
-    retry: bool = field(
-        default=False, metadata={"help": "try again what failed with an error before"}
-    )
-    report: bool = field(
-        default=False, metadata={"help": "measure nothing, make tables and plots of what there is"}
-    )
     into: str | None = field(
         default=None,
         metadata={
@@ -73,12 +61,6 @@ class BenchmarkConfig:
         metadata={"help": "agent that is compared with --against, seed by seed, by perplexity"},
     )
     against: str = field(default="reinforce", metadata={"help": "agent to compare it with"})
-    device: str = field(default="auto", metadata=_MODEL["device"].metadata)
-    dtype: str = field(default="auto", metadata=_MODEL["dtype"].metadata)
-
-    def __post_init__(self) -> None:
-        """Refuses values out of range."""
-        check_fields(self)
 
     @property
     def all_seeds(self) -> range:

@@ -3,11 +3,37 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pgprune.cli import check_fields
 from pgprune.errors import PruningError
 from pgprune.files import saving, write_file
+from pgprune.models import ModelConfig
+
+_MODEL = ModelConfig.__dataclass_fields__
+
+
+@dataclass(frozen=True)
+class CellsConfig:
+    """Cells: how they are measured, and what is made of them."""
+
+    workers: int = field(
+        default=2, metadata={"help": "cells at a time, each with one CPU thread", "minimum": 1}
+    )
+    retry: bool = field(
+        default=False, metadata={"help": "try again what failed with an error before"}
+    )
+    report: bool = field(
+        default=False, metadata={"help": "measure nothing, make tables and plots of what there is"}
+    )
+    device: str = field(default="auto", metadata=_MODEL["device"].metadata)
+    dtype: str = field(default="auto", metadata=_MODEL["dtype"].metadata)
+
+    def __post_init__(self) -> None:
+        """Refuses values out of range."""
+        check_fields(self)
 
 
 def model_name(model: str) -> str:

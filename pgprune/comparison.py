@@ -10,12 +10,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pgprune.cells import check_names, check_same, model_name, named_options, words
-from pgprune.cli import check_fields
+from pgprune.cells import CellsConfig, check_names, check_same, model_name, named_options, words
 from pgprune.errors import PruningError
 from pgprune.methods import METHODS
 from pgprune.model_evaluation import EvaluationConfig
-from pgprune.models import ModelConfig
 from pgprune.repair import REPAIRS
 from pgprune.stream import DataConfig
 
@@ -42,12 +40,12 @@ _LEARNING = {
     "gumbel-softmax": "learning_timesteps",
     "hard-concrete": "learning_timesteps",
 }
-_MODEL, _EVALUATION = ModelConfig.__dataclass_fields__, EvaluationConfig.__dataclass_fields__
+_EVALUATION = EvaluationConfig.__dataclass_fields__
 _OURS = ("agent", "method", "model", "prune_rate", "seed", "output", "resume", "export")
 
 
 @dataclass(frozen=True)
-class ComparisonConfig:
+class ComparisonConfig(CellsConfig):
     """Comparison: how much is measured, where it goes and what is shown of it."""
 
     output: str = field(
@@ -73,15 +71,6 @@ class ComparisonConfig:
             "minimum": 1,
         },
     )
-    workers: int = field(
-        default=2, metadata={"help": "cells at a time, each with one CPU thread", "minimum": 1}
-    )
-    retry: bool = field(
-        default=False, metadata={"help": "try again what failed with an error before"}
-    )
-    report: bool = field(
-        default=False, metadata={"help": "measure nothing, make tables and plots of what there is"}
-    )
     into: str | None = field(
         default=None,
         metadata={
@@ -106,12 +95,6 @@ class ComparisonConfig:
     tasks: str | None = field(default=None, metadata=_EVALUATION["tasks"].metadata)
     task_data: str | None = field(default=None, metadata=_EVALUATION["task_data"].metadata)
     limit: int | None = field(default=None, metadata=_EVALUATION["limit"].metadata)
-    device: str = field(default="auto", metadata=_MODEL["device"].metadata)
-    dtype: str = field(default="auto", metadata=_MODEL["dtype"].metadata)
-
-    def __post_init__(self) -> None:
-        """Refuses values out of range."""
-        check_fields(self)
 
     @property
     def task_names(self) -> list[str]:

@@ -1,5 +1,6 @@
 """The recommended agent: offsets for each layer and kind, learned by a natural policy gradient."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pgprune import PruningError
 from pgprune.agents.auto import Auto, AutoConfig, advantages_of_ranks
 from pgprune.agents.offsets import standardised
 from pgprune.agents.settings import Settings
+from pgprune.budget import Budget
 from pgprune.envs import LLMPruningEnv, LLMPruningVectorEnv
 from pgprune.metrics import Importance
 from pgprune.run import Run
@@ -111,13 +113,19 @@ def test_when_single_units_are_learned(
     assert steps == agent.steps_for(expected)
 
 
-def test_single_units_start_around_the_answer() -> None:
-    agent = learned(agent_for(layered()), 20)
+@pytest.mark.parametrize("kind", ["per-kind", "units", "parameters"])
+def test_single_units_start_around_the_answer(kind: str) -> None:
+    lm = layered()
+    problem = replace(toy_problem(lm), budget=Budget(lm.units, 0.5, kind))
+    agent = learned(Auto(LLMPruningVectorEnv(10, problem=problem), None, importance(lm)), 20)
     answer, keep = agent.mask(), agent._around_the_answer()
     assert torch.equal(agent.budget.round(keep), answer)
     assert agent.budget.excess(keep[None]) <= 1e-12
-    assert bool(keep[answer == 1].min() > keep[answer == 0].max())
     assert keep[answer == 1].mean() > 0.6
+    scores = agent.scores + agent.average[UNITS.group]
+    for pool in agent.budget.pools:
+        ordered = keep[pool.members][scores[pool.members].argsort()]
+        assert bool((ordered.diff() >= 0).all())
 
 
 def test_units_that_are_groups_of_their_own_need_no_second_stage() -> None:
