@@ -255,9 +255,9 @@ class Training:
         Where rewards were of refitted masks, which is near a repair and not the same, the mask that
         it started from stays the answer if it is the better one of the two once both are repaired.
         """
-        masks = [agent.mask()]
-        if self._repaired_reward is not None:
-            masks.append(self.record.masks["initial"].clone())
+        masks, start = [agent.mask()], self.record.masks["initial"]
+        if self._repaired_reward is not None and not torch.equal(masks[0], start):
+            masks.append(start.clone())
         windows, settings = self._metric_windows, self.settings
         mask, repair = best_repaired(self.problem, masks, windows, settings.repair)
         if mask is not masks[0]:

@@ -15,8 +15,6 @@ from pgprune.masked_lm import MaskedLM, Observation
 from pgprune.projection import KINDS, Projection, run_linear, wide
 from pgprune.second_moments import LeastSquares
 
-TARGETS = ("projection", "stream")
-
 Change = tuple[Tensor | None, Tensor | None]
 """A projection's new weight (outputs, inputs) and bias (outputs,), None where it stays."""
 
