@@ -19,6 +19,7 @@ from pgprune.envs import LLMPruningVectorEnv
 from pgprune.errors import PruningError
 from pgprune.files import saving, tensor_bytes, write_file
 from pgprune.problem import TOKENS_PER_TIMESTEP
+from pgprune.transfer import read
 
 COUNTS = ("seed", "steps", "skipped", "in_vain")  # in every agent's state, besides its own
 _MOST_STEPS_IN_VAIN = 20
@@ -148,15 +149,31 @@ class Agent(ABC):
         return self.env.num_envs * stream.batch_size * stream.sequence_length
 
     def _losses(self, masks: Tensor) -> Tensor:
-        """The losses of masks (K, n) on the next batch, (K,) float64; the one read-back."""
-        rewards = self.env.step(masks.to(self.env.problem.lm.device))[1]
-        return -torch.as_tensor(rewards).to("cpu", torch.float64)
+        """The losses of masks (K, n) on the next batch, (K,) float64, on the host."""
+        (losses,) = read(self._losses_there(masks))  # the one wait for the device in a step
+        return losses
 
-    def _figures(self, losses: Tensor, own: dict[str, float]) -> dict[str, float]:
-        """What is logged of a step: of its losses, (K,), and the agent's own."""
+    def _losses_there(self, masks: Tensor) -> Tensor:
+        """The same on the model's device, without waiting for it if the masks are on the host."""
+        return -torch.as_tensor(self.env.step(masks)[1])
+
+    def _figures(
+        self, losses: Tensor, own: dict[str, float], shares: Tensor | None = None
+    ) -> dict[str, float]:
+        """What is logged of a step: of its losses, (K,), the agent's own, and of the policy.
+
+        ``shares`` are those of the policy if they are on the host already.
+        """
         loss = float(losses[losses.isfinite()].mean())  # nan if there is none
-        shared = {"rollout/loss": loss, "rollout/reward": -loss}
-        return shared | own | {"train/skipped": float(self.skipped)}
+        found = {"rollout/loss": loss, "rollout/reward": -loss} | own
+        shares = self._shares() if shares is None else shares
+        for kind, share in zip(self.budget.units.kinds, shares.tolist(), strict=True):
+            found[f"policy/kept_share/{kind}"] = share
+        return found | {"train/skipped": float(self.skipped)}
+
+    def _shares(self) -> Tensor:
+        """Mean keep probability of each kind of unit, (kinds,), where the policy is."""
+        return self.budget.units.kind_shares(self.probabilities[None])[0]
 
     def _enough(self, finite: Tensor, least: int = 1) -> bool:
         """Counts losses that are not finite, (K,), and whether the others are enough."""

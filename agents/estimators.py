@@ -3,6 +3,7 @@
 With s the keep probabilities and L_k the loss of mask m_k, each estimate is
 sum_k (L_k - b_k) score(m_k, s) / divisor, in float64. Masks are drawn independently, or in
 antithetic pairs, whose scores know of each other (DisARM: Dong, Mnih & Tucker, NeurIPS 2020).
+A loss that is NaN counts as if its mask had not been drawn. Nothing here waits for the device.
 """
 
 import math
@@ -78,17 +79,17 @@ def cosine(done: float) -> float:
     return (1 + math.cos(math.pi * done)) / 2
 
 
-def moving_average(previous: float, losses: Tensor, window: int) -> float:
-    """Eq. (8): the baseline after this step's losses (K,), which are inside it."""
-    return (1 - 1 / window) * previous + float(losses.mean()) / window
+def moving_average(previous: float | Tensor, losses: Tensor, window: int) -> Tensor:
+    """Eq. (8): the baseline after this step's losses (K,), which are inside it; a scalar."""
+    return (1 - 1 / window) * previous + losses.nanmean() / window
 
 
-def advantages(losses: Tensor, baseline: str, average: float) -> Tensor:
+def advantages(losses: Tensor, baseline: str, average: float | Tensor) -> Tensor:
     """Losses (K,) minus their baseline; ``average`` is the moving average after this step."""
     if baseline == "moving-average":
         return losses - average
     if baseline == "leave-one-out":
-        return losses - (losses.sum() - losses) / (len(losses) - 1)
+        return losses - (losses.nansum() - losses) / (_count(losses) - 1)
     return losses
 
 
@@ -106,11 +107,17 @@ def gradient(
 
     Args:
         masks: (K, n).
-        advantage: of each mask, (K,).
+        advantage: of each mask, (K,); NaN for one that does not count.
         probabilities: s, (n,) float64.
         score: ``paper`` or ``preconditioned``.
         sampling: how the masks were drawn.
     """
-    divisor = len(masks) if score == "paper" else max(1, len(masks) - 1)
+    count = _count(advantage)
+    divisor = count if score == "paper" else (count - 1).clamp(min=1)
     scores = score_function(masks, probabilities, score, sampling)
-    return advantage.to(probabilities) @ scores / divisor
+    return advantage.to(probabilities).nan_to_num(0.0) @ scores / divisor
+
+
+def _count(values: Tensor) -> Tensor:
+    """How many of some values (K,) are numbers, a scalar on their device."""
+    return values.isnan().logical_not().sum()

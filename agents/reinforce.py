@@ -3,10 +3,12 @@
 Each step draws N_s masks from the keep probabilities s, evaluates them on one calibration batch,
 moves s against the policy gradient (Eq. 7) and projects it back onto the budget (Theorem 1).
 No back-propagation, no optimizer state: the agent is s, one baseline and one random generator.
+It lives on the model's device. A step's masks are drawn as soon as the step before has moved s, so
+that they come to the host with the losses of that step: one wait for the device in a step.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,11 +28,11 @@ from pgprune.agents.estimators import (
     moving_average,
     sample,
 )
-from pgprune.budget import Budget
 from pgprune.cli import check_fields
 from pgprune.errors import PruningError
 from pgprune.initialization import initial_probabilities, metric_name
 from pgprune.metrics import METRICS
+from pgprune.transfer import read
 
 
 def _option(value: Any, text: str, **limits: Any) -> Any:
@@ -120,6 +122,27 @@ def default_learning_rate(total_timesteps: int, granularity: str = "heads+channe
     return min(cap, 2e-3 * 30_000 / total_timesteps)
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """The masks of the next step, drawn before they are asked for.
+
+    Attributes:
+        source: keep probabilities as the step before left them, (n,).
+        stage: of progressive pruning.
+        generator: the generator's state before the draw.
+        probabilities: keep probabilities on the stage's budget, (n,).
+        masks: (K, n) uint8 on the model's device.
+        seen: the same masks, on the host as soon as they are read.
+    """
+
+    source: Tensor
+    stage: int
+    generator: Tensor
+    probabilities: Tensor
+    masks: Tensor
+    seen: Tensor
+
+
 class Reinforce(Agent):
     """The paper's agent, with the verbs of Stable-Baselines3.
 
@@ -165,6 +188,7 @@ class Reinforce(Agent):
         device = self.env.problem.lm.device
         self.probabilities = initial.to(device, torch.float64)  # (n,)
         self.average: float | None = None
+        self._drawn: Drawn | None = None
         self._generator, self._other_generator = (
             torch.Generator(device).manual_seed(seed) for _ in range(2)
         )
@@ -174,10 +198,8 @@ class Reinforce(Agent):
         rate = self.config.learning_rate
         if rate is None:
             rate = default_learning_rate(total_timesteps, self.budget.units.granularity)
-        if self.config.schedule == "constant":
-            return rate
-        _, done = self._stage(total_steps)
-        return rate * cosine(done)
+        falls = self.config.schedule == "cosine"
+        return rate * cosine(self._stage(self.steps, total_steps)[1]) if falls else rate
 
     def mask(self) -> Tensor:
         """The answer: the budget's rounding of the probabilities, (n,) uint8 on the CPU."""
@@ -187,47 +209,87 @@ class Reinforce(Agent):
         """One mask from the Bernoulli policy, (n,) uint8."""
         return sample(self.probabilities, 1, self._other_generator)[0]
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a resume needs, as if the next step's masks had not been drawn yet."""
+        tensors, values = super().state()
+        if self._drawn is not None:
+            tensors["generator"] = self._drawn.generator
+        return tensors, values
+
+    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+        """Continues from what ``state`` returned; raises what every agent's does."""
+        super().restore(tensors, values)
+        self._drawn = None
+
     def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
         """One step of Algorithm 1; returns its figures."""
-        budget, _ = self._stage(total_steps)
+        stage, _ = self._stage(self.steps, total_steps)
         rate = self.learning_rate(total_steps, total_timesteps)
-        if self.steps == 0 or len(self._stages) > 1:  # a stage may just have begun
-            self.probabilities = budget.project(self.probabilities)
-        sampling = self.config.sampling
-        count = self.config.masks_per_step
-        masks = sample(self.probabilities, count, self._generator, sampling)  # (K, n)
-        losses, control = self._controlled(masks)  # (K,), and what else is subtracted
-        usable = complete((losses - control).isfinite(), sampling)
-        if self._enough(usable, 2 if self.config.baseline == "leave-one-out" else 1):
-            learned = usable.to(masks.device)
-            self._update(masks[learned], losses[usable] - control, rate)
-            self.probabilities = budget.project(self.probabilities)
+        drawn = self._masks_of(stage)
+        losses, control = self._controlled(drawn.seen)  # (K,), and what else is subtracted
+        sampling, least = self.config.sampling, 2 if self.config.baseline == "leave-one-out" else 1
+        usable = complete((losses - control).isfinite(), sampling)  # (K,)
+        average, moved = self._moved(drawn, losses.where(usable, math.nan) - control, rate)
+        moved = self._stages[stage].project(moved)
+        self.probabilities = torch.where(usable.sum() >= least, moved, drawn.probabilities)
+        found = (losses, usable, average, self._shares())
+        losses, usable, average, shares = self._read(found, total_steps)
+        if self._enough(usable, least):
+            self.average = float(average)
         self.steps += 1
         baseline = math.nan if self.average is None else self.average
-        return self._figures(losses, {"train/baseline": baseline, "train/learning_rate": rate})
+        own = {"train/baseline": baseline, "train/learning_rate": rate}
+        return self._figures(losses, own, shares)
 
-    def _stage(self, total_steps: int) -> tuple[Budget, float]:
-        """The budget of the current stage, and the share of the stage that is done."""
-        stage, rest = divmod(self.steps * len(self._stages), total_steps)
-        return self._stages[stage], rest / total_steps
+    def _stage(self, step: int, total_steps: int) -> tuple[int, float]:
+        """The stage that a step belongs to, and the share of the stage that is done."""
+        stage, rest = divmod(step * len(self._stages), total_steps)
+        return stage, rest / total_steps
 
-    def _controlled(self, masks: Tensor) -> tuple[Tensor, float]:
+    def _masks_of(self, stage: int) -> Drawn:
+        """The masks of this step: those that were drawn ahead, unless s or its stage changed."""
+        drawn, self._drawn = self._drawn, None
+        if drawn is not None:
+            if drawn.source is self.probabilities and drawn.stage == stage:
+                return drawn
+            self._generator.set_state(drawn.generator)
+        return self._draw(self.steps, stage)
+
+    def _draw(self, step: int, stage: int) -> Drawn:
+        """Draws the masks of a step, without waiting for the device."""
+        before, source = self._generator.get_state(), self.probabilities
+        may_begin = step == 0 or len(self._stages) > 1
+        probabilities = self._stages[stage].project(source) if may_begin else source
+        count, sampling = self.config.masks_per_step, self.config.sampling
+        masks = sample(probabilities, count, self._generator, sampling)  # (K, n)
+        return Drawn(source, stage, before, probabilities, masks, seen=masks)
+
+    def _read(self, found: tuple[Tensor, ...], total_steps: int) -> tuple[Tensor, ...]:
+        """What this step found on the host, and with it the masks of the next one."""
+        if (step := self.steps + 1) >= total_steps:
+            return read(*found)
+        drawn = self._draw(step, self._stage(step, total_steps)[0])
+        *on_host, seen = read(*found, drawn.masks)
+        self._drawn = replace(drawn, seen=seen)
+        return tuple(on_host)
+
+    def _controlled(self, masks: Tensor) -> tuple[Tensor, Tensor | float]:
         """The losses of masks (K, n) on the next batch, (K,) float64, and the control variate."""
-        dense = self.config.control == "dense"
-        rows = torch.cat([masks, torch.ones_like(masks[:1])]) if dense else masks
-        losses = self._losses(rows)
-        return (losses[:-1], float(losses[-1])) if dense else (losses, 0.0)
+        if self.config.control == "none":
+            return self._losses_there(masks), 0.0
+        losses = self._losses_there(torch.cat([masks, torch.ones_like(masks[:1])]))
+        return losses[:-1], losses[-1]
 
-    def _update(self, masks: Tensor, losses: Tensor, rate: float) -> None:
-        """Eqs. (8) and (7), without the projection."""
-        if self.average is None:
-            start_at_zero = self.config.baseline_start == "zero"
-            self.average = 0.0 if start_at_zero else float(losses.mean())
-        self.average = moving_average(self.average, losses, self.config.window)
-        advantage = advantages(losses, self.config.baseline, self.average)
+    def _moved(self, drawn: Drawn, losses: Tensor, rate: float) -> tuple[Tensor, Tensor]:
+        """Eqs. (8) and (7), without the projection: the moving average, and s, (n,)."""
+        before: Tensor | float = losses.nanmean()
+        if self.average is not None or self.config.baseline_start == "zero":
+            before = self.average or 0.0
+        average = moving_average(before, losses, self.config.window)
+        advantage = advantages(losses, self.config.baseline, average)
         score, sampling = self.config.score, self.config.sampling
-        step = gradient(masks, advantage, self.probabilities, score, sampling)
-        self.probabilities = self.probabilities - rate * step
+        step = gradient(drawn.masks, advantage, drawn.probabilities, score, sampling)
+        return average, drawn.probabilities - rate * step
 
     def _from_metric(self, name: str) -> Tensor:
         problem = self.env.problem

@@ -68,14 +68,12 @@ class PruningVecEnv(VecEnv):
         actions, rows = self._actions, self.num_envs
         if self._reference:
             actions = torch.cat([actions, self.env_actions(np.zeros_like(actions[:1]))])
-        observations, rewards, ended, _, info = self._env.step(actions)
-        seen = observations.cpu().numpy()[:rows]
-        ends = ended.cpu().numpy()[:rows]
+        observations, rewards, ended, _, info = self._env.step(actions.numpy())
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(rows)]
         if "final_obs" in info:
             for row, last in zip(infos, info["final_obs"], strict=False):
-                row["terminal_observation"] = last.cpu().numpy()
-        return seen, self._rewards(rewards.to("cpu", torch.float64)), ends, infos
+                row["terminal_observation"] = last
+        return observations[:rows], self._rewards(torch.from_numpy(rewards)), ended[:rows], infos
 
     def _rewards(self, rewards: Tensor) -> Numbers:
         """What rewards (K,) are to the agent, (rows,) float32."""

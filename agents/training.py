@@ -200,12 +200,7 @@ class Training:
         record.curve.append(point | record.cost())
 
     def _report(self, run: Run, agent: Agent, figures: dict[str, float]) -> None:
-        units, shown = self.problem.units, dict(figures)
-        kind = units.kind.to(agent.probabilities.device)
-        kept = torch.bincount(kind, agent.probabilities) / torch.bincount(kind)
-        for name, share in zip(units.kinds, kept.tolist(), strict=True):
-            shown[f"policy/kept_share/{name}"] = share
-        shown["validation/best_loss"] = self.record.best_loss
+        shown = figures | {"validation/best_loss": self.record.best_loss}
         timesteps = agent.timesteps
         run.log(agent.steps, {"time/timesteps": float(timesteps), **shown})
         finite = {name: value for name, value in shown.items() if math.isfinite(value)}

@@ -99,6 +99,7 @@ def baby(cell: Cell) -> Cell:
 
 _STORIES = [Cell(prune_rate=rate) for rate in RATES]
 _MASKS = ("metric", "learned")
+_STARTS = ("auto", "random", "random-progressive", "llm-pruner")
 _SWEEP = (0.002, 0.01, 0.02, 0.05, 0.1)
 
 
@@ -200,10 +201,7 @@ TABLES: dict[str, Table] = {
         "Initialisation (Table 2)",
         seeds(
             3,
-            [
-                replace(cell, init=init)
-                for cell, init in product(_STORIES, ("auto", "random", "random-progressive"))
-            ],
+            [replace(cell, init=init) for cell, init in product(_STORIES, _STARTS)],
         ),
         columns="init",
         values=("start", "learned"),

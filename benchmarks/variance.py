@@ -97,7 +97,7 @@ def _estimates(
     pool: Pool, probabilities: Tensor, score: str, baseline: str, window: int, part: slice
 ) -> Tensor:
     """One estimate for each group after the burn-in, from a part of its masks: (steps, n)."""
-    average = float(pool[0][1][part].mean())
+    average: float | Tensor = float(pool[0][1][part].mean())
     found = []
     for masks, losses in pool:
         masks, losses = masks[part], losses[part]

@@ -22,6 +22,7 @@ from pgprune.judging import Judge
 from pgprune.models import ModelConfig
 from pgprune.problem import Problem, PruningConfig, make_problem
 from pgprune.stream import DataConfig, evaluation_windows
+from pgprune.transfer import read, send
 
 Array = npt.NDArray[Any] | Tensor
 
@@ -36,7 +37,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
     episode's last.
 
     ``step`` takes NumPy arrays and returns NumPy arrays, or takes a tensor and returns tensors on
-    the model's device, without sending the rewards through the host.
+    the model's device. With a tensor on the host it does not wait for the device.
     """
 
     metadata = {
@@ -162,10 +163,12 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         Raises:
             PruningError: actions that are not K masks of the units.
         """
-        masks = self._masks(actions, self.num_envs)  # (K, n)
-        loss = self._losses(masks)  # (K,)
-        excess = self.budget.excess(masks)  # (K,)
-        self._shares = self.units.kept_shares(masks)  # (K, groups)
+        masks = self._masks(actions, self.num_envs)  # (K, n), on the host
+        loss = self._losses(masks)  # (K,), which the device still computes
+        if not isinstance(actions, Tensor):
+            (loss,) = read(loss)
+        excess = send(self.budget.excess(masks), loss.device)  # (K,)
+        self._shares = send(self.units.kept_shares(masks), loss.device)  # (K, groups)
         self._elapsed += 1
         ended = self._elapsed >= self.horizon
 
@@ -243,7 +246,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         return torch.cat([kept_shares, target], dim=1).float()
 
     def _masks(self, actions: Array, rows: int) -> Tensor:
-        """Checked copies of masks, (rows, n) uint8 on the model's device."""
+        """Checked masks, (rows, n) uint8 on the host."""
         shape = (rows, self.units.n)
         expected = f"actions must have shape {shape}, a 1 (keep) or 0 (prune) for each unit"
         if not isinstance(actions, Tensor):
@@ -251,12 +254,13 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
             if array.dtype.kind not in "biuf":
                 raise PruningError(f"{expected}; got {array.dtype} entries")
             actions = torch.tensor(array)
+        actions = actions.detach().cpu()
         if actions.shape != shape:
             raise PruningError(f"{expected}; got shape {tuple(actions.shape)}")
         wrong = (actions != 0) & (actions != 1)
         if wrong.any():
             raise PruningError(f"{expected}; got the value {actions[wrong][0].item()}")
-        return actions.detach().to(self.problem.lm.device, torch.uint8)
+        return actions.to(torch.uint8)
 
     def _check_arguments(
         self, num_envs: int, horizon: int, budget_penalty: float, render_mode: str | None

@@ -21,6 +21,7 @@ from pgprune.rounding import (
     check_uniform,
     largest_remainder,
 )
+from pgprune.transfer import send
 from pgprune.units import PruningUnits
 
 BUDGETS = ("per-kind", "units", "parameters")
@@ -155,12 +156,10 @@ class Budget:
         With ``per-kind`` it is the largest kept share of any kind, else the cost-weighted share
         of all units.
         """
-        masks = masks.to(torch.float64)
-        cost = self.cost.to(masks)
         if self.kind != "per-kind":
-            return masks @ cost / cost.sum()
-        kinds = torch.nn.functional.one_hot(self.units.kind).to(masks)  # (n, kinds)
-        return (masks @ kinds / kinds.sum(0)).amax(dim=1)
+            cost = self.cost.to(masks.device, torch.float64)
+            return masks.to(torch.float64) @ cost / cost.sum()
+        return self.units.kind_shares(masks).amax(dim=1)
 
     def excess(self, masks: Tensor) -> Tensor:
         """How far the kept share is over the target: masks (K, n) -> (K,) float64, at least 0."""
@@ -195,7 +194,7 @@ class Budget:
         """Members, float64 costs and share of each pool, copied to a device once."""
         if device not in self._on_device:
             self._on_device[device] = [
-                (pool.members.to(device), pool.cost.to(device, torch.float64), pool.share)
+                (send(pool.members, device), send(pool.cost.double(), device), pool.share)
                 for pool in self.pools
             ]
         return self._on_device[device]

@@ -17,8 +17,9 @@ from torch.utils.hooks import RemovableHandle
 
 from pgprune.errors import PruningError
 from pgprune.families import Family
-from pgprune.gathering import aligned, send
+from pgprune.gathering import aligned
 from pgprune.projections import KERNELS, Part, Products, calling, check_kernels, gathered
+from pgprune.transfer import send
 from pgprune.units import PruningUnits
 
 Fill = Mapping[tuple[int, str], Tensor]

@@ -54,10 +54,3 @@ def gather(rows: Tensor, kept: Tensor, size: int) -> Tensor:
     torch.index_select(rows, 0, kept.to(rows.device), out=gathered[: len(kept)])
     gathered[len(kept) :] = 0
     return gathered
-
-
-def send(indices: Tensor, device: torch.device) -> Tensor:
-    """Indices on a device, without waiting for what the device still has to do."""
-    if device.type == "cuda" and indices.device.type == "cpu":
-        return indices.pin_memory().to(device, non_blocking=True)
-    return indices.to(device)

@@ -13,6 +13,7 @@ from pgprune.models import fingerprint
 from pgprune.nearby_repair import NearbyRepair
 from pgprune.prefixes import distinct
 from pgprune.repair import applied
+from pgprune.transfer import send
 
 Alone = Callable[[Tensor, Tensor], Tensor]
 """Masks (k, n) and token ids (B, T) to losses (k, B), on one model."""
@@ -78,7 +79,7 @@ class Judge:
         tokens = self.lm.tokens
         losses = self._team.losses(rows, input_ids, self.alone)  # (rows, B)
         self.lm.tokens = tokens + len(masks) * input_ids.numel()
-        return losses[where].to(self.lm.device)
+        return send(losses[where], self.lm.device)
 
     def alone(self, masks: Tensor, input_ids: Tensor) -> Tensor:
         """The same without the team."""

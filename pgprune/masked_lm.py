@@ -1,16 +1,12 @@
 """The frozen language model under masks: its losses, and what its projections see.
 
-The decoder is driven layer by layer through the model's own modules: `_Station`s stand in for the
-decoder layers during one call of the Hugging Face model, record the arguments that each layer
-would get (rotary embeddings, attention mask), and the last one runs the real layers the way the
-executor wants. No modelling code is copied, and every family works alike.
+The decoder is driven layer by layer through the model's own modules (see ``stations``), so no
+modelling code is copied, and every family works alike.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +17,8 @@ from pgprune.families import decoder_layers, family_of
 from pgprune.gathering import lay_out
 from pgprune.prefixes import distinct, run_tree
 from pgprune.scoring import token_losses
+from pgprune.stations import Drive, driven
+from pgprune.transfer import send
 from pgprune.units import PruningUnits
 
 _PASS_TOKENS = 2048  # through the layers at once, so that any number of masks fits in memory
@@ -182,7 +180,7 @@ class MaskedLM:
 
     def _chunks(self, input_ids: Tensor) -> tuple[Tensor, ...]:
         """Sequences that run through the layers together: (b, T) each, on the model's device."""
-        return input_ids.to(self.device).split(max(1, _PASS_TOKENS // input_ids.shape[1]))
+        return send(input_ids, self.device).split(max(1, _PASS_TOKENS // input_ids.shape[1]))
 
     def _in_passes(
         self, masks: Tensor, input_ids: Tensor, compute: Callable[[Tensor], Tensor]
@@ -195,7 +193,7 @@ class MaskedLM:
         self.tokens += len(masks) * input_ids.numel()
         if self.executor == "masked":
             together = max(1, _PASS_TOKENS // input_ids.numel())
-            return torch.cat([compute(part) for part in masks.to(self.device).split(together)])
+            return torch.cat([compute(part) for part in send(masks, self.device).split(together)])
         together = max(1, _TREE_TOKENS // input_ids.numel())
         rows, where = distinct(masks)
         results = [result for part in rows.split(together) for result in compute(part)]
@@ -203,7 +201,7 @@ class MaskedLM:
 
     def _losses(self, masks: Tensor, input_ids: Tensor, fill: Fill | None) -> Tensor:
         """The losses of one pass, (K, B); those of a sliced mask are the same in any company."""
-        targets = input_ids.to(self.device)[:, 1:]  # (B, T-1)
+        targets = send(input_ids, self.device)[:, 1:]  # (B, T-1)
         hidden = self._hidden(masks, input_ids, fill)[:, :, :-1]  # (K, B, T-1, D)
         rows = [token_losses(self.model, own.flatten(0, 1), targets.flatten()) for own in hidden]
         return torch.stack(rows).view(-1, *targets.shape).mean(dim=2).to(self.device)
@@ -211,7 +209,7 @@ class MaskedLM:
     def _hidden(self, masks: Tensor, input_ids: Tensor, fill: Fill | None = None) -> Tensor:
         """Last hidden states after the final norm under the masks of a pass, (K, B, T, D)."""
         run, units, family = self._run, self.units, self._family
-        ids = input_ids.to(self.device)
+        ids = send(input_ids, self.device)
 
         def drive(hidden: Tensor, calls: list[LayerCall]) -> Tensor:
             if self.executor == "sliced":
@@ -237,17 +235,9 @@ class MaskedLM:
         self._decode(input_ids, keep)
         return captured[0]
 
-    def _decode(
-        self, input_ids: Tensor, drive: Callable[[Tensor, list[LayerCall]], Tensor]
-    ) -> Tensor:
+    def _decode(self, input_ids: Tensor, drive: Drive) -> Tensor:
         """Runs the base model with ``drive`` in place of its layers; (N, T) -> (N, T, D)."""
-        stations = [_Station(layer) for layer in self._layers]
-
-        def last(hidden: Tensor) -> Tensor:
-            return drive(hidden, [station.call for station in stations])
-
-        stations[-1].then = last
-        with _replaced(self._decoder, nn.ModuleList(stations)):
+        with driven(self._decoder, self._layers, drive):
             output = self.model.base_model(input_ids=input_ids, use_cache=False)  # type: ignore
         return output.last_hidden_state
 
@@ -271,29 +261,3 @@ class MaskedLM:
 
     def _head(self, hidden: Tensor) -> Tensor:
         return self.model.get_output_embeddings()(hidden)  # type: ignore[operator]
-
-
-class _Station(nn.Module):
-    """Stands in for one decoder layer: records how it would be called."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        # A tuple hides the layer from module registration, so no parameter moves.
-        self._layer = (layer,)
-        self.attention_type = getattr(layer, "attention_type", None)
-        self.then: Callable[[Tensor], Tensor] | None = None
-        self.call = LayerCall(layer, (), {})
-
-    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        self.call = LayerCall(self._layer[0], args, kwargs)
-        return self.then(hidden) if self.then else hidden
-
-
-@contextmanager
-def _replaced(decoder: nn.Module, layers: nn.ModuleList) -> Iterator[None]:
-    original = decoder.layers
-    decoder.layers = layers
-    try:
-        yield
-    finally:
-        decoder.layers = original

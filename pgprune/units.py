@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pgprune.errors import PruningError
 from pgprune.families import decoder_layers, family_of
+from pgprune.transfer import send
 
 GRANULARITIES: dict[str, tuple[str, ...]] = {
     "heads+channels": ("heads", "channels"),
@@ -127,14 +128,26 @@ class PruningUnits:
         """Parameters of all units together: what a prune rate is a share of."""
         return int(self.cost.sum())
 
+    @cached_property
+    def sizes(self) -> Tensor:
+        """Units in each group, (groups,) float64."""
+        return torch.tensor([float(group.stop - group.start) for group in self.groups]).double()
+
+    def kept_counts(self, masks: Tensor) -> Tensor:
+        """Units kept in each group: masks (K, n) -> (K, groups) float64."""
+        parts = (masks[:, group.start : group.stop] for group in self.groups)
+        return torch.stack([part.sum(dim=1, dtype=torch.float64) for part in parts], dim=1)
+
     def kept_shares(self, masks: Tensor) -> Tensor:
         """Share of units kept in each group: masks (K, n) -> (K, groups) float64."""
-        members = torch.zeros(
-            masks.shape[0], len(self.groups), dtype=torch.float64, device=masks.device
-        )
-        index = self.group.to(masks.device)
-        members.index_add_(1, index, masks.to(torch.float64))
-        return members / torch.bincount(index)
+        return self.kept_counts(masks) / send(self.sizes, masks.device)
+
+    def kind_shares(self, masks: Tensor) -> Tensor:
+        """Share of units kept of each kind: masks (K, n) -> (K, kinds) float64."""
+        kept, sizes = self.kept_counts(masks), send(self.sizes, masks.device)
+        kinds = len(self.kinds)  # groups come layer by layer, kind by kind
+        shares = [kept[:, k::kinds].sum(dim=1) / sizes[k::kinds].sum() for k in range(kinds)]
+        return torch.stack(shares, dim=1)
 
     def kept_parameters(self, mask: Tensor) -> int:
         """Parameters of the units that a mask (n,) keeps."""

@@ -123,8 +123,8 @@ def test_one_row_of_the_off_policy_agents_is_the_start(monkeypatch: pytest.Monke
     monkeypatch.setattr(agent.env, "step", lambda rows: masks.append(rows) or step(rows))
     learned(agent, 8)
     assert len(masks[0]) == 8
-    assert all(torch.equal(rows[-1], masks[0][-1]) for rows in masks)
-    assert int((masks[0][-1] != start).sum()) <= 0.2 * UNITS.n, "the actor begins near zero"
+    assert all((rows[-1] == masks[0][-1]).all() for rows in masks)
+    assert int((masks[0][-1] != start.numpy()).sum()) <= 0.2 * UNITS.n, "the actor begins near zero"
 
 
 def test_losses_that_are_not_numbers_teach_nothing() -> None:
