@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from pgprune.agents.estimators import advantages, gradient, moving_average, sample
 from pgprune.budget import Budget
 from pgprune.errors import PruningError
-from pgprune.executors import LayerMask
 from pgprune.families import decoder_layers, family_of
 from pgprune.gathering import aligned
 from pgprune.latency import weight_bytes
+from pgprune.layer_mask import LayerMask
 from pgprune.masked_lm import MaskedLM
 from pgprune.memory import memory_of
 from pgprune.models import DTYPES, ModelConfig, load_model

@@ -1,8 +1,8 @@
 """What masks are rewarded for: their loss as they are, or as they will be after a bias repair."""
 
 from pgprune.errors import PruningError
-from pgprune.executors import Fill
 from pgprune.fill import mean_fill
+from pgprune.layer_mask import Fill
 from pgprune.problem import Problem
 
 REWARDS = ("plain", "repaired")

@@ -4,7 +4,7 @@
 kept units only: one mask after another, each at the price of what it keeps.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -12,21 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils.hooks import RemovableHandle
 
 from pgprune.errors import PruningError
-from pgprune.families import Family
+from pgprune.families import Family, linear_at
 from pgprune.gathering import aligned
+from pgprune.layer_mask import KeptRows, LayerMask
 from pgprune.projections import KERNELS, Part, Products, calling, check_kernels, gathered
-from pgprune.transfer import send
-from pgprune.units import PruningUnits
-
-Fill = Mapping[tuple[int, str], Tensor]
-"""What pruned inputs of a projection are in place of zero, by layer and kind: (inputs,) each.
-
-The kind is ``heads`` for the attention output projection and ``channels`` for the down projection.
-"""
 
 
 @dataclass(frozen=True)
@@ -37,69 +29,10 @@ class LayerCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
-    def __call__(self, hidden: Tensor, weights: dict[str, Tensor] | None = None) -> Tensor:
-        """Runs the layer, with other weights if asked: (N, T, D) -> (N, T, D)."""
-        if weights:
-            output = functional_call(self.layer, weights, (hidden, *self.args), self.kwargs)
-        else:
-            output = self.layer(hidden, *self.args, **self.kwargs)
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Runs the layer: (N, T, D) -> (N, T, D)."""
+        output = self.layer(hidden, *self.args, **self.kwargs)
         return output[0] if isinstance(output, tuple) else output
-
-
-class LayerMask:
-    """The part of K masks that one layer needs.
-
-    Args:
-        masks: (K, n).
-        units: the units of the whole model.
-        index: the layer.
-        family: where the layer's projections are.
-        fill: what pruned inputs are; None for zero.
-
-    Attributes:
-        parts: for each kind of unit, the masks of this layer's units, (K, units of the kind);
-            blocks of channels are spelt out, (K, channels).
-        shape: of the layer.
-        family: of the model.
-        fill: what pruned inputs are, by the path of their projection; empty for zero.
-    """
-
-    def __init__(
-        self,
-        masks: Tensor,
-        units: PruningUnits,
-        index: int,
-        family: Family,
-        fill: Fill | None = None,
-    ) -> None:
-        self.family = family
-        kinds = {family.output: "heads", family.down: "channels"}
-        self.fill = {path: fill[index, kind] for path, kind in kinds.items()} if fill else {}
-        self.shape = units.shapes[index]
-        first = index * len(units.kinds)
-        self.parts = {
-            group.kind: masks[:, group.start : group.stop]
-            for group in units.groups[first : first + len(units.kinds)]
-        }
-        if "channels" in self.parts and units.channel_block > 1:
-            self.parts["channels"] = self.parts["channels"].repeat_interleave(
-                units.channel_block, dim=1
-            )
-
-    def kept(self, kind: str, block: str) -> Tensor | None:
-        """Indices of the heads or channels that one mask keeps; None where it keeps all."""
-        if block in self.parts:
-            return None if self.parts[block][0, 0] else torch.empty(0, dtype=torch.int64)
-        if kind not in self.parts or bool(self.parts[kind][0].all()):
-            return None
-        return torch.nonzero(self.parts[kind][0]).flatten()
-
-    def output_columns(self) -> Tensor | None:
-        """Which inputs of the attention output projection are kept, (K, query heads * d)."""
-        if "heads" not in self.parts:
-            return None
-        width = self.shape.query_heads_per_group * self.shape.head_dim
-        return self.parts["heads"].repeat_interleave(width, dim=1)
 
 
 def run_masked(call: LayerCall, states: Tensor, mask: LayerMask) -> Tensor:
@@ -133,22 +66,19 @@ def run_sliced(
     (state,) = states
     if "layer" in mask.parts:
         return call(state)[None] if mask.parts["layer"][0] else states
+    layer, rows = call.layer, mask.rows(state.device)
     parts: list[Part] = []
     attention: AbstractContextManager[None] = nullcontext()
-    heads, channels = (
-        None if kept is None else send(kept, state.device)
-        for kept in (mask.kept("heads", "attention"), mask.kept("channels", "mlp"))
-    )
-    if heads is not None and len(heads):
-        parts += _sliced_heads(call.layer, mask, heads)
-        attention = _head_count(call.layer, mask, len(heads))
-    elif heads is not None:
-        constant = _constant(call.layer, mask, mask.family.output, heads)
-        attention = _no_attention(call.layer, mask.family, constant)
-    if channels is not None:
-        parts += _sliced_channels(call.layer, mask, channels)
-    with attention, products(call.layer, parts) as weights:
-        return call(state, weights)[None]
+    if rows.heads:
+        parts += _sliced_heads(layer, mask, rows)
+        attention = _head_count(layer, mask, rows.heads)
+    elif rows.heads is not None:
+        constant = _constant(layer, mask, mask.family.output, rows.queries)
+        attention = _no_attention(layer, mask.family, constant)
+    if rows.channels is not None:
+        parts += _sliced_channels(layer, mask, rows.channels)
+    with attention, products(parts):
+        return call(state)[None]
 
 
 EXECUTORS: dict[str, Callable[[LayerCall, Tensor, LayerMask], Tensor]] = {
@@ -195,32 +125,26 @@ def _multiply(tensor: Tensor, keep: Tensor, fill: Tensor | None) -> Tensor:
     return rows.where(kept, 0 if fill is None else fill).view_as(tensor)
 
 
-def _sliced_heads(layer: nn.Module, mask: LayerMask, kept: Tensor) -> list[Part]:
+def _sliced_heads(layer: nn.Module, mask: LayerMask, rows: KeptRows) -> list[Part]:
     """The attention projections with the kept kv groups."""
-    family, shape = mask.family, mask.shape
-    rows = _expand(kept, shape.head_dim)
-    queries = _expand(kept, shape.head_dim * shape.query_heads_per_group)
+    family, keys, queries = mask.family, rows.keys, rows.queries
     constant = _constant(layer, mask, family.output, queries)
     return [
-        Part(family.key, rows, len(rows)),
-        Part(family.value, rows, len(rows)),
-        Part(family.query, queries, len(queries)),
-        Part(family.output, queries, len(queries), columns=True, constant=constant),
+        Part(linear_at(layer, family.key), keys, len(keys)),
+        Part(linear_at(layer, family.value), keys, len(keys)),
+        Part(linear_at(layer, family.query), queries, len(queries)),
+        Part(linear_at(layer, family.output), queries, len(queries), True, constant),
     ]
 
 
 def _sliced_channels(layer: nn.Module, mask: LayerMask, kept: Tensor) -> list[Part]:
     """The MLP projections with the kept channels, and some that are all zero."""
-    down = mask.family.down
-    size = aligned(len(kept), layer.get_submodule(down).get_parameter("weight").dtype)
-    constant = _constant(layer, mask, down, kept)
-    rows = [Part(path, kept, size) for path in mask.family.expand]
-    return [*rows, Part(down, kept, size, columns=True, constant=constant)]
-
-
-def _expand(kept: Tensor, width: int) -> Tensor:
-    """Indices of all rows of the kept heads: (h,) -> (h * width,)."""
-    return (kept[:, None] * width + torch.arange(width, device=kept.device)).flatten()
+    family = mask.family
+    down = linear_at(layer, family.down)
+    size = aligned(len(kept), down.weight.dtype)
+    constant = _constant(layer, mask, family.down, kept)
+    rows = [Part(linear_at(layer, path), kept, size) for path in family.expand]
+    return [*rows, Part(down, kept, size, True, constant)]
 
 
 def _constant(layer: nn.Module, mask: LayerMask, path: str, kept: Tensor) -> Tensor | None:
@@ -228,12 +152,12 @@ def _constant(layer: nn.Module, mask: LayerMask, path: str, kept: Tensor) -> Ten
 
     Its bias, unless its block is pruned as a whole, and the part of what pruned inputs are.
     """
-    projection = layer.get_submodule(path)
+    projection = linear_at(layer, path)
     if path in mask.fill:
         fill = mask.fill[path]  # (inputs,)
         return projection(fill.index_fill(0, kept.to(fill.device), 0))
-    bias = projection.bias
-    if not isinstance(bias, Tensor):
+    bias: Tensor | None = projection.bias
+    if bias is None:
         return None
     return torch.zeros_like(bias) if {"attention", "mlp"} & mask.parts.keys() else bias
 

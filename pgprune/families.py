@@ -126,3 +126,11 @@ def decoder_layers(model: nn.Module, family: Family) -> nn.ModuleList:
     layers = model.get_submodule(family.layers)
     assert isinstance(layers, nn.ModuleList)
     return layers
+
+
+def linear_at(layer: nn.Module, path: str) -> nn.Linear:
+    """A projection of a layer; what ``get_submodule`` gives, in a tenth of the time."""
+    module: Any = layer
+    for name in path.split("."):
+        module = module._modules[name]
+    return module

@@ -9,7 +9,7 @@ as it will be repaired.
 from torch import Tensor
 
 from pgprune.errors import PruningError
-from pgprune.executors import Fill
+from pgprune.layer_mask import Fill
 from pgprune.masked_lm import MaskedLM
 from pgprune.metrics.flap import dense_moments
 

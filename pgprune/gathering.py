@@ -50,7 +50,10 @@ def gather(rows: Tensor, kept: Tensor, size: int) -> Tensor:
     Returns:
         (size, ...).
     """
+    kept, count = kept.to(rows.device), len(kept)
+    if count == size:
+        return rows.index_select(0, kept)
     gathered = rows.new_empty(size, *rows.shape[1:])
-    torch.index_select(rows, 0, kept.to(rows.device), out=gathered[: len(kept)])
-    gathered[len(kept) :] = 0
+    torch.index_select(rows, 0, kept, out=gathered[:count])
+    gathered[count:].zero_()
     return gathered

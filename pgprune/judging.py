@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pgprune.executors import Fill
+from pgprune.layer_mask import Fill
 from pgprune.masked_lm import MaskedLM
 from pgprune.memory import within_memory
 from pgprune.models import fingerprint

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from pgprune.errors import PruningError
-from pgprune.executors import Fill, LayerCall, LayerMask, executor_of
+from pgprune.executors import LayerCall, executor_of
 from pgprune.families import decoder_layers, family_of
 from pgprune.gathering import lay_out
+from pgprune.layer_mask import Fill, LayerMask, prepare
 from pgprune.prefixes import distinct, run_tree
 from pgprune.scoring import token_losses
 from pgprune.stations import Drive, driven
@@ -209,12 +210,17 @@ class MaskedLM:
     def _hidden(self, masks: Tensor, input_ids: Tensor, fill: Fill | None = None) -> Tensor:
         """Last hidden states after the final norm under the masks of a pass, (K, B, T, D)."""
         run, units, family = self._run, self.units, self._family
+        layers = range(units.layers)
         ids = send(input_ids, self.device)
 
         def drive(hidden: Tensor, calls: list[LayerCall]) -> Tensor:
             if self.executor == "sliced":
-                states = run_tree(run, calls, hidden[None], masks, units, family, fill)
-                return torch.cat(states).flatten(0, 1)
+                parts = [
+                    [LayerMask(mask[None], units, index, family, fill) for index in layers]
+                    for mask in masks
+                ]
+                prepare([part for each in parts for part in each], self.device)
+                return torch.cat(run_tree(run, calls, hidden[None], parts)).flatten(0, 1)
             together = hidden.unflatten(0, (len(masks), -1))  # (K, B, T, D)
             for index, call in enumerate(calls):
                 together = run(call, together, LayerMask(masks, units, index, family, fill))

@@ -6,15 +6,17 @@ layers before it. As a policy becomes sure of itself, its masks agree more and m
 """
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 
 import torch
 from torch import Tensor
 
-from pgprune.executors import Fill, LayerCall, LayerMask
-from pgprune.families import Family
-from pgprune.units import PruningUnits
+from pgprune.executors import LayerCall
+from pgprune.layer_mask import LayerMask
 
 Run = Callable[[LayerCall, Tensor, LayerMask], Tensor]
+Masks = Sequence[Sequence[LayerMask]]
+"""Of each of some masks its part in each layer."""
 
 
 def distinct(masks: Tensor) -> tuple[Tensor, list[int]]:
@@ -34,10 +36,7 @@ def run_tree(
     run: Run,
     calls: Sequence[LayerCall],
     states: Tensor,
-    masks: Tensor,
-    units: PruningUnits,
-    family: Family,
-    fill: Fill | None = None,
+    masks: Masks,
     first: int = 0,
 ) -> list[Tensor]:
     """The states after the last layer under each of some masks.
@@ -46,32 +45,24 @@ def run_tree(
         run: an executor that runs one mask after another.
         calls: all decoder layers.
         states: before the layer ``first``, (1, B, T, D).
-        masks: (k, n) as ``distinct`` orders them, which agree on all layers before ``first``.
-        units: the units of the model.
-        family: of the model.
-        fill: what pruned inputs are; None for zero.
+        masks: of each mask its part in each layer. They are in the order of ``distinct`` and agree
+            on all layers before ``first``.
         first: the layer to begin with.
 
     Returns:
         (1, B, T, D) for each mask.
     """
     for index in range(first, len(calls)):
-        branches = _branches(masks, units, index)
+        branches = _branches(masks, index)
         if len(branches) > 1:
-            return [
-                after
-                for branch in branches
-                for after in run_tree(run, calls, states, branch, units, family, fill, index)
-            ]
-        states = run(calls[index], states, LayerMask(masks[:1], units, index, family, fill))
+            trees = (run_tree(run, calls, states, branch, index) for branch in branches)
+            return [after for tree in trees for after in tree]
+        states = run(calls[index], states, masks[0][index])
     return [states]
 
 
-def _branches(masks: Tensor, units: PruningUnits, layer: int) -> tuple[Tensor, ...]:
+def _branches(masks: Masks, layer: int) -> Sequence[Masks]:
     """Neighbouring masks that agree on a layer, together."""
     if len(masks) == 1:
         return (masks,)
-    groups = units.groups[layer * len(units.kinds) : (layer + 1) * len(units.kinds)]
-    part = masks[:, groups[0].start : groups[-1].stop]  # (k, units of the layer)
-    starts = torch.nonzero((part[1:] != part[:-1]).any(dim=1)).flatten() + 1
-    return masks.tensor_split(starts)
+    return [list(branch) for _, branch in groupby(masks, key=lambda mask: mask[layer].key)]

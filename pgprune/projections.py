@@ -1,7 +1,7 @@
 """Projections of a layer with kept rows or columns of their weights: gathered, or by index.
 
-``plain`` gathers them, and the layer runs with these weights in place of its own. ``triton`` leaves
-them where they are: kernels read them by index. Both give the same result up to rounding.
+``plain`` gathers them, and the projections have the result in place of their weights. ``triton``
+leaves them where they are: kernels read them by index. Both give the same up to rounding.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,48 +22,56 @@ class Part:
     """What is kept of one projection.
 
     Attributes:
-        path: of the projection, from the layer.
+        projection: the module.
         kept: indices of the rows of its weight, or of its columns, (r,) int64.
         size: how many it has after that, at least r; those beyond are zero.
         columns: whether columns are kept.
         constant: what is added then, (D,) with its bias in it; None for nothing.
     """
 
-    path: str
+    projection: nn.Linear
     kept: Tensor
     size: int
     columns: bool = False
     constant: Tensor | None = None
 
 
-Products = Callable[[nn.Module, Sequence[Part]], AbstractContextManager[dict[str, Tensor]]]
-"""Lets a layer compute parts of its projections; gives the weights to call it with, or none."""
+Products = Callable[[Sequence[Part]], AbstractContextManager[None]]
+"""Lets projections compute these parts of themselves."""
 
 
 @contextmanager
-def gathered(layer: nn.Module, parts: Sequence[Part]) -> Iterator[dict[str, Tensor]]:
-    """Kept weights in matrices of their own, by their names in the layer."""
-    weights: dict[str, Tensor] = {}
-    for part in parts:
-        parameters = dict(layer.get_submodule(part.path).named_parameters())
-        if part.columns:  # which are rows where they are laid out
-            rows = gather(parameters["weight"].t(), part.kept, part.size)
-            own = {"weight": rows.t()} | ({} if part.constant is None else {"bias": part.constant})
-        else:
-            own = {name: gather(p, part.kept, part.size) for name, p in parameters.items()}
-        weights |= {f"{part.path}.{name}": tensor for name, tensor in own.items()}
-    yield weights
+def gathered(parts: Sequence[Part]) -> Iterator[None]:
+    """Puts kept weights, in matrices of their own, in the place of the projections' weights."""
+    own = [part.projection._parameters for part in parts]  # past the checks, which take their time
+    dense = [dict(parameters) for parameters in own]
+    try:
+        for part, parameters in zip(parts, own, strict=True):
+            parameters |= _kept(part)  # type: ignore[arg-type]
+        yield
+    finally:
+        for parameters, before in zip(own, dense, strict=True):
+            parameters |= before
+
+
+def _kept(part: Part) -> dict[str, Tensor]:
+    """The kept weights of a projection by their names in it."""
+    weight, bias = part.projection.weight, part.projection.bias
+    if part.columns:  # which are rows where they are laid out
+        kept = {"weight": gather(weight.t(), part.kept, part.size).t()}
+        return kept if part.constant is None else kept | {"bias": part.constant}
+    kept = {"weight": gather(weight, part.kept, part.size)}
+    return kept if bias is None else kept | {"bias": gather(bias, part.kept, part.size)}
 
 
 @contextmanager
-def indexed(layer: nn.Module, parts: Sequence[Part]) -> Iterator[dict[str, Tensor]]:
+def indexed(parts: Sequence[Part]) -> Iterator[None]:
     """Lets the projections call Triton kernels, which read kept weights by index."""
     from pgprune.kernels import columns_product, rows_product  # which need Triton
 
     with ExitStack() as stack:
         for part in parts:
-            projection: Any = layer.get_submodule(part.path)
-            weight = projection.weight
+            projection, weight = part.projection, part.projection.weight
             kept = part.kept.to(weight.device)
             if part.columns:
                 own = partial(columns_product, weight=weight, columns=kept, bias=part.constant)
@@ -71,7 +79,7 @@ def indexed(layer: nn.Module, parts: Sequence[Part]) -> Iterator[dict[str, Tenso
                 bias, size = projection.bias, part.size
                 own = partial(rows_product, weight=weight, rows=kept, bias=bias, size=size)
             stack.enter_context(calling(projection, own))
-        yield {}
+        yield
 
 
 KERNELS: dict[str, Products] = {"plain": gathered, "triton": indexed}

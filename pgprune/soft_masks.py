@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from pgprune.executors import LayerMask
 from pgprune.families import Family, decoder_layers, family_of
+from pgprune.layer_mask import LayerMask
 from pgprune.masked_lm import MaskedLM
 from pgprune.memory import peak_memory
 from pgprune.problem import TOKENS_PER_TIMESTEP, Problem

@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from pgprune.architecture import PrunedLayer, assemble
 from pgprune.errors import PruningError
-from pgprune.executors import LayerMask
 from pgprune.families import Family, decoder_layers, family_of
+from pgprune.layer_mask import LayerMask
 from pgprune.repair import Repair
 from pgprune.units import LayerShape, PruningUnits
 

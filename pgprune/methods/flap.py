@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from pgprune.executors import LayerMask
 from pgprune.families import family_of
+from pgprune.layer_mask import LayerMask
 from pgprune.masked_lm import MaskedLM
 from pgprune.methods.base import MethodConfig, Pruned
 from pgprune.metrics import check_metric
