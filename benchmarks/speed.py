@@ -8,7 +8,8 @@ Every round does all the work of a shape once: the plain Hugging Face forward wi
 and head on their own), and for each prune rate an evaluation of a random mask by the masked and by
 the sliced executor (on a GPU with Triton also by its kernels), and the matrix products that the
 sliced one cannot do without, alone. Ratios are of times of one round; reported are their medians
-and quartiles. Beside it stands the agent's own work of a step at LLaMA-2-7B's number of units.
+and quartiles. Beside it stand the agent's own work of a step at LLaMA-2-7B's number of units,
+and what a layer costs the host, however little there is to compute in it.
 """
 
 import sys
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from speed_report import make_report, markdown, print_report, write_report
-from speed_work import CLOCKS, Clock, load, measure, measure_agent
+from speed_work import CLOCKS, Clock, load, measure, measure_agent, measure_host
 from transformers.utils import logging
 
 from pgprune.cli import ArgumentParser, from_arguments, run_command
@@ -121,9 +122,9 @@ def main(arguments: list[str] | None = None) -> None:
         model = load(name, device, config.dtype)
         shapes[name] = measure(model, config.rates, batch, config.repeats, clock)
         del model
-    agent = measure_agent(config.repeats, clock)
+    agent, host = measure_agent(config.repeats, clock), measure_host(config.repeats, clock)
     command = ["python", "benchmarks/speed.py", *words]
-    report = make_report(shapes, agent, config, device, command)
+    report = make_report(shapes, agent, host, config, device, command)
     print_report(report, console)
     if config.output is not None:
         write_report(report, Path(config.output))

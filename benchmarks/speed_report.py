@@ -56,6 +56,7 @@ _OF_KERNELS = " Kernels: as sliced, with --kernels triton."
 def make_report(
     shapes: Mapping[str, Mapping[str, Any]],
     agent: Mapping[str, Any],
+    host: Mapping[str, Any],
     config: Any,
     device: torch.device,
     command: Sequence[str],
@@ -65,14 +66,15 @@ def make_report(
     Args:
         shapes: what ``measure`` found, by shape.
         agent: what ``measure_agent`` found.
+        host: what ``measure_host`` found.
         config: of the measurement, a dataclass.
         device: where it was done.
         command: its words.
 
     Returns:
-        ``command``, ``config``, ``machine``, ``versions``, ``agent`` and ``shapes``, each with
-        what was found and ``rates``: for each prune rate the medians and quartiles of ratios of
-        times of one round.
+        ``command``, ``config``, ``machine``, ``versions``, ``agent``, ``host`` and ``shapes``, each
+        with what was found and ``rates``: for each prune rate the medians and quartiles of ratios
+        of times of one round.
     """
     return {
         "command": shlex.join(command),
@@ -84,6 +86,7 @@ def make_report(
             for name, found in shapes.items()
         },
         "agent": dict(agent),
+        "host": dict(host),
     }
 
 
@@ -117,7 +120,7 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
         table.add_column(column.replace(" ", "\n"), justify="right")
     for row in rows:
         table.add_row(*(Text(cell.partition("±")[0]) for cell in row))
-    console.print(table, f"{legend}\n\n{_agent(report['agent'])}", sep="")
+    console.print(table, f"{legend}\n\n{_sentences(report)}", sep="")
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -125,7 +128,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     where = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
     head = f"`{report['command']}` ({where}; median ± half the interquartile range)"
     columns, rows, legend = _table(report)
-    return f"{head}\n\n{grid(columns, rows)}\n{legend}\n\n{_agent(report['agent'])}\n"
+    return f"{head}\n\n{grid(columns, rows)}\n{legend}\n\n{_sentences(report)}\n"
 
 
 def write_report(report: Mapping[str, Any], output: Path) -> None:
@@ -213,6 +216,20 @@ def _row(name: str, found: Mapping[str, Any], rate: str, values: Mapping[str, An
         f"{values['products, operations per second'] / 1e9:,.1f}",
         *("-" if size is None else f"{size / _MIB:,.0f}" for size in memory),
     ]
+
+
+def _sentences(report: Mapping[str, Any]) -> str:
+    return f"{_agent(report['agent'])}\n\n{_host(report['host'])}"
+
+
+def _host(host: Mapping[str, Any]) -> str:
+    dense, sliced = host["rounds"]["dense"], host["rounds"]["sliced"]
+    plain = 1e3 * Spread.of(dense).median / host["layers"]
+    ratio = Spread.of([ours / theirs for ours, theirs in zip(sliced, dense, strict=True)]).median
+    return (
+        f"What the host does to run a layer: {plain:.2f} ms in the plain model, {ratio:.2f} times "
+        f"as much in a sliced evaluation ({host['layers']} layers with little to compute)."
+    )
 
 
 def _agent(agent: Mapping[str, Any]) -> str:

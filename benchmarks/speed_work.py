@@ -31,6 +31,14 @@ CLOCKS: dict[str, Callable[[], float]] = {
 }
 _AGENT_SHAPE = "llama-2-7b"
 _AGENT_MASKS = 2  # the paper's N_s
+_THIN = {
+    "vocab_size": 64,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 8,
+}
+"""A model in which there is so little to compute that its time is the host's."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +161,26 @@ def measure_agent(repeats: int, clock: Clock) -> dict[str, Any]:
     work = partial(agent_work, budget, budget.project(scores), generator)
     work(clock)
     return {"units": budget.units.n, "rounds": [work(clock) for _ in range(repeats)]}
+
+
+def measure_host(repeats: int, clock: Clock) -> dict[str, Any]:
+    """Measures what the host does to run a layer, by a model in which there is little to compute.
+
+    Returns:
+        ``layers``, and ``rounds``: the seconds of a plain forward pass with its loss (``dense``)
+        and of a sliced evaluation (``sliced``) in each.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**_THIN)).to(clock.device).eval()
+    rounds = measure(model, [0.5], (1, 4), repeats, clock)["rounds"]
+    return {
+        "layers": _THIN["num_hidden_layers"],
+        "rounds": {
+            "dense": [sum(parts) for parts in rounds["dense"]],
+            "sliced": [seconds for (seconds,) in rounds["sliced 0.5"]],
+        },
+    }
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from pgprune.gathering import lay_out
 from pgprune.layer_mask import Fill, LayerMask, prepare
 from pgprune.prefixes import distinct, run_tree
 from pgprune.scoring import token_losses
-from pgprune.stations import Drive, driven
+from pgprune.stations import Drive, Stations
 from pgprune.transfer import send
 from pgprune.units import PruningUnits
 
@@ -82,7 +82,7 @@ class MaskedLM:
         self.tokens = 0
         self._family = family_of(model.config)
         self._layers = decoder_layers(model, self._family)
-        self._decoder = model.get_submodule(self._family.layers.rpartition(".")[0])
+        self._stations = Stations(model.get_submodule(self._family.layers.rpartition(".")[0]))
         if executor == "sliced" and {"heads", "channels"} & set(units.kinds):
             lay_out(self._layers, self._family)
 
@@ -243,7 +243,7 @@ class MaskedLM:
 
     def _decode(self, input_ids: Tensor, drive: Drive) -> Tensor:
         """Runs the base model with ``drive`` in place of its layers; (N, T) -> (N, T, D)."""
-        with driven(self._decoder, self._layers, drive):
+        with self._stations.driven(drive):
             output = self.model.base_model(input_ids=input_ids, use_cache=False)  # type: ignore
         return output.last_hidden_state
 

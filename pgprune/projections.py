@@ -4,11 +4,10 @@
 leaves them where they are: kernels read them by index. Both give the same up to rounding.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +16,7 @@ from pgprune.errors import PruningError
 from pgprune.gathering import gather
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """What is kept of one projection.
 
     Attributes:
@@ -47,16 +45,16 @@ def gathered(parts: Sequence[Part]) -> Iterator[None]:
     dense = [dict(parameters) for parameters in own]
     try:
         for part, parameters in zip(parts, own, strict=True):
-            parameters |= _kept(part)  # type: ignore[arg-type]
+            parameters |= _kept(part, parameters)
         yield
     finally:
         for parameters, before in zip(own, dense, strict=True):
             parameters |= before
 
 
-def _kept(part: Part) -> dict[str, Tensor]:
+def _kept(part: Part, parameters: Mapping[str, Any]) -> dict[str, Any]:
     """The kept weights of a projection by their names in it."""
-    weight, bias = part.projection.weight, part.projection.bias
+    weight, bias = parameters["weight"], parameters["bias"]
     if part.columns:  # which are rows where they are laid out
         kept = {"weight": gather(weight.t(), part.kept, part.size).t()}
         return kept if part.constant is None else kept | {"bias": part.constant}

@@ -18,27 +18,34 @@ Drive = Callable[[Tensor, list[LayerCall]], Tensor]
 """Runs layers: the states before the first one, (N, T, D), and the calls of all, to those after."""
 
 
-@contextmanager
-def driven(decoder: nn.Module, layers: nn.ModuleList, drive: Drive) -> Iterator[None]:
-    """Lets a decoder leave its layers to ``drive``.
+class Stations:
+    """The stations of a decoder.
 
     Args:
         decoder: the module that has ``layers``.
-        layers: its own.
-        drive: in their place.
     """
-    stations = [_Station(layer) for layer in layers]
 
-    def last(hidden: Tensor) -> Tensor:
-        return drive(hidden, [station.call for station in stations])
+    def __init__(self, decoder: nn.Module) -> None:
+        layers: Any = decoder.layers
+        self._decoder = decoder
+        self._layers = layers
+        self._stations = nn.ModuleList(map(_Station, layers))
 
-    stations[-1].then = last
-    decoder.layers = nn.ModuleList(stations)
-    try:
-        with _one_sequence_a_row():
-            yield
-    finally:
-        decoder.layers = layers
+    @contextmanager
+    def driven(self, drive: Drive) -> Iterator[None]:
+        """Lets the decoder leave its layers to ``drive``."""
+        stations: Any = self._stations
+
+        def last(hidden: Tensor) -> Tensor:
+            return drive(hidden, [station.call for station in stations])
+
+        stations[-1].then = last
+        self._decoder.layers = self._stations
+        try:
+            with _one_sequence_a_row():
+                yield
+        finally:
+            self._decoder.layers = self._layers
 
 
 @contextmanager

@@ -54,6 +54,10 @@ def test_a_run_prints_and_writes_what_it_found(speed, tmp_path, capsys):
     assert all(len(rounds) == 2 for rounds in found["rounds"].values())
     assert found["operations"]["0.5"] < found["operations"]["0.3"]
     assert report["agent"]["units"] == 2 * (4 + 40)
+    assert {name: len(rounds) for name, rounds in report["host"]["rounds"].items()} == {
+        "dense": 2,
+        "sliced": 2,
+    }
     (blocks, head), (sliced,) = found["rounds"]["dense"][0], found["rounds"]["sliced 0.5"][0]
     spread = found["rates"]["0.5"]["sliced / bound"]
     assert spread["low"] <= spread["median"] <= spread["high"]
