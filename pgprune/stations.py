@@ -46,6 +46,7 @@ class Stations:
                 yield
         finally:
             self._decoder.layers = self._layers
+            stations[-1].then = None  # which holds what it drives on
 
 
 @contextmanager
