@@ -1,11 +1,10 @@
 """Measures the cells of a benchmark of agents, each as a run in a process of its own."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from pgprune.agents.hyperparameters import TUNED, read_hyperparameters
 from pgprune.agents.settings import Settings
@@ -15,7 +14,6 @@ from pgprune.benchmark import (
     BenchmarkCell,
     BenchmarkConfig,
     agent_options,
-    cell_of,
     text_of,
 )
 from pgprune.benchmark_scores import RECORDS, read_records, record_key
@@ -24,15 +22,12 @@ from pgprune.cli import ArgumentParser
 from pgprune.errors import PruningError
 from pgprune.files import check_place
 from pgprune.models import ModelConfig, check_model
-from pgprune.processes import line_from_parent, run_tasks, teller
+from pgprune.processes import run_tasks, teller
 from pgprune.record_file import Record, add_line, close_line
 from pgprune.run import Run
 from pgprune.source import read_results
 from pgprune.stream import DataConfig, check_sequence_length
 from pgprune.text import calibration_documents, evaluation_documents
-
-ONE_CELL = "--one-cell"
-"""The option of a process that measures one cell."""
 
 
 @dataclass(frozen=True)
@@ -51,16 +46,6 @@ class Work:
     hyperparameters: dict[str, Any]
     output: str
 
-    @classmethod
-    def from_json(cls, line: str) -> Self:
-        """The work that ``to_json`` wrote."""
-        values = json.loads(line)
-        return cls(**values | {"cell": cell_of(values["cell"])})
-
-    def to_json(self) -> str:
-        """The work as one line."""
-        return json.dumps(asdict(self))
-
     def __str__(self) -> str:
         return str(self.cell)
 
@@ -70,7 +55,6 @@ def run(
     config: BenchmarkConfig,
     data: DataConfig,
     given: Mapping[str, Any],
-    script: Path,
 ) -> int:
     """Measures the cells that are not measured, and says how it goes.
 
@@ -79,7 +63,6 @@ def run(
         config: of the benchmark.
         data: the text.
         given: what was asked of it, by field.
-        script: a command that calls ``measure_one`` if its option is ``ONE_CELL``.
 
     Returns:
         How many failed unexpectedly.
@@ -89,8 +72,7 @@ def run(
     """
     tasks = missing(cells, config, data, given)
     print(f"{len(cells)} cells, {len(cells) - len(tasks)} measured before", file=sys.stderr)
-    command = [sys.executable, str(script.resolve()), ONE_CELL]
-    return run_tasks(tasks, command, config.workers, teller(len(tasks)))
+    return run_tasks(tasks, measure, config.workers, teller(len(tasks)))
 
 
 def missing(
@@ -135,11 +117,6 @@ def settings_of(words: Sequence[str]) -> Settings:
     parser = ArgumentParser(None)
     Settings.add_to(parser)
     return Settings.from_arguments(parser.parse_args(words))
-
-
-def measure_one() -> None:
-    """In a process of ``run``: measures the cell that it is given."""
-    measure(Work.from_json(line_from_parent()))
 
 
 def measure(work: Work) -> None:

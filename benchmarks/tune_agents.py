@@ -9,13 +9,12 @@ and repeated like that. Trials are judged by the loss on the validation batch, o
 benchmark does not have, and should be on a task that it does not have.
 """
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 from transformers.utils import logging
 
-from pgprune.agents.benchmarking import ONE_CELL, measure_one, run
+from pgprune.agents.benchmarking import run
 from pgprune.agents.hyperparameters import TUNED, read_hyperparameters
 from pgprune.agents.settings import AGENTS
 from pgprune.benchmark import BenchmarkConfig, agent_options, plan
@@ -35,9 +34,6 @@ def main() -> int:
     """Measures the trials that are not measured, then writes the table and prints the choice."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    if sys.argv[1:] == [ONE_CELL]:
-        measure_one()
-        return 0
     arguments = make_parser().parse_args()
     config = replace(from_arguments(BenchmarkConfig, arguments), first_seed=FIRST_SEED)
     if config.into is not None:
@@ -48,7 +44,7 @@ def main() -> int:
         named = [one for agent in arguments.agents for one in trials(agent, directory)]
         cells = plan(named, arguments.tasks, config.all_seeds, reference=False)
         data = from_arguments(DataConfig, arguments)
-        failed = run(cells, config, data, given(DataConfig, arguments), Path(__file__))
+        failed = run(cells, config, data, given(DataConfig, arguments))
     scores = Scores(read_records(Path(config.output)))
     text = table(scores)
     if config.into is None:

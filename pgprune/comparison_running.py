@@ -4,12 +4,11 @@ It makes the run of its cell unless that is there, and then repairs the mask of 
 running the method again.
 """
 
-import json
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -54,16 +53,6 @@ class Task:
     tasks: list[str]
     task_data: str | None = None
     limit: int | None = None
-
-    @classmethod
-    def from_json(cls, line: str) -> Self:
-        """The task that ``to_json`` wrote."""
-        values = json.loads(line)
-        return cls(**values | {"cell": Cell(**values["cell"])})
-
-    def to_json(self) -> str:
-        """The task as one line."""
-        return json.dumps(asdict(self))
 
     def __str__(self) -> str:
         return str(self.cell)

@@ -1,75 +1,57 @@
 """Tasks in processes of their own, several at a time, of one CPU thread each.
 
-A process gets its task as one line on its standard input and ends when that is closed, so that
-nothing goes on working where the command was killed.
+Processes are forks of a server that has loaded what this process has loaded, which takes longer
+than a small task. They end with this process, so that nothing goes on working where the command was
+killed.
 """
 
+import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import IO, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from typing import IO, TypeVar
 
-_POLL = 0.1  # seconds
-
-
-class Line(Protocol):
-    """A task that one line can hold."""
-
-    def to_json(self) -> str:
-        """The task as one line."""
-
-
-T = TypeVar("T", bound=Line)
+T = TypeVar("T")
 
 
 def run_tasks(
-    tasks: Iterable[T], command: Sequence[str], workers: int, done: Callable[[T, str], None]
+    tasks: Iterable[T], work: Callable[[T], None], workers: int, done: Callable[[T, str], None]
 ) -> int:
     """Does tasks, in processes that end with this one.
 
     Args:
-        tasks: to do, in this order.
-        command: starts a process that calls ``line_from_parent``.
+        tasks: to do, in this order; they can be pickled.
+        work: does one; a function of a module.
         workers: processes at a time.
         done: told of each task, and of the last line of its error where it failed unexpectedly.
 
     Returns:
         How many failed unexpectedly.
     """
-    waiting, running = deque(tasks), dict[subprocess.Popen[str], tuple[T, IO[str]]]()
+    waiting, running = deque(tasks), dict[BaseProcess, tuple[T, IO[str]]]()
     failed = 0
     try:
         while waiting or running:
             while waiting and len(running) < workers:
-                task, written = waiting.popleft(), tempfile.TemporaryFile("w+")
-                running[_start(command, task, written)] = task, written
-            time.sleep(_POLL)
-            for process in [process for process in running if process.poll() is not None]:
+                task, written = waiting.popleft(), tempfile.NamedTemporaryFile("r+")
+                running[_start(work, task, written.name)] = task, written
+            wait([process.sentinel for process in running])
+            for process in [process for process in running if process.exitcode is not None]:
                 task, errors = running.pop(process)
-                error = _failure(process.returncode, errors)
+                error = _failure(process.exitcode or 0, errors)
                 failed += bool(error)
                 done(task, error)
     finally:
         for process in running:
             process.kill()
     return failed
-
-
-def line_from_parent() -> str:
-    """In a process of ``run_tasks``: the task; from then on the process ends with its parent."""
-    line = sys.stdin.readline()
-
-    def watch() -> None:
-        sys.stdin.read()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    return line
 
 
 def teller(tasks: int) -> Callable[[object, str], None]:
@@ -86,26 +68,57 @@ def teller(tasks: int) -> Callable[[object, str], None]:
     return done
 
 
-def _start(command: Sequence[str], task: Line, errors: IO[str]) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=errors,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        start_new_session=True,  # Ctrl-C is the parent's, which ends them all
-    )
-    assert process.stdin is not None
-    process.stdin.write(task.to_json() + "\n")
-    process.stdin.flush()
+def _start(work: Callable[[T], None], task: T, errors: str) -> BaseProcess:
+    """Starts a process that does a task and writes what it says of errors to a file."""
+    if "forkserver" in multiprocessing.get_all_start_methods():
+        context: multiprocessing.context.BaseContext = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([name for name in sys.modules if _is_ours(name)])
+    else:
+        context = multiprocessing.get_context("spawn")
+    process = context.Process(target=_do, args=(work, task, errors))  # type: ignore[attr-defined]
+    with _one_thread():
+        process.start()
     return process
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _do(work: Callable[[T], None], task: T, errors: str) -> None:
+    """In a process of its own: does a task."""
+    os.setsid()  # Ctrl-C is the parent's, which ends them all
+    for path, stream in ((os.devnull, 1), (errors, 2)):
+        os.dup2(os.open(path, os.O_WRONLY), stream)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    work(task)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Lets processes that start have one thread each for their numbers."""
+    name = "OMP_NUM_THREADS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _failure(status: int, errors: IO[str]) -> str:
     """The last line that a process wrote before it failed; nothing where it did not."""
     with errors:
-        errors.seek(0)
         lines = errors.read().split("\n") if status else []
     said = [line.strip() for line in lines if line.strip()]
     return (said[-1] if said else f"ended with status {status}") if status else ""

@@ -10,12 +10,11 @@ there is not measured again, so the command can be killed and repeated at any ti
 train_agent.py may follow an agent's name: ppo:action=density,ppo-clip=0.1.
 """
 
-import sys
 from pathlib import Path
 
 from transformers.utils import logging
 
-from pgprune.agents.benchmarking import ONE_CELL, measure_one, run
+from pgprune.agents.benchmarking import run
 from pgprune.benchmark import BenchmarkConfig, plan
 from pgprune.benchmark_report import MARKER, report
 from pgprune.cli import ArgumentParser, from_arguments, given, run_command
@@ -27,9 +26,6 @@ def main() -> int:
     """Measures what is missing, then writes the tables and plots."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    if sys.argv[1:] == [ONE_CELL]:  # a process of this command's own
-        measure_one()
-        return 0
     arguments = make_parser().parse_args()
     config = from_arguments(BenchmarkConfig, arguments)
     if config.into is not None:
@@ -38,7 +34,7 @@ def main() -> int:
     if not config.report:
         cells = plan(arguments.agents, arguments.tasks, config.all_seeds)
         data = from_arguments(DataConfig, arguments)
-        failed = run(cells, config, data, given(DataConfig, arguments), Path(__file__))
+        failed = run(cells, config, data, given(DataConfig, arguments))
     print(report(config))
     return 1 if failed else 0
 

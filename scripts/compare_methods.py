@@ -41,7 +41,7 @@ from pgprune.errors import PruningError
 from pgprune.files import check_place
 from pgprune.markdown import check_page
 from pgprune.models import ModelConfig, check_model
-from pgprune.processes import line_from_parent, run_tasks, teller
+from pgprune.processes import run_tasks, teller
 from pgprune.record_file import close_line
 from pgprune.stream import DataConfig, check_sequence_length
 from pgprune.text import calibration_documents, evaluation_documents
@@ -52,9 +52,6 @@ def main() -> int:
     """Measures what is missing, then writes the tables and plots."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    if sys.argv[1:] == ["--one-cell"]:  # a process of this command's own
-        measure(Task.from_json(line_from_parent()), prune)
-        return 0
     arguments = make_parser().parse_args()
     config = from_arguments(ComparisonConfig, arguments)
     if config.into is not None:
@@ -62,8 +59,7 @@ def main() -> int:
     failed = 0
     if not config.report:
         tasks = todo(arguments, config)
-        command = [sys.executable, str(Path(__file__).resolve()), "--one-cell"]
-        failed = run_tasks(tasks, command, config.workers, teller(len(tasks)))
+        failed = run_tasks(tasks, measure_cell, config.workers, teller(len(tasks)))
     print(report(Path(config.output), config))
     plot_all(Path(config.output), config.at_rate)
     return 1 if failed else 0
@@ -128,6 +124,11 @@ def settings_of(cell: Cell, words: Sequence[str]) -> Settings | BaselineSettings
     parser = ArgumentParser(None)
     settings.add_to(parser)
     return settings.from_arguments(parser.parse_args(words))
+
+
+def measure_cell(task: Task) -> None:
+    """In a process of its own: measures a cell."""
+    measure(task, prune)
 
 
 def prune(task: Task) -> None:

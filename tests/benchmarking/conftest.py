@@ -22,10 +22,10 @@ def load(path: Path) -> ModuleType:
     return module
 
 
-def here(tasks, command, workers, done):
+def here(tasks, work, workers, done):
     """In place of ``run_tasks``: does them in this process."""
     for task in tasks:
-        benchmarking.measure(benchmarking.Work.from_json(task.to_json()))
+        work(task)
         done(task, "")
     return 0
 

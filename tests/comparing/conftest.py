@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from comparison_toy import SCRIPT, Compare
-from pgprune.comparison_running import Task, measure
+from pgprune.comparison_running import measure
 
 
 @pytest.fixture(scope="module")
@@ -19,9 +19,9 @@ def script() -> Iterator[ModuleType]:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
 
-    def here(tasks, command, workers, done):
+    def here(tasks, work, workers, done):
         for task in tasks:
-            measure(Task.from_json(task.to_json()), module.prune)
+            measure(task, module.prune)
             done(task, "")
         return 0
 
