@@ -27,6 +27,7 @@ from pgprune.units import PruningUnits
 BUDGETS = ("per-kind", "units", "parameters")
 SCOPES = ("global", "local", "uniform")
 _BISECTIONS = 32  # leaves the shift within 2^-32 of exact; one linear step makes it exact
+_FEW = 10_000  # scores, of which more cost less time than a call; a GPU is for many
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,8 @@ class Budget:
 
         Minimises sum_i c_i (s_i - z_i)^2 subject to sum_i c_i s_i <= B and 0 <= s <= 1 in each
         pool, whose solution is clip(z - v, 0, 1) with one shift v >= 0 (Theorem 1 of the paper,
-        after Wang & Carreira-Perpinan 2013). Bisection brackets the shift, a linear step ends it.
+        after Wang & Carreira-Perpinan 2013). Bisection brackets the shift, a linear step ends it;
+        where calls cost more than numbers do, eight sections at a time.
 
         Args:
             probabilities: scores z, (n,) float64 on any device.
@@ -242,13 +244,17 @@ def _check(prune_rate: float, kind: str, scope: str) -> None:
 
 def _project_pool(z: Tensor, cost: Tensor, share: float) -> Tensor:
     """clip(z - v, 0, 1) with the smallest v >= 0 such that the cost stays within ``share``."""
-    low, high = torch.zeros_like(z[0]), z.max().clamp(min=0)
-    kept = torch.empty_like(z)  # written anew by each bisection
-    for _ in range(_BISECTIONS):  # no host synchronisation inside
-        middle = (low + high) / 2
-        over = cost @ torch.sub(z, middle, out=kept).clamp_(0, 1) > share
-        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+    low, width = torch.zeros_like(z[0]), z.max().clamp(min=0)
+    sections = 2 if z.device.type == "cpu" and len(z) > _FEW else 8
+    inner = torch.arange(1, sections, dtype=z.dtype, device=z.device) / sections
+    kept = z.new_empty(sections - 1, len(z))  # written anew each time
+    for _ in range(math.ceil(_BISECTIONS / math.log2(sections))):  # without a wait for the device
+        shifts = low + width * inner  # (sections - 1,)
+        over = torch.sub(z, shifts[:, None], out=kept).clamp_(0, 1) @ cost > share
+        width = width / sections
+        low = low + width * over.sum()
     # Between the breakpoints z - 1 and z the cost is linear in v: solve for v on the active set.
+    high = low + width
     gap = z - high
     active = cost * ((gap > 0) & (gap < 1))
     shift = (active @ z + cost @ (gap >= 1).to(z) - share) / active.sum()
