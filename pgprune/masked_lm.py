@@ -60,6 +60,8 @@ class MaskedLM:
             and runs all K masks as one batch; ``sliced`` computes the kept units only, one mask
             after another. Both give the same losses.
         kernels: how the sliced executor multiplies, ``plain`` or ``triton``.
+        compile_head: whether ``torch.compile`` makes one function of head and loss, whose shapes
+            are the same for all masks.
 
     Attributes:
         tokens: tokens asked of the model so far, K * B * T for each call.
@@ -74,10 +76,12 @@ class MaskedLM:
         units: PruningUnits,
         executor: str = "masked",
         kernels: str = "plain",
+        compile_head: bool = False,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.units = units
         self.executor = executor
+        self._compile_head = compile_head
         self._run = executor_of(executor, kernels, self.device)
         self.tokens = 0
         self._family = family_of(model.config)
@@ -204,7 +208,10 @@ class MaskedLM:
         """The losses of one pass, (K, B); those of a sliced mask are the same in any company."""
         targets = send(input_ids, self.device)[:, 1:]  # (B, T-1)
         hidden = self._hidden(masks, input_ids, fill)[:, :, :-1]  # (K, B, T-1, D)
-        rows = [token_losses(self.model, own.flatten(0, 1), targets.flatten()) for own in hidden]
+        rows = [
+            token_losses(self.model, own.flatten(0, 1), targets.flatten(), self._compile_head)
+            for own in hidden
+        ]
         return torch.stack(rows).view(-1, *targets.shape).mean(dim=2).to(self.device)
 
     def _hidden(self, masks: Tensor, input_ids: Tensor, fill: Fill | None = None) -> Tensor:

@@ -1,5 +1,7 @@
 """Next-token losses that never hold the logits of more than a chunk of tokens."""
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -7,25 +9,35 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from pgprune.errors import PruningError
+from pgprune.text import first_line
+
 LOGITS_BYTES = 64 * 2**20
 """Of one chunk of float32 logits; the loss needs about three such."""
 
 
-def token_losses(model: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+def token_losses(
+    model: nn.Module, hidden: Tensor, targets: Tensor, compiled: bool = False
+) -> Tensor:
     """Cross-entropy of tokens, computed in at least float32.
 
     Args:
         model: a causal LM, for its head.
         hidden: last hidden states after the final norm, (N, D).
         targets: the tokens that follow, (N,) int64.
+        compiled: by one function that ``torch.compile`` makes of head and loss.
 
     Returns:
         (N,) in nats.
+
+    Raises:
+        PruningError: they cannot be compiled here.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
     chunk = max(64, LOGITS_BYTES // (4 * head.weight.shape[0]))
+    losses = _compiled_losses if compiled else _losses
     parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    return torch.cat([_cross_entropy(head(part), wanted) for part, wanted in parts])
+    return torch.cat([losses(head, part, wanted) for part, wanted in parts])
 
 
 @torch.no_grad()
@@ -79,6 +91,30 @@ def model_perplexity(model: PreTrainedModel, windows: Tensor, batch_size: int = 
     """
     losses = [sequence_losses(model, batch).cpu() for batch in windows.split(batch_size)]
     return float(torch.cat(losses).double().mean().exp())
+
+
+def _losses(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
+    return _cross_entropy(head(hidden), targets)
+
+
+def _compiled_losses(head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
+    from torch._dynamo.exc import TorchDynamoException
+
+    try:
+        return _head_and_loss()(hidden, head.weight, head.bias, targets)
+    except TorchDynamoException as error:
+        raise PruningError(
+            f"head and loss cannot be compiled ({first_line(error)}); leave out --compile-head, or "
+            "install what torch.compile needs, such as a C++ compiler"
+        ) from error
+
+
+@cache
+def _head_and_loss() -> Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]:
+    def losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
+        return _cross_entropy(F.linear(hidden, weight, bias), targets)
+
+    return torch.compile(losses)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
