@@ -32,7 +32,8 @@ class Observation:
 
     Attributes:
         layer: index of the layer.
-        states: hidden states before the layer, one (b, T, D) for each chunk of the sequences.
+        states: hidden states before the layer, one (b, T, D) for each chunk of the sequences, on
+            the host, where there is room for those of all the text.
         run: runs the layer as it is now and yields what ``inputs`` describes.
     """
 
@@ -139,15 +140,19 @@ class MaskedLM:
             input_ids: (B, T) int64; large B is run in chunks of a few thousand tokens.
         """
         self.tokens += 2 * input_ids.numel()
-        prepared = [self._capture(chunk) for chunk in self._chunks(input_ids)]
-        states = [hidden for hidden, _ in prepared]  # each (b, T, D)
+        states, prepared = [], []
+        for chunk_ids in self._chunks(input_ids):
+            hidden, every = self._capture(chunk_ids)
+            states.append(hidden.cpu())  # (b, T, D)
+            prepared.append(every)
         for index in range(self.units.layers):
-            calls = [calls[index] for _, calls in prepared]
+            calls = [every[index] for every in prepared]
             before = tuple(states)
             yield Observation(index, before, partial(map, self._watch, calls, before))
             layer_mask = LayerMask(mask[None], self.units, index, self._family)
             for chunk, call in enumerate(calls):
-                states[chunk] = self._run(call, states[chunk][None], layer_mask)[0]
+                state = send(states[chunk], self.device)[None]
+                states[chunk] = self._run(call, state, layer_mask)[0].cpu()
 
     @torch.no_grad()
     def states(self, input_ids: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -265,7 +270,7 @@ class MaskedLM:
 
             hooks.append(call.layer.get_submodule(path).register_forward_pre_hook(keep))
         try:
-            call(hidden)
+            call(send(hidden, self.device))
         finally:
             for hook in hooks:
                 hook.remove()

@@ -109,13 +109,17 @@ def holding(linear: nn.Linear, weight: Tensor | None, bias: Tensor | None) -> It
 
 
 def _states_after_blocks(lm: MaskedLM, seen: Observation) -> dict[str, list[Tensor]]:
-    """Hidden states after the attention and the MLP of a dense layer, by kind and chunk."""
+    """Hidden states after the attention and the MLP of a dense layer, by kind and chunk.
+
+    They are on the host, as those of all the text are kept.
+    """
     output, down = (lm.linear(seen.layer, kind) for kind in KINDS)
     states: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
     for state, (attention, mlp) in zip(seen.states, seen.inputs, strict=True):
         before = wide(state).to(attention.device)
-        states["heads"].append(before + run_linear(output, attention))
-        states["channels"].append(states["heads"][-1] + run_linear(down, mlp))
+        after = before + run_linear(output, attention)
+        states["heads"].append(after.cpu())
+        states["channels"].append((after + run_linear(down, mlp)).cpu())
     return states
 
 

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from far_device import FarDevice, take
 from masks import patterns
 from pgprune import masked_lm
 from pgprune.executors import EXECUTORS
@@ -44,6 +45,22 @@ def test_observe_sees_what_the_projections_of_the_dense_model_get(model, executo
     torch.testing.assert_close(
         observed(lm, lm.units.ones(), ids), inputs_by_hooks(model, ids), rtol=0, atol=1e-12
     )
+
+
+def test_states_of_all_the_text_are_kept_on_the_host(model, monkeypatch):
+    monkeypatch.setattr(masked_lm, "_PASS_TOKENS", 18)  # two chunks
+    lm, ids = MaskedLM(model, PruningUnits.of(model), "sliced"), tokens(batch=3)
+    mask = (torch.rand(lm.units.n, generator=torch.Generator().manual_seed(0)) < 0.6).byte()
+    expected = [(seen.states, list(seen.inputs)) for seen in lm.observe(mask, ids)]
+    take(model)
+    with FarDevice():
+        for (states, inputs), seen in zip(expected, lm.observe(mask, ids), strict=True):
+            assert [state.device.type for state in seen.states] == ["cpu", "cpu"]
+            torch.testing.assert_close(seen.states, states, rtol=1e-12, atol=1e-12)
+            for pair, there in zip(inputs, seen.inputs, strict=True):
+                assert [part.device.type for part in there] == ["cuda", "cuda"]
+                found = tuple(part.cpu() for part in there)
+                torch.testing.assert_close(found, pair, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)

@@ -129,7 +129,8 @@ def find_slices(lm: MaskedLM, windows: Tensor, width: int) -> Slices:
         for observation in lm.observe(lm.units.ones(), windows):
             layer = layers[observation.layer]
             norm = layer.get_submodule(family.mlp_norms[0])
-            first = principal(observation.states, norm, width)
+            before = (state.to(lm.device) for state in observation.states)
+            first = principal(before, norm, width)
             second = principal(_between(observation, layer, norm, first), norm, width)
             rotations += [first.cpu(), second.cpu()]
             # From here on the layer is sliced, which is how the observation goes on.

@@ -71,7 +71,7 @@ def _moments(lm: MaskedLM, seen: Observation) -> dict[str, SecondMoments]:
     weights = {kind: lm.projection(seen.layer, kind) for kind in KINDS}
     moments = {kind: SecondMoments.of(weight) for kind, weight in weights.items()}
     for state, inputs in zip(seen.states, seen.inputs, strict=True):
-        squares = state.float().square().mean(-1, keepdim=True)  # (b, T, 1)
+        squares = state.to(inputs[0].device).float().square().mean(-1, keepdim=True)  # (b, T, 1)
         scale = squares.clamp(min=torch.finfo(squares.dtype).tiny).rsqrt()
         for kind, x in zip(KINDS, inputs, strict=True):
             wide = x.to(torch.promote_types(x.dtype, torch.float32)) * scale.to(x.device)
