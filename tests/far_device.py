@@ -35,6 +35,10 @@ class Far(Tensor):
     def __init__(self, held: Tensor) -> None:
         self.held = held
 
+    def tolist(self) -> Any:
+        """The values, which torch does not give of such tensors."""
+        return self.cpu().tolist()
+
     @classmethod
     def __torch_dispatch__(cls, function: Any, *_: Any) -> Any:
         raise AssertionError(f"{function} while the far device is not active")
