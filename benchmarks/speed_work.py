@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from pgprune.agents.estimators import advantages, gradient, moving_average, sample
 from pgprune.budget import Budget
 from pgprune.errors import PruningError
-from pgprune.families import decoder_layers, family_of
+from pgprune.families import decoder_layers, family_of, linear_at
 from pgprune.gathering import aligned
 from pgprune.latency import weight_bytes
 from pgprune.layer_mask import LayerMask
@@ -244,13 +244,9 @@ def kept_weights(model: PreTrainedModel, units: PruningUnits, mask: Tensor) -> l
         rows = {family.key: heads, family.value: heads, family.query: queries}
         rows |= dict.fromkeys(family.expand, channels)
         columns = {family.output: queries, family.down: channels}
-        weights += [_weight(layer, path)[:count] for path, count in rows.items()]
-        weights += [_weight(layer, path)[:, :count] for path, count in columns.items()]
+        weights += [linear_at(layer, path).weight[:count] for path, count in rows.items()]
+        weights += [linear_at(layer, path).weight[:, :count] for path, count in columns.items()]
     return [*weights, model.get_output_embeddings().weight]
-
-
-def _weight(layer: torch.nn.Module, path: str) -> Tensor:
-    return layer.get_submodule(path).get_parameter("weight")
 
 
 def _memory(work: Work, clock: Clock) -> int | None:

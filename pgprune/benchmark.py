@@ -212,8 +212,3 @@ def plan(
         BenchmarkCell(agent, task, seed) for seed in seeds for task in parsed for agent in named
     ]
     return list(dict.fromkeys(cells))
-
-
-def cell_of(values: Mapping[str, Any]) -> BenchmarkCell:
-    """The cell that ``dataclasses.asdict`` made plain values of."""
-    return BenchmarkCell(**{**values, "task": BenchmarkTask(**values["task"])})

@@ -133,4 +133,5 @@ def linear_at(layer: nn.Module, path: str) -> nn.Linear:
     module: Any = layer
     for name in path.split("."):
         module = module._modules[name]
+    assert isinstance(module, nn.Linear), f"{path} is not a linear projection"
     return module

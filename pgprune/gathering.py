@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from pgprune.families import Family
+from pgprune.families import Family, linear_at
 
 _LINE_BYTES = 64  # what the width of a gathered matrix is a multiple of
 _LEAST_LINES = 16  # narrower ones stay as they are, so that zeros are a sixteenth at most
@@ -29,7 +29,7 @@ def lay_out(layers: Iterable[nn.Module], family: Family) -> None:
     """
     for layer in layers:
         for path in (family.output, family.down):
-            weight = layer.get_submodule(path).get_parameter("weight")
+            weight = linear_at(layer, path).weight
             weight.data = weight.data.t().contiguous().t()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pgprune.errors import PruningError
 from pgprune.executors import LayerCall, executor_of
-from pgprune.families import decoder_layers, family_of
+from pgprune.families import decoder_layers, family_of, linear_at
 from pgprune.gathering import lay_out
 from pgprune.layer_mask import Fill, LayerMask, prepare
 from pgprune.prefixes import distinct, run_tree
@@ -180,9 +180,7 @@ class MaskedLM:
         """The projection whose inputs are ``heads`` or ``channels``, or the ``up`` projection."""
         family = self._family
         paths = {"heads": family.output, "channels": family.down, "up": family.expand[-1]}
-        module = self._layers[layer].get_submodule(paths[kind])
-        assert isinstance(module, nn.Linear)
-        return module
+        return linear_at(self._layers[layer], paths[kind])
 
     def projection(self, layer: int, kind: str) -> Tensor:
         """Weight of the projection whose inputs a kind of unit masks: (D, inputs)."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pgprune.errors import PruningError
-from pgprune.families import decoder_layers, family_of
+from pgprune.families import decoder_layers, family_of, linear_at
 from pgprune.transfer import send
 
 GRANULARITIES: dict[str, tuple[str, ...]] = {
@@ -194,7 +194,7 @@ def layer_shapes(model: nn.Module) -> Iterator[LayerShape]:
         attention = layer.get_submodule(family.attention)
         head_dim = int(attention.head_dim)  # type: ignore[arg-type]
         query, key, value, output, down, *expand = (
-            _linear(layer, path)
+            linear_at(layer, path)
             for path in (
                 *(family.query, family.key, family.value, family.output, family.down),
                 *family.expand,
@@ -225,12 +225,6 @@ def _count_and_cost(shape: LayerShape, kind: str, channel_block: int) -> tuple[i
         "mlp": (1, shape.mlp_cost),
         "layer": (1, shape.attention_cost + shape.mlp_cost),
     }[kind]
-
-
-def _linear(layer: nn.Module, path: str) -> nn.Linear:
-    module = layer.get_submodule(path)
-    assert isinstance(module, nn.Linear), f"{path} is not a linear projection"
-    return module
 
 
 def _row_cost(linear: nn.Linear) -> int:
