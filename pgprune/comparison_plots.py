@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from pgprune.comparison import AGENTS
 from pgprune.comparison_records import read_records
-from pgprune.comparison_rows import Row, columns_of, nearest_rate, rows_of
+from pgprune.comparison_rows import Row, columns_of, nearest_rate, rates_of, rows_of
 from pgprune.plots import plain_ticks, save_figure
 from pgprune.record_file import Record
 from pgprune.source import read_mask
@@ -48,7 +48,7 @@ def plot_all(output: Path, at_rate: float | None = None) -> list[Path]:
         if chosen and plot_perplexities(path, chosen):
             drawn.append(path)
     for model in dict.fromkeys(record["model"] for record in records):
-        rate = nearest_rate(rows, at_rate)
+        rate = nearest_rate(rates_of(rows), at_rate)
         distances = hamming_distances(output, records, model, rate)
         path = output / "plots" / f"hamming-{model}.png"
         if distances and plot_hamming(path, distances, f"{model}, prune rate {rate:g}"):

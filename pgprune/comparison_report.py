@@ -15,6 +15,7 @@ from pgprune.comparison_rows import (
     columns_of,
     nearest_rate,
     ranked,
+    rates_of,
     rows_of,
 )
 from pgprune.errors import PruningError
@@ -65,7 +66,7 @@ def tables(records: Sequence[Record], at_rate: float | None = None) -> str:
         )
     columns = columns_of(rows)
     models = list(dict.fromkeys(model for model, _, _ in columns))
-    rate = nearest_rate(rows, at_rate)
+    rate = nearest_rate(rates_of(rows), at_rate)
     parts = [summary(rows, columns)]
     if len(models) > 1:
         parts.append(f"Geometric means of perplexity.\n\n{_overview(rows, columns, models)}")
@@ -141,28 +142,43 @@ def _costs(row: Row, model: str, rates: Sequence[float], rate: float) -> list[st
     return [" / ".join(kept), seconds, memory, str(len(seeds))]
 
 
-def _zero_shot_table(rows: Sequence[Row], model: str, rate: float) -> str:
-    """Accuracies at one rate, of the tasks that some row does better than by chance."""
-    found = {row.method + row.repair: row.of(model, rate) for row in rows}
-    shots = [
-        one["zero_shot"] for records in found.values() for one in records if "zero_shot" in one
-    ]
-    above = [
-        task
-        for task in (shots[0] if shots else {})
-        if any(shot[task]["verdict"] == "above chance" for shot in shots)
-    ]
-    if not above:
+def _zero_shot_table(rows: Sequence[Row], model: str, wanted: float) -> str:
+    """Accuracies of the tasks that some row does better than by chance.
+
+    They are those at the rate that is nearest to a wanted one among those with accuracies.
+    """
+    tried = [one for row in rows for one in row.records if _answers(one, model)]
+    if not tried:
         return ""
-    head, lines = ["method", "repair", "type", *above], []
-    for row in rows:
-        own = [one["zero_shot"] for one in found[row.method + row.repair] if "zero_shot" in one]
+    rate = nearest_rate([one["rate"] for one in tried], wanted)
+    shots = [one["zero_shot"] for one in tried if one["rate"] == rate]
+    above = [
+        task for task in shots[0] if any(shot[task]["verdict"] == "above chance" for shot in shots)
+    ]
+    lines = []
+    for row in rows if above else []:
+        own = [one["zero_shot"] for one in row.of(model, rate) if _answers(one, model)]
         if own:
-            values = [spread([100 * shot[task]["accuracy"] for shot in own]) for task in above]
-            lines.append([*_names(row), *values])
-    return (
-        f"Zero-shot accuracy (%) at {rate:g}, tasks with a row above chance.\n\n{grid(head, lines)}"
+            lines.append(
+                [*_names(row), *(_accuracy([shot[task] for shot in own]) for task in above)]
+            )
+    if not lines:
+        return ""
+    return f"Zero-shot accuracy (%) at {rate:g}, tasks with a row above chance.\n\n" + grid(
+        ["method", "repair", "type", *above], lines
     )
+
+
+def _answers(record: Record, model: str) -> bool:
+    """Whether a record is of a model and has zero-shot accuracies."""
+    return record["model"] == model and "zero_shot" in record
+
+
+def _accuracy(found: Sequence[Record]) -> str:
+    """Accuracies on a task over seeds, in percent, and whether none of them is above chance."""
+    value = spread([100 * one["accuracy"] for one in found])
+    verdicts = {one["verdict"] for one in found}
+    return value if "above chance" in verdicts else f"{value} {' or '.join(sorted(verdicts))}"
 
 
 def _failures(records: Iterable[Record]) -> str:

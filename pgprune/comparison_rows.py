@@ -102,8 +102,12 @@ def best_forward(rows: Iterable[Row], columns: Sequence[Column]) -> Row | None:
     return next((row for row in whole if row.forward_only), None)
 
 
-def nearest_rate(rows: Iterable[Row], wanted: float | None = None) -> float:
-    """The measured rate that is nearest to a wanted one."""
-    rates = {record["rate"] for row in rows for record in row.records}
+def rates_of(rows: Iterable[Row]) -> set[float]:
+    """The prune rates of some rows."""
+    return {record["rate"] for row in rows for record in row.records}
+
+
+def nearest_rate(rates: Iterable[float], wanted: float | None = None) -> float:
+    """The rate that is nearest to a wanted one; None wants the paper's."""
     target = _PAPERS_RATE if wanted is None else wanted
     return min(sorted(rates), key=lambda rate: abs(rate - target))

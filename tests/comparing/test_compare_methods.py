@@ -133,6 +133,32 @@ def test_the_table_is_made_of_the_results(done):
     assert "- sleb:method-samples=8 on model at 0.5: " in text
 
 
+def test_accuracies_are_those_of_the_rate_that_has_them(done):
+    def answered(record, quiz, riddle):
+        shots = {"quiz": quiz, "riddle": riddle}
+        return record | {
+            "zero_shot": {
+                task: {"accuracy": accuracy, "verdict": verdict}
+                for task, (accuracy, verdict) in shots.items()
+            }
+        }
+
+    luck = (0.26, "at chance")
+    records = [record for record in read_records(done) if "error" not in record]
+    assert "Zero-shot" not in tables(records)
+    found = [
+        answered(record, (0.4, "above chance") if record["method"] == "flap" else luck, luck)
+        if record["rate"] == 0.5 and record["repair"] != "least-squares"
+        else record
+        for record in ({**one, "method": one["method"].partition(":")[0]} for one in records)
+    ]
+    text = tables(found, at_rate=0.33).partition("Zero-shot accuracy (%) at 0.5")[2]
+    assert "| method | repair | type | quiz |" in text
+    assert "| flap | own | forward | 40.00 |" in text
+    assert "| random | none | forward | 26.00 ± 0.00 at chance |" in text
+    assert "least-squares" not in text
+
+
 def test_the_page_is_renewed_between_its_markers(compare, done, tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text(PAGE)
