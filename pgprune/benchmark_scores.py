@@ -3,7 +3,7 @@
 The score of a run on a task is the share that it made of the way from random masks to the best
 that is known: (random loss - loss) / (random loss - best loss). The loss is that of the agent's
 answer on the run's validation batch; the random one is the mean over the seeds' random masks, and
-the best the lowest that any run on the task had at any look.
+the best the lowest that any run under the same seed, which has the same batch, had at any look.
 """
 
 import math
@@ -68,15 +68,20 @@ class Scores:
         return next(one for (_, name, _), one in self._runs.items() if name == task)
 
     @cached_property
-    def ends(self) -> dict[str, tuple[float, float]]:
-        """The losses that are score 0 and score 1, of each task that has both."""
+    def ends(self) -> dict[str, dict[int, tuple[float, float]]]:
+        """The losses that are score 0 and score 1, of each task that has both, by seed."""
         found = {}
         for task in self.tasks:
+            lowest: dict[int, float] = {}
+            for (_, name, seed), run in self._runs.items():
+                if name == task:
+                    losses = [point["loss"] for point in run["curve"]]
+                    lowest[seed] = min(*losses, lowest.get(seed, math.inf))
             random = self.losses(RANDOM, task)
-            curves = [one["curve"] for (_, t, _), one in self._runs.items() if t == task]
-            lowest = min(point["loss"] for curve in curves for point in curve)
-            if random and lowest < statistics.fmean(random):
-                found[task] = statistics.fmean(random), lowest
+            if random and max(lowest.values()) < statistics.fmean(random):
+                found[task] = {
+                    seed: (statistics.fmean(random), low) for seed, low in lowest.items()
+                }
         return found
 
     def seeds(self, agent: str) -> list[int]:
@@ -87,7 +92,10 @@ class Scores:
     def of(self, agent: str, part: float = 1.0) -> Numbers:
         """The scores of an agent after a part of its evaluations, (seeds, tasks)."""
         rows = [
-            [self._score(task, self.runs(agent, task)[seed], part) for task in self.ends]
+            [
+                _score(self.runs(agent, task)[seed], ends[seed], part)
+                for task, ends in self.ends.items()
+            ]
             for seed in self.seeds(agent)
         ]
         return np.array(rows)
@@ -115,10 +123,6 @@ class Scores:
                 found[task] = paired_difference(*values), len(seeds)
         return found
 
-    def _score(self, task: str, run: Record, part: float) -> float:
-        random, best = self.ends[task]
-        return (random - curve_at(run, "loss", part)) / (random - best)
-
 
 def curve_at(run: Record, column: str, part: float) -> float:
     """A run's learning curve after a part of its evaluations, linear between two looks.
@@ -131,6 +135,11 @@ def curve_at(run: Record, column: str, part: float) -> float:
     evaluations = [point["mask_evaluations"] for point in run["curve"]]
     values = [point[column] for point in run["curve"]]
     return float(np.interp(part * evaluations[-1], evaluations, values))
+
+
+def _score(run: Record, ends: tuple[float, float], part: float) -> float:
+    random, best = ends
+    return (random - curve_at(run, "loss", part)) / (random - best)
 
 
 def _log(run: Record) -> float:

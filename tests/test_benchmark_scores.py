@@ -30,12 +30,20 @@ def scores(output):
 
 
 def test_a_score_is_the_share_of_the_way_from_random_masks_to_the_best_known(scores):
-    assert scores.ends == {task: pytest.approx(ends) for task, ends in TASKS.items()}
+    for task, ends in TASKS.items():
+        assert scores.ends[task] == {seed: pytest.approx(ends) for seed in range(3)}
     assert scores.of("auto") == pytest.approx(np.array([[0.9, 0.9], [0.91, 0.91], [0.92, 0.92]]))
     assert scores.of("reinforce", 0.0) == pytest.approx(np.zeros((3, 2)), abs=1e-9)
     assert scores.of("reinforce", 0.25)[0] == pytest.approx([0.125, 0.125])
     assert scores.ranked == list(AGENTS)
     assert scores.mean("reinforce").value == pytest.approx(0.51)
+
+
+def test_the_best_known_loss_is_of_the_same_seed_as_the_batch_is():
+    lower = record("reinforce", "model:0.3", 1, [5.0, 1.0])
+    scores = Scores([*records(), lower])
+    assert [best for _, best in scores.ends["model:0.3"].values()] == pytest.approx([3.0, 1.0, 3.0])
+    assert scores.of("auto")[:, 0] == pytest.approx([0.9, 0.455, 0.92])
 
 
 def test_the_later_record_of_a_cell_counts(output):
