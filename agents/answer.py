@@ -8,6 +8,7 @@ from torch import Tensor
 from pgprune.problem import Problem
 from pgprune.repair import Repair, applied
 from pgprune.repairing import RepairConfig, repaired
+from pgprune.stream import CalibrationStream
 
 FRESH = 10_007
 """Added to the stream's seed for windows that the answer is chosen on, and nothing else."""
@@ -33,10 +34,16 @@ def best_repaired(
     return found[0] if len(found) == 1 else min(found, key=lambda each: _loss(problem, *each))
 
 
+def _windows(stream: CalibrationStream) -> Tensor:
+    """Windows to choose on, (N, T): new ones, or of a finite set those of the set."""
+    source = stream.fork(stream.seed + FRESH) if stream.samples is None else stream
+    return source.head(_WINDOWS)
+
+
 def _loss(problem: Problem, mask: Tensor, repair: Repair | None) -> float:
-    lm, stream = problem.lm, problem.stream
+    lm = problem.lm
     rows = mask[None].to(lm.device)  # (1, n)
     with applied(lm, repair or Repair()):
-        batches = stream.fork(stream.seed + FRESH).head(_WINDOWS).split(8)
+        batches = _windows(problem.stream).split(8)
         losses = torch.cat([lm.losses(rows, batch) for batch in batches], dim=1)  # (1, N)
     return float(losses.double().mean())

@@ -1,5 +1,6 @@
 """Repairs for masks near one that was looked at, and rewards computed with them."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from command import results, train
 from masks import patterns
 from pgprune import PruningError
-from pgprune.agents.answer import FRESH
+from pgprune.agents.answer import FRESH, _windows, best_repaired
 from pgprune.agents.auto import Auto
 from pgprune.agents.repaired_reward import RepairedReward
 from pgprune.agents.settings import Settings
@@ -18,8 +19,10 @@ from pgprune.masked_lm import MaskedLM
 from pgprune.nearby_repair import NearbyRepair
 from pgprune.problem import Problem
 from pgprune.repair import Repair, applied, choose_and_refit, repair
+from pgprune.repairing import RepairConfig
 from pgprune.run import Run
 from pgprune.second_moments import LeastSquares
+from pgprune.stream import calibration_stream
 from pgprune.units import Group, PruningUnits
 from tiny import tiny_model, tokens
 
@@ -154,6 +157,22 @@ def test_the_answer_is_the_better_one_of_start_and_learned_once_repaired(
             losses.append(lm.losses(mask[None], fresh).mean())
     assert losses[better] < losses[1 - better]
     assert torch.equal(found["mask"], answers[better])
+
+
+def test_with_a_finite_set_the_answer_is_chosen_on_that_set(problem: Problem) -> None:
+    finite = calibration_stream(replace(problem.data, calibration_samples=12), problem.tokenizer, 3)
+    few = replace(problem, stream=finite)
+    config = RepairConfig(repair="least-squares")
+    masks = [half(problem.units, seed) for seed in (2, 3)]
+    mask, made = best_repaired(few, masks, finite.head(12), config)
+    losses = []
+    for each in masks:
+        with applied(problem.lm, repair(problem.lm, each, finite.head(12), "least-squares")):
+            losses.append(problem.lm.losses(each[None], finite.head(12)).mean())
+    assert torch.equal(mask, masks[int(losses[1] < losses[0])])
+    read = set(map(tuple, _windows(finite).tolist()))
+    assert read == set(map(tuple, finite.head(12).tolist()))
+    assert made is not None
 
 
 @pytest.mark.parametrize(
