@@ -18,7 +18,7 @@ run: $(INSTALLED)
 	$(BIN)/python scripts/train_agent.py --agent reinforce --model builtin --export hf $(ARGS)
 
 test: $(DEVELOPED)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
 
 # mypy cannot follow setuptools' editable package-dir, so it reads a copy laid out as installed.
 lint: $(DEVELOPED)
