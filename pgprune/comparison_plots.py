@@ -108,7 +108,7 @@ def hamming_distances(
 
     Args:
         output: the comparison's directory, which holds the masks.
-        records: of the comparison.
+        records: of the comparison; those whose runs are elsewhere do not count.
         model: its name.
         rate: the prune rate.
 
@@ -122,7 +122,7 @@ def hamming_distances(
     masks: dict[str, dict[int, npt.NDArray[np.uint8]]] = defaultdict(dict)
     for record in (one for one in records if "error" not in one):
         wanted = (record["model"], record["rate"], record["granularity"]) == (model, rate, _FINE)
-        if wanted and record["mask"] is not None:
+        if wanted and record["mask"] is not None and (output / record["run"]).exists():
             mask = read_mask(output / record["mask"]).mask.numpy()
             # Units come layer by layer, and the layers of every known family are alike.
             masks[record["method"]][record["seed"]] = mask.reshape(record["layers"], -1)

@@ -123,7 +123,7 @@ def _model_table(
     one = next(record for row in rows for record in row.records if record["model"] == model)
     dense = ", ".join(f"{name} {spread([one['dense'][name]])}" for name in sets)
     size = f"{one['parameters']['dense']:,}"
-    shots = _zero_shot_table(rows, model, rate)
+    shots = _zero_shot_table(ranked(rows, columns), model, rate)
     about = f"`{model}`: {size} parameters; dense perplexity {dense}. Columns are prune rates.\n\n"
     return about + grid(head, lines) + (f"\n{shots}" if shots else "")
 

@@ -1,5 +1,6 @@
 """scripts/compare_methods.py: what it measures and what it shows."""
 
+import shutil
 import statistics
 
 import numpy as np
@@ -169,6 +170,13 @@ def test_the_page_is_renewed_between_its_markers(compare, done, tmp_path, capsys
     assert capsys.readouterr().out.count("\n") == 1
     assert compare(done, "--report", f"--into={page}") == 0
     assert page.read_text() == text
+
+
+def test_records_without_their_runs_make_the_tables_too(compare, done, tmp_path):
+    shutil.copy(done / "comparison.jsonl", tmp_path)
+    assert compare(tmp_path, "--report") == 0
+    assert (tmp_path / "comparison.md").read_text() == tables(read_records(done))
+    assert not list(tmp_path.rglob("hamming*"))
 
 
 def test_hamming_distances_are_those_of_the_masks(done):
