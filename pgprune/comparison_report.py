@@ -112,7 +112,8 @@ def _model_table(
     costs = ["parameters kept", f"seconds at {rate:g}", f"MiB at {rate:g}", "seeds"]
     head = ["method", "repair", "type", *head, "mean", *costs]
     lines = []
-    for row in ranked(rows, columns):
+    ordered = ranked(rows, columns)
+    for row in ordered:
         lacking = ["fails" if (row.method, rate) in failed else "–" for _, rate, _ in columns]
         cells = [
             spread(values) if (values := row.perplexities(column)) else lack
@@ -123,7 +124,7 @@ def _model_table(
     one = next(record for row in rows for record in row.records if record["model"] == model)
     dense = ", ".join(f"{name} {spread([one['dense'][name]])}" for name in sets)
     size = f"{one['parameters']['dense']:,}"
-    shots = _zero_shot_table(ranked(rows, columns), model, rate)
+    shots = _zero_shot_table(ordered, model, rate)
     about = f"`{model}`: {size} parameters; dense perplexity {dense}. Columns are prune rates.\n\n"
     return about + grid(head, lines) + (f"\n{shots}" if shots else "")
 
