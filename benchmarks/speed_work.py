@@ -22,6 +22,7 @@ from pgprune.layer_mask import LayerMask
 from pgprune.masked_lm import MaskedLM
 from pgprune.memory import memory_of
 from pgprune.models import DTYPES, ModelConfig, load_model
+from pgprune.scoring import release_logits
 from pgprune.shapes import SHAPES, random_models
 from pgprune.units import PruningUnits
 
@@ -252,6 +253,7 @@ def kept_weights(model: PreTrainedModel, units: PruningUnits, mask: Tensor) -> l
 def _memory(work: Work, clock: Clock) -> int | None:
     """The most bytes that a piece of work takes, the second time that it is done."""
     work(clock)
+    release_logits()  # which would be there already
     return memory_of(partial(work, clock), clock.device)
 
 

@@ -1,5 +1,6 @@
 """Next-token losses that never hold the logits of more than a chunk of tokens."""
 
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -14,6 +15,8 @@ from pgprune.text import first_line
 
 LOGITS_BYTES = 64 * 2**20
 """Of one chunk of float32 logits; the loss needs about three such."""
+
+_kept = threading.local()  # the memory of a chunk, so that not every chunk's is mapped anew
 
 
 def token_losses(
@@ -36,8 +39,15 @@ def token_losses(
     head = model.get_output_embeddings()  # type: ignore[operator]
     chunk = max(64, LOGITS_BYTES // (4 * head.weight.shape[0]))
     losses = _compiled_losses if compiled else _losses
+    if not compiled and _works_in_place(head, hidden):
+        losses, chunk = _losses_in_place, 2 * chunk
     parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
     return torch.cat([losses(head, part, wanted) for part, wanted in parts])
+
+
+def release_logits() -> None:
+    """Gives back the memory that this thread keeps for logits."""
+    _kept.__dict__.clear()
 
 
 @torch.no_grad()
@@ -95,6 +105,36 @@ def model_perplexity(model: PreTrainedModel, windows: Tensor, batch_size: int = 
 
 def _losses(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
     return _cross_entropy(head(hidden), targets)
+
+
+def _works_in_place(head: nn.Module, hidden: Tensor) -> bool:
+    """Whether a head is a plain projection on a CPU whose logits need no gradient and no cast."""
+    if torch.is_grad_enabled() or type(head) is not nn.Linear:
+        return False
+    on_cpu = head.weight.is_cpu and hidden.is_cpu
+    return on_cpu and head.weight.dtype in (torch.float32, torch.float64)
+
+
+def _losses_in_place(head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
+    """As ``_losses`` up to rounding; logits become log-probabilities in memory that is kept.
+
+    Memory of this size would else come from the system page by page, anew for every chunk.
+    """
+    logits = _memory(len(hidden), len(head.weight), head.weight.dtype)  # (N, vocabulary)
+    if head.bias is None:
+        torch.mm(hidden, head.weight.T, out=logits)
+    else:
+        torch.addmm(head.bias, hidden, head.weight.T, out=logits)
+    torch.log_softmax(logits, 1, out=logits)
+    return F.nll_loss(logits, targets.to(logits.device), reduction="none")
+
+
+def _memory(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """Memory of this thread, (rows, columns), whose content is of no use."""
+    kept: Tensor | None = getattr(_kept, "memory", None)
+    if kept is None or kept.dtype != dtype or kept.numel() < rows * columns:
+        kept = _kept.memory = torch.empty(rows * columns, dtype=dtype)
+    return kept[: rows * columns].view(rows, columns)
 
 
 def _compiled_losses(head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
