@@ -84,8 +84,8 @@ class PruningConfig:
     compile_head: bool = field(
         default=False,
         metadata={
-            "help": "compile head and loss (torch.compile), for a GPU: some seconds at the start; on "
-            "a CPU in float32 evaluations are slower with it"
+            "help": "compile head and loss (torch.compile), for a GPU: some seconds at the start; "
+            "on a CPU in float32 evaluations are slower with it"
         },
     )
 
