@@ -161,6 +161,7 @@ def _found(work: Work, results: Mapping[str, Any]) -> Record:
         "hyperparameters": work.hyperparameters,
         "curve": curve,
         "perplexity": results["perplexity"]["pruned"],
+        "masked": results["perplexity"]["masked"],
         "dense": results["perplexity"]["dense"],
         "mask_evaluations": results["mask_evaluations"],
         **results["method_cost"],

@@ -2,7 +2,7 @@
 
 A task is a model, a prune rate and a granularity. A cell is an agent on a task under a seed: a run
 like any other, in ``DIR/TASK/AGENT/seedN``, made as ``scripts/train_agent.py`` makes it. An agent
-may be named with options of its own, as in ``ppo:action=density``, and is then an agent of its own.
+with options, as in ``ppo:action=density`` or ``auto:total-timesteps=100``, is one of its own.
 """
 
 import re
@@ -23,7 +23,7 @@ FINEST = "heads+channels"
 _RANDOM_WORDS = {"agent": "random-search", "init": "random", "total_timesteps": 1}
 _OURS = (
     *("agent", "model", "prune_rate", "granularity", "seed", "output", "resume", "export"),
-    *("total_timesteps", "quiet", "device", "dtype"),
+    *("quiet", "device", "dtype"),
 )
 
 

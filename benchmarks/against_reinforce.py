@@ -1,0 +1,227 @@
+r"""Holds the recommended agent against the paper's, with a tenth of the evaluations and with all.
+
+    python benchmarks/against_reinforce.py --assets ASSETS --output DIR
+    python benchmarks/against_reinforce.py --output DIR --report --into docs/auto.md
+
+The paper's agent has 3,000 evaluations and, for each model, the step size of a grid that ends with
+the lowest loss on calibration text (the validation batch; rate 0.4, the first seed). The grid is
+walked outwards from its middle as long as the best is at an edge. Cells are those of
+scripts/benchmark_agents.py, and can be killed and repeated like them.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from transformers.utils import logging
+
+from pgprune.agents.benchmarking import run
+from pgprune.aggregates import paired_difference
+from pgprune.benchmark import BenchmarkCell, BenchmarkConfig, BenchmarkTask, plan
+from pgprune.benchmark_scores import Scores, read_records
+from pgprune.cells import model_name
+from pgprune.cli import ArgumentParser, from_arguments, given, run_command
+from pgprune.files import saving
+from pgprune.markdown import check_page, grid, renew_page
+from pgprune.record_file import Record
+from pgprune.stream import DataConfig
+
+GRID = tuple(0.002 * 2**k for k in range(7))  # docs/reinforce.md, "Step size"
+FIRST = GRID[3:6]
+GRID_RATE, RATES = 0.4, (0.3, 0.4, 0.5)
+FULL, TENTH = 3000, 260  # with its looks at the validation batch, a tenth of the tokens, too
+TINYSTORIES = "text/tinystories/tinystories_1000_clean.jsonl"
+MARKER = "against"
+
+_REPAIR = "repair=least-squares"
+_SHORT = f"total-timesteps={TENTH},{_REPAIR}"
+AUTO = {"a tenth": f"auto:{_SHORT}", "all": f"auto:{_REPAIR}"}
+REPAIRED = {name: f"{agent},reward=repaired" for name, agent in AUTO.items()}
+"""The recommended agent by its share of the evaluations; for repaired masks, rewarded as such."""
+
+
+def main() -> int:
+    """Chooses the step sizes, measures what is missing, and makes the tables."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    arguments = make_parser().parse_args()
+    config = from_arguments(BenchmarkConfig, arguments)
+    page = None if config.into is None else Path(config.into)
+    if page is not None:
+        check_page(page, MARKER)
+    failed = 0
+    if not config.report:
+        arguments.calibration = f"{arguments.assets / TINYSTORIES}[:500]"
+        arguments.evaluation = f"{arguments.assets / TINYSTORIES}[500:1000]"
+        data = from_arguments(DataConfig, arguments), given(DataConfig, arguments)
+        models = [_place(model, arguments.assets) for model in arguments.models]
+        while cells := open_grid(Scores(read_records(Path(config.output))), models, config):
+            if failed := run(cells, config, *data):
+                return 1
+        chosen = best_steps(Scores(read_records(Path(config.output))))
+        failed = run(matches(chosen, models, config, arguments.only), config, *data)
+    text = tables(Scores(read_records(Path(config.output))))
+    if page is None:
+        print(text)
+    else:
+        with saving(page, "free some space and repeat the command with --report"):
+            renew_page(page, MARKER, text)
+    return 1 if failed else 0
+
+
+def make_parser() -> ArgumentParser:
+    """The options of benchmark_agents.py with the models and evaluations of the comparison."""
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--assets", type=Path, default=Path(), help="folder with models and text")
+    models = ["stories260K", "babyllama-361", "builtin"]
+    parser.add_argument("--models", nargs="+", default=models, help="of the assets, and builtin")
+    kinds = ["plain", "repaired"]
+    parser.add_argument(
+        "--only", choices=kinds, nargs="+", default=kinds, help="rewards of the recommended agent"
+    )
+    parser.add(BenchmarkConfig)
+    parser.add(DataConfig)
+    parser.set_defaults(output="against", seeds=3, total_timesteps=FULL)
+    return parser
+
+
+def reinforce(step: float) -> str:
+    """The paper's agent with a step size."""
+    return f"reinforce:learning-rate={step:g},{_REPAIR}"
+
+
+def open_grid(scores: Scores, models: list[str], config: BenchmarkConfig) -> list[BenchmarkCell]:
+    """The cells of the grid that are to be measured next; none once each best has neighbours."""
+    agents_tasks = []
+    for model in models:
+        task = f"{model}:{GRID_RATE:g}"
+        losses = step_losses(scores, BenchmarkTask.parse(task).name)
+        wanted = set(FIRST)
+        if wanted <= losses.keys():
+            at = GRID.index(min(losses, key=lambda step: losses[step]))
+            wanted = set(GRID[max(0, at - 1) : at + 2])
+        agents_tasks += [(reinforce(step), task) for step in sorted(wanted - losses.keys())]
+    seeds = config.all_seeds[:1]
+    return [
+        cell
+        for agent, task in agents_tasks
+        for cell in plan([agent], [task], seeds, reference=False)
+    ]
+
+
+def step_losses(scores: Scores, task: str) -> dict[float, float]:
+    """The loss of the answer on calibration text by step size, of the first seed."""
+    found = {}
+    for step in GRID:
+        runs = scores.runs(reinforce(step), task)
+        if runs:
+            found[step] = runs[min(runs)]["curve"][-1]["loss"]
+    return found
+
+
+def best_steps(scores: Scores) -> dict[str, float]:
+    """The step size of each model with the lowest loss on calibration text."""
+    losses = {task: step_losses(scores, task) for task in scores.tasks}
+    return {
+        task.removesuffix(f":{GRID_RATE:g}"): min(found, key=lambda step: found[step])
+        for task, found in losses.items()
+        if task.endswith(f":{GRID_RATE:g}") and found
+    }
+
+
+def matches(
+    steps: Mapping[str, float], models: list[str], config: BenchmarkConfig, only: list[str]
+) -> list[BenchmarkCell]:
+    """The cells of both agents: small models first, and of each what says most first."""
+    rounds = {"plain": [AUTO["a tenth"], "", AUTO["all"]], "repaired": list(REPAIRED.values())}
+    cells = []
+    for kind in only:
+        for model in models:
+            agents = [agent or reinforce(steps[model_name(model)]) for agent in rounds[kind]]
+            tasks = [f"{model}:{rate:g}" for rate in RATES]
+            cells += plan(agents, tasks, config.all_seeds, reference=False)
+    return list(dict.fromkeys(cells))
+
+
+def tables(scores: Scores) -> str:
+    """The step sizes, and both agents before and after repair."""
+    steps = best_steps(scores)
+    said = ", ".join(f"{step:g} on {model}" for model, step in steps.items())
+    before, after = AUTO, REPAIRED
+    return (
+        f"Step size of reinforce, by loss on calibration text: {said}.\n\n"
+        f"Grid, loss on calibration text at rate {GRID_RATE:g}:\n\n{_grid_table(scores)}\n"
+        f"Perplexity before repair:\n\n{_match_table(scores, steps, before, 'masked')}\n"
+        f"Perplexity after repair (least squares; auto is rewarded for repaired masks):\n\n"
+        f"{_match_table(scores, steps, after, 'perplexity')}"
+    )
+
+
+def _grid_table(scores: Scores) -> str:
+    lines = []
+    for task in scores.tasks:
+        if task.endswith(f":{GRID_RATE:g}"):
+            losses = step_losses(scores, task)
+            shown = [f"{losses[step]:.3f}" if step in losses else "–" for step in GRID]
+            lines.append([task, *shown])
+    return grid(["task", *(f"{step:g}" for step in GRID)], lines)
+
+
+def _match_table(
+    scores: Scores, steps: Mapping[str, float], agents: Mapping[str, str], column: str
+) -> str:
+    """Perplexities by task, and the paired differences in log-perplexity with their intervals."""
+    lines = []
+    for task in scores.tasks:
+        model = task.rpartition(":")[0]
+        if model not in steps:
+            continue
+        other = scores.runs(reinforce(steps[model]), task)
+        line = [task, _perplexity(other, column)]
+        for agent in agents.values():
+            own = scores.runs(agent, task)
+            line += [_perplexity(own, column), *_versus(own, other, column)]
+        lines.append([*line, str(len(other))])
+    head = ["task", "reinforce, all"]
+    for share in agents:
+        head += [f"auto, {share}", "difference [95 %]", "tokens"]
+    return grid([*head, "seeds"], lines)
+
+
+def _versus(own: Mapping[int, Record], other: Mapping[int, Record], column: str) -> list[str]:
+    """The difference of two agents with its interval, and the share of tokens after the start."""
+    seeds = sorted(own.keys() & other.keys())
+    if not seeds:
+        return ["–", "–"]
+    logs = [np.array([_log(each[s], column) for s in seeds]) for each in (own, other)]
+    found = paired_difference(*logs)
+    interval = f" [{found.low:+.3f}, {found.high:+.3f}]" if len(seeds) > 1 else ""
+    share = sum(_tokens(own[s]) for s in seeds) / sum(_tokens(other[s]) for s in seeds)
+    return [f"{found.value:+.3f}{interval}", f"{share:.3f}"]
+
+
+def _perplexity(runs: Mapping[int, Record], column: str) -> str:
+    if not runs:
+        return "–"
+    return f"{math.exp(statistics.fmean(_log(run, column) for run in runs.values())):,.2f}"
+
+
+def _log(run: Record, column: str) -> float:
+    """The mean over evaluation sets of the log-perplexity."""
+    values = [math.inf if value is None else value for value in run[column].values()]
+    return statistics.fmean(map(math.log, values))
+
+
+def _tokens(run: Record) -> float:
+    """Tokens from the first look at the start on, the repair of what ships among them."""
+    return float(run["tokens"] - run["curve"][0]["tokens"])
+
+
+def _place(model: str, assets: Path) -> str:
+    return model if model == "builtin" else str(assets / "models" / model)
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,65 @@
+"""benchmarks/against_reinforce.py: the walk along the grid, the cells, and what the tables say."""
+
+import math
+
+import pytest
+
+from benchmark_toy import ROOT, record
+from conftest import load
+from pgprune.benchmark import BenchmarkConfig
+from pgprune.benchmark_scores import Scores
+
+CONFIG = BenchmarkConfig(seeds=3)
+
+
+@pytest.fixture(scope="module")
+def against():
+    return load(ROOT / "benchmarks" / "against_reinforce.py")
+
+
+def walk(against, losses):
+    """Measures the open cells of the grid until there are none; returns the steps, in order."""
+    found, order = [], []
+    while cells := against.open_grid(Scores(found), ["builtin"], CONFIG):
+        for cell in cells:
+            assert (cell.task.name, cell.seed) == ("builtin:0.4", 0)
+            step = next(step for step in against.GRID if against.reinforce(step) == cell.agent)
+            order.append(step)
+            found.append(record(cell.agent, cell.task.name, 0, [9.0, losses(step)]))
+    return order, against.best_steps(Scores(found))
+
+
+def test_the_grid_is_walked_until_the_best_has_neighbours(against):
+    assert walk(against, lambda step: abs(step - 0.032)) == ([*against.FIRST], {"builtin": 0.032})
+    order, best = walk(against, lambda step: -step)
+    assert (order, best) == ([*against.FIRST, 0.128], {"builtin": 0.128})
+    order, best = walk(against, lambda step: step)
+    assert order[3:] == [0.008, 0.004, 0.002] and best == {"builtin": 0.002}
+
+
+def test_both_agents_have_the_same_tasks_and_seeds(against):
+    cells = against.matches({"builtin": 0.032}, ["builtin"], CONFIG, ["plain", "repaired"])
+    every = {cell.agent for cell in cells}
+    assert every == {against.reinforce(0.032), *against.AUTO.values(), *against.REPAIRED.values()}
+    assert len(cells) == 5 * 3 * 3
+    assert sum("total-timesteps=260," in agent for agent in every) == 2
+
+
+def test_tables_pair_the_runs_of_a_seed(against):
+    found = []
+    for seed in range(3):
+        other = record(
+            against.reinforce(0.032), "m:0.4", seed, [9.0, 3.0], masked={"a": 8.0 + seed}
+        )
+        own = record(
+            against.AUTO["a tenth"], "m:0.4", seed, [9.0, 3.0], masked={"a": 4.0 + seed / 2}
+        )
+        found += [other | {"tokens": 10_000}, own | {"tokens": 1_000}]
+    text = against.tables(Scores(found))
+    assert "Step size of reinforce, by loss on calibration text: 0.032 on m." in text
+    half = f"{math.log(0.5):+.3f}"
+    mean = math.exp(sum(math.log(8 + seed) for seed in range(3)) / 3)
+    row = next(line for line in text.splitlines() if half in line)
+    assert row == (
+        f"| m:0.4 | {mean:.2f} | {mean / 2:.2f} | {half} [{half}, {half}] | 0.100 | – | – | – | 3 |"
+    )
