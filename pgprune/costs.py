@@ -30,7 +30,7 @@ MOST_COPIED = 512 * 2**20
 """Bytes that one layer's gathered weights may take, so that a run stays within 1 GiB."""
 
 DEVICE_RATES = {
-    "cpu": DeviceRates(operations=6e10, bytes=6e9, overhead=5e-4),
+    "cpu": DeviceRates(operations=6e10, bytes=6e9, overhead=1.5e-4),
     "cuda": DeviceRates(operations=2e14, bytes=1e12, overhead=5e-4),
     "mps": DeviceRates(operations=3e12, bytes=1e11, overhead=5e-4),
 }

@@ -23,7 +23,7 @@ def units(hidden, channels, heads, layers=4, granularity="heads+channels") -> Pr
     return PruningUnits([shape] * layers, granularity)
 
 
-TINY, LARGE = units(32, 88, 4), units(4096, 11008, 32)
+TINY, LARGE = units(16, 44, 2), units(4096, 11008, 32)
 
 
 def choose(units=LARGE, prune_rate=0.4, masks=2, tokens=1024, dtype=torch.float32, device="cpu"):
