@@ -41,6 +41,13 @@ AUTO = {"a tenth": f"auto:{_SHORT}", "all": f"auto:{_REPAIR}"}
 REPAIRED = {name: f"{agent},reward=repaired" for name, agent in AUTO.items()}
 """The recommended agent by its share of the evaluations; for repaired masks, rewarded as such."""
 
+ROUNDS = {
+    "tenth": [AUTO["a tenth"], REPAIRED["a tenth"]],
+    "all": [AUTO["all"]],
+    "all-repaired": [REPAIRED["all"]],
+}
+"""What is measured together, beside the paper's agent."""
+
 
 def main() -> int:
     """Chooses the step sizes, measures what is missing, and makes the tables."""
@@ -77,9 +84,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--assets", type=Path, default=Path(), help="folder with models and text")
     models = ["stories260K", "babyllama-361", "builtin"]
     parser.add_argument("--models", nargs="+", default=models, help="of the assets, and builtin")
-    kinds = ["plain", "repaired"]
+    rounds = list(ROUNDS)
     parser.add_argument(
-        "--only", choices=kinds, nargs="+", default=kinds, help="rewards of the recommended agent"
+        "--only", choices=rounds, nargs="+", default=rounds, help="what is measured (everything)"
     )
     parser.add(BenchmarkConfig)
     parser.add(DataConfig)
@@ -134,14 +141,13 @@ def best_steps(scores: Scores) -> dict[str, float]:
 def matches(
     steps: Mapping[str, float], models: list[str], config: BenchmarkConfig, only: list[str]
 ) -> list[BenchmarkCell]:
-    """The cells of both agents: small models first, and of each what says most first."""
-    rounds = {"plain": [AUTO["a tenth"], "", AUTO["all"]], "repaired": list(REPAIRED.values())}
+    """The cells of some rounds, all models of a round before the next one."""
     cells = []
-    for kind in only:
+    for name in only:
         for model in models:
-            agents = [agent or reinforce(steps[model_name(model)]) for agent in rounds[kind]]
+            other = reinforce(steps[model_name(model)])
             tasks = [f"{model}:{rate:g}" for rate in RATES]
-            cells += plan(agents, tasks, config.all_seeds, reference=False)
+            cells += plan([*ROUNDS[name], other], tasks, config.all_seeds, reference=False)
     return list(dict.fromkeys(cells))
 
 

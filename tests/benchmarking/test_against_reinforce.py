@@ -38,7 +38,7 @@ def test_the_grid_is_walked_until_the_best_has_neighbours(against):
 
 
 def test_both_agents_have_the_same_tasks_and_seeds(against):
-    cells = against.matches({"builtin": 0.032}, ["builtin"], CONFIG, ["plain", "repaired"])
+    cells = against.matches({"builtin": 0.032}, ["builtin"], CONFIG, [*against.ROUNDS])
     every = {cell.agent for cell in cells}
     assert every == {against.reinforce(0.032), *against.AUTO.values(), *against.REPAIRED.values()}
     assert len(cells) == 5 * 3 * 3
