@@ -73,22 +73,22 @@ def test_a_pruned_model_has_the_perplexity_of_its_mask(model, name, tmp_path):
 
 
 def test_a_dense_model_has_the_perplexity_that_transformers_says(model, monkeypatch):
-    windows = tokens(3, 30)
+    windows = tokens(6, 30)
     with torch.no_grad():
         expected = math.exp(model(input_ids=windows, labels=windows).loss)
     assert model_perplexity(model, windows) == pytest.approx(expected)
     whole = sequence_losses(model, windows)
     sizes = []
 
-    def keep(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        sizes.append(logits.shape)
-        return cross_entropy(logits, targets)
+    def keep(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
+        sizes.append((rows, columns))
+        return memory(rows, columns, dtype)
 
-    cross_entropy = scoring._cross_entropy
-    monkeypatch.setattr(scoring, "_cross_entropy", keep)
+    memory = scoring._memory
+    monkeypatch.setattr(scoring, "_memory", keep)
     monkeypatch.setattr(scoring, "LOGITS_BYTES", 1)
     torch.testing.assert_close(sequence_losses(model, windows), whole, rtol=0, atol=1e-12)
-    assert sizes == [(64, VOCABULARY), (23, VOCABULARY)], "never more logits than one chunk"
+    assert sizes == [(128, VOCABULARY), (46, VOCABULARY)], "never more logits than one chunk"
 
 
 def test_bytes_are_counted_of_the_documents_that_were_taken(tmp_path):
