@@ -42,19 +42,18 @@ def test_both_agents_have_the_same_tasks_and_seeds(against):
     every = {cell.agent for cell in cells}
     assert every == {against.reinforce(0.032), *against.AUTO.values(), *against.REPAIRED.values()}
     assert len(cells) == 5 * 3 * 3
-    assert sum("total-timesteps=260," in agent for agent in every) == 2
+    assert sum("total-timesteps=" in agent for agent in every) == 2
 
 
 def test_tables_pair_the_runs_of_a_seed(against):
     found = []
     for seed in range(3):
-        other = record(
-            against.reinforce(0.032), "m:0.4", seed, [9.0, 3.0], masked={"a": 8.0 + seed}
-        )
-        own = record(
-            against.AUTO["a tenth"], "m:0.4", seed, [9.0, 3.0], masked={"a": 4.0 + seed / 2}
-        )
-        found += [other | {"tokens": 10_000}, own | {"tokens": 1_000}]
+        for agent, perplexity, looks in (
+            (against.reinforce(0.032), 8.0 + seed, 10),
+            (against.AUTO["a tenth"], 4.0 + seed / 2, 1),
+        ):
+            shown = {"masked": {"text": perplexity}}
+            found.append(record(agent, "m:0.4", seed, [9.0] * looks + [3.0], **shown))
     text = against.tables(Scores(found))
     assert "Step size of reinforce, by loss on calibration text: 0.032 on m." in text
     half = f"{math.log(0.5):+.3f}"
