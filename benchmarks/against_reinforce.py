@@ -14,13 +14,12 @@ import statistics
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
+from cells import GRID
 from transformers.utils import logging
 
 from pgprune.agents.benchmarking import run
-from pgprune.aggregates import paired_difference
 from pgprune.benchmark import BenchmarkCell, BenchmarkConfig, BenchmarkTask, plan
-from pgprune.benchmark_scores import Scores, read_records
+from pgprune.benchmark_scores import Scores, log_perplexity, read_records
 from pgprune.cells import model_name
 from pgprune.cli import ArgumentParser, from_arguments, given, run_command
 from pgprune.files import saving
@@ -28,7 +27,6 @@ from pgprune.markdown import check_page, grid, renew_page
 from pgprune.record_file import Record
 from pgprune.stream import DataConfig
 
-GRID = tuple(0.002 * 2**k for k in range(7))  # docs/reinforce.md, "Step size"
 FIRST = GRID[3:6]
 GRID_RATE, RATES = 0.4, (0.3, 0.4, 0.5)
 FULL = 3000
@@ -67,8 +65,9 @@ def main() -> int:
         check_page(page, MARKER)
     failed = 0
     if not config.report:
-        arguments.calibration = f"{arguments.assets / TINYSTORIES}[:500]"
-        arguments.evaluation = f"{arguments.assets / TINYSTORIES}[500:1000]"
+        stories = str(arguments.assets / TINYSTORIES)
+        vars(arguments).setdefault("calibration", f"{stories}[:500]")
+        vars(arguments).setdefault("evaluation", f"{stories}[500:1000]")
         data = from_arguments(DataConfig, arguments), given(DataConfig, arguments)
         models = [_place(model, arguments.assets) for model in arguments.models]
         while cells := open_grid(Scores(read_records(Path(config.output))), models, config):
@@ -162,13 +161,12 @@ def tables(scores: Scores) -> str:
     """The step sizes, and both agents before and after repair."""
     steps = best_steps(scores)
     said = ", ".join(f"{step:g} on {model}" for model, step in steps.items())
-    before, after = AUTO, REPAIRED
     return (
         f"Step size of reinforce, by loss on calibration text: {said}.\n\n"
         f"Grid, loss on calibration text at rate {GRID_RATE:g}:\n\n{_grid_table(scores)}\n"
-        f"Perplexity before repair:\n\n{_match_table(scores, steps, before, 'masked')}\n"
+        f"Perplexity before repair:\n\n{_match_table(scores, steps, AUTO, 'masked')}\n"
         f"Perplexity after repair (least squares; auto is rewarded for repaired masks):\n\n"
-        f"{_match_table(scores, steps, after, 'perplexity')}"
+        f"{_match_table(scores, steps, REPAIRED, 'perplexity')}"
     )
 
 
@@ -191,42 +189,37 @@ def _match_table(
         model = task.rpartition(":")[0]
         if model not in steps:
             continue
-        other = scores.runs(reinforce(steps[model]), task)
-        line = [task, _perplexity(other, column)]
+        other = reinforce(steps[model])
+        line = [task, _perplexity(scores.runs(other, task), column)]
         for agent in agents.values():
-            own = scores.runs(agent, task)
-            line += [_perplexity(own, column), *_versus(own, other, column)]
-        lines.append([*line, str(len(other))])
+            own = _perplexity(scores.runs(agent, task), column)
+            line += [own, *_versus(scores, agent, other, task, column)]
+        lines.append(line)
     head = ["task", "reinforce, all"]
     for share in agents:
-        head += [f"auto, {share}", "difference [95 %]", "tokens"]
-    return grid([*head, "seeds"], lines)
+        head += [f"auto, {share}", "difference [95 %] (seeds)", "tokens"]
+    return grid(head, lines)
 
 
-def _versus(own: Mapping[int, Record], other: Mapping[int, Record], column: str) -> list[str]:
+def _versus(scores: Scores, one: str, other: str, task: str, column: str) -> list[str]:
     """The difference of two agents with its interval, and the share of tokens after the start."""
-    seeds = sorted(own.keys() & other.keys())
-    if not seeds:
+    if not (pair := scores.differences(one, other, column).get(task)):
         return ["–", "–"]
-    logs = [np.array([_log(each[s], column) for s in seeds]) for each in (own, other)]
-    found = paired_difference(*logs)
-    interval = f" [{found.low:+.3f}, {found.high:+.3f}]" if len(seeds) > 1 else ""
-    share = sum(_tokens(own[s], column) for s in seeds) / sum(
-        _tokens(other[s], column) for s in seeds
-    )
-    return [f"{found.value:+.3f}{interval}", f"{share:.3f}"]
+    found, pairs = pair
+    interval = f" [{found.low:+.3f}, {found.high:+.3f}]" if pairs > 1 else ""
+    tokens = [
+        statistics.fmean(_tokens(run, column) for run in scores.runs(agent, task).values())
+        for agent in (one, other)
+    ]
+    return [f"{found.value:+.3f}{interval} ({pairs})", f"{tokens[0] / tokens[1]:.3f}"]
 
 
 def _perplexity(runs: Mapping[int, Record], column: str) -> str:
     if not runs:
         return "–"
-    return f"{math.exp(statistics.fmean(_log(run, column) for run in runs.values())):,.2f}"
-
-
-def _log(run: Record, column: str) -> float:
-    """The mean over evaluation sets of the log-perplexity."""
-    values = [math.inf if value is None else value for value in run[column].values()]
-    return statistics.fmean(map(math.log, values))
+    return (
+        f"{math.exp(statistics.fmean(log_perplexity(run, column) for run in runs.values())):,.2f}"
+    )
 
 
 def _tokens(run: Record, column: str) -> float:

@@ -110,16 +110,22 @@ class Scores:
         whole = [agent for agent in self.agents if self.seeds(agent)]
         return sorted(whole, key=lambda agent: -float(interquartile_mean(self.of(agent))))
 
-    def differences(self, one: str, other: str) -> dict[str, tuple[Estimate, int]]:
+    def differences(
+        self, one: str, other: str, column: str = "perplexity"
+    ) -> dict[str, tuple[Estimate, int]]:
         """The paired difference of two agents' log-perplexities, by task, and the pairs.
 
-        A pair is the runs of one seed; of several evaluation sets the mean counts.
+        A pair is the runs of one seed; of several evaluation sets the mean counts. The column
+        ``masked`` is the perplexity before any repair.
         """
         found = {}
         for task in self.tasks:
             runs, others = self.runs(one, task), self.runs(other, task)
             if seeds := sorted(runs.keys() & others.keys()):
-                values = [np.array([_log(each[s]) for s in seeds]) for each in (runs, others)]
+                values = [
+                    np.array([log_perplexity(each[s], column) for s in seeds])
+                    for each in (runs, others)
+                ]
                 found[task] = paired_difference(*values), len(seeds)
         return found
 
@@ -142,6 +148,7 @@ def _score(run: Record, ends: tuple[float, float], part: float) -> float:
     return (random - curve_at(run, "loss", part)) / (random - best)
 
 
-def _log(run: Record) -> float:
-    values = [math.inf if value is None else value for value in run["perplexity"].values()]
+def log_perplexity(run: Record, column: str = "perplexity") -> float:
+    """The mean over evaluation sets of a run's log-perplexity; infinite if one is no number."""
+    values = [math.inf if value is None else value for value in run[column].values()]
     return statistics.fmean(map(math.log, values))

@@ -40,7 +40,7 @@ def token_losses(
     chunk = max(64, LOGITS_BYTES // (4 * head.weight.shape[0]))
     losses = _compiled_losses if compiled else _losses
     if not compiled and _works_in_place(head, hidden):
-        losses, chunk = _losses_in_place, 2 * chunk
+        losses, chunk = _losses_in_place, 2 * chunk  # there is nothing beside the logits
     parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
     return torch.cat([losses(head, part, wanted) for part, wanted in parts])
 
