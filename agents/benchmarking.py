@@ -7,18 +7,21 @@ from pathlib import Path
 from typing import Any
 
 from pgprune.agents.hyperparameters import TUNED, read_hyperparameters
+from pgprune.agents.making import check_action, check_agent
 from pgprune.agents.settings import Settings
 from pgprune.agents.unattended import train
 from pgprune.benchmark import (
     RANDOM,
     BenchmarkCell,
     BenchmarkConfig,
+    BenchmarkTask,
     agent_options,
     text_of,
 )
 from pgprune.benchmark_scores import RECORDS, read_records, record_key
-from pgprune.cells import check_same
+from pgprune.cells import check_same, place_of
 from pgprune.cli import ArgumentParser
+from pgprune.devices import choose_device
 from pgprune.errors import PruningError
 from pgprune.files import check_place
 from pgprune.models import ModelConfig, check_model
@@ -28,6 +31,7 @@ from pgprune.run import Run
 from pgprune.source import read_results
 from pgprune.stream import DataConfig, check_sequence_length
 from pgprune.text import calibration_documents, evaluation_documents
+from pgprune.units import PruningUnits, units_of
 
 
 @dataclass(frozen=True)
@@ -65,14 +69,17 @@ def run(
         given: what was asked of it, by field.
 
     Returns:
-        How many failed unexpectedly.
+        How many of them have no figures.
 
     Raises:
         PruningError: anything that cannot work, before any long work.
     """
     tasks = missing(cells, config, data, given)
     print(f"{len(cells)} cells, {len(cells) - len(tasks)} measured before", file=sys.stderr)
-    return run_tasks(tasks, measure, config.workers, teller(len(tasks)))
+    crashed = run_tasks(tasks, measure, config.at_a_time, teller(len(tasks)))
+    asked = {cell.key for cell in cells}
+    records = [one for one in read_records(Path(config.output)) if record_key(one) in asked]
+    return crashed + sum("error" in one for one in records)
 
 
 def missing(
@@ -86,26 +93,48 @@ def missing(
     check_place(output)
     directory = TUNED if config.hyperparameters is None else Path(config.hyperparameters)
     work = [_work(cell, config, given, directory) for cell in cells]
-    for model in dict.fromkeys(cell.task.model for cell in cells):
-        model_config, _ = check_model(ModelConfig(model, config.device, config.dtype))
+    units = dict[BenchmarkTask, PruningUnits]()
+    for task in dict.fromkeys(cell.task for cell in cells):
+        model_config, _ = check_model(ModelConfig(task.model, config.device, config.dtype))
         check_sequence_length(model_config, data.sequence_length)
+        units[task] = units_of(model_config, task.granularity)
     calibration_documents(data.calibration)
     evaluation_documents(data.evaluation)
-    for one in {one.cell.folder: one for one in work}.values():
-        try:
-            settings_of(one.words)
-        except PruningError as error:
-            raise PruningError(f"agent {one.cell.agent!r}: {error}") from None
+    for agent in dict.fromkeys(cell.agent for cell in cells):
+        _check_fit([one for one in work if one.cell.agent == agent], units)
     shared = {"total_timesteps": config.total_timesteps, "dtype": config.dtype}
+    shared["device"] = choose_device(config.device).type
     check_same(output / "settings.json", shared)
     for cell, own in {one.cell.folder: (one.cell, one.hyperparameters) for one in work}.values():
-        text = text_of(cell.task.model, asdict(data))
-        check_same(output / cell.folder.parent / "settings.json", text)
+        about = {"model": place_of(cell.task.model), **text_of(cell.task.model, asdict(data))}
+        check_same(output / cell.folder.parent / "settings.json", about)
         check_same(output / cell.folder / "settings.json", own)
     close_line(output / RECORDS)
     records = [one for one in read_records(output) if not (config.retry and "error" in one)]
     done = set(map(record_key, records))
     return [one for one in work if one.cell.key not in done]
+
+
+def _check_fit(work: Sequence[Work], units: Mapping[BenchmarkTask, PruningUnits]) -> None:
+    """Makes sure that the options of an agent are right, and that it fits one task at least.
+
+    Raises:
+        PruningError: they are not, or it fits none.
+    """
+    agent, misfits = work[0].cell.agent, list[str]()
+    tasks = {one.cell.task: one for one in work}
+    for task, one in tasks.items():
+        try:
+            settings = settings_of(one.words)
+        except PruningError as error:
+            raise PruningError(f"agent {agent!r}: {error}") from None
+        try:
+            check_agent(settings)
+            check_action(settings, units[task])
+        except PruningError as error:
+            misfits.append(str(error))
+    if len(misfits) == len(tasks):
+        raise PruningError(f"agent {agent!r} fits no task: {misfits[0]}")
 
 
 def settings_of(words: Sequence[str]) -> Settings:

@@ -25,6 +25,7 @@ from pgprune.agents.offsets import masks_of, scores_of
 from pgprune.cli import check_fields
 from pgprune.errors import PruningError
 from pgprune.metrics import Importance
+from pgprune.units import PruningUnits
 
 Numbers = npt.NDArray[np.float64]
 
@@ -89,12 +90,7 @@ class CMAES(Agent):
         self.action = action
         units = self.budget.units
         check_scores(action, units.n)
-        self._dimensions = units.n if action == "score" else len(units.groups)
-        if self._dimensions < 2:
-            raise PruningError(
-                f"cma-es needs 2 dimensions or more, but there is {self._dimensions} to choose; "
-                "take a finer --granularity or another agent"
-            )
+        self._dimensions = check_dimensions(action, units)
         self._search = self._new_search(seed)
         self.scores = scores_of(self.env, importance, seed)
         self.losses = torch.empty(0, self.config.cma_population, dtype=torch.float64)
@@ -178,6 +174,25 @@ class CMAES(Agent):
         }
         start = np.zeros(self._dimensions)
         return load_cma().CMAEvolutionStrategy(start, self.config.cma_deviation, options)
+
+
+def check_dimensions(action: str, units: PruningUnits) -> int:
+    """How many dimensions there are to search.
+
+    Args:
+        action: ``density`` or ``score``.
+        units: to choose from.
+
+    Raises:
+        PruningError: one alone, which the library cannot search.
+    """
+    dimensions = units.n if action == "score" else len(units.groups)
+    if dimensions < 2:
+        raise PruningError(
+            f"cma-es needs 2 dimensions or more, but there is {dimensions} to choose; take a finer "
+            "--granularity or another agent"
+        )
+    return dimensions
 
 
 def load_cma() -> Any:

@@ -16,6 +16,7 @@ from pgprune.benchmark import BenchmarkTask, is_rate
 from pgprune.cells import model_name
 from pgprune.cli import load_yaml
 from pgprune.errors import PruningError
+from pgprune.files import read_text
 from pgprune.initialization import InitConfig
 from pgprune.units import GRANULARITIES
 
@@ -69,7 +70,7 @@ def read_hyperparameters(agent: str, directory: Path = TUNED) -> Hyperparameters
     path = directory / f"{agent}.yaml"
     if not path.exists():
         return Hyperparameters({}, {})
-    sections = load_yaml(path.read_text(encoding="utf-8"), str(path))
+    sections = load_yaml(read_text(path), str(path))
     entries = {
         _entry(str(name), path): {_field(str(key), agent, path): own for key, own in values.items()}
         for name, values in sections.items()

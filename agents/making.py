@@ -5,15 +5,17 @@ from collections.abc import Callable
 from pgprune.agents.actions import OFF_POLICY, ON_POLICY, check_scores
 from pgprune.agents.auto import Auto
 from pgprune.agents.base import Agent
-from pgprune.agents.cma_es import CMAES, load_cma
+from pgprune.agents.cma_es import CMAES, check_dimensions, load_cma
 from pgprune.agents.evolution import Evolution
 from pgprune.agents.random_search import RandomSearch
 from pgprune.agents.reinforce import Reinforce
 from pgprune.agents.settings import Settings
 from pgprune.agents.stable_baselines import Sb3Agent, check_package
 from pgprune.envs import LLMPruningVectorEnv
+from pgprune.envs.reward import check_reward
 from pgprune.initialization import PROGRESSIVE, initial_probabilities, progressive_rates
-from pgprune.metrics import Importance
+from pgprune.metrics import Importance, check_metric
+from pgprune.nearby_repair import check_units as check_refits
 from pgprune.units import PruningUnits
 
 _CLASSES: dict[str, Callable[..., Agent]] = {
@@ -26,22 +28,41 @@ _CLASSES: dict[str, Callable[..., Agent]] = {
 """Agents made as (env, config, importance, seed), and ``action`` where they have a choice."""
 
 
-def check_agent(settings: Settings, units: PruningUnits) -> None:
-    """Makes sure that an agent can be made, before any long work.
+def check_agent(settings: Settings) -> None:
+    """Makes sure that an agent can be made and rewarded as it should, before a model is loaded.
+
+    Args:
+        settings: of a run.
+
+    Raises:
+        PruningError: a package is not installed, or the metric that it starts from or the reward
+            does not fit the granularity.
+    """
+    granularity = settings.pruning.granularity
+    check_metric(settings.metric, granularity)
+    check_reward(settings.agent.reward, granularity)
+    if settings.refits:
+        check_refits(granularity)
+    if settings.agent.agent == "cma-es":
+        load_cma()
+    if settings.agent.agent in (*ON_POLICY, *OFF_POLICY):
+        check_package(settings.own)
+
+
+def check_action(settings: Settings, units: PruningUnits) -> None:
+    """Makes sure that an agent can act on a model's units, before any long work.
 
     Args:
         settings: of a run.
         units: to choose from.
 
     Raises:
-        PruningError: a package is not installed, or there are too many units for its action.
+        PruningError: there are too many of them for its action, or too few.
     """
-    if settings.agent.agent == "cma-es":
-        load_cma()
     if settings.action is not None:
         check_scores(settings.action, units.n)
-    if settings.agent.agent in (*ON_POLICY, *OFF_POLICY):
-        check_package(settings.own)
+    if settings.agent.agent == "cma-es":
+        check_dimensions(str(settings.action), units)
 
 
 def make_agent(settings: Settings, env: LLMPruningVectorEnv, importance: Importance) -> Agent:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 Numbers = npt.NDArray[Any]
 _MOST = 10.0  # deviations that a reward can be from the reference's
+_ROUNDING = 1e-9  # of a loss, by which equal masks may differ
 
 
 class PruningVecEnv(VecEnv):
@@ -34,7 +35,7 @@ class PruningVecEnv(VecEnv):
 
     Attributes:
         losses: of the last step's actions, without the reference's, (rows,) float64.
-        informative: whether the last step's rewards are finite and differ.
+        informative: whether the last step's rewards are finite and differ beyond rounding.
     """
 
     losses: Tensor
@@ -81,8 +82,9 @@ class PruningVecEnv(VecEnv):
         self.losses = -rows
         baseline = rewards[-1] if self._reference else torch.zeros(())
         finite = rows.isfinite()
-        spread = float((rows[finite] - rows[finite].mean()).abs().sum())
-        self.informative = bool(baseline.isfinite()) and spread > 0
+        spread = float(rows[finite].max() - rows[finite].min()) if finite.any() else 0.0
+        rounding = _ROUNDING * float(rows[finite].abs().sum())
+        self.informative = bool(baseline.isfinite()) and spread > rounding
         if not self.informative:
             return np.zeros(self.num_envs, np.float32)
         rows = torch.where(finite, rows, rows[finite].min()) - baseline

@@ -1,7 +1,8 @@
 """What Stable-Baselines3 lacks for masks of 10^5 units: a policy without a state, a clipped ratio.
 
 The probability of a mask is a product of n factors. Ratios of such products leave the range of
-floating-point numbers at n = 10^5 in PPO's first update, so everything here is per unit.
+floating-point numbers at n = 10^5 in PPO's first update, so everything here is per unit. So is what
+is small beside a gradient or a divergence in the library's defaults, where agents set it.
 """
 
 import math
@@ -17,6 +18,8 @@ from stable_baselines3.common.distributions import (
 )
 from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import Tensor, nn
+
+_DEVIATION = 0.25  # of a policy over a Box of width 2, at the beginning
 
 
 class UnitBernoulli(BernoulliDistribution):
@@ -113,3 +116,27 @@ class UnitPPO(PPO):
         """Log probability of every unit of the rollout's actions, (K, n)."""
         distribution: Any = self.policy.get_distribution(rollout.observations).distribution
         return distribution.log_prob(rollout.actions)
+
+
+def unit_policy_options(env: Any, start: Tensor, rate: Any, seed: int) -> dict[str, Any]:
+    """What PPO, A2C and TRPO are made with.
+
+    Episodes have one step (gamma is 0), and advantages are standardised in each step: its masks
+    share a batch, so that their mean is the baseline.
+
+    Args:
+        env: a ``PruningVecEnv``.
+        start: logits or means to begin with, (d,).
+        rate: step size, by how much of the run is left.
+        seed: of everything random.
+    """
+    return {
+        "policy": UnitPolicy,
+        "policy_kwargs": {"start": start, "deviation": _DEVIATION},
+        "env": env,
+        "learning_rate": rate,
+        "n_steps": 1,
+        "gamma": 0.0,
+        "seed": seed,
+        "device": "cpu",
+    }

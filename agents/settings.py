@@ -4,15 +4,18 @@ import argparse
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Self
 
+from pgprune.agents.a2c import A2cConfig
 from pgprune.agents.actions import ACTIONS, KINDS, OFF_POLICY, ON_POLICY, chosen_action
 from pgprune.agents.auto import AutoConfig
 from pgprune.agents.cma_es import CMAESConfig
 from pgprune.agents.evolution import EvolutionConfig
-from pgprune.agents.off_policy import SacConfig, Td3Config
-from pgprune.agents.on_policy import A2cConfig, PpoConfig, TrpoConfig
+from pgprune.agents.ppo import PpoConfig
 from pgprune.agents.random_search import RandomSearchConfig
 from pgprune.agents.reinforce import ReinforceConfig, default_learning_rate
+from pgprune.agents.sac import SacConfig
 from pgprune.agents.stable_baselines import NO_RESUME
+from pgprune.agents.td3 import Td3Config
+from pgprune.agents.trpo import TrpoConfig
 from pgprune.cli import given
 from pgprune.envs.reward import REWARDS
 from pgprune.errors import PruningError
@@ -151,10 +154,10 @@ class Settings(Sections):
                 "have; choose another init, or agent reinforce"
             )
         scope = settings.pruning.scope
-        if agent == "auto" and scope != "global":
+        if settings.learns_densities and scope != "global":
             raise PruningError(
-                f"agent auto learns how much each layer keeps, which scope {scope} fixes; choose "
-                "agent reinforce, or scope global"
+                f"agent {agent} learns how much each layer keeps, which scope {scope} fixes; "
+                "choose agent reinforce, or scope global"
             )
         if settings.agent.reward == "plain":
             return settings
@@ -186,6 +189,11 @@ class Settings(Sections):
     def action(self) -> str | None:
         """What the agent acts in, None if it has no choice."""
         return chosen_action(self.agent.agent, self.agent.action)
+
+    @property
+    def learns_densities(self) -> bool:
+        """Whether what it chooses is how much each layer keeps of each kind."""
+        return self.agent.agent in ("auto", "random-search") or self.action == "density"
 
     @property
     def metric(self) -> str:

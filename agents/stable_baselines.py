@@ -1,4 +1,4 @@
-"""Agents by Stable-Baselines3: PPO, A2C, TRPO (``on_policy.py``), SAC and TD3 (``off_policy.py``).
+"""What the agents by Stable-Baselines3 have in common: PPO, A2C, TRPO, SAC and TD3.
 
 A step is one rollout of K masks, which share a batch, and the library's own update. A policy over
 masks (``--action mask``) is brought back onto the budget after each update, by one shift of its
@@ -129,7 +129,8 @@ class Sb3Agent(Agent):
                 f"{expected[0]} with {expected[1]} on {expected[2]}; make the agent it was saved as"
             )
         self._start, self._scores = tensors["start"], tensors["scores"]
-        self._set_up()
+        with self._learning:
+            self._set_up()
         prefix = "policy."
         policy = {name: value for name, value in tensors.items() if name.startswith(prefix)}
         self.algorithm.policy.load_state_dict(

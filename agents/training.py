@@ -15,22 +15,19 @@ from torch import Tensor
 
 from pgprune.agents.answer import best_repaired
 from pgprune.agents.base import Agent
-from pgprune.agents.making import check_agent, make_agent
+from pgprune.agents.making import check_action, check_agent, make_agent
 from pgprune.agents.record import Record
 from pgprune.agents.repaired_reward import REFIT_WINDOWS, RepairedReward
 from pgprune.agents.replicas import make_env
 from pgprune.agents.results import plot, summarise
 from pgprune.agents.settings import Settings
-from pgprune.envs.reward import check_reward
 from pgprune.errors import PruningError
 from pgprune.export import check_format
-from pgprune.files import saving
 from pgprune.interrupt import ctrl_c
 from pgprune.judging import Team
 from pgprune.memory import memory_now, peak_memory, read_once
-from pgprune.metrics import METRICS, Importance, check_metric
+from pgprune.metrics import METRICS, Importance
 from pgprune.models import fingerprint
-from pgprune.nearby_repair import check_units
 from pgprune.problem import make_problem
 from pgprune.repair import Repair
 from pgprune.repairing import REPAIR
@@ -62,14 +59,10 @@ class Training:
         self._started = time.monotonic()
         self.settings = settings
         self.view = view
-        self._metric = settings.metric
-        check_metric(self._metric, settings.pruning.granularity)
-        check_reward(settings.agent.reward, settings.pruning.granularity)
-        if settings.refits:
-            check_units(settings.pruning.granularity)
+        check_agent(settings)
         seed, masks = settings.run.seed, settings.masks
         self.problem = make_problem(settings.model, settings.data, settings.pruning, seed, masks)
-        check_agent(settings, self.problem.units)
+        check_action(settings, self.problem.units)
         if settings.run.export is not None:
             lm, tokenizer = self.problem.lm, self.problem.tokenizer
             repair, scope = settings.repair.repair, settings.pruning.scope
@@ -166,7 +159,7 @@ class Training:
         """Evaluates what is there before learning; returns what the metric says."""
         problem = self.problem
         self.view.note(f"{problem.units}; executor {problem.lm.executor}")
-        metric, seed = METRICS[self._metric], self.settings.run.seed
+        metric, seed = METRICS[self.settings.metric], self.settings.run.seed
         importance = metric(problem.lm, self._metric_windows, problem.budget, seed)
         self.record.masks["initial"] = importance.mask
         rows = {"dense": problem.units.ones(), "initial": importance.mask}
@@ -274,7 +267,7 @@ class Training:
         tensors = {**masks, "mask": mask, "probabilities": agent.probabilities}
         del tensors["masked"]
         if repair is not None:
-            with saving(run.path, f"free some space, then go on with --resume {run.path}"):
+            with run.saving():
                 repair.save(run.path / REPAIR)
         run.write_mask("mask", tensors, self.problem.units.describe())
         plot(run, self.problem, self.record)

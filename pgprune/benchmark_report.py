@@ -33,10 +33,9 @@ def report(config: BenchmarkConfig) -> str:
     page = output / "benchmark.md" if config.into is None else Path(config.into)
     scores = Scores(records)
     if not scores.agents:
-        raise PruningError(
-            f"nothing of the benchmark {output} is measured yet; leave out --report, or see "
-            "benchmark.jsonl"
-        )
+        failed = [record["error"] for record in records if "error" in record]
+        why = f"; the first cell failed: {failed[0]}" if failed else "; leave out --report"
+        raise PruningError(f"nothing of the benchmark {output} is measured yet{why}")
     plots = plot_all(scores, page.parent / "plots")
     text = "\n".join([tables(scores, records, config), *map(_image, plots)])
     with saving(page, "free some space and repeat the command with --report"):

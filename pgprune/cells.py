@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pgprune.cli import check_fields
+from pgprune.devices import side_by_side
 from pgprune.errors import PruningError
-from pgprune.files import saving, write_file
+from pgprune.files import read_text, saving, write_file
 from pgprune.models import ModelConfig
 
+_MOST_WORKERS = 8  # each loads a model
 _MODEL = ModelConfig.__dataclass_fields__
 
 
@@ -19,8 +21,14 @@ _MODEL = ModelConfig.__dataclass_fields__
 class CellsConfig:
     """Cells: how they are measured, and what is made of them."""
 
-    workers: int = field(
-        default=2, metadata={"help": "cells at a time, each with one CPU thread", "minimum": 1}
+    workers: int | None = field(
+        default=None,
+        metadata={
+            "help": "cells at a time, each with one CPU thread and, if there are GPUs, with one of "
+            "them",
+            "minimum": 1,
+            "default": "one for each GPU, else for each CPU core, at most 8",
+        },
     )
     retry: bool = field(
         default=False, metadata={"help": "try again what failed with an error before"}
@@ -35,11 +43,22 @@ class CellsConfig:
         """Refuses values out of range."""
         check_fields(self)
 
+    @property
+    def at_a_time(self) -> int:
+        """How many cells are measured side by side."""
+        return self.workers or min(_MOST_WORKERS, side_by_side(self.device))
+
 
 def model_name(model: str) -> str:
     """What tables and directories call a model: ``builtin``, a hub id or a directory."""
     path = Path(model)
     return path.resolve().name if path.exists() else model.replace("/", "-")
+
+
+def place_of(model: str) -> str:
+    """Where a model is, which tells it from another one of its name."""
+    path = Path(model)
+    return str(path.resolve()) if path.exists() else model
 
 
 def check_names(models: Iterable[str]) -> None:
@@ -71,7 +90,7 @@ def named_options(
     """
     name, _, rest = text.partition(":")
     if name not in names:
-        raise PruningError(f"{kind} {name!r} is unknown; choose of all, {', '.join(names)}")
+        raise PruningError(f"{kind} {name!r} is unknown; choose all, or one of {', '.join(names)}")
     options = dict[str, str]()
     for item in filter(None, rest.split(",")):
         key, equals, value = item.partition("=")
@@ -104,8 +123,13 @@ def check_same(path: Path, settings: Mapping[str, Any]) -> None:
         PruningError: a setting was another one, or the file cannot be written.
     """
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
-        for name in settings | before:
+        try:
+            before = dict(json.loads(read_text(path)))
+        except (TypeError, ValueError) as error:
+            raise PruningError(
+                f"{path} does not hold settings ({error}); choose another --output"
+            ) from error
+        for name in {**settings, **before}:
             if before.get(name) != settings.get(name):
                 raise PruningError(
                     f"{path.parent} was measured with {name} {before.get(name)!r}, not "

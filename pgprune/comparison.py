@@ -10,7 +10,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pgprune.cells import CellsConfig, check_names, check_same, model_name, named_options, words
+from pgprune.cells import (
+    CellsConfig,
+    check_names,
+    check_same,
+    model_name,
+    named_options,
+    place_of,
+    words,
+)
 from pgprune.errors import PruningError
 from pgprune.methods import METHODS
 from pgprune.model_evaluation import EvaluationConfig
@@ -230,5 +238,6 @@ def check_settings(cells: Iterable[Cell], config: ComparisonConfig, data: DataCo
     for cell in {cell.model: cell for cell in cells}.values():
         text = {name: value for name, value in asdict(data).items() if cell.has(name)}
         shared = {name: getattr(config, name) for name in ("timesteps", "dtype", "limit")}
-        settings = {**text, **shared, "tasks": config.task_names}
+        place = {"model": place_of(cell.model)}
+        settings = {**place, **text, **shared, "tasks": config.task_names}
         check_same(Path(config.output) / cell.model_name / "settings.json", settings)

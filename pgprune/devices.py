@@ -1,9 +1,11 @@
 """Which devices there are, and which number formats they have."""
 
+import os
+
 import torch
 
 from pgprune.errors import PruningError
-from pgprune.ranks import local_rank
+from pgprune.ranks import local_rank, worker
 
 
 def choose_device(name: str) -> torch.device:
@@ -18,8 +20,8 @@ def choose_device(name: str) -> torch.device:
     mps = torch.backends.mps.is_available()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
-    if name == "cuda" and local_rank():  # each process of a host has a GPU of its own
-        name = f"cuda:{local_rank()}"
+    if name == "cuda" and (index := local_rank() or worker() % max(1, torch.cuda.device_count())):
+        name = f"cuda:{index}"  # each process of a host has a GPU of its own
     present = ["cpu", *(["mps"] if mps else [])]
     present += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     if name not in present and not (name == "cuda" and "cuda:0" in present):
@@ -28,6 +30,23 @@ def choose_device(name: str) -> torch.device:
             f"there is no device {name!r}; this machine has {', '.join(present)}, {remedy}"
         )
     return torch.device(name)
+
+
+def side_by_side(name: str) -> int:
+    """How many processes can work on a device without sharing a GPU, or a CPU core.
+
+    Args:
+        name: as ``choose_device`` takes it; ``auto`` and ``cuda`` stand for all GPUs.
+
+    Raises:
+        PruningError: there is no such device.
+    """
+    device = choose_device(name)
+    if device.type == "cpu" and hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))  # cores that this process may use
+    if device.type == "cpu":
+        return os.cpu_count() or 1
+    return torch.cuda.device_count() if name in ("auto", "cuda") and device.type == "cuda" else 1
 
 
 def check_dtype(dtype: torch.dtype | str | None, device: torch.device) -> None:

@@ -41,6 +41,18 @@ def write_file(path: Path, data: bytes) -> None:
     sync_directory(path.parent)
 
 
+def read_text(path: Path) -> str:
+    """The text of a small file.
+
+    Raises:
+        PruningError: it cannot be read, or is not text in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise PruningError(f"cannot read {path}: {error}") from error
+
+
 def append_line(path: Path, line: str) -> None:
     """Adds a line to a file, which is made where there is none, and forces it to the disk.
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pgprune.errors import PruningError
-from pgprune.files import write_file
+from pgprune.files import read_text, write_file
 
 
 def grid(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -46,7 +46,7 @@ def check_page(page: Path, marker: str) -> None:
     """
     if not page.is_file():
         raise PruningError(f"there is no page {page}; give a Markdown file to --into")
-    if not has_place(page.read_text(encoding="utf-8"), marker):
+    if not has_place(read_text(page), marker):
         raise PruningError(
             f"{page} has no line <!-- {marker} --> with a line <!-- end --> after it; write both "
             "where they belong"
@@ -59,7 +59,7 @@ def renew_page(page: Path, marker: str, text: str) -> None:
     Raises:
         OSError: the disk is full or refuses.
     """
-    write_file(page, renew(page.read_text(encoding="utf-8"), marker, text).encode())
+    write_file(page, renew(read_text(page), marker, text).encode())
 
 
 def _place(marker: str) -> re.Pattern[str]:

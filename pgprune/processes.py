@@ -18,6 +18,8 @@ from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import IO, TypeVar
 
+from pgprune.ranks import WORKER
+
 T = TypeVar("T")
 
 
@@ -28,23 +30,26 @@ def run_tasks(
 
     Args:
         tasks: to do, in this order; they can be pickled.
-        work: does one; a function of a module.
+        work: does one; a function of a module. ``ranks.worker`` is its number below ``workers``.
         workers: processes at a time.
         done: told of each task, and of the last line of its error where it failed unexpectedly.
 
     Returns:
         How many failed unexpectedly.
     """
-    waiting, running = deque(tasks), dict[BaseProcess, tuple[T, IO[str]]]()
-    failed = 0
+    waiting, running = deque(tasks), dict[BaseProcess, tuple[T, IO[str], int]]()
+    free, failed = set(range(workers)), 0
     try:
         while waiting or running:
-            while waiting and len(running) < workers:
+            while waiting and free:
                 task, written = waiting.popleft(), tempfile.NamedTemporaryFile("r+")
-                running[_start(work, task, written.name)] = task, written
+                number = min(free)
+                free.remove(number)
+                running[_start(work, task, written.name, number)] = task, written, number
             wait([process.sentinel for process in running])
             for process in [process for process in running if process.exitcode is not None]:
-                task, errors = running.pop(process)
+                task, errors, number = running.pop(process)
+                free.add(number)
                 error = _failure(process.exitcode or 0, errors)
                 failed += bool(error)
                 done(task, error)
@@ -68,14 +73,14 @@ def teller(tasks: int) -> Callable[[object, str], None]:
     return done
 
 
-def _start(work: Callable[[T], None], task: T, errors: str) -> BaseProcess:
-    """Starts a process that does a task and writes what it says of errors to a file."""
+def _start(work: Callable[[T], None], task: T, errors: str, number: int) -> BaseProcess:
+    """Starts a process, a worker's, that does a task and writes its errors to a file."""
     if "forkserver" in multiprocessing.get_all_start_methods():
         context: multiprocessing.context.BaseContext = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([name for name in sys.modules if _is_ours(name)])
     else:
         context = multiprocessing.get_context("spawn")
-    process = context.Process(target=_do, args=(work, task, errors))  # type: ignore[attr-defined]
+    process = context.Process(target=_do, args=(work, task, errors, number))  # type: ignore[attr-defined]
     with _one_thread():
         process.start()
     return process
@@ -85,8 +90,9 @@ def _is_ours(module: str) -> bool:
     return module.partition(".")[0] == __name__.partition(".")[0]
 
 
-def _do(work: Callable[[T], None], task: T, errors: str) -> None:
+def _do(work: Callable[[T], None], task: T, errors: str, number: int) -> None:
     """In a process of its own: does a task."""
+    os.environ[WORKER] = str(number)
     os.setsid()  # Ctrl-C is the parent's, which ends them all
     for path, stream in ((os.devnull, 1), (errors, 2)):
         os.dup2(os.open(path, os.O_WRONLY), stream)

@@ -2,6 +2,9 @@
 
 import os
 
+WORKER = "PGPRUNE_WORKER"
+"""Where a process that measures cells finds its number."""
+
 
 def rank() -> int:
     """Number of this process; 0 is the main one, also of a command that runs alone."""
@@ -16,6 +19,11 @@ def world_size() -> int:
 def local_rank() -> int:
     """Number of this process on its host."""
     return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def worker() -> int:
+    """Number of this process among those that measure cells side by side."""
+    return int(os.environ.get(WORKER, 0))
 
 
 def local_world_size() -> int:

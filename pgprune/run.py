@@ -24,6 +24,7 @@ from pgprune.files import (
     check_place,
     make_directory,
     read_checkpoint,
+    read_text,
     saving,
     tensor_bytes,
     write_checkpoint,
@@ -41,7 +42,10 @@ class Run:
     Attributes:
         path: the directory.
         sections: what config.yaml holds, as plain values.
+        resumable: whether what is not finished can be gone on with, as errors then advise.
     """
+
+    resumable = True
 
     def __init__(self, path: Path, sections: dict[str, dict[str, Any]]) -> None:
         self.path = path
@@ -100,11 +104,7 @@ class Run:
             raise PruningError(f"there is no run at {path}; give the directory of a run")
         if not config.exists():
             raise PruningError(f"{path} is not a run: it has no config.yaml")
-        try:
-            text = config.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise PruningError(f"cannot read {config}: {error}") from error
-        return cls(path, load_yaml(text, str(config)))
+        return cls(path, load_yaml(read_text(config), str(config)))
 
     def config(self, section: str, config: type[C]) -> C:
         """A section of config.yaml as its dataclass.
@@ -157,7 +157,7 @@ class Run:
         Raises:
             PruningError: the disk is full or refuses; the previous checkpoint stays.
         """
-        with self._saving():
+        with self.saving():
             record = {
                 "state": dict(state),
                 "fingerprint": self._fingerprint(),
@@ -207,7 +207,7 @@ class Run:
             PruningError: the disk is full or refuses.
         """
         path = self.path / f"{name}.safetensors"
-        with self._saving():
+        with self.saving():
             write_file(path, tensor_bytes(tensors, metadata))
         return path
 
@@ -222,13 +222,13 @@ class Run:
             PruningError: the disk is full or refuses.
         """
         text = json.dumps(finite(results), indent=2, allow_nan=False) + "\n"
-        with self._saving():
+        with self.saving():
             self._progress.flush()
             write_file(self.path / "results.json", text.encode())
 
     def close(self) -> None:
         """Writes what is logged but not yet on the disk."""
-        with self._saving():
+        with self.saving():
             self._progress.close()
 
     def __enter__(self) -> Self:
@@ -237,7 +237,10 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _saving(self) -> AbstractContextManager[None]:
+    def saving(self) -> AbstractContextManager[None]:
+        """Turns what the disk refuses, in its ``with``, into a ``PruningError`` with a remedy."""
+        if not self.resumable:
+            return saving(self.path, "free some space, then start a new run")
         remedy = f"free some space, then go on with --resume {shlex.quote(str(self.path))}"
         return saving(self.path, f"what was saved before is intact: {remedy}")
 

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from pgprune.budget import Budget
 from pgprune.surgery import prune
-from pgprune.units import PruningUnits
+from pgprune.units import PruningUnits, units_of
 
 SHAPES: dict[str, dict[str, Any]] = {
     "100m": {
@@ -107,9 +107,7 @@ def random_models(
         PruningError: a rate or a rounding that leaves nothing.
     """
     config = LlamaConfig(**SHAPES[shape])
-    with torch.device("meta"):  # so that a wrong rate is refused before any weight is made
-        shadow = AutoModelForCausalLM.from_config(config)
-    units = PruningUnits.of(shadow)
+    units = units_of(config)  # so that a wrong rate is refused before any weight is made
     masks = _random_masks(units, prune_rates, round_to, seed)
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)

@@ -6,6 +6,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from pgprune.errors import PruningError
 from pgprune.families import decoder_layers, family_of, linear_at
@@ -181,6 +182,13 @@ class PruningUnits:
             "units": str(self.n),
             "parameters": str(self.prunable),
         }
+
+
+def units_of(config: PretrainedConfig, granularity: str = "heads+channels") -> PruningUnits:
+    """The units of a model that is not loaded, by its configuration."""
+    with torch.device("meta"):
+        shadow = AutoModelForCausalLM.from_config(config)
+    return PruningUnits.of(shadow, granularity)
 
 
 def layer_shapes(model: nn.Module) -> Iterator[LayerShape]:

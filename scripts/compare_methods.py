@@ -59,7 +59,7 @@ def main() -> int:
     failed = 0
     if not config.report:
         tasks = todo(arguments, config)
-        failed = run_tasks(tasks, measure_cell, config.workers, teller(len(tasks)))
+        failed = run_tasks(tasks, measure_cell, config.at_a_time, teller(len(tasks)))
     print(report(Path(config.output), config))
     plot_all(Path(config.output), config.at_rate)
     return 1 if failed else 0

@@ -70,6 +70,7 @@ def train(settings: Settings, run: Run | None, console: Console) -> int:
             if run is None:
                 sections, command = settings.sections(training.decided()), ["python", *sys.argv]
                 run = Run.create(settings.run.output, sections, command, settings.name)
+            run.resumable = settings.agent.agent not in STARTS_OVER
             training.check(run)
             say(f"run {run.path}", console)
             with run:
@@ -78,7 +79,7 @@ def train(settings: Settings, run: Run | None, console: Console) -> int:
     except KeyboardInterrupt:
         return interrupted(run, console)
     except Setback as error:
-        if run is None or settings.agent.agent in STARTS_OVER:
+        if run is None or not run.resumable:
             raise
         remedy = f"go on from the last checkpoint with --resume {run.path}"
         raise PruningError(f"{error}; {remedy}") from error
@@ -101,7 +102,8 @@ def finish(run: Run, format: str | None, console: Console) -> int:
 
 def interrupted(run: Run | None, console: Console) -> int:
     """Says how to go on."""
-    say(f"interrupted; go on with --resume {run.path}" if run else "interrupted", console)
+    advice = f"; go on with --resume {run.path}" if run and run.resumable else ""
+    say(f"interrupted{advice}", console)
     return 130
 
 

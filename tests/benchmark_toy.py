@@ -1,6 +1,8 @@
 """What tests of benchmarks of agents share, and records that nobody measured."""
 
+import importlib.util
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
@@ -8,6 +10,14 @@ FEW = ("--agents", "auto:population=4,init-samples=8", "random-search:candidates
 
 AGENTS = {"auto": 0.9, "reinforce": 0.5, "ppo:action=density": 0.2}
 TASKS = {"model:0.3": (5.0, 3.0), "model:0.5:layers": (8.0, 4.0)}  # random and best loss
+
+
+def load(path: Path) -> ModuleType:
+    """A script as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def record(agent: str, task: str, seed: int, losses: list[float], **more: Any) -> dict[str, Any]:

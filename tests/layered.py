@@ -4,24 +4,25 @@ import torch
 
 from pgprune.budget import Budget
 from pgprune.metrics import Importance
+from pgprune.units import PruningUnits
 from tiny import AdditiveLM, toy_units
 
 UNITS = toy_units(layers=4, kv_heads=4, channels=20)
 
 
-def layered() -> AdditiveLM:
+def layered(units: PruningUnits = UNITS) -> AdditiveLM:
     """Later layers are worth more."""
-    within = torch.rand(UNITS.n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    layers = torch.tensor([group.layer for group in UNITS.groups], dtype=torch.float64)
-    return AdditiveLM(UNITS, within * 4.0 ** layers[UNITS.group])
+    within = torch.rand(units.n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    layers = torch.tensor([group.layer for group in units.groups], dtype=torch.float64)
+    return AdditiveLM(units, within * 4.0 ** layers[units.group])
 
 
 def importance(lm: AdditiveLM) -> Importance:
     """Knows how units compare within a layer and nothing of how layers do."""
     scores = lm.worth.log()
-    for group in UNITS.groups:
+    for group in lm.units.groups:
         scores[group.start : group.stop] -= scores[group.start : group.stop].mean()
-    return Importance(scores, local=False, mask=torch.ones(UNITS.n, dtype=torch.uint8))
+    return Importance(scores, local=False, mask=torch.ones(lm.units.n, dtype=torch.uint8))
 
 
 def loss(lm: AdditiveLM, mask: torch.Tensor) -> float:

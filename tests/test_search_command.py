@@ -92,6 +92,8 @@ def test_cma_es_acts_as_it_is_told(run_of: Callable[..., Path]) -> None:
         (["--agent=evolution", "--reach=2"], "reach.* at most 1"),
         (["--agent=random-search", "--candidates=1"], "candidates.* at least 2"),
         (["--agent=evolution", "--init=random-progressive"], "agent evolution does not have"),
+        (["--agent=cma-es", "--scope=local"], "agent cma-es learns how much each layer keeps"),
+        (["--agent=random-search", "--scope=uniform"], "which scope uniform fixes"),
         (["--agent=annealing"], "one of reinforce, auto, random-search, cma-es, evolution"),
     ],
 )

@@ -1,5 +1,7 @@
 """Agents of Stable-Baselines3 as a user runs them."""
 
+import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -39,11 +41,36 @@ def test_a_crashed_run_says_why_it_cannot_go_on(
     assert "--resume" in next_commands(stopped | {"agent": "auto"}, Run.open(run))[0]
 
 
+def test_a_second_ctrl_c_and_a_full_disk_advise_nothing_that_is_refused(
+    options: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def fails_with(error: BaseException) -> Callable[..., None]:
+        def save(*_: object) -> None:
+            raise error
+
+        return save
+
+    few = [*options, "--agent=ppo", f"--output={tmp_path / 'run'}"]
+    monkeypatch.setattr("pgprune.run.write_checkpoint", fails_with(KeyboardInterrupt()))
+    assert train(*few) == 130
+    assert "interrupted\n" in capsys.readouterr().out
+    few[-1] += "-2"
+    full = OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr("pgprune.run.write_checkpoint", fails_with(full))
+    with pytest.raises(PruningError, match="no space left.*; free some space, then start a new"):
+        train(*few)
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         (["--agent=sac", "--action=mask"], "action mask does not fit agent sac"),
         (["--agent=ppo", "--init=random-progressive"], "agent ppo does not have"),
+        (["--agent=ppo", "--action=density", "--scope=local"], "which scope local fixes"),
+        (["--agent=td3", "--scope=uniform"], "agent td3 learns how much each layer keeps"),
     ],
 )
 def test_what_cannot_be_is_refused_before_a_run_exists(

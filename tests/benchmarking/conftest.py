@@ -1,6 +1,5 @@
 """The command in this process, and a small benchmark that it has made."""
 
-import importlib.util
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,18 +7,10 @@ from types import ModuleType
 
 import pytest
 
-from benchmark_toy import FEW, ROOT
+from benchmark_toy import FEW, ROOT, load
 from pgprune.agents import benchmarking
 
 Benchmark = Callable[..., int]
-
-
-def load(path: Path) -> ModuleType:
-    """A script as a module."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def here(tasks, work, workers, done):

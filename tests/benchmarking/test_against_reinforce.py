@@ -4,8 +4,7 @@ import math
 
 import pytest
 
-from benchmark_toy import ROOT, record
-from conftest import load
+from benchmark_toy import ROOT, load, record
 from pgprune.benchmark import BenchmarkConfig
 from pgprune.benchmark_scores import Scores
 
@@ -43,9 +42,34 @@ def test_the_grid_is_walked_until_the_best_has_neighbours(against):
 def test_both_agents_have_the_same_tasks_and_seeds(against):
     cells = against.matches({"builtin": 0.032}, ["builtin"], CONFIG, [*against.ROUNDS])
     every = {cell.agent for cell in cells}
-    assert every == {against.reinforce(0.032), *against.AUTO.values(), *against.REPAIRED.values()}
-    assert len(cells) == 5 * 3 * 3
-    assert sum("total-timesteps=" in agent for agent in every) == 2
+    steps = {against.reinforce(step) for step in (0.016, 0.032, 0.064)}
+    assert every == {*steps, *against.AUTO.values(), *against.REPAIRED.values()}
+    assert len(cells) == (5 + 2) * 3 * 3
+    assert sum("total-timesteps=" in agent for agent in every) == 3
+
+
+def test_a_cell_takes_the_step_with_the_best_mean_of_the_most_seeds(against):
+    losses = {0.032: [1.0, 3.0, 3.0], 0.064: [2.0, 2.0, 2.0], 0.016: [0.5]}
+    found = [
+        record(against.reinforce(step), "m:0.4", seed, [9.0, loss])
+        for step, of_seeds in losses.items()
+        for seed, loss in enumerate(of_seeds)
+    ]
+    scores = Scores(found)
+    assert against.best_steps(scores) == {"m": 0.016}
+    assert against.mean_losses(scores, "m:0.4") == {0.032: pytest.approx(7 / 3), 0.064: 2.0}
+    assert against.cell_steps(scores) == {"m:0.4": 0.064}
+
+
+def test_tokens_count_from_the_start_of_the_other_agent(against):
+    found = []
+    reinforce, auto = against.reinforce(0.032), against.REPAIRED["all"]
+    for agent, start, end in ((reinforce, 40, 240), (auto, 60, 245)):
+        own = record(agent, "m:0.4", 0, [9.0, 3.0], masked={"text": 9.0})
+        own["curve"][0]["tokens"], own["tokens"] = start, end
+        found.append(own)
+    row = against.tables(Scores(found)).splitlines()[-1]
+    assert row.endswith("| 1.025 |"), "205 of 200, as what it spends on its own start counts"
 
 
 def test_tables_pair_the_runs_of_a_seed(against):
@@ -58,7 +82,7 @@ def test_tables_pair_the_runs_of_a_seed(against):
             shown = {"masked": {"text": perplexity}}
             found.append(record(agent, "m:0.4", seed, [9.0] * looks + [3.0], **shown))
     text = against.tables(Scores(found))
-    assert "Step size of reinforce, by loss on calibration text: 0.032 on m." in text
+    assert "| m:0.4 | – | – | – | – | 3.000 | – | – | 0.032 |" in text
     half = f"{math.log(0.5):+.3f}"
     mean = math.exp(sum(math.log(8 + seed) for seed in range(3)) / 3)
     row = next(line for line in text.splitlines() if half in line)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,10 +135,23 @@ def test_killed_processes_leave_nothing_half_done(options, task, tmp_path):
     assert "| random masks |" in again.stdout
 
 
+def test_what_fits_some_tasks_is_measured_there_and_the_status_says_so(
+    benchmark, task, tmp_path, capsys
+):
+    blocks = f"{task}:blocks"
+    agents = ("--agents", "random-search:candidates=4,init=stream-error,init-samples=8")
+    assert benchmark(tmp_path, blocks, *agents) == 1
+    assert (
+        "- random-search:candidates=4,init=stream-error,init-samples=8 on"
+        in (capsys.readouterr().out.partition("Not measured:")[2])
+    )
+    assert [("error" in one) for one in read_records(tmp_path)] == [False, False, False, True]
+
+
 def test_failures_have_a_sentence_and_are_tried_again_only_if_asked(benchmark, tmp_path):
     agents = ("--agents", "auto:init-samples=1000")  # more windows than the text has
     for _ in range(2):
-        with pytest.raises(PruningError, match="nothing of the benchmark"):
+        with pytest.raises(PruningError, match="nothing of .*; the first cell failed: .* windows"):
             benchmark(tmp_path, *agents)
     assert [("error" in json.loads(line)) for line in lines(tmp_path)] == [False, True]
     with pytest.raises(PruningError, match="nothing of the benchmark"):
@@ -151,7 +165,10 @@ def test_failures_have_a_sentence_and_are_tried_again_only_if_asked(benchmark, t
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        (["--agents", "alphago"], "agent 'alphago' is unknown; choose of all, auto, reinforce"),
+        (
+            ["--agents", "alphago"],
+            "agent 'alphago' is unknown; choose all, or one of auto, reinforce",
+        ),
         (["--agents", "auto:seed=1"], "seed in agent 'auto:seed=1' is the comparison's"),
         (["--agents", "auto:deviation=-1"], "agent 'auto:deviation=-1': .*deviation"),
         (["--agents", "auto:nonsense=1"], "agent 'auto:nonsense=1': unrecognized arguments"),
@@ -163,7 +180,8 @@ def test_failures_have_a_sentence_and_are_tried_again_only_if_asked(benchmark, t
         (["--seeds=0"], "--seeds: must be a whole number at least 1"),
         (["--hyperparameters=nowhere"], "there is no directory nowhere"),
         (["--into=nowhere.md"], "there is no page nowhere.md"),
-        (["--report"], "nothing of the benchmark .* is measured yet"),
+        (["--agents", "auto:init=layerwise-ppl"], "'auto:init=layerwise-ppl' fits no task: metric"),
+        (["--report"], "nothing of the benchmark .* is measured yet; leave out --report"),
     ],
 )
 def test_mistakes_are_refused_before_any_work(asked, says, benchmark, tmp_path, monkeypatch):
@@ -185,6 +203,31 @@ def test_another_configuration_is_refused(asked, says, done, benchmark):
     with pytest.raises(PruningError, match=says):
         benchmark(done, *FEW, "--seeds=2", *asked)
     assert lines(done) == before
+
+
+def test_scores_of_too_many_units_and_absent_packages_are_refused(benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmarking, "measure", lambda *_: pytest.fail("work"))
+    monkeypatch.setattr("pgprune.agents.actions.MOST_SCORES", 3)
+    with pytest.raises(PruningError, match="'ppo:action=score' fits no task: action score means"):
+        benchmark(tmp_path / "out", "--agents", "ppo:action=score")
+    monkeypatch.setitem(sys.modules, "sb3_contrib", None)
+    with pytest.raises(PruningError, match="'trpo' fits no task: .* needs the package sb3_contrib"):
+        benchmark(tmp_path / "out", "--agents", "trpo")
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_model_of_the_same_name_is_refused(done, arguments, run_script, tmp_path):
+    shutil.copytree(arguments["model"], tmp_path / "model")
+    script = ROOT / "scripts" / "benchmark_agents.py"
+    with pytest.raises(PruningError, match="was measured with model '.*', not '.*'; go on with"):
+        run_script(script, done, "--tasks", f"{tmp_path / 'model'}:0.5", *FEW)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"[1]", b"{"])
+def test_settings_that_are_none_are_refused(content, benchmark, tmp_path):
+    (tmp_path / "settings.json").write_bytes(content)
+    with pytest.raises(PruningError, match="settings.json"):
+        benchmark(tmp_path, *FEW)
 
 
 def test_other_hyperparameters_of_an_agent_are_refused(benchmark, tmp_path):

@@ -77,7 +77,10 @@ def test_other_settings_need_another_directory(compare, done):
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        (["--methods", "alphago"], "method 'alphago' is unknown; choose of all, auto, reinforce"),
+        (
+            ["--methods", "alphago"],
+            "method 'alphago' is unknown; choose all, or one of auto, reinforce",
+        ),
         (["--methods", "flap:nonsense=1"], "method 'flap:nonsense=1': unrecognized arguments"),
         (["--methods", "flap:seed=1"], "seed in method 'flap:seed=1' is the comparison's"),
         (["--methods", "flap:layers"], "'layers' in method 'flap:layers' is not an option and"),

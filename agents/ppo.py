@@ -1,0 +1,54 @@
+"""PPO (Schulman et al. 2017, arXiv 1707.06347) by Stable-Baselines3, its ratio clipped by the unit.
+
+On masks unless asked otherwise; how its policy and its ratio differ from the library's is in
+``sb3_policy.py``.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from pgprune.cli import check_fields
+
+
+@dataclass(frozen=True)
+class PpoConfig:
+    """PPO: proximal policy optimization, its ratio clipped for each unit."""
+
+    ppo_masks: int = field(default=16, metadata={"help": "ppo: masks of a step", "minimum": 2})
+    ppo_learning_rate: float = field(
+        default=0.05, metadata={"help": "ppo: Adam's step size, down to 0", "above": 0}
+    )
+    ppo_epochs: int = field(default=4, metadata={"help": "ppo: updates in a step", "minimum": 1})
+    ppo_clip: float = field(
+        default=0.2,
+        metadata={"help": "ppo: how far a ratio can move from 1", "above": 0, "below": 1},
+    )
+
+    name: ClassVar[str] = "ppo"
+    package: ClassVar[str] = "stable_baselines3"
+    reference: ClassVar[bool] = False
+    figures: ClassVar[tuple[str, ...]] = ("train/approx_kl", "train/clip_fraction")
+
+    def __post_init__(self) -> None:
+        """Refuses what an option does not allow."""
+        check_fields(self)
+
+    @property
+    def masks(self) -> int:
+        """Masks of a step."""
+        return self.ppo_masks
+
+    @property
+    def learning_rate(self) -> float:
+        """Step size at the beginning."""
+        return self.ppo_learning_rate
+
+    def algorithm(self, env: Any, start: Tensor, rate: Any, seed: int) -> Any:
+        """PPO on a ``PruningVecEnv``, from the logits or means ``start`` (d,)."""
+        from pgprune.agents.sb3_policy import UnitPPO, unit_policy_options
+
+        options: dict[str, Any] = {"n_epochs": self.ppo_epochs, "clip_range": self.ppo_clip}
+        options |= {"batch_size": env.num_envs}
+        return UnitPPO(**options, **unit_policy_options(env, start, rate, seed))

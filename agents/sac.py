@@ -1,0 +1,47 @@
+"""SAC (Haarnoja et al. 2018, arXiv 1812.05905) by Stable-Baselines3, on densities or scores."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from pgprune.cli import check_fields
+
+
+@dataclass(frozen=True)
+class SacConfig:
+    """SAC: soft actor-critic."""
+
+    sac_masks: int = field(
+        default=11, metadata={"help": "sac: masks of a step, the start's included", "minimum": 3}
+    )
+    sac_learning_rate: float = field(
+        default=3e-3, metadata={"help": "sac: Adam's step size, down to 0", "above": 0}
+    )
+
+    name: ClassVar[str] = "sac"
+    package: ClassVar[str] = "stable_baselines3"
+    reference: ClassVar[bool] = True
+    figures: ClassVar[tuple[str, ...]] = ("train/critic_loss", "train/ent_coef")
+
+    def __post_init__(self) -> None:
+        """Refuses what an option does not allow."""
+        check_fields(self)
+
+    @property
+    def masks(self) -> int:
+        """Masks of a step, the start's included."""
+        return self.sac_masks
+
+    @property
+    def learning_rate(self) -> float:
+        """Step size at the beginning."""
+        return self.sac_learning_rate
+
+    def algorithm(self, env: Any, start: Tensor, rate: Any, seed: int) -> Any:
+        """SAC on a ``PruningVecEnv``, whose actions begin near zero."""
+        from stable_baselines3 import SAC
+
+        from pgprune.agents.sb3_critic import critic_options
+
+        return SAC(ent_coef="auto_0.1", **critic_options(env, rate, seed))
