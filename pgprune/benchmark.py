@@ -62,6 +62,12 @@ class BenchmarkConfig(CellsConfig):
     )
     against: str = field(default="reinforce", metadata={"help": "agent to compare it with"})
 
+    def __post_init__(self) -> None:
+        """Refuses values out of range, and agents to compare that are none."""
+        super().__post_init__()
+        for agent in (self.recommended, self.against):
+            agent_options(agent)
+
     @property
     def all_seeds(self) -> range:
         """The seeds of every agent."""
