@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from pgprune.cli import check_fields
+from pgprune.agents.sb3_config import Sb3Config
 
 
 @dataclass(frozen=True)
-class A2cConfig:
+class A2cConfig(Sb3Config):
     """A2C: advantage actor-critic, one gradient step for each step."""
 
     a2c_masks: int = field(default=16, metadata={"help": "a2c: masks of a step", "minimum": 2})
@@ -22,23 +22,7 @@ class A2cConfig:
     )
 
     name: ClassVar[str] = "a2c"
-    package: ClassVar[str] = "stable_baselines3"
-    reference: ClassVar[bool] = False
     figures: ClassVar[tuple[str, ...]] = ("train/policy_loss",)
-
-    def __post_init__(self) -> None:
-        """Refuses what an option does not allow."""
-        check_fields(self)
-
-    @property
-    def masks(self) -> int:
-        """Masks of a step."""
-        return self.a2c_masks
-
-    @property
-    def learning_rate(self) -> float:
-        """Step size at the beginning."""
-        return self.a2c_learning_rate
 
     def algorithm(self, env: Any, start: Tensor, rate: Any, seed: int) -> Any:
         """A2C on a ``PruningVecEnv``, from the logits or means ``start`` (d,)."""

@@ -14,7 +14,6 @@ from pgprune.benchmark import (
     RANDOM,
     BenchmarkCell,
     BenchmarkConfig,
-    BenchmarkTask,
     agent_options,
     text_of,
 )
@@ -31,7 +30,7 @@ from pgprune.run import Run
 from pgprune.source import read_results
 from pgprune.stream import DataConfig, check_sequence_length
 from pgprune.text import calibration_documents, evaluation_documents
-from pgprune.units import PruningUnits, units_of
+from pgprune.units import LayerShape, PruningUnits, shapes_of
 
 
 @dataclass(frozen=True)
@@ -93,15 +92,15 @@ def missing(
     check_place(output)
     directory = TUNED if config.hyperparameters is None else Path(config.hyperparameters)
     work = [_work(cell, config, given, directory) for cell in cells]
-    units = dict[BenchmarkTask, PruningUnits]()
-    for task in dict.fromkeys(cell.task for cell in cells):
-        model_config, _ = check_model(ModelConfig(task.model, config.device, config.dtype))
+    shapes = dict[str, list[LayerShape]]()
+    for model in dict.fromkeys(cell.task.model for cell in cells):
+        model_config, _ = check_model(ModelConfig(model, config.device, config.dtype))
         check_sequence_length(model_config, data.sequence_length)
-        units[task] = units_of(model_config, task.granularity)
+        shapes[model] = shapes_of(model_config)
     calibration_documents(data.calibration)
     evaluation_documents(data.evaluation)
     for agent in dict.fromkeys(cell.agent for cell in cells):
-        _check_fit([one for one in work if one.cell.agent == agent], units)
+        _check_fit([one for one in work if one.cell.agent == agent], shapes)
     shared = {"total_timesteps": config.total_timesteps, "dtype": config.dtype}
     shared["device"] = choose_device(config.device).type
     check_same(output / "settings.json", shared)
@@ -115,8 +114,12 @@ def missing(
     return [one for one in work if one.cell.key not in done]
 
 
-def _check_fit(work: Sequence[Work], units: Mapping[BenchmarkTask, PruningUnits]) -> None:
+def _check_fit(work: Sequence[Work], shapes: Mapping[str, list[LayerShape]]) -> None:
     """Makes sure that the options of an agent are right, and that it fits one task at least.
+
+    Args:
+        work: the agent's.
+        shapes: of the layers, by model.
 
     Raises:
         PruningError: they are not, or it fits none.
@@ -130,7 +133,9 @@ def _check_fit(work: Sequence[Work], units: Mapping[BenchmarkTask, PruningUnits]
             raise PruningError(f"agent {agent!r}: {error}") from None
         try:
             check_agent(settings)
-            check_action(settings, units[task])
+            pruning = settings.pruning
+            units = PruningUnits(shapes[task.model], pruning.granularity, pruning.channel_block)
+            check_action(settings, units)
         except PruningError as error:
             misfits.append(str(error))
     if len(misfits) == len(tasks):

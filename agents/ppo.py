@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from pgprune.cli import check_fields
+from pgprune.agents.sb3_config import Sb3Config
 
 
 @dataclass(frozen=True)
-class PpoConfig:
+class PpoConfig(Sb3Config):
     """PPO: proximal policy optimization, its ratio clipped for each unit."""
 
     ppo_masks: int = field(default=16, metadata={"help": "ppo: masks of a step", "minimum": 2})
@@ -27,23 +27,7 @@ class PpoConfig:
     )
 
     name: ClassVar[str] = "ppo"
-    package: ClassVar[str] = "stable_baselines3"
-    reference: ClassVar[bool] = False
     figures: ClassVar[tuple[str, ...]] = ("train/approx_kl", "train/clip_fraction")
-
-    def __post_init__(self) -> None:
-        """Refuses what an option does not allow."""
-        check_fields(self)
-
-    @property
-    def masks(self) -> int:
-        """Masks of a step."""
-        return self.ppo_masks
-
-    @property
-    def learning_rate(self) -> float:
-        """Step size at the beginning."""
-        return self.ppo_learning_rate
 
     def algorithm(self, env: Any, start: Tensor, rate: Any, seed: int) -> Any:
         """PPO on a ``PruningVecEnv``, from the logits or means ``start`` (d,)."""

@@ -5,11 +5,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from pgprune.cli import check_fields
+from pgprune.agents.sb3_config import Sb3Config
 
 
 @dataclass(frozen=True)
-class SacConfig:
+class SacConfig(Sb3Config):
     """SAC: soft actor-critic."""
 
     sac_masks: int = field(
@@ -20,23 +20,8 @@ class SacConfig:
     )
 
     name: ClassVar[str] = "sac"
-    package: ClassVar[str] = "stable_baselines3"
     reference: ClassVar[bool] = True
     figures: ClassVar[tuple[str, ...]] = ("train/critic_loss", "train/ent_coef")
-
-    def __post_init__(self) -> None:
-        """Refuses what an option does not allow."""
-        check_fields(self)
-
-    @property
-    def masks(self) -> int:
-        """Masks of a step, the start's included."""
-        return self.sac_masks
-
-    @property
-    def learning_rate(self) -> float:
-        """Step size at the beginning."""
-        return self.sac_learning_rate
 
     def algorithm(self, env: Any, start: Tensor, rate: Any, seed: int) -> Any:
         """SAC on a ``PruningVecEnv``, whose actions begin near zero."""

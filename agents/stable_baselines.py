@@ -7,7 +7,7 @@ logits; actions in a ``Box`` are on the budget by the environment's wrappers.
 
 import math
 from importlib import import_module
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from pgprune.agents.base import Agent, lowest
 from pgprune.agents.logits import logits_of, on_budget
 from pgprune.agents.offsets import importance_of
 from pgprune.agents.randomness import Randomness
+from pgprune.agents.sb3_config import Sb3Config
 from pgprune.envs import VectorDensityAction, VectorScoreAction
 from pgprune.errors import PruningError
 from pgprune.initialization import initial_probabilities
@@ -28,26 +29,6 @@ NO_RESUME = (
     "a checkpoint holds the policy, but not the optimizer, the replay buffer and the random state "
     "of Stable-Baselines3"
 )
-
-
-class Sb3Config(Protocol):
-    """What the configs of these algorithms have in common."""
-
-    name: ClassVar[str]
-    package: ClassVar[str]
-    reference: ClassVar[bool]
-    figures: ClassVar[tuple[str, ...]]
-
-    @property
-    def masks(self) -> int:
-        """Masks of a step."""
-
-    @property
-    def learning_rate(self) -> float:
-        """At the beginning; it falls to 0 over the run."""
-
-    def algorithm(self, env: Any, start: Tensor, rate: Any, seed: int) -> Any:
-        """The library's algorithm on a ``PruningVecEnv``."""
 
 
 class Sb3Agent(Agent):

@@ -5,11 +5,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from pgprune.cli import check_fields
+from pgprune.agents.sb3_config import Sb3Config
 
 
 @dataclass(frozen=True)
-class Td3Config:
+class Td3Config(Sb3Config):
     """TD3: twin delayed deep deterministic policy gradient."""
 
     td3_masks: int = field(
@@ -24,23 +24,8 @@ class Td3Config:
     )
 
     name: ClassVar[str] = "td3"
-    package: ClassVar[str] = "stable_baselines3"
     reference: ClassVar[bool] = True
     figures: ClassVar[tuple[str, ...]] = ("train/critic_loss", "train/actor_loss")
-
-    def __post_init__(self) -> None:
-        """Refuses what an option does not allow."""
-        check_fields(self)
-
-    @property
-    def masks(self) -> int:
-        """Masks of a step, the start's included."""
-        return self.td3_masks
-
-    @property
-    def learning_rate(self) -> float:
-        """Step size at the beginning."""
-        return self.td3_learning_rate
 
     def algorithm(self, env: Any, start: Tensor, rate: Any, seed: int) -> Any:
         """TD3 on a ``PruningVecEnv``, whose actions begin near zero."""

@@ -20,7 +20,7 @@ from pgprune.agents.record import Record
 from pgprune.agents.repaired_reward import REFIT_WINDOWS, RepairedReward
 from pgprune.agents.replicas import make_env
 from pgprune.agents.results import plot, summarise
-from pgprune.agents.settings import Settings
+from pgprune.agents.settings import STARTS_OVER, Settings
 from pgprune.errors import PruningError
 from pgprune.export import check_format
 from pgprune.interrupt import ctrl_c
@@ -119,6 +119,7 @@ class Training:
                 losses are not finite.
         """
         settings = self.settings
+        run.resumable = settings.agent.agent not in STARTS_OVER
         checkpoint = run.load_checkpoint()
         if checkpoint is None:
             agent = make_agent(settings, self._env, self._initialise())

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from pgprune.cli import check_fields
+from pgprune.agents.sb3_config import Sb3Config
 
 
 @dataclass(frozen=True)
-class TrpoConfig:
+class TrpoConfig(Sb3Config):
     """TRPO: trust region policy optimization, the region's size counted for each unit."""
 
     trpo_masks: int = field(default=16, metadata={"help": "trpo: masks of a step", "minimum": 2})
@@ -24,20 +24,10 @@ class TrpoConfig:
 
     name: ClassVar[str] = "trpo"
     package: ClassVar[str] = "sb3_contrib"
-    reference: ClassVar[bool] = False
     figures: ClassVar[tuple[str, ...]] = (
         "train/kl_divergence_loss",
         "train/is_line_search_success",
     )
-
-    def __post_init__(self) -> None:
-        """Refuses what an option does not allow."""
-        check_fields(self)
-
-    @property
-    def masks(self) -> int:
-        """Masks of a step."""
-        return self.trpo_masks
 
     @property
     def learning_rate(self) -> float:

@@ -74,7 +74,7 @@ def main() -> int:
         data = from_arguments(DataConfig, arguments), given(DataConfig, arguments)
         models = [_place(model, arguments.assets) for model in arguments.models]
         while cells := open_grid(Scores(read_records(Path(config.output))), models, config):
-            if failed := run(cells, config, *data):
+            if run(cells, config, *data):
                 return 1
         chosen = best_steps(Scores(read_records(Path(config.output))))
         failed = run(matches(chosen, models, config, arguments.only), config, *data)
@@ -168,10 +168,10 @@ def cell_steps(scores: Scores) -> dict[str, float]:
 
     Tasks of models without a chosen step are left out.
     """
-    found = {}
+    found, models = {}, best_steps(scores)
     for task in scores.tasks:
         losses = mean_losses(scores, task)
-        if losses and task.rpartition(":")[0] in best_steps(scores):
+        if losses and task.rpartition(":")[0] in models:
             found[task] = min(losses, key=lambda step: losses[step])
     return found
 

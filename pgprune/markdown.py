@@ -58,6 +58,7 @@ def renew_page(page: Path, marker: str, text: str) -> None:
 
     Raises:
         OSError: the disk is full or refuses.
+        PruningError: the page cannot be read.
     """
     write_file(page, renew(read_text(page), marker, text).encode())
 

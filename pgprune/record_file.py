@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pgprune.files import append_line, saving
+from pgprune.files import append_line, read_text, saving
 from pgprune.run import finite
 
 Record = dict[str, Any]
@@ -20,7 +20,7 @@ def read_lines(path: Path) -> list[Record]:
     A line that a power cut left unfinished does not count.
     """
     records: list[Record] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for line in read_text(path).splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
         except ValueError:

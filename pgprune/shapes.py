@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from pgprune.budget import Budget
 from pgprune.surgery import prune
-from pgprune.units import PruningUnits, units_of
+from pgprune.units import PruningUnits, shapes_of
 
 SHAPES: dict[str, dict[str, Any]] = {
     "100m": {
@@ -107,7 +107,7 @@ def random_models(
         PruningError: a rate or a rounding that leaves nothing.
     """
     config = LlamaConfig(**SHAPES[shape])
-    units = units_of(config)  # so that a wrong rate is refused before any weight is made
+    units = PruningUnits(shapes_of(config))  # a wrong rate is refused before any weight is made
     masks = _random_masks(units, prune_rates, round_to, seed)
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)

@@ -184,11 +184,11 @@ class PruningUnits:
         }
 
 
-def units_of(config: PretrainedConfig, granularity: str = "heads+channels") -> PruningUnits:
-    """The units of a model that is not loaded, by its configuration."""
+def shapes_of(config: PretrainedConfig) -> list[LayerShape]:
+    """The shapes of the decoder layers of a model that is not loaded, by its configuration."""
     with torch.device("meta"):
         shadow = AutoModelForCausalLM.from_config(config)
-    return PruningUnits.of(shadow, granularity)
+    return list(layer_shapes(shadow))
 
 
 def layer_shapes(model: nn.Module) -> Iterator[LayerShape]:

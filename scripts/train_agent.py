@@ -16,7 +16,6 @@ from transformers.utils import logging
 from pgprune.agents.replicas import serve, team_of
 from pgprune.agents.results import export_once, next_commands
 from pgprune.agents.settings import (
-    STARTS_OVER,
     Settings,
     TrainingRunConfig,
     check_resume,
@@ -70,7 +69,6 @@ def train(settings: Settings, run: Run | None, console: Console) -> int:
             if run is None:
                 sections, command = settings.sections(training.decided()), ["python", *sys.argv]
                 run = Run.create(settings.run.output, sections, command, settings.name)
-            run.resumable = settings.agent.agent not in STARTS_OVER
             training.check(run)
             say(f"run {run.path}", console)
             with run:
@@ -102,7 +100,7 @@ def finish(run: Run, format: str | None, console: Console) -> int:
 
 def interrupted(run: Run | None, console: Console) -> int:
     """Says how to go on."""
-    advice = f"; go on with --resume {run.path}" if run and run.resumable else ""
+    advice = f"; go on with --resume {run.path}" if run and (run.resumable or run.finished) else ""
     say(f"interrupted{advice}", console)
     return 130
 

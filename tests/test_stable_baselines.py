@@ -13,7 +13,8 @@ from pgprune.agents.a2c import A2cConfig
 from pgprune.agents.logits import BOUND, logits_of, on_budget
 from pgprune.agents.ppo import PpoConfig
 from pgprune.agents.sac import SacConfig
-from pgprune.agents.stable_baselines import Sb3Agent, Sb3Config
+from pgprune.agents.sb3_config import Sb3Config
+from pgprune.agents.stable_baselines import Sb3Agent
 from pgprune.agents.td3 import Td3Config
 from pgprune.agents.trpo import TrpoConfig
 from pgprune.budget import Budget

@@ -211,6 +211,9 @@ def test_scores_of_too_many_units_and_absent_packages_are_refused(benchmark, tmp
     monkeypatch.setattr("pgprune.agents.actions.MOST_SCORES", 3)
     with pytest.raises(PruningError, match="'ppo:action=score' fits no task: action score means"):
         benchmark(tmp_path / "out", "--agents", "ppo:action=score")
+    with pytest.raises(pytest.fail.Exception, match="work"):  # 6 heads and 3 blocks are few enough
+        monkeypatch.setattr("pgprune.agents.actions.MOST_SCORES", 14)
+        benchmark(tmp_path / "blocks", "--agents", "ppo:action=score,channel-block=3")
     monkeypatch.setitem(sys.modules, "sb3_contrib", None)
     with pytest.raises(PruningError, match="'trpo' fits no task: .* needs the package sb3_contrib"):
         benchmark(tmp_path / "out", "--agents", "trpo")
