@@ -24,8 +24,7 @@ from pgprune.models import ModelConfig
 from pgprune.problem import PruningConfig
 from pgprune.repairing import RepairConfig
 from pgprune.run import Run
-from pgprune.run_config import RunConfig
-from pgprune.sections import Sections
+from pgprune.run_config import RunConfig, Sections
 from pgprune.stream import DataConfig
 
 AGENTS = ("reinforce", "auto", "random-search", "cma-es", "evolution", *ON_POLICY, *OFF_POLICY)

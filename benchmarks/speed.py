@@ -22,11 +22,10 @@ from speed_report import make_report, markdown, print_report, write_report
 from speed_work import CLOCKS, Clock, load, measure, measure_agent, measure_host
 from transformers.utils import logging
 
-from pgprune.cli import ArgumentParser, from_arguments, run_command
+from pgprune.cli import ArgumentParser, from_arguments, numbers, run_command
 from pgprune.devices import choose_device
 from pgprune.errors import PruningError
 from pgprune.files import check_new
-from pgprune.lists import numbers
 from pgprune.markdown import has_place, renew
 from pgprune.models import DTYPES, ModelConfig
 from pgprune.shapes import SHAPES

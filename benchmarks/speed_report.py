@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pgprune.figures import save_figure
 from pgprune.files import new_directory, saving, write_file
 from pgprune.latency import Spread
 from pgprune.latency_report import machine
 from pgprune.markdown import grid
-from pgprune.plots import save_figure
 from pgprune.versions import versions
 
 _MIB = 2**20

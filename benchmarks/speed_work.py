@@ -16,12 +16,12 @@ from pgprune.agents.estimators import advantages, gradient, moving_average, samp
 from pgprune.budget import Budget
 from pgprune.errors import PruningError
 from pgprune.families import decoder_layers, family_of, linear_at
-from pgprune.gathering import aligned
 from pgprune.latency import weight_bytes
 from pgprune.layer_mask import LayerMask
 from pgprune.masked_lm import MaskedLM
 from pgprune.memory import memory_of
 from pgprune.models import DTYPES, ModelConfig, load_model
+from pgprune.projections import aligned
 from pgprune.scoring import release_logits
 from pgprune.shapes import SHAPES, random_models
 from pgprune.units import PruningUnits

@@ -25,8 +25,7 @@ from pgprune.problem import TOKENS_PER_TIMESTEP, PruningConfig, make_problem
 from pgprune.repairing import REPAIR, RepairConfig, repaired
 from pgprune.results import Table, facts, perplexities, with_repair
 from pgprune.run import Run
-from pgprune.run_config import RunConfig
-from pgprune.sections import Sections
+from pgprune.run_config import RunConfig, Sections
 from pgprune.slices import applied as sliced
 from pgprune.stream import DataConfig, evaluation_windows
 

@@ -15,7 +15,7 @@ from pgprune.aggregates import (
     performance_profile,
 )
 from pgprune.benchmark_scores import GRID, Scores, curve_at
-from pgprune.plots import plain_ticks, save_figure
+from pgprune.figures import plain_ticks, save_figure
 
 _BEST, _GREY = "#111111", "#888888"
 _COLORS = (

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pgprune.comparison import AGENTS
 from pgprune.comparison_records import read_records
 from pgprune.comparison_rows import Row, columns_of, nearest_rate, rates_of, rows_of
-from pgprune.plots import plain_ticks, save_figure
+from pgprune.figures import plain_ticks, save_figure
 from pgprune.record_file import Record
 from pgprune.source import read_mask
 

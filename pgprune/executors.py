@@ -16,9 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from pgprune.errors import PruningError
 from pgprune.families import Family, linear_at
-from pgprune.gathering import aligned
 from pgprune.layer_mask import KeptRows, LayerMask
-from pgprune.projections import KERNELS, Part, Products, calling, check_kernels, gathered
+from pgprune.projections import KERNELS, Part, Products, aligned, calling, check_kernels, gathered
 
 
 @dataclass(frozen=True)

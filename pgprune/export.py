@@ -15,7 +15,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from pgprune.errors import PruningError
+from pgprune.errors import PruningError, first_line
 from pgprune.files import check_new, new_directory, saving
 from pgprune.gguf import check_gguf, check_scope, holds_biases
 from pgprune.gguf_files import gguf_parameters, load_gguf, read_vocabulary
@@ -25,10 +25,10 @@ from pgprune.repair import REPAIRS
 from pgprune.repairing import adds_biases
 from pgprune.rerounding import rounded_again
 from pgprune.run import Run
+from pgprune.run_config import FORMATS
 from pgprune.shipping import shipped
 from pgprune.source import Source, load_source
-from pgprune.text import first_line
-from pgprune.writers import FORMATS, window, write_llama_cpp, write_portable
+from pgprune.writers import WRITERS, window, write_llama_cpp, write_portable
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _writer(
     config: ExportConfig, vocabulary: dict[str, Any] | None
 ) -> Callable[[Source, Path], object]:
     if not config.portable:
-        write = FORMATS[config.format]
+        write = WRITERS[config.format]
         return write if vocabulary is None else partial(write_llama_cpp, vocabulary=vocabulary)
     if config.format != "hf":
         raise PruningError(

@@ -10,15 +10,14 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from pgprune.architecture import savable_generation_config
-from pgprune.errors import PruningError
+from pgprune.errors import PruningError, first_line
 from pgprune.files import append_line, new_directory, saving, write_file
 from pgprune.loading import LoadedModel
 from pgprune.model_card import model_card, public_name, public_names
-from pgprune.model_evaluation import RUN_FILE
 from pgprune.models import PRUNED
-from pgprune.run import Run, finite
+from pgprune.record_file import finite
+from pgprune.run import EVALUATIONS, Run
 from pgprune.source import read_results
-from pgprune.text import first_line
 
 RECORD = "finetuning.json"
 """The file of the new directory that holds the record."""
@@ -67,7 +66,7 @@ def add_to_run(run: Run | None, record: Mapping[str, Any]) -> None:
         PruningError: the disk is full or refuses.
     """
     if run is not None:
-        path = run.path / RUN_FILE
+        path = run.path / EVALUATIONS
         with saving(path, "the finetuned model is complete; free some space"):
             append_line(path, json.dumps(finite(record), allow_nan=False))
 

@@ -5,8 +5,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pgprune.errors import PruningError
-from pgprune.text import first_line
+from pgprune.errors import PruningError, first_line
 
 _TOKENS = "tokenizer.ggml.tokens"
 

@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pgprune.errors import PruningError
+from pgprune.errors import PruningError, first_line
 from pgprune.text import (
     calibration_documents,
-    first_line,
     hub_rows,
     jsonl_rows,
     parquet_rows,

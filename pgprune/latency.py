@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from pgprune.cli import numbers, whole_numbers
 from pgprune.devices import choose_device
 from pgprune.errors import PruningError
 from pgprune.files import check_new
-from pgprune.lists import numbers, whole_numbers
 from pgprune.loading import check_source, load_any
 from pgprune.memory import memory_of
 from pgprune.models import DTYPES, ModelConfig

@@ -9,16 +9,17 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pgprune.figures import BEST, GREY, INITIAL, LEARNED, save_figure
 from pgprune.files import new_directory, saving, write_file
 from pgprune.latency import LatencyConfig, Measurement, Models, Spread, speed_up, weight_bytes
 from pgprune.markdown import grid
-from pgprune.plots import plot_gains
 from pgprune.versions import versions
 
 _MIB = 2**20
@@ -225,3 +226,47 @@ def _plot(report: Mapping[str, Any], path: Path) -> None:
             name: [(peaks[reference, s] / peaks[name, s],) * 3 for s in settings] for name in others
         }
     plot_gains(path, settings, gains, reference)
+
+
+def plot_gains(
+    path: Path,
+    settings: Sequence[str],
+    gains: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]],
+    reference: str,
+) -> bool:
+    """Draws how many times better models are than a reference, one panel for each quantity.
+
+    Args:
+        path: the PNG file.
+        settings: the names of what was measured, S of them.
+        gains: by panel and model, S of (median, low, high).
+        reference: the name of the model whose gain is 1.
+
+    Returns:
+        Whether it was drawn: not without matplotlib.
+
+    Raises:
+        PruningError: the file cannot be written.
+    """
+    x = np.arange(len(settings))
+    colors = (LEARNED, INITIAL, BEST, "#b0413e", "#7a5aa6", GREY)
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, len(gains), squeeze=False)[0]
+        for panel, (title, models) in zip(panels, gains.items(), strict=True):
+            width = 0.8 / len(models)
+            for number, (name, values) in enumerate(models.items()):
+                middle, low, high = np.array(values).T  # each (S,)
+                left = x - 0.4 + (number + 0.5) * width
+                color = colors[number % len(colors)]
+                panel.bar(left, middle, width, color=color, label=name)
+                panel.vlines(left, low, high, color="black", linewidth=1)
+            panel.axhline(1, color=GREY, linestyle="--", linewidth=1, label=reference)
+            panel.set_xticks(x, settings)
+            panel.set(xlabel="batch x tokens")
+            panel.set_title(title, loc="left", weight="bold")
+            panel.grid(axis="x", visible=False)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+
+    return save_figure(path, ((1.6 + 0.7 * len(settings)) * len(gains) + 1, 4.0), draw)

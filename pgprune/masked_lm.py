@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from pgprune.errors import PruningError
 from pgprune.executors import LayerCall, executor_of
 from pgprune.families import decoder_layers, family_of, linear_at
-from pgprune.gathering import lay_out
 from pgprune.layer_mask import Fill, LayerMask, prepare
 from pgprune.prefixes import distinct, run_tree
+from pgprune.projections import lay_out
 from pgprune.scoring import token_losses
 from pgprune.stations import Drive, Stations
 from pgprune.transfer import send

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pgprune.errors import Setback
-from pgprune.text import first_line
+from pgprune.errors import Setback, first_line
 
 LESS = "choose a smaller --batch-size or --sequence-length, or --dtype bfloat16"
 _NO_HOST_MEMORY = "can't allocate memory"  # in what torch says of the host

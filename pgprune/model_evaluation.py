@@ -27,7 +27,8 @@ from pgprune.files import append_line, check_place, saving
 from pgprune.loading import LoadedModel, check_source, load_any, short_name
 from pgprune.memory import within_memory
 from pgprune.models import ModelConfig, fingerprint
-from pgprune.run import Run, finite
+from pgprune.record_file import finite
+from pgprune.run import EVALUATIONS, Run
 from pgprune.scoring import model_perplexity
 from pgprune.stream import (
     DataConfig,
@@ -40,9 +41,6 @@ from pgprune.zero_shot import PAPER_TASKS, Harness, load_tasks
 
 Record = dict[str, Any]
 """One measurement of one model, as JSON can hold it."""
-
-RUN_FILE = "evaluations.jsonl"
-"""Where a run keeps its records."""
 
 _MODEL, _DATA = ModelConfig.__dataclass_fields__, DataConfig.__dataclass_fields__
 
@@ -98,7 +96,7 @@ class EvaluationConfig:
         default=None,
         metadata={
             "help": f"file to add the results to, a JSON object a line; a run's own results are "
-            f"also added to its {RUN_FILE}",
+            f"also added to its {EVALUATIONS}",
             "default": "none",
         },
     )
@@ -228,7 +226,7 @@ class Evaluation:
 
     def _store(self, record: Record, run: Run | None) -> None:
         line = json.dumps(finite(record), allow_nan=False)
-        paths = [run.path / RUN_FILE] if run is not None else []
+        paths = [run.path / EVALUATIONS] if run is not None else []
         paths += [Path(self._config.output)] if self._config.output is not None else []
         for path in paths:
             with saving(path, "free some space or choose another --output"):

@@ -25,9 +25,8 @@ from transformers import (
 )
 
 from pgprune.devices import check_dtype, choose_device
-from pgprune.errors import PruningError
+from pgprune.errors import PruningError, first_line
 from pgprune.families import FAMILIES, family_of
-from pgprune.text import first_line
 from pgprune.weights import check_weights
 
 BUILTIN = Path(__file__).with_name("builtin_model")

@@ -1,29 +1,14 @@
 """Figures of a run. Without matplotlib there is a note and no figure."""
 
-import io
-import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from pgprune.files import saving, write_file
+from pgprune.figures import BEST, GREY, INITIAL, LEARNED, save_figure
 from pgprune.progress import read_progress
-
-_log = logging.getLogger(__name__)
-
-_LEARNED, _INITIAL, _BEST, _GREY = "#1f5fa8", "#f0a04b", "#2a9d57", "#888888"
-_STYLE: Any = {  # matplotlib spells out every key in its types
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "font.size": 10,
-    "legend.frameon": False,
-}
 
 
 class LayerGroup(Protocol):
@@ -60,13 +45,13 @@ def plot_learning_curve(progress: Path, path: Path) -> bool:
 
     def draw(figure: Any) -> None:
         axes = figure.add_subplot(xlabel=label, ylabel="cross-entropy (nats a token)")
-        _line(axes, x, columns.get("rollout/loss"), "o", "sampled masks", color=_LEARNED, alpha=0.2)
-        _line(axes, x, columns.get("train/baseline"), "-", "baseline", color=_GREY, linewidth=0.8)
+        _line(axes, x, columns.get("rollout/loss"), "o", "sampled masks", color=LEARNED, alpha=0.2)
+        _line(axes, x, columns.get("train/baseline"), "-", "baseline", color=GREY, linewidth=0.8)
         smooth = _smooth(columns.get("rollout/loss"))
-        _line(axes, x, smooth, "-", "sampled masks, smoothed", color=_LEARNED, linewidth=2)
+        _line(axes, x, smooth, "-", "sampled masks, smoothed", color=LEARNED, linewidth=2)
         rounded, best = columns.get("validation/loss"), columns.get("validation/best_loss")
-        _line(axes, x, rounded, "o-", "rounded mask on the validation batch", color=_INITIAL)
-        _line(axes, x, best, "--", "best rounded mask", color=_BEST, linewidth=1.5)
+        _line(axes, x, rounded, "o-", "rounded mask on the validation batch", color=INITIAL)
+        _line(axes, x, best, "--", "best rounded mask", color=BEST, linewidth=1.5)
         axes.set_title("Learning curve", loc="left", weight="bold")
         if axes.lines:
             axes.legend(loc="upper right")
@@ -98,9 +83,9 @@ def plot_kept_shares(
     """
     kinds = list(dict.fromkeys(group.kind for group in groups))
     layers = 1 + max(group.layer for group in groups)
-    bars = [(np.asarray(learned, dtype=float), _LEARNED, "learned")]
+    bars = [(np.asarray(learned, dtype=float), LEARNED, "learned")]
     if initial is not None:
-        bars.insert(0, (np.asarray(initial, dtype=float), _INITIAL, "initial"))
+        bars.insert(0, (np.asarray(initial, dtype=float), INITIAL, "initial"))
     width = 0.8 / len(bars)
 
     def draw(figure: Any) -> None:
@@ -114,9 +99,7 @@ def plot_kept_shares(
                     left, 100 * shares[members], width, align="edge", color=color, label=label
                 )
             if target is not None:
-                panel.axhline(
-                    100 * target, color=_GREY, linestyle="--", linewidth=1, label="target"
-                )
+                panel.axhline(100 * target, color=GREY, linestyle="--", linewidth=1, label="target")
             panel.set(ylim=(0, 105), ylabel=f"{kind} kept (%)")
             panel.grid(axis="x", visible=False)
         panels[-1].set(xlabel="layer", xlim=(-0.6, layers - 0.4))
@@ -126,90 +109,6 @@ def plot_kept_shares(
         figure.legend(handles, labels, loc="upper right", ncols=len(labels))
 
     return save_figure(path, (max(6.0, 0.22 * layers + 2), 1.2 + 2.1 * len(kinds)), draw)
-
-
-def plot_gains(
-    path: Path,
-    settings: Sequence[str],
-    gains: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]],
-    reference: str,
-) -> bool:
-    """Draws how many times better models are than a reference, one panel for each quantity.
-
-    Args:
-        path: the PNG file.
-        settings: the names of what was measured, S of them.
-        gains: by panel and model, S of (median, low, high).
-        reference: the name of the model whose gain is 1.
-
-    Returns:
-        Whether it was drawn: not without matplotlib.
-
-    Raises:
-        PruningError: the file cannot be written.
-    """
-    x = np.arange(len(settings))
-    colors = (_LEARNED, _INITIAL, _BEST, "#b0413e", "#7a5aa6", _GREY)
-
-    def draw(figure: Any) -> None:
-        panels = figure.subplots(1, len(gains), squeeze=False)[0]
-        for panel, (title, models) in zip(panels, gains.items(), strict=True):
-            width = 0.8 / len(models)
-            for number, (name, values) in enumerate(models.items()):
-                middle, low, high = np.array(values).T  # each (S,)
-                left = x - 0.4 + (number + 0.5) * width
-                color = colors[number % len(colors)]
-                panel.bar(left, middle, width, color=color, label=name)
-                panel.vlines(left, low, high, color="black", linewidth=1)
-            panel.axhline(1, color=_GREY, linestyle="--", linewidth=1, label=reference)
-            panel.set_xticks(x, settings)
-            panel.set(xlabel="batch x tokens")
-            panel.set_title(title, loc="left", weight="bold")
-            panel.grid(axis="x", visible=False)
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
-
-    return save_figure(path, ((1.6 + 0.7 * len(settings)) * len(gains) + 1, 4.0), draw)
-
-
-def save_figure(path: Path, size: tuple[float, float], draw: Callable[[Any], object]) -> bool:
-    """Draws into a new figure and writes it, without any window or global state.
-
-    Args:
-        path: the PNG file.
-        size: inches.
-        draw: is given the figure.
-
-    Returns:
-        Whether it was drawn: not without matplotlib.
-
-    Raises:
-        PruningError: the file cannot be written.
-    """
-    try:
-        from matplotlib import rc_context
-        from matplotlib.figure import Figure
-    except ImportError:
-        _log.warning("no %s: it needs pip install 'pgprune[plots]'", path.name)
-        return False
-    with rc_context(_STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        draw(figure)
-        content = io.BytesIO()
-        figure.savefig(content, format="png", dpi=150)
-    with saving(path, "free some space"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, content.getvalue())
-    return True
-
-
-def plain_ticks(axis: Any) -> None:
-    """Gives a logarithmic axis numbers such as 20 and 50 in place of powers of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.set_minor_formatter(NullFormatter())
 
 
 def _line(axes: Any, x: Any, y: Any, style: str, label: str, **look: Any) -> None:

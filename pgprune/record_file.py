@@ -1,12 +1,12 @@
 """Records as lines of JSON in a file that only grows, each forced to the disk."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pgprune.files import append_line, read_text, saving
-from pgprune.run import finite
 
 Record = dict[str, Any]
 """One line."""
@@ -49,3 +49,12 @@ def close_line(path: Path) -> None:
     if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
         with saving(path, _REMEDY), path.open("ab") as file:
             file.write(b"\n")
+
+
+def finite(value: Any) -> Any:
+    """The value with None for every number that is not finite, which JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,7 +8,6 @@ how much of it counts, and resuming cuts off the rest.
 
 import hashlib
 import json
-import math
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -31,9 +30,13 @@ from pgprune.files import (
     write_file,
 )
 from pgprune.progress import ProgressLog
+from pgprune.record_file import finite
 from pgprune.versions import versions
 
 RUNS = Path("runs")
+
+EVALUATIONS = "evaluations.jsonl"
+"""The file of a run that holds what the evaluate command found."""
 
 
 class Run:
@@ -265,12 +268,3 @@ def check_output(output: str | None) -> None:
             "choose another --output, or go on with an interrupted run by "
             f"--resume {shlex.quote(output)}",
         )
-
-
-def finite(value: Any) -> Any:
-    """The value with None for every number that is not finite, which JSON cannot hold."""
-    if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -10,8 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from pgprune.errors import PruningError
-from pgprune.text import first_line
+from pgprune.errors import PruningError, first_line
 
 LOGITS_BYTES = 64 * 2**20
 """Of one chunk of float32 logits; the loss needs about three such."""

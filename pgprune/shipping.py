@@ -16,10 +16,11 @@ from torch import Tensor
 from pgprune.devices import choose_device
 from pgprune.masked_lm import MaskedLM
 from pgprune.models import ModelConfig, choose_dtype, move_model
+from pgprune.record_file import finite
 from pgprune.repair import Repair
 from pgprune.repairing import RepairConfig, added_parameters, describe, kind_of, repaired
 from pgprune.results import Table, perplexities, with_repair
-from pgprune.run import Run, finite
+from pgprune.run import Run
 from pgprune.source import Source
 from pgprune.stream import DataConfig, calibration_stream, evaluation_windows
 

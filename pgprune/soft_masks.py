@@ -6,8 +6,7 @@ about as much as the forward pass; but all activations of a batch are in memory 
 ``MaskedLM`` never needs.
 """
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,8 +17,6 @@ from torch.utils.checkpoint import checkpoint
 from pgprune.families import Family, decoder_layers, family_of
 from pgprune.layer_mask import LayerMask
 from pgprune.masked_lm import MaskedLM
-from pgprune.memory import peak_memory
-from pgprune.problem import TOKENS_PER_TIMESTEP, Problem
 from pgprune.scoring import LOGITS_BYTES, token_losses
 
 
@@ -49,35 +46,6 @@ def soft_losses(lm: MaskedLM, mask: Tensor, input_ids: Tensor) -> Tensor:
     if losses.requires_grad:
         losses.register_hook(lambda gradient: _count(lm, input_ids))
     return losses
-
-
-def steps_for(problem: Problem, timesteps: int) -> int:
-    """Steps of one batch each, forwards and backwards, that cost as much as an agent's timesteps.
-
-    With two masks a step, an agent reads the same batches.
-    """
-    tokens = 2 * problem.stream.batch_size * problem.stream.sequence_length
-    return max(1, -(-timesteps * TOKENS_PER_TIMESTEP // tokens))
-
-
-def stopwatch(problem: Problem) -> Callable[[int], dict[str, Any]]:
-    """Starts to measure what learning costs.
-
-    Returns:
-        What makes the notes for results.json once the given number of steps is done: steps,
-        tokens, seconds, and the process's peak memory in bytes.
-    """
-    started, tokens = time.perf_counter(), problem.lm.tokens
-
-    def notes(steps: int) -> dict[str, Any]:
-        return {
-            "steps": steps,
-            "learning_tokens": problem.lm.tokens - tokens,
-            "learning_seconds": time.perf_counter() - started,
-            "peak_memory_bytes": peak_memory(problem.lm.device),
-        }
-
-    return notes
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from pgprune.errors import PruningError
+from pgprune.errors import PruningError, first_line
 from pgprune.masked_lm import MaskedLM
 from pgprune.models import ModelConfig, fingerprint, load_model
 from pgprune.repair import Repair, check_repair
@@ -18,7 +18,6 @@ from pgprune.run import Run
 from pgprune.slices import RECORD, Slices
 from pgprune.slicing import slice_model
 from pgprune.surgery import prune
-from pgprune.text import first_line
 from pgprune.units import PruningUnits
 
 _HALF = ("bfloat16", "float16")

@@ -18,7 +18,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from pgprune.errors import PruningError
+from pgprune.errors import PruningError, first_line
 from pgprune.text_items import Item, items
 
 Documents = Sequence[str] | Callable[[], Iterable[str]]
@@ -79,12 +79,6 @@ def evaluation_documents(source: str) -> dict[str, Documents]:
 def iterate(documents: Documents) -> Iterator[str]:
     """Reads documents from the first one."""
     return iter(documents() if callable(documents) else documents)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error of another library says first, to quote it within a sentence."""
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0].rstrip(".: ")
 
 
 def _open(item: Item, domain: str, split: str) -> Documents:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from pgprune.errors import PruningError
-from pgprune.text import first_line
+from pgprune.errors import PruningError, first_line
 
 
 def check_weights(directory: Path) -> None:

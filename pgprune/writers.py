@@ -64,7 +64,7 @@ def write_llama_cpp(
     write_file(directory / "README.md", card.encode())
 
 
-FORMATS: dict[str, Callable[[Source, Path], object]] = {
+WRITERS: dict[str, Callable[[Source, Path], object]] = {
     "hf": _write_hf,
     "masked": _write_masked,
     "gguf": write_llama_cpp,

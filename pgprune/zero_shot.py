@@ -16,8 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pgprune.errors import PruningError
-from pgprune.text import first_line
+from pgprune.errors import PruningError, first_line
 from pgprune.zero_shot_data import task_config, task_file
 
 PAPER_TASKS = ("arc_easy", "arc_challenge", "hellaswag", "piqa", "winogrande")

@@ -14,7 +14,7 @@ from command import train
 from masks import TRITON, patterns
 from pgprune import PruningError
 from pgprune.baseline import Baseline, BaselineSettings
-from pgprune.fill import mean_fill
+from pgprune.envs.reward import mean_fill
 from pgprune.masked_lm import MaskedLM
 from pgprune.methods.base import MethodConfig
 from pgprune.models import ModelConfig

@@ -11,8 +11,9 @@ from pgprune.masked_lm import MaskedLM
 from pgprune.methods.base import MethodConfig
 from pgprune.methods.gumbel_softmax import gumbel_softmax, straight_through
 from pgprune.methods.hard_concrete import hard_concrete, kept_shares, stretched
+from pgprune.methods.learning import steps_for
 from pgprune.problem import Problem
-from pgprune.soft_masks import soft_losses, steps_for
+from pgprune.soft_masks import soft_losses
 from pgprune.units import PruningUnits
 from stories import perplexities_beside, stories_problem
 from tiny import CONFIGS, exact_norms, tiny_model, tokens

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from pgprune import PruningError
-from pgprune.plots import _smooth, plot_gains, plot_kept_shares, plot_learning_curve
+from pgprune.latency_report import plot_gains
+from pgprune.plots import _smooth, plot_kept_shares, plot_learning_curve
 from pgprune.units import Group
 
 GROUPS = [Group(layer, kind, 0, 1) for layer in range(4) for kind in ("heads", "channels")]

@@ -20,9 +20,9 @@ from pgprune import PruningError
 from pgprune.agents.reinforce import Reinforce
 from pgprune.agents.settings import Settings
 from pgprune.envs import LLMPruningEnv, LLMPruningVectorEnv
+from pgprune.envs.reward import mean_fill
 from pgprune.executors import EXECUTORS
 from pgprune.files import read_checkpoint, write_checkpoint
-from pgprune.fill import mean_fill
 from pgprune.masked_lm import MaskedLM
 from pgprune.problem import Problem
 from pgprune.repair import Repair, applied

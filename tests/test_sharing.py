@@ -7,10 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from masks import case_of, patterns
-from pgprune import gathering
+from pgprune import projections
 from pgprune.executors import EXECUTORS
-from pgprune.gathering import aligned, gather
 from pgprune.masked_lm import MaskedLM
+from pgprune.projections import aligned, gather
 from pgprune.units import PruningUnits
 from tiny import layers_of, projections_of, tiny_model, tokens
 
@@ -89,7 +89,7 @@ def test_what_is_shared_counts_as_often_as_it_is_asked():
 @pytest.fixture
 def always_aligned(monkeypatch):
     """Widths are rounded up even where zeros are most of what is computed."""
-    monkeypatch.setattr(gathering, "_LEAST_LINES", 0)
+    monkeypatch.setattr(projections, "_LEAST_LINES", 0)
 
 
 def test_wide_matrices_fill_cache_lines_and_narrow_ones_stay_as_they_are():

@@ -53,7 +53,7 @@ def test_a_run_ends_with_a_sample_and_an_export(
 
 
 def test_nothing_is_exported_unasked(undisturbed: Path) -> None:
-    assert not [path for path in undisturbed.iterdir() if path.name in export.FORMATS]
+    assert not [path for path in undisturbed.iterdir() if path.name in export.WRITERS]
 
 
 def test_an_interrupted_export_is_done_on_resuming(
@@ -65,7 +65,7 @@ def test_an_interrupted_export_is_done_on_resuming(
 
     run = tmp_path / "run"
     with monkeypatch.context() as patched, pytest.raises(Crash):
-        patched.setitem(export.FORMATS, "hf", crash)
+        patched.setitem(export.WRITERS, "hf", crash)
         train(*options, f"--output={run}", "--export=hf")
     assert_same_run(undisturbed, run)
     assert not list(run.glob("*hf*")), "nothing half-written is left"
@@ -90,7 +90,7 @@ def test_ctrl_c_during_the_export(
     def ctrl_c(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(export.FORMATS, "hf", ctrl_c)
+    monkeypatch.setitem(export.WRITERS, "hf", ctrl_c)
     assert train(f"--resume={run}", "--export=hf") == 130
     assert f"go on with --resume {run}" in capsys.readouterr().out
     assert not list(run.glob("*hf*"))
@@ -100,7 +100,7 @@ def test_a_full_disk_costs_the_export_only(run: Path, monkeypatch: pytest.Monkey
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setitem(export.FORMATS, "hf", full)
+    monkeypatch.setitem(export.WRITERS, "hf", full)
     says = f"the run {run} is complete, but its export failed: .*no space left.* --export hf"
     with pytest.raises(PruningError, match=says):
         train(f"--resume={run}", "--export=hf")

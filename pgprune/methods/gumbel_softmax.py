@@ -5,9 +5,10 @@ from torch import Tensor, nn
 
 from pgprune.initialization import initial_probabilities, metric_name
 from pgprune.methods.base import MethodConfig, Pruned
+from pgprune.methods.learning import steps_for, stopwatch
 from pgprune.metrics import METRICS, Importance
 from pgprune.problem import Problem
-from pgprune.soft_masks import soft_losses, steps_for, stopwatch
+from pgprune.soft_masks import soft_losses
 
 _LEARNING_RATE = 0.05
 _HOT, _COLD = 2.0, 0.4  # temperatures at the first and the last step
