@@ -25,10 +25,9 @@ lint: $(DEVELOPED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	rm -rf build/lint
-	mkdir -p build/lint/pgprune
-	cp pgprune/*.py pgprune/py.typed build/lint/pgprune
-	cp -r pgprune/hub_code pgprune/metrics pgprune/methods envs agents build/lint/pgprune
-	cp -r scripts build/lint
+	mkdir -p build/lint
+	cp -r pgprune scripts build/lint
+	cp -r envs agents experiments build/lint/pgprune
 	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
 		--cache-dir ../../.mypy_cache pgprune scripts
 

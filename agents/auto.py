@@ -27,9 +27,9 @@ from pgprune.agents.base import Agent, lowest
 from pgprune.agents.estimators import advantages, cosine, gradient, sample
 from pgprune.agents.logits import on_budget
 from pgprune.agents.offsets import masks_of, scores_of
-from pgprune.cli import check_fields
 from pgprune.errors import PruningError
 from pgprune.metrics import Importance
+from pgprune.utils.options import check_fields
 
 _ALLOCATION = 300  # evaluations after which offsets hardly gain
 _MANY = 1000  # from so many evaluations on, single units are worth learning

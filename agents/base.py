@@ -17,9 +17,9 @@ from torch import Tensor
 
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.errors import PruningError
-from pgprune.files import saving, tensor_bytes, write_file
-from pgprune.problem import TOKENS_PER_TIMESTEP
-from pgprune.transfer import read
+from pgprune.masking.problem import TOKENS_PER_TIMESTEP
+from pgprune.utils.files import saving, tensor_bytes, write_file
+from pgprune.utils.transfer import read
 
 COUNTS = ("seed", "steps", "skipped", "in_vain")  # in every agent's state, besides its own
 _MOST_STEPS_IN_VAIN = 20

@@ -22,10 +22,10 @@ from torch import Tensor
 from pgprune.agents.actions import check_scores
 from pgprune.agents.base import Agent, lowest
 from pgprune.agents.offsets import masks_of, scores_of
-from pgprune.cli import check_fields
 from pgprune.errors import PruningError
+from pgprune.masking.units import PruningUnits
 from pgprune.metrics import Importance
-from pgprune.units import PruningUnits
+from pgprune.utils.options import check_fields
 
 Numbers = npt.NDArray[np.float64]
 

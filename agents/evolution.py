@@ -20,8 +20,8 @@ from torch import Tensor
 
 from pgprune.agents.base import Agent, lowest
 from pgprune.agents.offsets import scores_of
-from pgprune.cli import check_fields
 from pgprune.metrics import Importance
+from pgprune.utils.options import check_fields
 
 _MOST_SWITCHES = 3  # between groups, of a mutation
 

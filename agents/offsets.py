@@ -7,11 +7,11 @@ not know. Agents that search among such offsets have a few dozen dimensions, wha
 import torch
 from torch import Tensor
 
-from pgprune.budget import Budget
 from pgprune.envs import LLMPruningVectorEnv
-from pgprune.initialization import metric_name
+from pgprune.masking.budget import Budget
+from pgprune.masking.units import PruningUnits
 from pgprune.metrics import METRICS, Importance
-from pgprune.units import PruningUnits
+from pgprune.metrics.initialization import metric_name
 
 
 def importance_of(env: LLMPruningVectorEnv, importance: Importance | str, seed: int) -> Importance:

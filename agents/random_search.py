@@ -15,8 +15,8 @@ from torch import Tensor
 
 from pgprune.agents.base import Agent, lowest
 from pgprune.agents.offsets import masks_of, scores_of
-from pgprune.cli import check_fields
 from pgprune.metrics import Importance
+from pgprune.utils.options import check_fields
 
 
 @dataclass(frozen=True)

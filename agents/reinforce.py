@@ -28,11 +28,11 @@ from pgprune.agents.estimators import (
     moving_average,
     sample,
 )
-from pgprune.cli import check_fields
 from pgprune.errors import PruningError
-from pgprune.initialization import initial_probabilities, metric_name
 from pgprune.metrics import METRICS
-from pgprune.transfer import read
+from pgprune.metrics.initialization import initial_probabilities, metric_name
+from pgprune.utils.options import check_fields
+from pgprune.utils.transfer import read
 
 
 def _option(value: Any, text: str, **limits: Any) -> Any:

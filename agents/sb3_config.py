@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from pgprune.cli import check_fields
+from pgprune.utils.options import check_fields
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from pgprune.agents.randomness import Randomness
 from pgprune.agents.sb3_config import Sb3Config
 from pgprune.envs import VectorDensityAction, VectorScoreAction
 from pgprune.errors import PruningError
-from pgprune.initialization import initial_probabilities
 from pgprune.metrics import Importance
+from pgprune.metrics.initialization import initial_probabilities
 
 NO_RESUME = (
     "a checkpoint holds the policy, but not the optimizer, the replay buffer and the random state "

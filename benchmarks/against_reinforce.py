@@ -19,15 +19,15 @@ from pathlib import Path
 from cells import GRID
 from transformers.utils import logging
 
-from pgprune.agents.benchmarking import run
-from pgprune.benchmark import BenchmarkCell, BenchmarkConfig, BenchmarkTask, plan
-from pgprune.benchmark_scores import Scores, log_perplexity, read_records
-from pgprune.cells import model_name
-from pgprune.cli import ArgumentParser, from_arguments, given, run_command
-from pgprune.files import saving
-from pgprune.markdown import check_page, grid, renew_page
-from pgprune.record_file import Record
-from pgprune.stream import DataConfig
+from pgprune.data.stream import DataConfig
+from pgprune.experiments.agent_cells import BenchmarkCell, BenchmarkConfig, BenchmarkTask, plan
+from pgprune.experiments.agent_runner import run
+from pgprune.experiments.agent_scores import Scores, log_perplexity, read_records
+from pgprune.experiments.cells import model_name
+from pgprune.utils.files import saving
+from pgprune.utils.jsonl import Record
+from pgprune.utils.markdown import check_page, grid, renew_page
+from pgprune.utils.options import ArgumentParser, from_arguments, given, run_command
 
 FIRST = GRID[3:6]
 GRID_RATE, RATES = 0.4, (0.3, 0.4, 0.5)

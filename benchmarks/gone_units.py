@@ -15,12 +15,12 @@ import time
 import torch
 from torch import Tensor
 
-from pgprune.budget import Budget
-from pgprune.latency import weight_bytes
-from pgprune.masked_lm import MaskedLM
-from pgprune.shapes import SHAPES, random_models
-from pgprune.surgery import prune
-from pgprune.units import PruningUnits
+from pgprune.evaluation.latency import weight_bytes
+from pgprune.masking.budget import Budget
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.units import PruningUnits
+from pgprune.surgery.layers import prune
+from pgprune.surgery.random_models import SHAPES, random_models
 
 _MIB = 2**20
 

@@ -10,13 +10,13 @@ without it only the built-in model is looked at.
 import argparse
 from pathlib import Path
 
-from pgprune.evaluation import perplexity
-from pgprune.markdown import grid
+from pgprune.data.stream import DataConfig, evaluation_windows
+from pgprune.masking.perplexity import perplexity
+from pgprune.masking.problem import Problem, PruningConfig, make_problem
 from pgprune.metrics.stream_error import stream_error
-from pgprune.models import ModelConfig
-from pgprune.problem import Problem, PruningConfig, make_problem
-from pgprune.repair import Repair, applied, repair
-from pgprune.stream import DataConfig, evaluation_windows
+from pgprune.models.load import ModelConfig
+from pgprune.repair.repair import Repair, applied, repair
+from pgprune.utils.markdown import grid
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
 _TINYSTORIES = "text/tinystories/tinystories_1000_clean.jsonl"

@@ -14,19 +14,19 @@ from torch import Tensor
 from variance import estimator_variances
 
 from pgprune.agents import Auto, AutoConfig, Reinforce, ReinforceConfig
-from pgprune.budget import Budget
+from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.envs import LLMPruningVectorEnv
-from pgprune.evaluation import perplexity
-from pgprune.initialization import (
+from pgprune.masking.budget import Budget
+from pgprune.masking.perplexity import perplexity
+from pgprune.masking.problem import Problem, PruningConfig, make_problem
+from pgprune.metrics import METRICS, Importance
+from pgprune.metrics.initialization import (
     PROGRESSIVE,
     initial_probabilities,
     metric_name,
     progressive_rates,
 )
-from pgprune.metrics import METRICS, Importance
-from pgprune.models import ModelConfig
-from pgprune.problem import Problem, PruningConfig, make_problem
-from pgprune.stream import DataConfig, evaluation_windows
+from pgprune.models.load import ModelConfig
 
 VALIDATION_SEED = 10_000  # of the calibration windows on which learning rates are compared
 VALIDATION_WINDOWS = 64

@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from pgprune.models import ModelConfig, load_model
-from pgprune.shapes import SHAPES
+from pgprune.models.load import ModelConfig, load_model
+from pgprune.surgery.random_models import SHAPES
 
 TRAIN = Path(__file__).parents[1] / "scripts" / "train_agent.py"
 _MIB = 2**20

@@ -23,19 +23,26 @@ from speed_work import load
 from torch import Tensor
 from transformers.utils import logging
 
-from pgprune.budget import Budget
-from pgprune.cli import ArgumentParser, dump_yaml, from_arguments, from_dict, load_yaml, run_command
-from pgprune.devices import choose_device
-from pgprune.distributed import Ranks, serve
+from pgprune.agents.training.ranks_team import Ranks, serve
+from pgprune.envs.judge import Alone, Judge
 from pgprune.errors import PruningError
-from pgprune.files import check_new, new_directory
-from pgprune.judging import Alone, Judge
-from pgprune.masked_lm import MaskedLM
-from pgprune.models import ModelConfig
-from pgprune.ranks import local_rank, rank, world_size
-from pgprune.shapes import SHAPES
-from pgprune.units import PruningUnits
-from pgprune.versions import versions
+from pgprune.masking.budget import Budget
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.units import PruningUnits
+from pgprune.models.load import ModelConfig
+from pgprune.surgery.random_models import SHAPES
+from pgprune.utils.devices import choose_device
+from pgprune.utils.files import check_new, new_directory
+from pgprune.utils.options import (
+    ArgumentParser,
+    dump_yaml,
+    from_arguments,
+    from_dict,
+    load_yaml,
+    run_command,
+)
+from pgprune.utils.process_ids import local_rank, rank, world_size
+from pgprune.utils.versions import versions
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any
 from report import spread
 from safetensors.torch import load_file
 
-from pgprune.markdown import renew
+from pgprune.utils.markdown import renew
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 METHODS = {"wanda-sp": "Wanda-sp", "policy-gradient": "policy gradient"}
@@ -67,10 +67,10 @@ def one_shot(run: Path, output: Path) -> None:
     """Writes the model that the mask leaves which a run started from, unless it is there."""
     if output.exists():
         return
-    from pgprune.files import new_directory
-    from pgprune.run import Run
-    from pgprune.source import load_source
-    from pgprune.surgery import prune
+    from pgprune.runs.finished import load_source
+    from pgprune.runs.run import Run
+    from pgprune.surgery.layers import prune
+    from pgprune.utils.files import new_directory
 
     source = load_source(Run.open(run))
     model = prune(source.model, source.units, load_file(run / "mask.safetensors")["initial"])

@@ -10,7 +10,7 @@ from typing import Any
 
 from cells import GRID, TABLES, Cell, Table
 
-from pgprune.markdown import grid, has_place, renew
+from pgprune.utils.markdown import grid, has_place, renew
 
 Record = dict[str, Any]
 Group = dict[tuple[Any, ...], dict[Any, list[Record]]]

@@ -22,13 +22,13 @@ from speed_report import make_report, markdown, print_report, write_report
 from speed_work import CLOCKS, Clock, load, measure, measure_agent, measure_host
 from transformers.utils import logging
 
-from pgprune.cli import ArgumentParser, from_arguments, numbers, run_command
-from pgprune.devices import choose_device
 from pgprune.errors import PruningError
-from pgprune.files import check_new
-from pgprune.markdown import has_place, renew
-from pgprune.models import DTYPES, ModelConfig
-from pgprune.shapes import SHAPES
+from pgprune.models.load import DTYPES, ModelConfig
+from pgprune.surgery.random_models import SHAPES
+from pgprune.utils.devices import choose_device
+from pgprune.utils.files import check_new
+from pgprune.utils.markdown import has_place, renew
+from pgprune.utils.options import ArgumentParser, from_arguments, numbers, run_command
 
 NEED_A_GPU = ("llama-2-7b", "llama-2-13b", "llama-3-8b")
 _MARKER = "speed"

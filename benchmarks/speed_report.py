@@ -13,12 +13,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pgprune.figures import save_figure
-from pgprune.files import new_directory, saving, write_file
-from pgprune.latency import Spread
-from pgprune.latency_report import machine
-from pgprune.markdown import grid
-from pgprune.versions import versions
+from pgprune.evaluation.latency import Spread
+from pgprune.evaluation.latency_report import machine
+from pgprune.utils.figures import save_figure
+from pgprune.utils.files import new_directory, saving, write_file
+from pgprune.utils.markdown import grid
+from pgprune.utils.versions import versions
 
 _MIB = 2**20
 _CURVES = {

@@ -13,18 +13,18 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from pgprune.agents.estimators import advantages, gradient, moving_average, sample
-from pgprune.budget import Budget
 from pgprune.errors import PruningError
-from pgprune.families import decoder_layers, family_of, linear_at
-from pgprune.latency import weight_bytes
-from pgprune.layer_mask import LayerMask
-from pgprune.masked_lm import MaskedLM
-from pgprune.memory import memory_of
-from pgprune.models import DTYPES, ModelConfig, load_model
-from pgprune.projections import aligned
-from pgprune.scoring import release_logits
-from pgprune.shapes import SHAPES, random_models
-from pgprune.units import PruningUnits
+from pgprune.evaluation.latency import weight_bytes
+from pgprune.masking.budget import Budget
+from pgprune.masking.kept_weights import aligned
+from pgprune.masking.layer_mask import LayerMask
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.units import PruningUnits
+from pgprune.models.families import decoder_layers, family_of, linear_at
+from pgprune.models.load import DTYPES, ModelConfig, load_model
+from pgprune.models.losses import release_logits
+from pgprune.surgery.random_models import SHAPES, random_models
+from pgprune.utils.memory import memory_of
 
 CLOCKS: dict[str, Callable[[], float]] = {
     "wall": time.perf_counter,

@@ -1,4 +1,4 @@
-r"""Chooses the hyperparameters of agents/tuned: every agent gets the same number of trials.
+r"""Chooses the hyperparameters of experiments/tuned: every agent gets the same number of trials.
 
     python benchmarks/tune_agents.py --tasks DIR:0.4 --calibration a.jsonl --output tuning
     python benchmarks/tune_agents.py --output tuning --report --into docs/benchmark/tuning.md
@@ -14,16 +14,16 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from pgprune.agents.benchmarking import run
-from pgprune.agents.hyperparameters import TUNED, read_hyperparameters
-from pgprune.agents.settings import AGENTS
-from pgprune.benchmark import BenchmarkConfig, agent_options, plan
-from pgprune.benchmark_scores import Scores, read_records
-from pgprune.cli import ArgumentParser, from_arguments, given, run_command
+from pgprune.agents.training.settings import AGENTS
+from pgprune.data.stream import DataConfig
 from pgprune.errors import PruningError
-from pgprune.files import saving
-from pgprune.markdown import check_page, grid, renew_page, spread
-from pgprune.stream import DataConfig
+from pgprune.experiments.agent_cells import BenchmarkConfig, agent_options, plan
+from pgprune.experiments.agent_runner import run
+from pgprune.experiments.agent_scores import Scores, read_records
+from pgprune.experiments.hyperparameters import TUNED, read_hyperparameters
+from pgprune.utils.files import saving
+from pgprune.utils.markdown import check_page, grid, renew_page, spread
+from pgprune.utils.options import ArgumentParser, from_arguments, given, run_command
 
 FIRST_SEED = 100  # the benchmark's begin at 0
 TRIALS = 6  # of each agent

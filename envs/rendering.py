@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from pgprune.units import Group
+from pgprune.masking.units import Group
 
 BAR = 20
 """Characters of a full bar in ``ansi``."""

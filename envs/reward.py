@@ -9,10 +9,10 @@ as it will be repaired.
 from torch import Tensor
 
 from pgprune.errors import PruningError
-from pgprune.layer_mask import Fill
-from pgprune.masked_lm import MaskedLM
+from pgprune.masking.layer_mask import Fill
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.problem import Problem
 from pgprune.metrics.flap import dense_moments
-from pgprune.problem import Problem
 
 REWARDS = ("plain", "repaired")
 

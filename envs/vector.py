@@ -14,15 +14,15 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.envs import rendering
+from pgprune.envs.judge import Judge
 from pgprune.envs.reward import check_reward, reward_fill
 from pgprune.errors import PruningError
-from pgprune.evaluation import perplexity
-from pgprune.judging import Judge
-from pgprune.models import ModelConfig
-from pgprune.problem import Problem, PruningConfig, make_problem
-from pgprune.stream import DataConfig, evaluation_windows
-from pgprune.transfer import read, send
+from pgprune.masking.perplexity import perplexity
+from pgprune.masking.problem import Problem, PruningConfig, make_problem
+from pgprune.models.load import ModelConfig
+from pgprune.utils.transfer import read, send
 
 Array = npt.NDArray[Any] | Tensor
 

@@ -21,8 +21,8 @@ from torch import Tensor
 from pgprune.envs.llm_pruning import LLMPruningEnv
 from pgprune.envs.vector import Array, LLMPruningVectorEnv
 from pgprune.errors import PruningError
+from pgprune.masking.problem import Problem
 from pgprune.metrics import METRICS
-from pgprune.problem import Problem
 
 _WINDOWS = 128  # of calibration text for the metric, as in the paper
 

@@ -7,7 +7,7 @@ with transformers; nothing heavy is loaded before an environment is made.
 import gymnasium
 
 from pgprune.errors import PruningError
-from pgprune.registration import register_with_transformers
+from pgprune.models.registration import register_with_transformers
 
 __version__ = "0.1.0"
 __all__ = ["PruningError", "__version__"]

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from pgprune.agents.benchmarking import run
-from pgprune.benchmark import BenchmarkConfig, plan
-from pgprune.benchmark_report import MARKER, report
-from pgprune.cli import ArgumentParser, from_arguments, given, run_command
-from pgprune.markdown import check_page
-from pgprune.stream import DataConfig
+from pgprune.data.stream import DataConfig
+from pgprune.experiments.agent_cells import BenchmarkConfig, plan
+from pgprune.experiments.agent_report import MARKER, report
+from pgprune.experiments.agent_runner import run
+from pgprune.utils.markdown import check_page
+from pgprune.utils.options import ArgumentParser, from_arguments, given, run_command
 
 
 def main() -> int:

@@ -14,10 +14,10 @@ from pathlib import Path
 from rich.console import Console
 from transformers.utils import logging
 
-from pgprune.cli import ArgumentParser, from_arguments, run_command
-from pgprune.latency import LatencyConfig, load_models, measure
-from pgprune.latency_report import make_report, print_report, write_report
-from pgprune.shapes import ShapeConfig
+from pgprune.evaluation.latency import LatencyConfig, load_models, measure
+from pgprune.evaluation.latency_report import make_report, print_report, write_report
+from pgprune.surgery.random_models import ShapeConfig
+from pgprune.utils.options import ArgumentParser, from_arguments, run_command
 
 
 def main() -> None:

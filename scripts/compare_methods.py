@@ -19,11 +19,13 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from pgprune.agents.settings import Settings
-from pgprune.agents.unattended import train
-from pgprune.baseline import Baseline, BaselineSettings
-from pgprune.cli import ArgumentParser, from_arguments, given, run_command
-from pgprune.comparison import (
+from pgprune.agents.training.settings import Settings
+from pgprune.data.documents import calibration_documents, evaluation_documents
+from pgprune.data.stream import DataConfig, check_sequence_length
+from pgprune.errors import PruningError
+from pgprune.evaluation.zero_shot import load_tasks
+from pgprune.experiments.baseline import Baseline, BaselineSettings
+from pgprune.experiments.method_cells import (
     AGENTS,
     ALL,
     Cell,
@@ -33,19 +35,17 @@ from pgprune.comparison import (
     parts,
     plan,
 )
-from pgprune.comparison_plots import plot_all
-from pgprune.comparison_records import RECORDS, missing, read_records
-from pgprune.comparison_report import report
-from pgprune.comparison_running import Task, measure
-from pgprune.errors import PruningError
-from pgprune.files import check_place
-from pgprune.markdown import check_page
-from pgprune.models import ModelConfig, check_model
-from pgprune.processes import run_tasks, teller
-from pgprune.record_file import close_line
-from pgprune.stream import DataConfig, check_sequence_length
-from pgprune.text import calibration_documents, evaluation_documents
-from pgprune.zero_shot import load_tasks
+from pgprune.experiments.method_plots import plot_all
+from pgprune.experiments.method_records import RECORDS, missing, read_records
+from pgprune.experiments.method_report import report
+from pgprune.experiments.method_runner import Task, measure
+from pgprune.experiments.unattended import train
+from pgprune.models.load import ModelConfig, check_model
+from pgprune.utils.files import check_place
+from pgprune.utils.jsonl import close_line
+from pgprune.utils.markdown import check_page
+from pgprune.utils.options import ArgumentParser, from_arguments, given, run_command
+from pgprune.utils.process_pool import run_tasks, teller
 
 
 def main() -> int:

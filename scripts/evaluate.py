@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from rich.console import Console
 from transformers.utils import logging
 
-from pgprune.cli import ArgumentParser, from_arguments, run_command
-from pgprune.evaluation_view import line, print_tables
-from pgprune.model_evaluation import Evaluation, EvaluationConfig, Record
+from pgprune.evaluation.evaluate import Evaluation, EvaluationConfig, Record
+from pgprune.evaluation.tables import line, print_tables
+from pgprune.utils.options import ArgumentParser, from_arguments, run_command
 
 
 def main() -> int:

@@ -16,9 +16,9 @@ from pathlib import Path
 from rich.console import Console
 from transformers.utils import logging
 
-from pgprune.cli import ArgumentParser, from_arguments, run_command
-from pgprune.export import ExportConfig, export, parameters_in
-from pgprune.run import Run
+from pgprune.export.export import ExportConfig, export, parameters_in
+from pgprune.runs.run import Run
+from pgprune.utils.options import ArgumentParser, from_arguments, run_command
 
 
 def main() -> None:

@@ -15,12 +15,12 @@ Ctrl-C ends the training early and keeps what was learned. After a kill, the sam
 from rich.console import Console
 from transformers.utils import logging
 
-from pgprune.cli import ArgumentParser, from_arguments, run_command
-from pgprune.finetuning import Finetuning
-from pgprune.finetuning_config import FinetuningConfig
-from pgprune.finetuning_view import FinetuningView, print_finetuning
-from pgprune.instructions import TrainingDataConfig
-from pgprune.lora import LoraConfig
+from pgprune.finetuning.config import FinetuningConfig
+from pgprune.finetuning.finetune import Finetuning
+from pgprune.finetuning.instructions import TrainingDataConfig
+from pgprune.finetuning.lora import LoraConfig
+from pgprune.finetuning.view import FinetuningView, print_finetuning
+from pgprune.utils.options import ArgumentParser, from_arguments, run_command
 
 
 def main() -> int:

@@ -12,11 +12,11 @@ import sys
 from rich.console import Console
 from transformers.utils import logging
 
-from pgprune.baseline import Baseline, BaselineSettings
-from pgprune.cli import ArgumentParser, run_command
-from pgprune.export import ExportConfig, export
-from pgprune.run import check_output
-from pgprune.view import TrainingView, print_next, print_results
+from pgprune.experiments.baseline import Baseline, BaselineSettings
+from pgprune.export.export import ExportConfig, export
+from pgprune.runs.run import check_output
+from pgprune.runs.view import TrainingView, print_next, print_results
+from pgprune.utils.options import ArgumentParser, run_command
 
 
 def main() -> int:

@@ -13,21 +13,21 @@ import sys
 from rich.console import Console
 from transformers.utils import logging
 
-from pgprune.agents.replicas import serve, team_of
-from pgprune.agents.results import export_once, next_commands
-from pgprune.agents.settings import (
+from pgprune.agents.training.replicas import serve, team_of
+from pgprune.agents.training.results import export_once, next_commands
+from pgprune.agents.training.settings import (
     Settings,
     TrainingRunConfig,
     check_resume,
     resumed,
 )
-from pgprune.agents.training import Training
-from pgprune.cli import ArgumentParser, run_command
+from pgprune.agents.training.train import Training
 from pgprune.errors import PruningError, Setback
-from pgprune.memory import within_memory
-from pgprune.ranks import rank
-from pgprune.run import Run, check_output
-from pgprune.view import TrainingView, print_next, print_results
+from pgprune.runs.run import Run, check_output
+from pgprune.runs.view import TrainingView, print_next, print_results
+from pgprune.utils.memory import within_memory
+from pgprune.utils.options import ArgumentParser, run_command
+from pgprune.utils.process_ids import rank
 
 
 def main() -> int:

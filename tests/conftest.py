@@ -11,14 +11,14 @@ import torch
 import transformers
 from hypothesis import settings
 
-from masks import Case, case_of
-from pgprune.models import ModelConfig
-from pgprune.problem import Problem, PruningConfig, make_problem
-from pgprune.stream import DataConfig
-from tiny import CONFIGS, tiny_arguments, tiny_model
+from helpers.masks import Case, case_of
+from helpers.tiny import CONFIGS, tiny_arguments, tiny_model
+from pgprune.data.stream import DataConfig
+from pgprune.masking.problem import Problem, PruningConfig, make_problem
+from pgprune.models.load import ModelConfig
 
-pytest.register_assert_rewrite("command")
-from command import train  # noqa: E402
+pytest.register_assert_rewrite("helpers.command")
+from helpers.command import train  # noqa: E402
 
 settings.register_profile("deterministic", derandomize=True, deadline=None, database=None)
 settings.load_profile("deterministic")

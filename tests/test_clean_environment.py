@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from finished_run import finished_run
-from masks import patterns
-from pgprune.export import ExportConfig, export
-from pgprune.loading import load_any
-from pgprune.units import PruningUnits
-from pgprune.zero_shot import Harness, load_tasks
-from tiny import letters_tokenizer, tiny_model
+from helpers.finished_run import finished_run
+from helpers.masks import patterns
+from helpers.tiny import letters_tokenizer, tiny_model
+from pgprune.evaluation.zero_shot import Harness, load_tasks
+from pgprune.export.export import ExportConfig, export
+from pgprune.masking.units import PruningUnits
+from pgprune.runs.any_model import load_any
 
 pytestmark = pytest.mark.slow
 

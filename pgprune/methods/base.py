@@ -6,17 +6,17 @@ from typing import Any
 
 from torch import Tensor
 
-from pgprune.budget import BUDGETS
-from pgprune.cli import check_fields
 from pgprune.errors import PruningError
+from pgprune.masking.budget import BUDGETS
+from pgprune.masking.problem import Problem
+from pgprune.masking.units import GRANULARITIES
 from pgprune.metrics import FITS, Importance
 from pgprune.metrics.bonsai import FRACTION, JUDGED_ON, MASKS
 from pgprune.metrics.flap import FLUCTUATIONS
 from pgprune.metrics.llm_pruner import TAYLOR
-from pgprune.problem import Problem
-from pgprune.repair import Repair
-from pgprune.slices import Slices
-from pgprune.units import GRANULARITIES
+from pgprune.repair.repair import Repair
+from pgprune.surgery.stream_slices import Slices
+from pgprune.utils.options import check_fields
 
 _FINE = ("heads+channels", "heads", "channels")
 

@@ -3,10 +3,10 @@
 from torch import Tensor
 
 from pgprune.errors import PruningError
+from pgprune.masking.problem import Problem
 from pgprune.methods.base import MethodConfig, Pruned, check_fits
 from pgprune.metrics import bonsai as importance_of
 from pgprune.metrics.bonsai import rates_of_rounds
-from pgprune.problem import Problem
 
 
 def bonsai(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:

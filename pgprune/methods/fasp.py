@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
+from pgprune.masking.problem import Problem
 from pgprune.methods.base import MethodConfig, Pruned, check_fits
 from pgprune.metrics.fasp import score_and_refit
-from pgprune.problem import Problem
 
 
 def fasp(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:

@@ -2,14 +2,14 @@
 
 from torch import Tensor
 
-from pgprune.families import family_of
-from pgprune.layer_mask import LayerMask
-from pgprune.masked_lm import MaskedLM
+from pgprune.masking.layer_mask import LayerMask
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.problem import Problem
 from pgprune.methods.base import MethodConfig, Pruned
 from pgprune.metrics import check_metric
 from pgprune.metrics.flap import Moments, check_windows, dense_moments, flap_importance
-from pgprune.problem import Problem
-from pgprune.repair import Repair
+from pgprune.models.families import family_of
+from pgprune.repair.repair import Repair
 
 
 def flap(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:

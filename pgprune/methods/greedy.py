@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pgprune.masked_lm import MaskedLM
+from pgprune.masking.masked_lm import MaskedLM
 
 _BATCH = 8  # windows of one call
 _HOPELESS = 1e3  # the loss of a model that has lost its mind

@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from pgprune.initialization import initial_probabilities, metric_name
+from pgprune.masking.problem import Problem
+from pgprune.masking.soft_losses import soft_losses
 from pgprune.methods.base import MethodConfig, Pruned
 from pgprune.methods.learning import steps_for, stopwatch
 from pgprune.metrics import METRICS, Importance
-from pgprune.problem import Problem
-from pgprune.soft_masks import soft_losses
+from pgprune.metrics.initialization import initial_probabilities, metric_name
 
 _LEARNING_RATE = 0.05
 _HOT, _COLD = 2.0, 0.4  # temperatures at the first and the last step

@@ -5,12 +5,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pgprune.budget import Budget
+from pgprune.masking.budget import Budget
+from pgprune.masking.problem import Problem
+from pgprune.masking.soft_losses import soft_losses
 from pgprune.methods.base import MethodConfig, Pruned
 from pgprune.methods.learning import steps_for, stopwatch
 from pgprune.metrics import Importance
-from pgprune.problem import Problem
-from pgprune.soft_masks import soft_losses
 
 _BETA, _GAMMA, _ZETA = 2 / 3, -0.1, 1.1
 _LEARNING_RATE = 0.15

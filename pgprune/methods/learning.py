@@ -4,8 +4,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pgprune.memory import peak_memory
-from pgprune.problem import TOKENS_PER_TIMESTEP, Problem
+from pgprune.masking.problem import TOKENS_PER_TIMESTEP, Problem
+from pgprune.utils.memory import peak_memory
 
 
 def steps_for(problem: Problem, timesteps: int) -> int:

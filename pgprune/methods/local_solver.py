@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pgprune.masking.problem import Problem
+from pgprune.masking.units import Group
 from pgprune.methods.base import Pruned, check_fits
-from pgprune.problem import Problem
-from pgprune.repair import choose_and_refit
-from pgprune.second_moments import LeastSquares
-from pgprune.units import Group
+from pgprune.repair.least_squares import LeastSquares
+from pgprune.repair.repair import choose_and_refit
 
 Select = Callable[[LeastSquares, int], Tensor]
 """Chooses how many units to keep: (least squares, number) -> kept, (units,) bool."""

@@ -4,9 +4,9 @@ from functools import partial
 
 from torch import Tensor
 
+from pgprune.masking.problem import Problem
 from pgprune.methods.base import MethodConfig, Pruned
 from pgprune.metrics import METRICS, layerwise_taylor, llm_pruner, magnitude
-from pgprune.problem import Problem
 
 
 def one_shot(

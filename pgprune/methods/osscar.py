@@ -5,11 +5,11 @@ import math
 import torch
 from torch import Tensor
 
+from pgprune.masking.problem import Problem
 from pgprune.methods.base import MethodConfig, Pruned
 from pgprune.methods.local_solver import prune_locally
-from pgprune.problem import Problem
-from pgprune.removal import removal_costs
-from pgprune.second_moments import LeastSquares
+from pgprune.repair.least_squares import LeastSquares
+from pgprune.repair.removal import removal_costs
 
 _STAGES = 20  # of removal: a batch is a 20th of what goes
 _SWAPS = 100  # at first

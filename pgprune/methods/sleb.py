@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from pgprune.budget import Budget
 from pgprune.errors import PruningError
+from pgprune.masking.budget import Budget
+from pgprune.masking.problem import Problem
 from pgprune.methods.base import MethodConfig, Pruned, check_fits
 from pgprune.methods.greedy import losses_without
 from pgprune.metrics.protection import protected_units
-from pgprune.problem import Problem
 
 
 def sleb(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgprune.errors import PruningError
-from pgprune.families import decoder_layers, family_of
-from pgprune.masked_lm import MaskedLM, Observation
+from pgprune.masking.masked_lm import MaskedLM, Observation
+from pgprune.masking.problem import Problem
 from pgprune.methods.base import MethodConfig, Pruned
-from pgprune.problem import Problem
-from pgprune.slices import Slices, centred, project, projection_hooks
-from pgprune.slicing import sliced_parameters
+from pgprune.models.families import decoder_layers, family_of
+from pgprune.surgery.slice_model import sliced_parameters
+from pgprune.surgery.stream_slices import Slices, centred, project, projection_hooks
 
 _MULTIPLE = 8  # of which widths are, where the stream is wide or a fraction is asked for
 _WIDE = 1024  # below which 8 numbers would be much of a prune rate

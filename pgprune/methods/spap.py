@@ -5,11 +5,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from pgprune.masking.problem import Problem
 from pgprune.methods.base import MethodConfig, Pruned
 from pgprune.methods.local_solver import prune_locally
 from pgprune.methods.osscar import costs_of_kept, gains_of_pruned
-from pgprune.problem import Problem
-from pgprune.second_moments import LeastSquares
+from pgprune.repair.least_squares import LeastSquares
 
 _FIRST_PENALTY = 1e-3  # relative to the mean square of an input
 _GROWTH = 1.5
@@ -36,7 +36,7 @@ def spap(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> 
     ``alternate``); rho grows by half each time, until the marks are binary. Then a kept and a
     pruned unit are exchanged while one of the most promising pairs lowers the error. Weights are
     updated by least squares, in gated MLPs down and up projection in turns
-    (``pgprune.gated_mlp``). Targets are the dense model's hidden states after each block. SPAP
+    (``repair.gated_mlp``). Targets are the dense model's hidden states after each block. SPAP
     prunes MLPs only; here attention's output projection is treated alike. Layers keep equal shares.
 
     Source: Hu & Yuan 2025 (SPAP, arXiv 2505.03373).

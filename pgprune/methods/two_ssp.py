@@ -6,11 +6,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pgprune.masking.problem import Problem
+from pgprune.masking.units import PruningUnits
 from pgprune.methods.base import MethodConfig, Pruned, check_fits
 from pgprune.methods.greedy import losses_without
 from pgprune.metrics.protection import ranks
-from pgprune.problem import Problem
-from pgprune.units import PruningUnits
 
 _ALPHA = 1.5  # of the paper: how much less attention loses where MLPs are larger
 _STAGE_TWO_TOKENS = 2048  # as many as the original's one window

@@ -4,11 +4,11 @@ from itertools import islice
 
 from torch import Tensor
 
+from pgprune.masking.problem import Problem
 from pgprune.methods.base import MethodConfig, Pruned
 from pgprune.methods.local_solver import prune_locally
-from pgprune.problem import Problem
-from pgprune.removal import removals
-from pgprune.second_moments import LeastSquares
+from pgprune.repair.least_squares import LeastSquares
+from pgprune.repair.removal import removals
 
 
 def ziplm(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:

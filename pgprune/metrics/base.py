@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pgprune.budget import Budget
 from pgprune.errors import PruningError
-from pgprune.masked_lm import MaskedLM
-from pgprune.units import GRANULARITIES, Group
+from pgprune.masking.budget import Budget
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.units import GRANULARITIES, Group
 
 _ROWS = 512  # converted to float32 at a time: a whole projection of a 70B model would be 1 GB
 

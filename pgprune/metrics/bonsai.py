@@ -5,12 +5,12 @@ import math
 import torch
 from torch import Tensor
 
-from pgprune.budget import Budget
-from pgprune.masked_lm import MaskedLM
+from pgprune.masking.budget import Budget
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.units import PruningUnits
 from pgprune.metrics.base import Importance, check_metric, mean_absolute, per_unit, square_sum
 from pgprune.metrics.protection import ranks
-from pgprune.ridge import ridge
-from pgprune.units import PruningUnits
+from pgprune.metrics.ridge import ridge
 
 MASKS, JUDGED_ON, FRACTION = 200, 8, 0.05
 _WORST = 1e3  # nats, in place of losses that are not finite

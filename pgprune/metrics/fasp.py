@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor
 
-from pgprune.budget import Budget
-from pgprune.masked_lm import MaskedLM
+from pgprune.masking.budget import Budget
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.units import Group
 from pgprune.metrics.base import Importance, check_metric
-from pgprune.repair import Repair, choose_and_refit
-from pgprune.second_moments import LeastSquares
-from pgprune.units import Group
+from pgprune.repair.least_squares import LeastSquares
+from pgprune.repair.repair import Repair, choose_and_refit
 
 
 def fasp(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from pgprune.budget import Budget
 from pgprune.errors import PruningError
-from pgprune.masked_lm import MaskedLM
+from pgprune.masking.budget import Budget
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.units import Group
 from pgprune.metrics.base import Importance, check_metric
-from pgprune.units import Group
 
 FLUCTUATIONS = ("variance", "released")
 

@@ -6,9 +6,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from pgprune.families import decoder_layers, family_of
-from pgprune.masked_lm import MaskedLM
-from pgprune.soft_masks import soft_losses
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.soft_losses import soft_losses
+from pgprune.models.families import decoder_layers, family_of
 
 _PASS_TOKENS = 2048  # through the model at once, whose activations all stay until the gradient
 

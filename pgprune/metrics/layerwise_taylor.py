@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
-from pgprune.budget import Budget
-from pgprune.masked_lm import MaskedLM
+from pgprune.masking.budget import Budget
+from pgprune.masking.masked_lm import MaskedLM
 from pgprune.metrics.base import Importance, check_metric
 from pgprune.metrics.llm_pruner import taylor_scores
 from pgprune.metrics.protection import outer_layers, protected_units, round_around

@@ -2,13 +2,13 @@
 
 from torch import Tensor, nn
 
-from pgprune.budget import Budget
 from pgprune.errors import PruningError
-from pgprune.masked_lm import MaskedLM
+from pgprune.masking.budget import Budget
+from pgprune.masking.masked_lm import MaskedLM
 from pgprune.metrics.base import Importance, check_metric
 from pgprune.metrics.gradients import WeightGradients
 from pgprune.metrics.protection import outer_layers, protected_units, ranks, round_around
-from pgprune.metrics.weights import slice_sums, unit_sums
+from pgprune.metrics.unit_sums import slice_sums, unit_sums
 
 TAYLOR = ("element-first", "element-second", "element-mixed", "vector")
 

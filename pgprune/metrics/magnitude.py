@@ -2,11 +2,11 @@
 
 from torch import Tensor
 
-from pgprune.budget import Budget
-from pgprune.masked_lm import MaskedLM
+from pgprune.masking.budget import Budget
+from pgprune.masking.masked_lm import MaskedLM
 from pgprune.metrics.base import Importance
 from pgprune.metrics.protection import outer_layers, protected_units, round_around
-from pgprune.metrics.weights import slice_sums, unit_sums
+from pgprune.metrics.unit_sums import slice_sums, unit_sums
 
 
 def magnitude(

@@ -5,9 +5,9 @@ import math
 import torch
 from torch import Tensor
 
-from pgprune.budget import Budget
 from pgprune.errors import PruningError
-from pgprune.units import PruningUnits
+from pgprune.masking.budget import Budget
+from pgprune.masking.units import PruningUnits
 
 
 def protected_units(budget: Budget, first: int, last: int) -> Tensor:

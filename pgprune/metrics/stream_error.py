@@ -2,14 +2,14 @@
 
 import torch
 
-from pgprune.budget import Budget
-from pgprune.masked_lm import MaskedLM, Observation
+from pgprune.masking.budget import Budget
+from pgprune.masking.masked_lm import MaskedLM, Observation
+from pgprune.masking.units import Group
 from pgprune.metrics.base import Importance, check_metric
-from pgprune.projection import KINDS
-from pgprune.removal import removals
-from pgprune.repair import DAMPING
-from pgprune.second_moments import LeastSquares, SecondMoments
-from pgprune.units import Group
+from pgprune.repair.least_squares import LeastSquares, SecondMoments
+from pgprune.repair.projection import KINDS
+from pgprune.repair.removal import removals
+from pgprune.repair.repair import DAMPING
 
 LEVELLING = 0.75
 """Of the difference between layers that is taken out: 0 compares errors as they are, 1 within a

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from pgprune.budget import Budget
-from pgprune.masked_lm import MaskedLM
+from pgprune.masking.budget import Budget
+from pgprune.masking.masked_lm import MaskedLM
 from pgprune.metrics.base import Importance, check_metric, mean_absolute, per_unit, square_sum
 
 

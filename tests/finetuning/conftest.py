@@ -2,14 +2,14 @@
 
 import pytest
 
-from finetuning_toy import LETTERS
-from finished_run import finished_run
-from masks import patterns
-from pgprune.finetuning_config import FinetuningConfig
-from pgprune.instructions import TrainingDataConfig
-from pgprune.run import Run
-from pgprune.units import PruningUnits
-from tiny import tiny_model
+from helpers.finetuning_toy import LETTERS
+from helpers.finished_run import finished_run
+from helpers.masks import patterns
+from helpers.tiny import tiny_model
+from pgprune.finetuning.config import FinetuningConfig
+from pgprune.finetuning.instructions import TrainingDataConfig
+from pgprune.masking.units import PruningUnits
+from pgprune.runs.run import Run
 
 
 @pytest.fixture(scope="session")

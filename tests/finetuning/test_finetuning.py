@@ -10,16 +10,16 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from finetuning_toy import LETTERS, Listener, finetune, perplexity, same_weights
-from finished_run import logits, numbers
-from pgprune.cli import dump_yaml, run_command, to_dict
-from pgprune.export import ExportConfig, export
-from pgprune.finetuning_config import FinetuningConfig
-from pgprune.instructions import TrainingDataConfig
-from pgprune.loading import load_any
-from pgprune.scoring import model_perplexity
-from pgprune.stream import DataConfig, evaluation_windows
-from tiny import letters_tokenizer
+from helpers.finetuning_toy import LETTERS, Listener, finetune, perplexity, same_weights
+from helpers.finished_run import logits, numbers
+from helpers.tiny import letters_tokenizer
+from pgprune.data.stream import DataConfig, evaluation_windows
+from pgprune.export.export import ExportConfig, export
+from pgprune.finetuning.config import FinetuningConfig
+from pgprune.finetuning.instructions import TrainingDataConfig
+from pgprune.models.losses import model_perplexity
+from pgprune.runs.any_model import load_any
+from pgprune.utils.options import dump_yaml, run_command, to_dict
 
 pytest.importorskip("peft")
 SCRIPT = Path(__file__).parents[2] / "scripts" / "finetune.py"

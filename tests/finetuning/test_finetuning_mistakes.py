@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from command import Crash
-from finetuning_toy import LORA, Listener, finetune, left, perplexity, same_weights
+from helpers.command import Crash
+from helpers.finetuning_toy import LORA, Listener, finetune, left, perplexity, same_weights
 from pgprune import PruningError
-from pgprune.export import ExportConfig, export
-from pgprune.finetuning import Finetuning
-from pgprune.instructions import TrainingDataConfig
+from pgprune.export.export import ExportConfig, export
+from pgprune.finetuning.finetune import Finetuning
+from pgprune.finetuning.instructions import TrainingDataConfig
 
 pytest.importorskip("peft")
 

@@ -1,0 +1,1 @@
+"""The training run around an agent: settings, factory, replicas, results."""

@@ -1,0 +1,49 @@
+"""Which mask a run ships: the best of a few once each is repaired."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from pgprune.data.stream import CalibrationStream
+from pgprune.masking.problem import Problem
+from pgprune.repair.config import RepairConfig, repaired
+from pgprune.repair.repair import Repair, applied
+
+FRESH = 10_007
+"""Added to the stream's seed for windows that the answer is chosen on, and nothing else."""
+
+_WINDOWS = 32
+
+
+def best_repaired(
+    problem: Problem, masks: Sequence[Tensor], windows: Tensor, config: RepairConfig
+) -> tuple[Tensor, Repair | None]:
+    """The mask with the lowest calibration loss once it is repaired, the first one of equals.
+
+    Args:
+        problem: the model and its calibration text.
+        masks: (n,) each; a single one is not judged.
+        windows: calibration token ids to repair on, (N, T).
+        config: which repair.
+
+    Returns:
+        The mask and its repair.
+    """
+    found = [(mask, repaired(problem.lm, mask, windows, config)) for mask in masks]
+    return found[0] if len(found) == 1 else min(found, key=lambda each: _loss(problem, *each))
+
+
+def _windows(stream: CalibrationStream) -> Tensor:
+    """Windows to choose on, (N, T): new ones, or of a finite set those of the set."""
+    source = stream.fork(stream.seed + FRESH) if stream.samples is None else stream
+    return source.head(_WINDOWS)
+
+
+def _loss(problem: Problem, mask: Tensor, repair: Repair | None) -> float:
+    lm = problem.lm
+    rows = mask[None].to(lm.device)  # (1, n)
+    with applied(lm, repair or Repair()):
+        batches = _windows(problem.stream).split(8)
+        losses = torch.cat([lm.losses(rows, batch) for batch in batches], dim=1)  # (1, N)
+    return float(losses.double().mean())

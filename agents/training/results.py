@@ -1,0 +1,119 @@
+"""What a run leaves: results.json, the plots, the exported model, and what to do next."""
+
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pgprune.agents.base import Agent
+from pgprune.agents.training.run_state import Record
+from pgprune.agents.training.settings import STARTS_OVER, Settings
+from pgprune.errors import PruningError
+from pgprune.export.export import ExportConfig, export
+from pgprune.masking.problem import Problem
+from pgprune.repair.repair import Repair
+from pgprune.runs.plots import plot_kept_shares, plot_learning_curve
+from pgprune.runs.results import facts
+from pgprune.runs.run import Run
+
+
+def summarise(
+    settings: Settings,
+    problem: Problem,
+    windows: Mapping[str, Tensor],
+    record: Record,
+    agent: Agent,
+    completed: bool,
+    repair: Repair | None = None,
+) -> dict[str, Any]:
+    """The content of results.json.
+
+    Args:
+        settings: of the run.
+        problem: the model, its units and the budget.
+        windows: evaluation windows (N, T) by the name of their set.
+        record: perplexities, masks (``initial`` and ``masked``) and costs.
+        agent: the agent, done.
+        completed: whether it did all its steps.
+        repair: what comes with the mask.
+    """
+    mask, initial = record.masks["masked"], record.masks["initial"]
+    shared = facts(problem, settings.model.model, mask, windows, settings.run.seed, repair)
+    dense = shared["parameters"]["dense"]
+    return {
+        "agent": settings.agent.agent,
+        "reward": settings.agent.reward,
+        **shared,
+        "parameters": {
+            **shared["parameters"],
+            "initial": dense - problem.units.pruned_parameters(initial),
+        },
+        "perplexity": record.perplexity,
+        "validation_loss": {"last": record.validation_loss, "best": record.best_loss},
+        "learning_curve": record.curve,
+        "completed": completed,
+        "mask_evaluations": agent.timesteps,
+        "skipped": agent.skipped,
+        "learning_rate": settings.learning_rate if settings.agent.agent == "reinforce" else None,
+        "method_cost": record.cost(),
+        "tokens": record.tokens,
+        "seconds": record.seconds,
+        "peak_memory_bytes": record.peak_memory,
+        "memory_beyond_weights_bytes": record.beyond_weights,
+    }
+
+
+def plot(run: Run, problem: Problem, record: Record) -> None:
+    """Writes plots/learning_curve.png and plots/kept_shares.png, where matplotlib is there."""
+    masks = torch.stack([record.masks["masked"], record.masks["initial"]])
+    learned, initial = problem.units.kept_shares(masks)
+    plots = run.path / "plots"
+    plot_learning_curve(run.path / "progress.csv", plots / "learning_curve.png")
+    target = problem.budget.target_share
+    plot_kept_shares(plots / "kept_shares.png", problem.units.groups, learned, initial, target)
+
+
+def export_once(run: Run, format: str, note: Callable[[str], object]) -> Path:
+    """Exports a run unless it has been done.
+
+    Args:
+        run: that has done all its steps.
+        format: a key of ``FORMATS``.
+        note: is told what is special about the export.
+
+    Returns:
+        The directory, in the run.
+
+    Raises:
+        PruningError: it cannot be exported; the run is complete without.
+    """
+    try:
+        directory = run.path / format
+        if not directory.exists():  # it appears when it is complete
+            export(run, ExportConfig(format=format), note)
+        return directory
+    except PruningError as error:
+        path = shlex.quote(str(run.path))
+        raise PruningError(
+            f"the run {path} is complete, but its export failed: {error}; try again by "
+            f"--resume {path} --export {format}"
+        ) from error
+
+
+def next_commands(results: dict[str, Any], run: Run) -> list[str]:
+    """Commands worth typing after a run."""
+    path, model = shlex.quote(str(run.path)), shlex.quote(results["model"])
+    if not results["completed"]:
+        resume = f"python scripts/train_agent.py --resume {path}"
+        return [] if results["agent"] in STARTS_OVER else [resume]
+    higher = min(0.9, results["prune_rate"]["requested"] + 0.1)
+    compare = f"python scripts/benchmark_inference.py {model} {path}    # how much faster it is"
+    smaller = f"python scripts/export.py {path}    # the smaller model, for transformers"
+    return [
+        compare if (run.path / "hf").exists() else smaller,
+        f"python scripts/train_agent.py --model {model} --prune-rate {higher:.2g}    # prune more",
+        f"tensorboard --logdir {path}/tensorboard    # how it learned; pictures in {path}/plots",
+    ]

@@ -1,0 +1,280 @@
+"""A training run from settings to results: what ``scripts/train_agent.py`` does.
+
+Load and check everything; evaluate the dense model and the metric's one-shot mask; learn, with
+checkpoints and now and then a look at a fixed validation batch; evaluate, write and plot.
+"""
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pgprune.agents.base import Agent
+from pgprune.agents.training.factory import check_action, check_agent, make_agent
+from pgprune.agents.training.final_mask import best_repaired
+from pgprune.agents.training.repaired_reward import REFIT_WINDOWS, RepairedReward
+from pgprune.agents.training.replicas import make_env
+from pgprune.agents.training.results import plot, summarise
+from pgprune.agents.training.run_state import Record
+from pgprune.agents.training.settings import STARTS_OVER, Settings
+from pgprune.data.stream import evaluation_windows
+from pgprune.envs.judge import Team
+from pgprune.errors import PruningError
+from pgprune.evaluation.sample import sample_text
+from pgprune.export.export import check_format
+from pgprune.masking.problem import make_problem
+from pgprune.metrics import METRICS, Importance
+from pgprune.models.load import fingerprint
+from pgprune.repair.config import REPAIR
+from pgprune.repair.repair import Repair
+from pgprune.runs.results import perplexities, with_repair
+from pgprune.runs.run import Run
+from pgprune.runs.view import TrainingView
+from pgprune.utils.ctrl_c import ctrl_c
+from pgprune.utils.memory import memory_now, peak_memory, read_once
+
+VALIDATIONS = 10  # looks at the validation batch in a run
+VALIDATION_WINDOWS = 32
+_REFITS = 10  # of the reward in a run
+_FOLLOWED = "followed"  # in a checkpoint: the mask whose moments the reward's repairs rest on
+
+
+class Training:
+    """One run, loaded and checked; ``run`` does it or goes on with it.
+
+    Args:
+        settings: of the run.
+        view: what is shown.
+        team: replicas that share the masks of a step; None for none. They go when it has learned.
+
+    Raises:
+        PruningError: anything that cannot work, before any long work.
+    """
+
+    def __init__(self, settings: Settings, view: TrainingView, team: Team | None = None) -> None:
+        self._started = time.monotonic()
+        self.settings = settings
+        self.view = view
+        check_agent(settings)
+        seed, masks = settings.run.seed, settings.masks
+        self.problem = make_problem(settings.model, settings.data, settings.pruning, seed, masks)
+        check_action(settings, self.problem.units)
+        if settings.run.export is not None:
+            lm, tokenizer = self.problem.lm, self.problem.tokenizer
+            repair, scope = settings.repair.repair, settings.pruning.scope
+            check_format(settings.run.export, lm, tokenizer, repair, scope)
+        read_once(self.problem.lm.model.parameters())
+        self._loaded = memory_now(self.problem.lm.device)
+        self.windows = evaluation_windows(settings.data, self.problem.tokenizer)
+        self._metric_windows = self.problem.stream.head(settings.init.init_samples)
+        self._validation = self.problem.stream.head(VALIDATION_WINDOWS)
+        self._env = make_env(settings, self.problem)
+        if team is not None:
+            self._env.judge.enlist(team)
+        self._repaired_reward: RepairedReward | None = None
+        self.record = Record()
+        self._earlier_seconds = 0.0
+
+    def decided(self) -> dict[str, Any]:
+        """What was chosen from the settings, for config.yaml."""
+        return {
+            "executor": self.problem.lm.executor,
+            "learning_rate": self.settings.learning_rate,
+            "model_fingerprint": fingerprint(*self.problem.lm.model.parameters()),
+            "text_fingerprint": fingerprint(self._validation),
+        }
+
+    def check(self, run: Run) -> None:
+        """Makes sure that a run to go on with was started on this model and this text.
+
+        Raises:
+            PruningError: the model or the calibration text is another one.
+        """
+        for name in ("model", "text"):
+            key = f"{name}_fingerprint"
+            if run.sections.get("decided", {}).get(key) != self.decided()[key]:
+                raise PruningError(
+                    f"the run {run.path} was started on another {name} than the one that is there "
+                    f"now; put the old {name} back, or start a new run"
+                )
+
+    def run(self, run: Run) -> dict[str, Any]:
+        """Learns, from the run's checkpoint if it has one, and writes everything.
+
+        Ctrl-C ends the learning after the step at hand; what was learned is saved and evaluated,
+        and the run can be resumed.
+
+        Args:
+            run: a new run, or one without results.
+
+        Returns:
+            The content of results.json.
+
+        Raises:
+            PruningError: the checkpoint is damaged or of another model, the disk is full, or the
+                losses are not finite.
+        """
+        settings = self.settings
+        run.resumable = settings.agent.agent not in STARTS_OVER
+        checkpoint = run.load_checkpoint()
+        if checkpoint is None:
+            agent = make_agent(settings, self._env, self._initialise())
+            self._reward_repaired(agent)
+            if self._repaired_reward is not None:
+                self._repaired_reward.follow(agent.mask())
+            self._validate(agent)
+            self._save(run, agent)
+        else:
+            nothing = torch.zeros(self.problem.units.n, dtype=torch.float64)
+            importance = Importance(nothing, local=False, mask=nothing.byte())
+            agent = make_agent(settings, self._env, importance)
+            self._reward_repaired(agent)
+            self._restore(agent, *checkpoint)
+        total = settings.run.total_timesteps
+        with self.view, ctrl_c() as interrupted:
+            last = agent.steps_for(total)
+            every = max(1, last // VALIDATIONS)
+
+            def after_step(agent: Agent, figures: dict[str, float]) -> bool:
+                if self._repaired_reward is not None:
+                    self._repaired_reward(agent, figures)
+                looked = agent.steps % every == 0 or agent.steps == last
+                if looked:
+                    self._validate(agent)
+                figures["validation/loss"] = self.record.validation_loss if looked else math.nan
+                self._report(run, agent, figures)
+                if agent.steps % settings.run.checkpoint_every == 0 or interrupted():
+                    self._save(run, agent)
+                return not interrupted()
+
+            agent.learn(total, after_step)
+        self._env.judge.dismiss()
+        self._save(run, agent)
+        return self._finish(run, agent, completed=agent.steps >= last)
+
+    def _initialise(self) -> Importance:
+        """Evaluates what is there before learning; returns what the metric says."""
+        problem = self.problem
+        self.view.note(f"{problem.units}; executor {problem.lm.executor}")
+        metric, seed = METRICS[self.settings.metric], self.settings.run.seed
+        importance = metric(problem.lm, self._metric_windows, problem.budget, seed)
+        self.record.masks["initial"] = importance.mask
+        rows = {"dense": problem.units.ones(), "initial": importance.mask}
+        with self._evaluating():
+            self.record.perplexity |= perplexities(problem.lm, rows, self.windows)
+        return importance
+
+    def _reward_repaired(self, agent: Agent) -> None:
+        """Lets rewards be of refitted masks, if they are to be."""
+        settings = self.settings
+        if settings.refits:
+            steps = agent.steps_for(settings.run.total_timesteps)
+            every = settings.agent.reward_refit or max(1, steps // _REFITS)
+            windows, damping = self._metric_windows[:REFIT_WINDOWS], settings.repair.repair_damping
+            self._repaired_reward = RepairedReward(self._env, windows, damping, every)
+
+    def _validate(self, agent: Agent) -> None:
+        """Looks at the rounded mask on the validation batch and keeps the best so far.
+
+        It is judged as rewards judge it, unlike in the perplexities that are reported.
+        """
+        mask, record, env = agent.mask(), self.record, self._env
+        rows = mask[None].to(self.problem.lm.device)  # (1, n)
+        losses = [env.judge(rows, batch) for batch in self._validation.split(8)]  # (1, B) each
+        record.validation_loss = float(torch.cat(losses, dim=1).double().mean())
+        if record.validation_loss < record.best_loss or "best" not in record.masks:
+            record.best_loss = record.validation_loss
+            record.masks["best"] = mask
+        self._count()
+        point = {"mask_evaluations": agent.timesteps, "loss": record.validation_loss}
+        record.curve.append(point | record.cost())
+
+    def _report(self, run: Run, agent: Agent, figures: dict[str, float]) -> None:
+        shown = figures | {"validation/best_loss": self.record.best_loss}
+        timesteps = agent.timesteps
+        run.log(agent.steps, {"time/timesteps": float(timesteps), **shown})
+        finite = {name: value for name, value in shown.items() if math.isfinite(value)}
+        self.view.update(agent.steps, timesteps, self.settings.run.total_timesteps, finite)
+
+    def _save(self, run: Run, agent: Agent) -> None:
+        self._count()
+        tensors, values = agent.state()
+        tensors |= {f"mask.{name}": mask for name, mask in self.record.masks.items()}
+        if self._repaired_reward is not None:
+            assert self._repaired_reward.followed is not None
+            tensors[_FOLLOWED] = self._repaired_reward.followed
+        run.save_checkpoint(tensors, {"agent": values, "record": self.record.to_json()})
+
+    def _restore(self, agent: Agent, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+        if self._repaired_reward is not None:
+            self._repaired_reward.follow(tensors.pop(_FOLLOWED))
+        masks = {name: tensors.pop(name) for name in list(tensors) if name.startswith("mask.")}
+        agent.restore(tensors, state["agent"])
+        self.record = Record.from_json(
+            state["record"], {name.removeprefix("mask."): mask for name, mask in masks.items()}
+        )
+        self._earlier_seconds = self.record.seconds
+        self.problem.lm.tokens = self.record.tokens
+        self.view.note(f"going on after step {agent.steps}")
+
+    def _count(self) -> None:
+        """Brings tokens, seconds and memory of the record up to date."""
+        record, device = self.record, self.problem.lm.device
+        record.tokens = self.problem.lm.tokens
+        record.seconds = self._earlier_seconds + time.monotonic() - self._started
+        peak = peak_memory(device)
+        record.peak_memory = max(record.peak_memory, peak)
+        record.beyond_weights = max(record.beyond_weights, peak - self._loaded)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        """Counts apart what judging the result takes, which is no cost of the method."""
+        started, tokens = time.monotonic(), self.problem.lm.tokens
+        yield
+        self.record.evaluation_seconds += time.monotonic() - started
+        self.record.evaluation_tokens += self.problem.lm.tokens - tokens
+
+    def _answer(self, agent: Agent) -> tuple[Tensor, Repair | None]:
+        """The agent's mask and its repair.
+
+        Where rewards were of refitted masks, which is near a repair and not the same, the mask that
+        it started from stays the answer if it is the better one of the two once both are repaired.
+        """
+        masks, start = [agent.mask()], self.record.masks["initial"]
+        if self._repaired_reward is not None and not torch.equal(masks[0], start):
+            masks.append(start.clone())
+        windows, settings = self._metric_windows, self.settings
+        mask, repair = best_repaired(self.problem, masks, windows, settings.repair)
+        if mask is not masks[0]:
+            self.view.note("repaired, the mask it started from is the better one, and stays")
+        return mask, repair
+
+    def _finish(self, run: Run, agent: Agent, completed: bool) -> dict[str, Any]:
+        masks = self.record.masks
+        mask, repair = self._answer(agent)
+        masks["masked"] = mask
+        lm, settings = self.problem.lm, self.settings
+        rows = {name: masks[name] for name in ("masked", "best")}
+        with self._evaluating():
+            table = self.record.perplexity | perplexities(lm, rows, self.windows)
+            self.record.perplexity = with_repair(lm, table, mask, repair, self.windows)
+            # The last thing that is asked of the model, which is a pruned one from here on.
+            samples = sample_text(lm, mask, self.problem.tokenizer, self.windows, repair)
+        self._count()
+        tensors = {**masks, "mask": mask, "probabilities": agent.probabilities}
+        del tensors["masked"]
+        if repair is not None:
+            with run.saving():
+                repair.save(run.path / REPAIR)
+        run.write_mask("mask", tensors, self.problem.units.describe())
+        plot(run, self.problem, self.record)
+        results = summarise(
+            settings, self.problem, self.windows, self.record, agent, completed, repair
+        )
+        results["samples"] = samples
+        run.write_results(results)
+        return results

@@ -1,0 +1,1 @@
+"""Cells of methods and of agents: run, record, tabulate."""

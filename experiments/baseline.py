@@ -1,0 +1,200 @@
+"""A baseline from settings to results: what ``scripts/prune_baseline.py`` does.
+
+Load and check everything; let the method choose; evaluate the dense model, the mask, and what the
+method ships; write and plot. The run that comes out is of the same kind as an agent's.
+"""
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+from torch import Tensor
+
+from pgprune.data.stream import DataConfig, evaluation_windows
+from pgprune.errors import PruningError
+from pgprune.export.export import check_format
+from pgprune.masking.problem import TOKENS_PER_TIMESTEP, PruningConfig, make_problem
+from pgprune.methods import BUDGET, GRANULARITY, METHODS, SLICING, MethodConfig, Pruned
+from pgprune.models.load import ModelConfig, fingerprint
+from pgprune.repair.config import REPAIR, RepairConfig, repaired
+from pgprune.runs.plots import plot_kept_shares
+from pgprune.runs.results import Table, facts, perplexities, with_repair
+from pgprune.runs.run import Run
+from pgprune.runs.settings import RunConfig, Sections
+from pgprune.surgery.stream_slices import applied as sliced
+from pgprune.utils.files import saving
+from pgprune.utils.memory import memory_now, peak_memory, read_once
+from pgprune.utils.options import given
+
+
+@dataclass(frozen=True)
+class BaselineSettings(Sections):
+    """One frozen config for each concern; the fields' names are the sections of config.yaml."""
+
+    method: MethodConfig = MethodConfig()
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    pruning: PruningConfig = PruningConfig()
+    repair: RepairConfig = RepairConfig()
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace) -> Self:
+        """The settings of a new run, from parsed options; what fits the method is the default.
+
+        Raises:
+            PruningError: an option was given that the method cannot follow.
+        """
+        settings = super().from_arguments(arguments)
+        method, repair = settings.method.method, settings.repair.repair
+        if method in SLICING and repair != "auto":
+            raise PruningError(
+                f"--repair {repair} is about pruned units, of which {method} has none; leave it out"
+            )
+        asked = given(PruningConfig, arguments)
+        return replace(settings, pruning=fitting(method, settings.pruning, asked))
+
+    @property
+    def name(self) -> str:
+        """What a run of these settings is called."""
+        return self.run.name(self.method.method, self.model.model, self.pruning.prune_rate)
+
+
+def fitting(method: str, pruning: PruningConfig, asked: Mapping[str, Any]) -> PruningConfig:
+    """Takes a method's own granularity and budget where nothing else was asked for.
+
+    Args:
+        method: its name.
+        pruning: the settings.
+        asked: those that the user has chosen.
+
+    Raises:
+        PruningError: the user has chosen what does not fit the method.
+    """
+    for option, table in (("granularity", GRANULARITY), ("budget", BUDGET)):
+        fits = table.get(method)
+        if fits is None:
+            continue
+        if option not in asked:
+            uniform = pruning.scope == "uniform" and "per-kind" in fits  # which is all it knows
+            own: dict[str, Any] = {option: "per-kind" if uniform else fits[0]}
+            pruning = replace(pruning, **own)
+        elif asked[option] not in fits:
+            raise PruningError(
+                f"method {method} does not fit --{option} {asked[option]}; choose "
+                f"{' or '.join(fits)}, or leave it out"
+            )
+    return pruning
+
+
+class Baseline:
+    """One method on one problem, loaded and checked; ``run`` does it.
+
+    Args:
+        settings: of the run.
+        note: what to do with a line that tells how it goes.
+
+    Raises:
+        PruningError: anything that cannot work, before any long work.
+    """
+
+    def __init__(self, settings: BaselineSettings, note: Callable[[str], object]) -> None:
+        self._started = time.monotonic()
+        self.settings = settings
+        self._note = note
+        self.problem = make_problem(
+            settings.model, settings.data, settings.pruning, settings.run.seed
+        )
+        if settings.run.export is not None:
+            lm, tokenizer = self.problem.lm, self.problem.tokenizer
+            repair, scope = settings.repair.repair, settings.pruning.scope
+            check_format(settings.run.export, lm, tokenizer, repair, scope)
+        read_once(self.problem.lm.model.parameters())
+        self._loaded = memory_now(self.problem.lm.device)
+        self.windows = evaluation_windows(settings.data, self.problem.tokenizer)
+        self._calibration = self.problem.stream.head(settings.method.method_samples)  # (N, T)
+
+    def run(self, command: Sequence[str]) -> tuple[Run, dict[str, Any]]:
+        """Prunes, evaluates, and writes everything.
+
+        Args:
+            command: the words of the command.
+
+        Returns:
+            The new run, which is made when all is computed, and the content of results.json.
+
+        Raises:
+            PruningError: the method cannot do what the settings ask for, or the disk is full.
+        """
+        settings, lm = self.settings, self.problem.lm
+        method, seed = settings.method.method, settings.run.seed
+        self._note(f"{method} on {self.problem.units}; executor {lm.executor}")
+        decided = {
+            "executor": lm.executor,
+            "model_fingerprint": fingerprint(*lm.model.parameters()),
+            "text_fingerprint": fingerprint(self._calibration),
+        }
+        started = time.monotonic()
+        pruned = METHODS[method](self.problem, self._calibration, seed, settings.method)
+        repair = repaired(lm, pruned.mask, self._calibration, settings.repair, pruned.repair)
+        pruned = replace(pruned, repair=repair)
+        cost = {"seconds": time.monotonic() - started, "tokens": lm.tokens}
+        self._note(f"{method} took {cost['seconds']:.1f} seconds and {lm.tokens:,} tokens")
+        results = self._results(pruned, cost)
+        run = Run.create(settings.run.output, settings.sections(decided), command, settings.name)
+        with run:
+            self._write(run, pruned, results)
+        return run, results
+
+    def _evaluate(self, pruned: Pruned) -> Table:
+        """Perplexity of the dense model, under the mask alone, and as shipped."""
+        lm, rows = self.problem.lm, {"dense": self.problem.units.ones()}
+        if pruned.slices is None:
+            rows["masked"] = pruned.mask
+        table = perplexities(lm, rows, self.windows)
+        if pruned.slices is None:
+            return with_repair(lm, table, pruned.mask, pruned.repair, self.windows)
+        with sliced(lm.model, pruned.slices):
+            return table | perplexities(lm, {"pruned": pruned.mask}, self.windows)
+
+    def _results(self, pruned: Pruned, cost: dict[str, Any]) -> dict[str, Any]:
+        """Evaluates; returns the content of results.json."""
+        settings, problem, lm = self.settings, self.problem, self.problem.lm
+        perplexity = self._evaluate(pruned)
+        peak, model, seed = peak_memory(lm.device), settings.model.model, settings.run.seed
+        known = facts(problem, model, pruned.mask, self.windows, seed, pruned.repair)
+        if pruned.slices is not None:  # which no mask describes
+            known["parameters"]["pruned"] = pruned.notes["parameters"]
+            del known["parameters"]["masked"]
+            known["prune_rate"]["achieved"] = pruned.notes["prune_rate"]
+        return {
+            "method": settings.method.method,
+            **known,
+            "perplexity": perplexity,
+            "mask_evaluations": math.ceil(cost["tokens"] / TOKENS_PER_TIMESTEP),
+            "method_cost": cost,
+            "notes": pruned.notes,
+            "tokens": lm.tokens,
+            "seconds": time.monotonic() - self._started,
+            "peak_memory_bytes": peak,
+            "memory_beyond_weights_bytes": max(0, peak - self._loaded),
+        }
+
+    def _write(self, run: Run, pruned: Pruned, results: dict[str, Any]) -> None:
+        units, budget = self.problem.units, self.problem.budget
+        tensors: dict[str, Tensor] = {"mask": pruned.mask}
+        if pruned.importance is not None:
+            tensors["scores"] = pruned.importance.scores
+        run.write_mask("mask", tensors, units.describe())
+        with saving(run.path, "free some space and prune again"):
+            if pruned.repair is not None:
+                pruned.repair.save(run.path / REPAIR)
+            if pruned.slices is not None:
+                pruned.slices.save(run.path)
+        (shares,) = units.kept_shares(pruned.mask[None])
+        path = run.path / "plots" / "kept_shares.png"
+        plot_kept_shares(path, units.groups, shares, target=budget.target_share)
+        run.write_results(results)

@@ -1,0 +1,209 @@
+"""The tables of a comparison, as Markdown: one of all models, one of each, and what failed."""
+
+import math
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pgprune.errors import PruningError
+from pgprune.experiments.method_cells import ComparisonConfig
+from pgprune.experiments.method_records import read_records
+from pgprune.experiments.method_rows import (
+    Column,
+    Row,
+    best_forward,
+    columns_of,
+    nearest_rate,
+    ranked,
+    rates_of,
+    rows_of,
+)
+from pgprune.utils.files import saving, write_file
+from pgprune.utils.jsonl import Record
+from pgprune.utils.markdown import grid, renew_page, spread
+
+_MIB = 2**20
+
+
+def report(output: Path, config: ComparisonConfig) -> str:
+    """Writes the tables to ``comparison.md``, and into a page if asked to.
+
+    Args:
+        output: the comparison's directory.
+        config: its settings.
+
+    Returns:
+        What to print: the tables, or where they are in a page, their first sentence.
+
+    Raises:
+        PruningError: there is nothing to show, or a file cannot be written.
+    """
+    text = tables(read_records(output), config.at_rate)
+    with saving(output, "free some space and repeat the command with --report"):
+        write_file(output / "comparison.md", text.encode())
+        if config.into is None:
+            return text
+        renew_page(Path(config.into), config.marker, text)
+    return text.partition("\n")[0]
+
+
+def tables(records: Sequence[Record], at_rate: float | None = None) -> str:
+    """All tables and what failed, under a sentence that says what is best.
+
+    Args:
+        records: of a comparison.
+        at_rate: for which seconds and memory are shown; None is 0.3 or the nearest.
+
+    Raises:
+        PruningError: nothing was measured.
+    """
+    rows = rows_of(records)
+    if not rows:
+        raise PruningError(
+            "nothing of this comparison is measured yet; leave out --report, or see "
+            "comparison.jsonl"
+        )
+    columns = columns_of(rows)
+    models = list(dict.fromkeys(model for model, _, _ in columns))
+    rate = nearest_rate(rates_of(rows), at_rate)
+    parts = [summary(rows, columns)]
+    if len(models) > 1:
+        parts.append(f"Geometric means of perplexity.\n\n{_overview(rows, columns, models)}")
+    for model in models:
+        parts.append(_model_table(rows, [one for one in columns if one[0] == model], records, rate))
+    failures = _failures(records)
+    return "\n".join(parts + ([f"Not measured:\n\n{failures}"] if failures else []))
+
+
+def summary(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """Which row without gradients is best on average, and which is next, as one line."""
+    best = best_forward(rows, columns)
+    if best is None:
+        return "No forward-only row has all the columns yet.\n"
+    others = [row for row in rows if row is not best]
+    second = best_forward(others, columns)
+    next_one = f"; the next is {_name(second)}, {second.mean(columns):.4g}" if second else ""
+    return (
+        f"Best forward-only row on average: {_name(best)}, whose geometric mean of perplexity over "
+        f"{len(columns)} columns is {best.mean(columns):.4g}{next_one}.\n"
+    )
+
+
+def _overview(rows: Sequence[Row], columns: Sequence[Column], models: Sequence[str]) -> str:
+    best = best_forward(rows, columns)
+    head, lines = ["method", "repair", "type", *models, "all"], []
+    for row in ranked(rows, columns):
+        means = [row.mean([one for one in columns if one[0] == model]) for model in models]
+        lines.append([*_names(row, row is best), *map(_mean, [*means, row.mean(columns)])])
+    return grid(head, lines)
+
+
+def _model_table(
+    rows: Sequence[Row], columns: Sequence[Column], records: Sequence[Record], rate: float
+) -> str:
+    """The table of one model under a line about it."""
+    model = columns[0][0]
+    failed = {(r["method"], r["rate"]) for r in records if r["model"] == model and "error" in r}
+    sets = list(dict.fromkeys(name for _, _, name in columns))
+    rates = list(dict.fromkeys(rate for _, rate, _ in columns))
+    best = best_forward(rows, columns)
+    head = [f"{rate:g} {name}" if len(sets) > 1 else f"{rate:g}" for _, rate, name in columns]
+    costs = ["parameters kept", f"seconds at {rate:g}", f"MiB at {rate:g}", "seeds"]
+    head = ["method", "repair", "type", *head, "mean", *costs]
+    lines = []
+    ordered = ranked(rows, columns)
+    for row in ordered:
+        lacking = ["fails" if (row.method, rate) in failed else "–" for _, rate, _ in columns]
+        cells = [
+            spread(values) if (values := row.perplexities(column)) else lack
+            for column, lack in zip(columns, lacking, strict=True)
+        ]
+        names = _names(row, row is best)
+        lines.append([*names, *cells, _mean(row.mean(columns)), *_costs(row, model, rates, rate)])
+    one = next(record for row in rows for record in row.records if record["model"] == model)
+    dense = ", ".join(f"{name} {spread([one['dense'][name]])}" for name in sets)
+    size = f"{one['parameters']['dense']:,}"
+    shots = _zero_shot_table(ordered, model, rate)
+    about = f"`{model}`: {size} parameters; dense perplexity {dense}. Columns are prune rates.\n\n"
+    return about + grid(head, lines) + (f"\n{shots}" if shots else "")
+
+
+def _costs(row: Row, model: str, rates: Sequence[float], rate: float) -> list[str]:
+    """Parameters kept at every rate, and at one rate seconds, memory and seeds."""
+    kept = []
+    for each in rates:
+        found = [record["parameters"]["pruned"] for record in row.of(model, each)]
+        kept.append(f"{statistics.fmean(found):,.0f}" if found else "–")
+    here = row.of(model, rate)
+    seconds = spread([record["seconds"] for record in here])
+    mebibytes = [record["memory_bytes"] / _MIB for record in here]
+    memory = f"{statistics.fmean(mebibytes):,.0f}" if here else "–"
+    seeds = {record["seed"] for record in row.records if record["model"] == model}
+    return [" / ".join(kept), seconds, memory, str(len(seeds))]
+
+
+def _zero_shot_table(rows: Sequence[Row], model: str, wanted: float) -> str:
+    """Accuracies of the tasks that some row does better than by chance.
+
+    They are those at the rate that is nearest to a wanted one among those with accuracies.
+    """
+    tried = [one for row in rows for one in row.records if _answers(one, model)]
+    if not tried:
+        return ""
+    rate = nearest_rate([one["rate"] for one in tried], wanted)
+    shots = [one["zero_shot"] for one in tried if one["rate"] == rate]
+    above = [
+        task for task in shots[0] if any(shot[task]["verdict"] == "above chance" for shot in shots)
+    ]
+    lines = []
+    for row in rows if above else []:
+        own = [one["zero_shot"] for one in row.of(model, rate) if _answers(one, model)]
+        if own:
+            lines.append(
+                [*_names(row), *(_accuracy([shot[task] for shot in own]) for task in above)]
+            )
+    if not lines:
+        return ""
+    return f"Zero-shot accuracy (%) at {rate:g}, tasks with a row above chance.\n\n" + grid(
+        ["method", "repair", "type", *above], lines
+    )
+
+
+def _answers(record: Record, model: str) -> bool:
+    """Whether a record is of a model and has zero-shot accuracies."""
+    return record["model"] == model and "zero_shot" in record
+
+
+def _accuracy(found: Sequence[Record]) -> str:
+    """Accuracies on a task over seeds, in percent, and whether none of them is above chance."""
+    value = spread([100 * one["accuracy"] for one in found])
+    verdicts = {one["verdict"] for one in found}
+    return value if "above chance" in verdicts else f"{value} {' or '.join(sorted(verdicts))}"
+
+
+def _failures(records: Iterable[Record]) -> str:
+    """What failed with which sentence, as a list."""
+    rates: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for record in records:
+        if "error" in record:
+            what = record["method"] + (
+                "" if record["repair"] == "none" else f", {record['repair']}"
+            )
+            rates[f"{what} on {record['model']}", record["error"]][f"{record['rate']:g}"] = None
+    return "".join(
+        f"- {what} at {', '.join(at)}: {sentence}\n" for (what, sentence), at in rates.items()
+    )
+
+
+def _name(row: Row) -> str:
+    return row.method if row.repair in ("none", "own") else f"{row.method} + {row.repair}"
+
+
+def _names(row: Row, bold: bool = False) -> list[str]:
+    mark = "**" if bold else ""
+    return [f"{mark}{row.method}{mark}", f"{mark}{row.repair}{mark}", row.kind]
+
+
+def _mean(value: float) -> str:
+    return "–" if math.isnan(value) else spread([value])

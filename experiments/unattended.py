@@ -1,0 +1,32 @@
+"""Runs that nobody watches: as ``scripts/train_agent.py`` makes them, killed and repeated."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from pgprune.agents.training.settings import STARTS_OVER, Settings, resumed
+from pgprune.agents.training.train import Training
+from pgprune.runs.run import Run
+from pgprune.runs.view import TrainingView
+
+
+def train(settings: Settings, command: Sequence[str]) -> None:
+    """Makes the run of some settings, or goes on with it; one that cannot go on starts over.
+
+    Args:
+        settings: of the run, which say where it is.
+        command: the words that make such a run.
+
+    Raises:
+        PruningError: anything that cannot work.
+    """
+    path = Path(str(settings.run.output))
+    if path.exists() and settings.agent.agent in STARTS_OVER:
+        shutil.rmtree(path)
+    run = Run.open(path) if path.exists() else None
+    training = Training(resumed(run) if run else settings, TrainingView("", quiet=True))
+    if run is None:
+        run = Run.create(str(path), settings.sections(training.decided()), command, path.name)
+    training.check(run)
+    with run:
+        training.run(run)

@@ -1,0 +1,300 @@
+"""Windows of token ids: the endless calibration stream and the evaluation sets.
+
+Documents are tokenised one by one, with the special tokens that the tokenizer adds by itself,
+joined, and cut into windows of equal length that may straddle documents.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, count, islice, tee
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pgprune.data.documents import Documents, calibration_documents, evaluation_documents, iterate
+from pgprune.data.tokens import BlockTokens, Ids, cut, encode
+from pgprune.errors import PruningError
+from pgprune.utils.options import check_fields
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which text, and how it is cut.
+
+    Raises:
+        PruningError: a number that is too small.
+    """
+
+    calibration: str = field(
+        default="builtin",
+        metadata={
+            "help": "text to calibrate on: builtin, a hub data set as name:config:split, or .txt, "
+            ".jsonl, .parquet files joined by commas; a range of documents as file.jsonl[:500]"
+        },
+    )
+    evaluation: str = field(
+        default="builtin",
+        metadata={"help": "text to evaluate on, as for calibration; each item is a set of its own"},
+    )
+    sequence_length: int = field(
+        default=128, metadata={"help": "tokens of one window", "minimum": 2}
+    )
+    batch_size: int = field(
+        default=8, metadata={"help": "windows of one calibration batch", "minimum": 1}
+    )
+    calibration_samples: int | None = field(
+        default=None,
+        metadata={
+            "help": "calibrate on that many windows only, revisited in epochs",
+            "minimum": 1,
+            "default": "all the text",
+        },
+    )
+    evaluation_windows: int = field(
+        default=400, metadata={"help": "windows to evaluate on, at most, in each set", "minimum": 1}
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses numbers that no stream can be made of."""
+        check_fields(self)
+        _check_samples(self.calibration_samples, self.batch_size)
+
+
+class CalibrationStream:
+    """An endless sequence of batches of token ids, whose whole state is (seed, position).
+
+    An epoch goes through the text once: documents in memory in an order drawn from (seed, epoch),
+    others as they come. Blocks of up to 1000 documents or two million characters are tokenised
+    when they are needed, and their windows are shuffled by (seed, epoch, block). What a block's
+    last window lacks is taken from the next block; the remainder of an epoch is dropped. With
+    ``samples=N`` the first N windows are all there is: they come in the same order first, and
+    reshuffled by (seed, epoch) in each later epoch. Batch p is windows p*B to (p+1)*B of the
+    sequence of all epochs, so a batch may straddle two epochs.
+
+    Args:
+        documents: texts, or a function that reads them anew.
+        tokenizer: a Hugging Face tokenizer; whether documents begin with BOS is its own rule.
+        sequence_length: tokens of a window, T.
+        batch_size: windows of a batch, B.
+        seed: the seed of all shuffling, at least 0.
+        samples: size of the finite set, at least ``batch_size``; None takes all text.
+        name: what error messages call the text.
+
+    Attributes:
+        position: batches taken since the start.
+        seed: the seed.
+
+    Raises:
+        PruningError: a negative seed, or fewer samples than a batch has.
+    """
+
+    position: int
+    seed: int
+    _sequence: Iterator[Ids]
+
+    def __init__(
+        self,
+        documents: Documents,
+        tokenizer: PreTrainedTokenizerBase,
+        sequence_length: int,
+        batch_size: int,
+        seed: int = 0,
+        samples: int | None = None,
+        *,
+        name: str = "calibration text",
+    ) -> None:
+        _check_samples(samples, batch_size)
+        self.sequence_length = sequence_length
+        self.batch_size = batch_size
+        self.samples = samples
+        self.name = name
+        self._tokens = BlockTokens(documents, tokenizer)
+        self.reseed(seed)
+
+    def next(self) -> Tensor:
+        """Takes the next batch.
+
+        Returns:
+            Token ids, (B, T) int64 on the CPU.
+
+        Raises:
+            PruningError: the whole text is shorter than one window.
+        """
+        batch = _stack(islice(self._sequence, self.batch_size))
+        self.position += 1
+        return batch
+
+    def seek(self, position: int) -> None:
+        """Goes to a position: the next batch is what it is when running there from the start."""
+        if position < 0:
+            raise PruningError(f"stream position {position} is negative")
+        if position < self.position:
+            self.reseed(self.seed)
+        for _ in islice(self._sequence, (position - self.position) * self.batch_size):
+            pass
+        self.position = position
+
+    def reseed(self, seed: int) -> None:
+        """Starts over, at position 0, with another seed."""
+        if seed < 0:
+            raise PruningError(f"seed {seed} is negative; choose 0 or more")
+        self.seed = seed
+        self.position = 0
+        self._sequence = self._endless()
+
+    def fork(self, seed: int) -> "CalibrationStream":
+        """An independent stream over the same text, with its own seed, at position 0."""
+        other = object.__new__(CalibrationStream)
+        other.__dict__ |= self.__dict__  # shares the tokens already made, nothing that moves
+        other.reseed(seed)
+        return other
+
+    def head(self, n: int) -> Tensor:
+        """The first n windows of the sequence, or a smaller finite set, wherever the stream stands.
+
+        Returns:
+            Token ids, (n, T) int64 on the CPU.
+
+        Raises:
+            PruningError: the text has fewer windows.
+        """
+        windows = list(islice(self._epoch(0), n := min(n, self.samples or n)))
+        if len(windows) < n:
+            raise PruningError(
+                f"{self.name} has only {len(windows)} windows of {self.sequence_length} tokens, "
+                f"fewer than the {n} asked for; give more text or ask for fewer"
+            )
+        return _stack(windows)
+
+    def _endless(self) -> Iterator[Ids]:
+        """All epochs, window by window."""
+        if self.samples is not None:
+            windows = self.head(self.samples).numpy()  # (N, T)
+            yield from windows
+            for epoch in count(1):
+                yield from _generator(self.seed, epoch, 0).permutation(windows)
+        for epoch in count():
+            empty = True
+            for window in self._epoch(epoch):
+                empty = False
+                yield window
+            if empty:
+                raise PruningError(_too_short(self.name, self.sequence_length))
+
+    def _epoch(self, epoch: int) -> Iterator[Ids]:
+        blocks = self._tokens.blocks(_generator(self.seed, epoch, 0))
+        for block, windows in enumerate(cut(blocks, self.sequence_length), start=1):
+            yield from _generator(self.seed, epoch, block).permutation(windows)
+
+
+def calibration_stream(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int = 0
+) -> CalibrationStream:
+    """Opens the calibration text and makes sure that it is long enough.
+
+    Raises:
+        PruningError: the text cannot be read, or is shorter than a batch or the asked samples.
+    """
+    stream = CalibrationStream(
+        calibration_documents(config.calibration),
+        tokenizer,
+        config.sequence_length,
+        config.batch_size,
+        seed,
+        config.calibration_samples,
+        name=f"the calibration text {config.calibration!r}",
+    )
+    stream.head(config.calibration_samples or config.batch_size)
+    return stream
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """One evaluation text, cut.
+
+    Attributes:
+        windows: the first windows in the text's order, (N, T) int64 on the CPU.
+        bytes_per_token: of the documents that were read for them, in UTF-8.
+    """
+
+    windows: Tensor
+    bytes_per_token: float
+
+
+def evaluation_sets(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, EvaluationSet]:
+    """Cuts the evaluation texts.
+
+    Returns:
+        Each set by its name, of at most ``config.evaluation_windows`` windows.
+
+    Raises:
+        PruningError: a text cannot be read, or is shorter than a window.
+    """
+    sets, length = dict[str, EvaluationSet](), config.sequence_length
+    for name, documents in evaluation_documents(config.evaluation).items():
+        sizes: Counter[str] = Counter()
+        parts = cut(_measured(iterate(documents), tokenizer, sizes), length)
+        windows = list(islice(chain.from_iterable(parts), config.evaluation_windows))
+        if not windows:
+            raise PruningError(_too_short(f"the evaluation text {name!r}", length))
+        sets[name] = EvaluationSet(_stack(windows), sizes["bytes"] / sizes["tokens"])
+    return sets
+
+
+def evaluation_windows(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+    """The windows of ``evaluation_sets``, (N, T) each."""
+    return {name: text.windows for name, text in evaluation_sets(config, tokenizer).items()}
+
+
+def _measured(
+    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, sizes: Counter[str]
+) -> Iterator[Ids]:
+    """Tokenises documents and counts the bytes and tokens of those that were taken."""
+    ahead, texts = tee(documents)
+    for ids, text in zip(encode(tokenizer, ahead), texts, strict=True):
+        sizes.update(bytes=len(text.encode()), tokens=len(ids))
+        yield ids
+
+
+def check_sequence_length(model_config: Any, sequence_length: int) -> None:
+    """Makes sure that a model can read windows of a length.
+
+    Args:
+        model_config: its Hugging Face configuration.
+        sequence_length: tokens of a window.
+
+    Raises:
+        PruningError: the window is longer than the model's context.
+    """
+    limit = getattr(model_config, "max_position_embeddings", None)
+    if limit is not None and sequence_length > limit:
+        raise PruningError(
+            f"sequence_length {sequence_length} is more than the model's context of {limit} "
+            f"tokens; choose at most {limit}"
+        )
+
+
+def _generator(seed: int, epoch: int, block: int) -> np.random.Generator:
+    return np.random.default_rng([seed, epoch, block])
+
+
+def _stack(windows: Iterable[Ids]) -> Tensor:
+    return torch.from_numpy(np.stack(list(windows)).astype(np.int64))
+
+
+def _check_samples(samples: int | None, batch_size: int) -> None:
+    if samples is not None and samples < batch_size:
+        raise PruningError(
+            f"calibration_samples {samples} is less than one batch of {batch_size}; choose at "
+            f"least {batch_size} or a smaller batch_size"
+        )
+
+
+def _too_short(name: str, length: int) -> str:
+    return f"{name} is shorter than one window of {length} tokens; give more text"

@@ -1,0 +1,1 @@
+"""Perplexity, zero-shot accuracy, size and latency of finished models."""

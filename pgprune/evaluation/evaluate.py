@@ -1,0 +1,247 @@
+"""Perplexity and zero-shot accuracy of models and runs, as records that are stored at once.
+
+A record says what was measured and all that it depends on. Those of a run are added to its
+``evaluations.jsonl``, all of them to the file of ``--output``.
+"""
+
+import json
+import math
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from pgprune.data.stream import (
+    DataConfig,
+    EvaluationSet,
+    check_sequence_length,
+    evaluation_sets,
+)
+from pgprune.errors import PruningError
+from pgprune.evaluation.zero_shot import PAPER_TASKS, Harness, load_tasks
+from pgprune.masking.perplexity import bos_rule, tokenizer_identity
+from pgprune.models.load import ModelConfig, fingerprint
+from pgprune.models.losses import model_perplexity
+from pgprune.runs.any_model import LoadedModel, check_source, load_any, short_name
+from pgprune.runs.run import EVALUATIONS, Run
+from pgprune.utils.files import append_line, check_place, saving
+from pgprune.utils.jsonl import finite
+from pgprune.utils.memory import within_memory
+from pgprune.utils.options import check_fields
+from pgprune.utils.versions import versions
+
+Record = dict[str, Any]
+"""One measurement of one model, as JSON can hold it."""
+
+_MODEL, _DATA = ModelConfig.__dataclass_fields__, DataConfig.__dataclass_fields__
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Evaluation: on what, and how."""
+
+    evaluation: str | None = field(
+        default="builtin",
+        metadata={
+            "help": "text for perplexity: builtin, a hub data set as name:config:split, or .txt, "
+            ".jsonl, .parquet files, joined by commas; none for no perplexity"
+        },
+    )
+    sequence_length: int = field(default=128, metadata=_DATA["sequence_length"].metadata)
+    evaluation_windows: int = field(
+        default=400,
+        metadata={
+            "help": "windows of each text, at most, from its beginning; 0 for all of it",
+            "minimum": 0,
+        },
+    )
+    batch_size: int = field(
+        default=8, metadata={"help": "windows or answers of one call", "minimum": 1}
+    )
+    tasks: str | None = field(
+        default=None,
+        metadata={
+            "help": f"zero-shot tasks: paper ({', '.join(PAPER_TASKS)}), or names of lm-eval's "
+            "tasks of multiple choice or of local files, joined by commas",
+            "default": "paper with --task-data, none without",
+        },
+    )
+    task_data: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder of local task files, TASK.jsonl or TASK/*.jsonl, with query, choices "
+            "and gold (or context_options, continuation and gold) on each line",
+            "default": "lm-eval's own data sets, downloaded",
+        },
+    )
+    limit: int | None = field(
+        default=None,
+        metadata={"help": "items of each task, at most", "minimum": 1, "default": "all"},
+    )
+    device: str = field(default="auto", metadata=_MODEL["device"].metadata)
+    dtype: str = field(default="auto", metadata=_MODEL["dtype"].metadata)
+    attn_implementation: str = field(
+        default="sdpa", metadata=_MODEL["attn_implementation"].metadata
+    )
+    output: str | None = field(
+        default=None,
+        metadata={
+            "help": f"file to add the results to, a JSON object a line; a run's own results are "
+            f"also added to its {EVALUATIONS}",
+            "default": "none",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses values that cannot be."""
+        check_fields(self)
+
+    @property
+    def task_names(self) -> list[str]:
+        """The tasks to do."""
+        if self.tasks == "paper" or (self.tasks is None and self.task_data is not None):
+            return list(PAPER_TASKS)
+        names = (name.strip() for name in (self.tasks or "").split(","))
+        return list(dict.fromkeys(name for name in names if name))
+
+
+class Evaluation:
+    """Models and runs to evaluate, with text and tasks, checked; ``records`` does one of them.
+
+    Args:
+        sources: as ``load_any`` takes them.
+        config: on what, and how.
+
+    Raises:
+        PruningError: anything that cannot work, before any weights are read.
+    """
+
+    def __init__(self, sources: Sequence[str], config: EvaluationConfig) -> None:
+        self._config = config
+        self._names = _names(sources)
+        self._sets: dict[str, dict[str, EvaluationSet]] = {}  # by hash of the tokenizer
+        self._versions = versions()
+        if config.evaluation is None and not config.task_names:
+            raise PruningError("there is nothing to evaluate on; give --evaluation or --tasks")
+        if config.output is not None:
+            _check_output(Path(config.output))
+        for source in sources:
+            model_config, tokenizer = check_source(source, device=config.device, dtype=config.dtype)
+            if config.evaluation is not None:
+                try:
+                    check_sequence_length(model_config, config.sequence_length)
+                except PruningError as error:
+                    raise PruningError(f"{self._names[source]}: {error}") from error
+            self._texts(tokenizer)
+        self._tasks = load_tasks(config.task_names, config.task_data) if config.task_names else []
+        if self._tasks:
+            self._versions["lm_eval"] = version("lm_eval")
+
+    def records(self, source: str) -> Iterator[Record]:
+        """Evaluates a model.
+
+        Args:
+            source: one of the sources.
+
+        Yields:
+            One record for each text and each task, once it is stored.
+
+        Raises:
+            PruningError: the model cannot be loaded or does not fit into memory, a task cannot be
+                scored, or a file cannot be written.
+        """
+        config = self._config
+        loaded = load_any(
+            source,
+            device=config.device,
+            dtype=config.dtype,
+            attn_implementation=config.attn_implementation,
+        )
+        about = {
+            "model": source,
+            "name": self._names[source],
+            "parameters": loaded.parameters,
+            "dtype": str(loaded.model.dtype).removeprefix("torch."),
+            "device": loaded.model.device.type,
+            "bos": bos_rule(loaded.tokenizer),
+            "tokenizer": tokenizer_identity(loaded.tokenizer),
+            "versions": self._versions,
+        }
+        started = time.monotonic()
+        with within_memory("choose a smaller --batch-size"):
+            for found in chain(self._perplexities(loaded), self._accuracies(loaded)):
+                now = datetime.now(UTC).isoformat(timespec="seconds")
+                record = {**about, **found, "seconds": time.monotonic() - started, "date": now}
+                self._store(record, loaded.run)
+                yield record
+                started = time.monotonic()
+
+    def _perplexities(self, loaded: LoadedModel) -> Iterator[Record]:
+        for name, text in self._texts(loaded.tokenizer).items():
+            perplexity = model_perplexity(loaded.model, text.windows, self._config.batch_size)
+            yield {
+                "what": "perplexity",
+                "text": name,
+                "perplexity": perplexity,
+                "bits_per_byte": math.log2(perplexity) / text.bytes_per_token,
+                "windows": len(text.windows),
+                "sequence_length": self._config.sequence_length,
+                "evaluation": self._config.evaluation,
+                "text_fingerprint": fingerprint(text.windows),
+            }
+
+    def _accuracies(self, loaded: LoadedModel) -> Iterator[Record]:
+        if not self._tasks:
+            return
+        harness = Harness(loaded.model, loaded.tokenizer, self._config.batch_size)
+        for task in self._tasks:
+            found = harness.evaluate(task, self._config.limit)
+            verdicts = {metric: found.verdict(metric) for metric in found.accuracy}
+            data = self._config.task_data or "lm-eval"
+            yield {"what": "zero-shot", **asdict(found), "verdict": verdicts, "data": data}
+
+    def _texts(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, EvaluationSet]:
+        """The evaluation texts in a tokenizer's tokens, cut once for all models that share it."""
+        config = self._config
+        if config.evaluation is None:
+            return {}
+        key = tokenizer_identity(tokenizer)["hash"]
+        if key not in self._sets:
+            data = DataConfig(
+                evaluation=config.evaluation,
+                sequence_length=config.sequence_length,
+                evaluation_windows=config.evaluation_windows or sys.maxsize,
+            )
+            self._sets[key] = evaluation_sets(data, tokenizer)
+        return self._sets[key]
+
+    def _store(self, record: Record, run: Run | None) -> None:
+        line = json.dumps(finite(record), allow_nan=False)
+        paths = [run.path / EVALUATIONS] if run is not None else []
+        paths += [Path(self._config.output)] if self._config.output is not None else []
+        for path in paths:
+            with saving(path, "free some space or choose another --output"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                append_line(path, line)
+
+
+def _names(sources: Sequence[str]) -> dict[str, str]:
+    """Short names of sources, or the sources themselves where two would have the same."""
+    short = {source: short_name(source) for source in sources}
+    shared = Counter(short.values())
+    return {source: source if shared[name] > 1 else name for source, name in short.items()}
+
+
+def _check_output(path: Path) -> None:
+    if path.is_dir() or (path.exists() and not os.access(path, os.W_OK)):
+        raise PruningError(f"cannot add lines to {path}; choose another --output")
+    check_place(path.parent)

@@ -1,0 +1,277 @@
+"""How fast models are and how much memory they take, measured in turn so that they compare.
+
+Every round does the same work with every model, in alternating order, so that what slows the
+machine down for a while slows all models down. A speed-up is a ratio of times of one round; what is
+reported is the median over the rounds, and the quartiles.
+
+The work is one call for all tokens of the prompts, which computes the logits of the last token only
+(prefill), and then one call for each new token with the cache of keys and values (decoding). The
+tokens are random, the same for every model: what they are does not change how long they take.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pgprune.errors import PruningError
+from pgprune.models.load import DTYPES, ModelConfig
+from pgprune.models.losses import next_token_logits
+from pgprune.runs.any_model import check_source, load_any
+from pgprune.surgery.random_models import ShapeConfig, random_models
+from pgprune.utils.devices import choose_device
+from pgprune.utils.files import check_new
+from pgprune.utils.memory import memory_of
+from pgprune.utils.options import numbers, whole_numbers
+
+Models = Mapping[str, PreTrainedModel]
+"""Models by the name that tables show; the first one is the reference."""
+
+_MODEL = ModelConfig.__dataclass_fields__
+
+
+@dataclass(frozen=True)
+class LatencyConfig:
+    """Measurement: what is timed, how often, and where.
+
+    Raises:
+        PruningError: a list of numbers that is not understood.
+    """
+
+    batch_sizes: str = field(default="1,8", metadata={"help": "numbers of prompts in a batch"})
+    sequence_lengths: str = field(default="128,384", metadata={"help": "tokens of a prompt"})
+    new_tokens: int = field(
+        default=32, metadata={"help": "tokens decoded after each prompt", "minimum": 1}
+    )
+    repeats: int = field(default=7, metadata={"help": "rounds over all models", "minimum": 1})
+    threads: int | None = field(
+        default=None, metadata={"help": "CPU threads", "minimum": 1, "default": "torch's choice"}
+    )
+    device: str = field(default="auto", metadata=_MODEL["device"].metadata)
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "number format of the weights; auto is float32 on the CPU, else the "
+            "checkpoint's own (bfloat16 for random weights)",
+            "choices": ["auto", *DTYPES],
+        },
+    )
+    attn_implementation: str = field(
+        default="sdpa", metadata=_MODEL["attn_implementation"].metadata
+    )
+    output: str | None = field(
+        default=None,
+        metadata={
+            "help": "a new directory for benchmark.json, its table and its plot",
+            "default": "none, only the table is printed",
+        },
+    )
+
+    def __post_init__(self) -> None:
+        """Refuses lists that are not understood."""
+        assert self.settings
+
+    @property
+    def settings(self) -> list[tuple[int, int]]:
+        """Every batch size with every sequence length."""
+        batches = whole_numbers(self.batch_sizes, "--batch-sizes")
+        return list(product(batches, whole_numbers(self.sequence_lengths, "--sequence-lengths")))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one model takes for one batch.
+
+    Attributes:
+        model: its name.
+        batch_size: prompts.
+        sequence_length: tokens of each.
+        prefill: seconds for all tokens of the prompts, of each round.
+        decode: seconds for a new token of every prompt, of each round.
+        working_bytes: the most memory in use beyond the weights; None where it is not known.
+    """
+
+    model: str
+    batch_size: int
+    sequence_length: int
+    prefill: list[float]
+    decode: list[float]
+    working_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A median and the quartiles around it."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Spread":
+        """The spread of some values."""
+        low, median, high = np.percentile(values, [25, 50, 75]).tolist()
+        return cls(median, low, high)
+
+
+def speed_up(reference: Sequence[float], times: Sequence[float]) -> Spread:
+    """How many times less time than the reference, round by round."""
+    return Spread.of([theirs / own for theirs, own in zip(reference, times, strict=True)])
+
+
+def measure(
+    models: Models,
+    config: LatencyConfig,
+    note: Callable[[str], None] = lambda message: None,
+) -> list[Measurement]:
+    """Measures all models in all settings, which takes a while.
+
+    Args:
+        models: at least one; all stay in memory.
+        config: what to do.
+        note: told of each setting before it begins.
+
+    Raises:
+        PruningError: a prompt and its new tokens are longer than a model's context, or there is
+            not enough memory.
+    """
+    longest = max(length for _, length in config.settings)
+    for name, model in models.items():
+        limit = getattr(model.config, "max_position_embeddings", longest + config.new_tokens)
+        if longest + config.new_tokens > limit:
+            raise PruningError(
+                f"{name} has a context of {limit} tokens, less than the {longest} + "
+                f"{config.new_tokens} to measure; choose smaller --sequence-lengths or --new-tokens"
+            )
+    measurements: list[Measurement] = []
+    with _threads(config.threads):
+        for batch, length in config.settings:
+            note(f"{batch} x {length} tokens, then {batch} x {config.new_tokens} one by one")
+            measurements += _measure(models, batch, length, config)
+    return measurements
+
+
+def weight_bytes(model: PreTrainedModel) -> int:
+    """Memory of parameters, tied ones once, and buffers."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def load_models(sources: list[str], shapes: ShapeConfig, config: LatencyConfig) -> Models:
+    """Loads what is to be compared, or makes it up.
+
+    Args:
+        sources: models and runs as ``load_any`` takes them; or none.
+        shapes: which random models; or none.
+        config: device and number format, and ``output``, which is checked before any loading.
+
+    Raises:
+        PruningError: something cannot be loaded or done.
+    """
+    if config.output is not None:
+        check_new(Path(config.output))
+    if shapes.shape is None:
+        return _load(sources, config)
+    if sources:
+        raise PruningError("give models or --shape, not both: their speeds do not compare")
+    rates = numbers(shapes.prune_rates, "--prune-rates")
+    round_to = whole_numbers(shapes.round_to, "--round-to")
+    device = choose_device(config.device)
+    own = torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype = DTYPES.get(config.dtype, own)
+    return random_models(shapes.shape, rates, round_to, device, dtype, config.attn_implementation)
+
+
+def _load(sources: list[str], config: LatencyConfig) -> Models:
+    """Models by name; where two have the same name, by what the user typed."""
+    if not sources:
+        raise PruningError("there is nothing to measure; give models or runs, or --shape")
+    for source in sources:
+        check_source(source, device=config.device, dtype=config.dtype)
+    models: dict[str, PreTrainedModel] = {}
+    for source in sources:
+        loaded = load_any(
+            source,
+            device=config.device,
+            dtype=config.dtype,
+            attn_implementation=config.attn_implementation,
+        )
+        name = loaded.name if loaded.name not in models else source
+        while name in models:  # the same model again shows how much the measurement scatters
+            name += " again"
+        models[name] = loaded.model
+    return models
+
+
+def _measure(
+    models: Models, batch: int, length: int, config: LatencyConfig
+) -> Iterator[Measurement]:
+    """Measures all models in one setting."""
+    ids = _random_ids(models, batch, length + config.new_tokens)
+    memory, times = {}, {name: list[tuple[float, float]]() for name in models}
+    for name, model in models.items():
+        _work(model, ids, length)  # the first time is slower, and keeps some memory for good
+        memory[name] = memory_of(partial(_work, model, ids, length), model.device)
+    for number in range(config.repeats):
+        for name in models if number % 2 == 0 else reversed(list(models)):
+            times[name].append(_work(models[name], ids, length))
+    for name in models:
+        prefill, decode = zip(*times[name], strict=True)
+        yield Measurement(name, batch, length, list(prefill), list(decode), memory[name])
+
+
+@torch.inference_mode()
+def _work(model: PreTrainedModel, ids: Tensor, length: int) -> tuple[float, float]:
+    """Reads ``length`` tokens of ids (B, T) at once and the others one by one.
+
+    Returns:
+        Seconds for the first, and for each one of the others.
+    """
+    moments = [_now(model.device)]
+    try:
+        ids = ids.to(model.device)
+        _, cache = next_token_logits(model, ids[:, :length])
+        moments.append(_now(model.device))
+        for token in ids[:, length:].split(1, dim=1):  # (B, 1)
+            _, cache = next_token_logits(model, token, cache)
+        moments.append(_now(model.device))
+    except torch.OutOfMemoryError as error:
+        raise PruningError(
+            f"{len(ids)} x {length} tokens do not fit into the memory of {model.device}; choose "
+            "smaller --batch-sizes or --sequence-lengths"
+        ) from error
+    start, filled, end = moments
+    return filled - start, (end - filled) / (ids.shape[1] - length)
+
+
+def _now(device: torch.device) -> float:
+    """The time in seconds, once the device has done all its work."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter()
+
+
+def _random_ids(models: Models, batch: int, length: int) -> Tensor:
+    """Tokens that all models know, (B, T) int64."""
+    vocabulary = min(model.config.vocab_size for model in models.values())
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(vocabulary, (batch, length), generator=generator)
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Lets torch use that many CPU threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

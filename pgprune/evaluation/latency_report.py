@@ -1,0 +1,279 @@
+"""What a benchmark of inference found: as JSON, as tables, and as a plot."""
+
+import json
+import os
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pgprune.evaluation.latency import (
+    LatencyConfig,
+    Measurement,
+    Models,
+    Spread,
+    speed_up,
+    weight_bytes,
+)
+from pgprune.utils.figures import BEST, GREY, INITIAL, LEARNED, save_figure
+from pgprune.utils.files import new_directory, saving, write_file
+from pgprune.utils.markdown import grid
+from pgprune.utils.versions import versions
+
+_MIB = 2**20
+_MODEL_COLUMNS = ("model", "parameters", "weights (MiB)", "share")
+_COLUMNS = (
+    "batch x tokens",
+    "model",
+    "prefill (ms)",
+    "times faster",
+    "decode step (ms)",
+    "times faster",
+    "tokens/s",
+    "peak memory (MiB)",
+)
+
+
+def make_report(
+    models: Models,
+    measurements: Sequence[Measurement],
+    config: LatencyConfig,
+    command: Sequence[str],
+) -> dict[str, Any]:
+    """Everything that was found, as JSON holds it.
+
+    Args:
+        models: that were measured, the reference first.
+        measurements: of all models in all settings.
+        config: of the measurement.
+        command: the words of the command.
+
+    Returns:
+        ``command``, ``config``, ``machine``, ``versions``, ``models`` (name, parameters, dtype,
+        weight_bytes and its share of the reference's) and ``measurements``: for each setting and
+        model the seconds of every round, their medians, ``times_faster`` than the reference
+        (median, low and high quartile of the rounds' ratios), ``tokens_per_second`` of decoding,
+        and ``peak_bytes``, weights included.
+    """
+    weights = {name: weight_bytes(model) for name, model in models.items()}
+    reference = next(iter(weights.values()))
+    device = next(iter(models.values())).device
+    return {
+        "command": shlex.join(command),
+        "config": asdict(config),
+        "machine": machine(device, config.threads),
+        "versions": versions(),
+        "models": [
+            {
+                "name": name,
+                "parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "weight_bytes": weights[name],
+                "weight_share": weights[name] / reference,
+            }
+            for name, model in models.items()
+        ],
+        "measurements": [
+            _found(own, rows[0], weights[own.model])
+            for rows in _by_setting(measurements)
+            for own in rows
+        ],
+    }
+
+
+def print_report(report: Mapping[str, Any], console: Console) -> None:
+    """Prints the tables, the second one with a section for each setting."""
+    (columns, models), ((_, *others), measurements) = _tables(report)
+    table = _empty_table(columns)
+    for row in models:
+        table.add_row(*map(Text, row))
+    console.print(table)
+    table = _empty_table(others)
+    for setting, rows in groupby(measurements, key=lambda row: row[0]):
+        table.add_row(f"[bold]{setting} tokens")
+        for _, *row in rows:
+            table.add_row(*map(Text, row))
+        table.add_section()
+    console.print(table)
+
+
+def write_report(report: Mapping[str, Any], output: Path) -> None:
+    """Writes benchmark.json, benchmark.md and, where matplotlib is there, benchmark.png.
+
+    Args:
+        report: of ``make_report``.
+        output: a new directory.
+
+    Raises:
+        PruningError: it exists by now, or cannot be written.
+    """
+    text = json.dumps(report, indent=2) + "\n"
+    with saving(output, "choose another --output"), new_directory(output) as directory:
+        write_file(directory / "benchmark.json", text.encode())
+        write_file(directory / "benchmark.md", markdown(report).encode())
+        if len(report["models"]) > 1:
+            _plot(report, directory / "benchmark.png")
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The tables in Markdown, with the command and the machine."""
+    machine = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
+    parts = [f"`{report['command']}` ({machine}; median ± half the interquartile range)"]
+    for columns, rows in _tables(report):
+        parts.append(grid(columns, rows).rstrip("\n"))
+    return "\n\n".join(parts) + "\n"
+
+
+def _empty_table(columns: Sequence[str]) -> Table:
+    """A table with a column of names, which may break, and narrow ones of numbers."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column(columns[0], overflow="fold")
+    for column in columns[1:]:
+        table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
+    return table
+
+
+def _found(own: Measurement, reference: Measurement, weights: int) -> dict[str, Any]:
+    """What one measurement says."""
+    decode = Spread.of(own.decode).median
+    return {
+        "model": own.model,
+        "batch_size": own.batch_size,
+        "sequence_length": own.sequence_length,
+        "prefill_seconds": Spread.of(own.prefill).median,
+        "decode_seconds": decode,
+        "times_faster": {
+            "prefill": asdict(speed_up(reference.prefill, own.prefill)),
+            "decode": asdict(speed_up(reference.decode, own.decode)),
+        },
+        "tokens_per_second": own.batch_size / decode,
+        "peak_bytes": None if own.working_bytes is None else weights + own.working_bytes,
+        "rounds": {"prefill_seconds": own.prefill, "decode_seconds": own.decode},
+    }
+
+
+def _by_setting(measurements: Sequence[Measurement]) -> list[list[Measurement]]:
+    """The measurements of each setting, the reference's first."""
+    groups = groupby(measurements, key=lambda found: (found.batch_size, found.sequence_length))
+    return [list(group) for _, group in groups]
+
+
+def _tables(report: Mapping[str, Any]) -> list[tuple[Sequence[str], list[list[str]]]]:
+    """Columns and rows of the table of models and of that of measurements."""
+    models = [
+        [
+            model["name"],
+            f"{model['parameters']:,}",
+            f"{model['weight_bytes'] / _MIB:,.1f}",
+            f"{model['weight_share']:.1%}",
+        ]
+        for model in report["models"]
+    ]
+    return [(_MODEL_COLUMNS, models), (_COLUMNS, [_row(own) for own in report["measurements"]])]
+
+
+def _row(found: Mapping[str, Any]) -> list[str]:
+    peak = found["peak_bytes"]
+    faster = found["times_faster"]
+    return [
+        _setting(found),
+        found["model"],
+        f"{1e3 * found['prefill_seconds']:,.1f}",
+        _spread(faster["prefill"]),
+        f"{1e3 * found['decode_seconds']:,.1f}",
+        _spread(faster["decode"]),
+        f"{found['tokens_per_second']:,.1f}",
+        "-" if peak is None else f"{peak / _MIB:,.1f}",
+    ]
+
+
+def _spread(ratio: Mapping[str, float]) -> str:
+    return f"{ratio['median']:.2f}±{(ratio['high'] - ratio['low']) / 2:.2f}"
+
+
+def _setting(found: Mapping[str, Any]) -> str:
+    return f"{found['batch_size']} x {found['sequence_length']}"
+
+
+def machine(device: torch.device, threads: int | None = None) -> dict[str, Any]:
+    """What something ran on, without the machine's name: the GPU, or cores, threads and SIMD."""
+    if device.type == "cuda":
+        return {"device": torch.cuda.get_device_name(device)}
+    capability = torch.backends.cpu.get_cpu_capability()
+    used = threads or torch.get_num_threads()
+    return {"device": device.type, "cores": os.cpu_count(), "threads": used, "SIMD": capability}
+
+
+def _plot(report: Mapping[str, Any], path: Path) -> None:
+    """Draws how much faster and smaller each model is than the reference."""
+    reference, *others = (model["name"] for model in report["models"])
+    found = {(own["model"], _setting(own)): own for own in report["measurements"]}
+    settings = list(dict.fromkeys(setting for _, setting in found))
+    gains: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
+    for phase in ("prefill", "decode"):
+        gains[f"{phase}: times faster"] = {
+            name: [
+                (ratio["median"], ratio["low"], ratio["high"])
+                for ratio in (found[name, setting]["times_faster"][phase] for setting in settings)
+            ]
+            for name in others
+        }
+    if all(own["peak_bytes"] for own in report["measurements"]):
+        peaks = {key: own["peak_bytes"] for key, own in found.items()}
+        gains["peak memory: times smaller"] = {
+            name: [(peaks[reference, s] / peaks[name, s],) * 3 for s in settings] for name in others
+        }
+    plot_gains(path, settings, gains, reference)
+
+
+def plot_gains(
+    path: Path,
+    settings: Sequence[str],
+    gains: Mapping[str, Mapping[str, Sequence[tuple[float, float, float]]]],
+    reference: str,
+) -> bool:
+    """Draws how many times better models are than a reference, one panel for each quantity.
+
+    Args:
+        path: the PNG file.
+        settings: the names of what was measured, S of them.
+        gains: by panel and model, S of (median, low, high).
+        reference: the name of the model whose gain is 1.
+
+    Returns:
+        Whether it was drawn: not without matplotlib.
+
+    Raises:
+        PruningError: the file cannot be written.
+    """
+    x = np.arange(len(settings))
+    colors = (LEARNED, INITIAL, BEST, "#b0413e", "#7a5aa6", GREY)
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, len(gains), squeeze=False)[0]
+        for panel, (title, models) in zip(panels, gains.items(), strict=True):
+            width = 0.8 / len(models)
+            for number, (name, values) in enumerate(models.items()):
+                middle, low, high = np.array(values).T  # each (S,)
+                left = x - 0.4 + (number + 0.5) * width
+                color = colors[number % len(colors)]
+                panel.bar(left, middle, width, color=color, label=name)
+                panel.vlines(left, low, high, color="black", linewidth=1)
+            panel.axhline(1, color=GREY, linestyle="--", linewidth=1, label=reference)
+            panel.set_xticks(x, settings)
+            panel.set(xlabel="batch x tokens")
+            panel.set_title(title, loc="left", weight="bold")
+            panel.grid(axis="x", visible=False)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)))
+
+    return save_figure(path, ((1.6 + 0.7 * len(settings)) * len(gains) + 1, 4.0), draw)

@@ -1,0 +1,103 @@
+"""A sample of text by the dense model and by the pruned one, side by side."""
+
+from collections.abc import Mapping
+from itertools import takewhile
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.models.losses import next_token_logits
+from pgprune.repair.repair import Repair, applied
+from pgprune.surgery.layers import zero_pruned
+
+PROMPTS = 2
+PROMPT_TOKENS = 32
+NEW_TOKENS = 48
+
+
+def sample_text(
+    lm: MaskedLM,
+    mask: Tensor,
+    tokenizer: PreTrainedTokenizerBase,
+    windows: Mapping[str, Tensor],
+    repair: Repair | None = None,
+) -> list[dict[str, str]]:
+    """Lets the dense model and then the pruned one go on with the beginnings of held-out text.
+
+    Decoding is greedy, so that nothing but the mask and its repair makes the difference.
+
+    Args:
+        lm: the model. What the mask prunes is set to zero in it for good: no second model is held
+            in memory, and the text is that of the smaller model.
+        mask: (n,) of zeros and ones.
+        tokenizer: of the model.
+        windows: of evaluation text by its name, (N, T) int64.
+        repair: what comes with the mask.
+
+    Returns:
+        For each prompt: ``text`` (the name), ``prompt``, ``dense`` and ``pruned``.
+    """
+    model: PreTrainedModel = lm.model  # type: ignore[assignment]
+    limit = getattr(model.config, "max_position_embeddings", PROMPT_TOKENS + NEW_TOKENS)
+    names, prompts = _prompts(windows, min(PROMPT_TOKENS, limit // 2))  # (P, T)
+    new = min(NEW_TOKENS, limit - prompts.shape[1])
+    lm.tokens += 2 * len(prompts) * (prompts.shape[1] + new - 1)
+    dense = continue_greedily(model, prompts, new)
+    zero_pruned(model, lm.units, mask)
+    with applied(lm, repair or Repair()):
+        pruned = continue_greedily(model, prompts, new)
+    return [
+        {
+            "text": name,
+            "prompt": _text(tokenizer, prompt.tolist()),
+            "dense": _continuation(tokenizer, prompt, own),
+            "pruned": _continuation(tokenizer, prompt, other),
+        }
+        for name, prompt, own, other in zip(names, prompts, dense, pruned, strict=True)
+    ]
+
+
+@torch.inference_mode()
+def continue_greedily(model: PreTrainedModel, prompts: Tensor, new_tokens: int) -> Tensor:
+    """The likeliest next token, again and again.
+
+    Args:
+        model: a causal LM.
+        prompts: (P, T) int64.
+        new_tokens: how many.
+
+    Returns:
+        The new tokens, (P, new_tokens) int64 on the CPU.
+    """
+    cache, token, tokens = None, prompts, []
+    for _ in range(new_tokens):
+        logits, cache = next_token_logits(model, token, cache)
+        token = logits.argmax(dim=-1, keepdim=True)  # (P, 1)
+        tokens.append(token.cpu())
+    return torch.cat(tokens, dim=1)
+
+
+def _prompts(windows: Mapping[str, Tensor], length: int) -> tuple[list[str], Tensor]:
+    """Names and tokens (P, length) of beginnings of windows, evenly from the first texts."""
+    names = list(windows)[:PROMPTS]
+    each = PROMPTS // len(names)
+    chosen = [
+        (name, windows[name][number * len(windows[name]) // each, :length])
+        for name in names
+        for number in range(each)
+    ]
+    return [name for name, _ in chosen], torch.stack([window for _, window in chosen])
+
+
+def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: Tensor, new: Tensor) -> str:
+    """What the new tokens add to the prompt's text, up to the end of the document."""
+    tokens = list(takewhile(lambda token: token != tokenizer.eos_token_id, new.tolist()))
+    # Some tokenizers drop the space before a text's first word, so both are decoded together.
+    whole = _text(tokenizer, [*prompt.tolist(), *tokens])
+    return whole.removeprefix(_text(tokenizer, prompt.tolist()))
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, tokens: list[int]) -> str:
+    return str(tokenizer.decode(tokens, skip_special_tokens=True))

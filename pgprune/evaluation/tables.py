@@ -1,0 +1,173 @@
+"""Shows evaluations: a line as each is done, and tables of several models side by side."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from pgprune.evaluation.zero_shot import METRICS
+
+Record = Mapping[str, Any]
+Records = Sequence[Record]
+
+_MARKS = {
+    "at chance": ("~", "within 2 standard errors of guessing"),
+    "below chance": ("<", "more than 2 standard errors worse than guessing"),
+}
+_SHORT = {
+    "arc_easy": "ARC-e",
+    "arc_challenge": "ARC-c",
+    "hellaswag": "HellaS",
+    "piqa": "PIQA",
+    "winogrande": "WinoG",
+}
+
+
+def line(record: Record) -> str:
+    """What one record says, in a line."""
+    name, seconds = record["name"], f"{record['seconds']:,.1f} s"
+    if record["what"] == "perplexity":
+        return (
+            f"{name}: perplexity {_number(record['perplexity'])} on {record['text']} "
+            f"({record['windows']:,} windows of {record['sequence_length']:,} tokens, "
+            f"{_number(record['bits_per_byte'])} bits per byte, {seconds})"
+        )
+    parts = []
+    for metric, value in record["accuracy"].items():
+        error = record["stderr"][metric]
+        spread = "" if error is None else f" ± {error:.1%}"
+        parts.append(f"{metric} {value:.1%}{spread} ({record['verdict'][metric]})")
+    left_out = f"{record['left_out']:,} left out as too long, " if record["left_out"] else ""
+    return (
+        f"{name}: {record['task']}: {', '.join(parts)}, chance {record['chance']:.1%} "
+        f"({record['items']:,} items, {left_out}{seconds})"
+    )
+
+
+def print_tables(records: Records, console: Console) -> None:
+    """Prints all records as tables, models side by side, and what the numbers depend on.
+
+    Args:
+        records: of all models, those of the first one first.
+        console: where to.
+    """
+    perplexities = [record for record in records if record["what"] == "perplexity"]
+    accuracies = [record for record in records if record["what"] == "zero-shot"]
+    if perplexities:
+        _print_perplexities(perplexities, console)
+    if accuracies:
+        _print_accuracies(accuracies, console)
+    _print_protocol(records, console)
+
+
+def averages(records: Records) -> dict[str, float]:
+    """Means over the tasks of one model, as in the paper's Table 1.
+
+    Args:
+        records: of all its tasks.
+
+    Returns:
+        The mean of ``acc``, and of ``acc_norm`` with ``acc`` where a task has no other.
+    """
+    found = {}
+    for metric in METRICS:
+        values = [row["accuracy"].get(metric, row["accuracy"]["acc"]) for row in records]
+        found[metric] = sum(values) / len(values)
+    return found
+
+
+def _print_perplexities(records: Records, console: Console) -> None:
+    texts, cells = _distinct(records, "text"), {(row["name"], row["text"]): row for row in records}
+    columns = [("perplexity", text) for text in texts]
+    incomparable = len({row["tokenizer"]["hash"] for row in records}) > 1
+    if incomparable:
+        columns += [("bits_per_byte", text) for text in texts]
+    headers = [text if key == "perplexity" else f"{text}\nbits/byte" for key, text in columns]
+    table = _table("perplexity", ["parameters", "ratio", *headers])
+    sizes = {row["name"]: row["parameters"] for row in records}
+    for name, size in sizes.items():
+        values = (cells.get((name, text), {}).get(key) for key, text in columns)
+        share = size / records[0]["parameters"]
+        table.add_row(name, f"{size:,}", f"{share:.1%}", *map(_number, values))
+    console.print(table)
+    if incomparable:
+        console.print(
+            "These models have different tokenizers: perplexities of tokens do not compare, bits "
+            "per byte do.",
+            soft_wrap=True,
+        )
+
+
+def _print_accuracies(records: Records, console: Console) -> None:
+    tasks, cells = _distinct(records, "task"), {(row["name"], row["task"]): row for row in records}
+    headers = [_SHORT.get(task, task) for task in tasks]
+    table = _table("zero-shot, %", ["metric", *headers, "mean"])
+    for name in _distinct(records, "name"):
+        rows = [cells[name, task] for task in tasks if (name, task) in cells]
+        means = averages(rows) if len(rows) == len(tasks) else {}
+        for metric in METRICS:
+            values = (_accuracy(cells.get((name, task)), metric) for task in tasks)
+            table.add_row(name, metric, *values, _percent(means.get(metric)))
+    table.add_section()
+    rows = [next(row for row in records if row["task"] == task) for task in tasks]
+    chances = [row["chance"] for row in rows]
+    table.add_row("chance", "", *map(_percent, [*chances, sum(chances) / len(chances)]))
+    table.add_row("items", "", *(f"{row['items']:,}" for row in rows))
+    console.print(table)
+    verdicts = {verdict for row in records for verdict in row["verdict"].values()}
+    for verdict, (mark, words) in _MARKS.items():
+        if verdict in verdicts:
+            console.print(f"{mark} {verdict}: {words}", soft_wrap=True)
+    if not all("acc_norm" in row["accuracy"] for row in records):
+        console.print("- no acc_norm: its mean takes acc there", soft_wrap=True)
+
+
+def _print_protocol(records: Records, console: Console) -> None:
+    """Says what the numbers depend on, once for each tokenizer."""
+    for tokenizer in {row["tokenizer"]["hash"]: row["tokenizer"] for row in records}.values():
+        rows = [row for row in records if row["tokenizer"] == tokenizer]
+        read = [row for row in rows if row["what"] == "perplexity"]
+        windows = {row["text"]: f"{row['windows']:,} of {row['text']}" for row in read}
+        text = (
+            f"tokenizer {tokenizer['name']} ({tokenizer['class']}, {tokenizer['vocabulary']:,} "
+            f"tokens, {tokenizer['hash']}); BOS: {rows[0]['bos']}"
+        )
+        if read:
+            text += (
+                f"; windows of {read[0]['sequence_length']:,} tokens, each read on its own: "
+                f"{', '.join(windows.values())}"
+            )
+        console.print(text, soft_wrap=True, markup=False)
+
+
+def _table(title: str, headers: Sequence[str]) -> Table:
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column(title, overflow="fold", min_width=len(title))
+    for header in headers:  # which may fold, but never so far that numbers do
+        least = min(9, max(6, len(header)))
+        table.add_column(header, overflow="fold", justify="right", min_width=least)
+    return table
+
+
+def _distinct(records: Records, key: str) -> list[str]:
+    return list(dict.fromkeys(row[key] for row in records))
+
+
+def _accuracy(record: Record | None, metric: str) -> str:
+    if record is None or metric not in record["accuracy"]:
+        return "-"
+    mark, _ = _MARKS.get(record["verdict"][metric], ("", ""))
+    return _percent(record["accuracy"][metric]) + mark
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.3f}" if math.isfinite(value) else "not finite"

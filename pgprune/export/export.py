@@ -1,0 +1,255 @@
+"""Export: a run's mask as a directory that ordinary tools load.
+
+``hf`` is the physically smaller model, ``masked`` the dense shapes with zeros in them, ``gguf`` one
+file for llama.cpp. What is shipped is the run's mask with its repair, unless another one is asked
+for. The directory appears by one rename, complete, or not at all.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from pgprune.errors import PruningError, first_line
+from pgprune.export.gguf import check_gguf, check_scope, holds_biases
+from pgprune.export.gguf_files import gguf_parameters, load_gguf, read_vocabulary
+from pgprune.export.reround import rounded_again
+from pgprune.export.reship import shipped
+from pgprune.export.writers import WRITERS, window, write_llama_cpp, write_portable
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.models.load import DTYPES
+from pgprune.repair.config import adds_biases
+from pgprune.repair.repair import REPAIRS
+from pgprune.runs.finished import Source, load_source
+from pgprune.runs.run import Run
+from pgprune.runs.settings import FORMATS
+from pgprune.utils.files import check_new, new_directory, saving
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Export: in which form, and to where."""
+
+    format: str = field(
+        default="hf",
+        metadata={
+            "help": "hf: a smaller Hugging Face model; masked: the dense shapes with zeros; gguf: "
+            "a file for llama.cpp, Ollama and LM Studio (not opt; qwen3 with --uniform)",
+            "choices": list(FORMATS),
+        },
+    )
+    output: str | None = field(
+        default=None,
+        metadata={"help": "the new directory", "default": "the format's name, in the run"},
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "number format of the weights; auto is the run's, or where that is auto too, "
+            "the checkpoint's own",
+            "choices": ["auto", *DTYPES],
+        },
+    )
+    uniform: bool = field(
+        default=False,
+        metadata={
+            "help": "all layers keep equally many heads and equally many channels, so that the "
+            "stock architecture and every server load the result; a mask that was not searched "
+            "with --scope uniform is rounded again, and evaluated"
+        },
+    )
+    round_to: int | None = field(
+        default=None,
+        metadata={
+            "help": "what the number of channels that a layer keeps is a multiple of, as 8 to 128; "
+            "the mask is rounded again, and evaluated, where it is not",
+            "minimum": 1,
+            "default": "the run's own",
+        },
+    )
+    portable: bool = field(
+        default=False,
+        metadata={
+            "help": "no layer lacks attention or MLP, as the Transformers backends of vLLM and "
+            "SGLang insist: layers are merged where that is exact, and what is still missing "
+            "becomes a few zeros"
+        },
+    )
+    repair: str = field(
+        default="auto",
+        metadata={
+            "help": "the repair of what is kept: the run's own (auto), none, or one that is made "
+            "now, and evaluated, as by the option of prune_baseline.py",
+            "choices": ["auto", "none", *REPAIRS],
+        },
+    )
+    repair_damping: float | None = field(
+        default=None,
+        metadata={
+            "help": "damping of a repair that is made now, relative to the mean square of an input",
+            "minimum": 0,
+            "default": "the run's own",
+        },
+    )
+    vocab_gguf: str | None = field(
+        default=None,
+        metadata={
+            "help": "for --format gguf: any GGUF file of the dense model, to copy its vocabulary",
+            "default": "the model's tokenizer is written, where llama.cpp knows its kind",
+        },
+    )
+
+
+def export(run: Run, config: ExportConfig, note: Callable[[str], object] = lambda _: None) -> Path:
+    """Writes the model that a run has pruned.
+
+    Args:
+        run: a run with results.
+        config: format and directory.
+        note: is told how what is exported differs from what the run has measured, if it does.
+
+    Returns:
+        The new directory.
+
+    Raises:
+        PruningError: the directory exists or cannot be made; the run has no results; its mask or
+            the model's files are damaged, or they do not belong together; the mask cannot be as
+            uniform or as portable as asked; the format cannot hold the model, its tokenizer or
+            its repair; the repair cannot be made.
+    """
+    output = Path(config.output) if config.output is not None else run.path / config.format
+    check_new(output)
+    vocabulary = _vocabulary(config)
+    write = _writer(config, vocabulary)
+    source = load_source(run)
+    if source.slices is not None:
+        _check_sliced(run, config)
+    if config.format == "gguf":
+        check_gguf(source.model, source.tokenizer, vocabulary)
+        for sentence in window(source):
+            note(sentence)
+    _check_repair(config, source)
+    known = len(source.notes)
+    if config.uniform or config.round_to is not None:
+        source = rounded_again(run, source, config.uniform, config.round_to or source.round_to)
+    source = shipped(run, source, config.repair, config.repair_damping)
+    for sentence in source.notes[known:]:
+        note(sentence)
+    if config.dtype != "auto":
+        source.model.to(DTYPES[config.dtype])  # type: ignore[arg-type]
+    try:
+        remedy = "free some space or choose another --output"
+        with saving(output, remedy), new_directory(output) as directory:
+            write(source, directory)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise PruningError(f"cannot write {output}: {first_line(error)}; {remedy}") from error
+    return output
+
+
+def check_format(
+    format: str,
+    lm: MaskedLM,
+    tokenizer: PreTrainedTokenizerBase,
+    repair: str = "auto",
+    scope: str = "global",
+) -> None:
+    """Checks, before a run begins, that what it prunes can be exported with default options.
+
+    Args:
+        format: a key of ``FORMATS``.
+        lm: the dense model.
+        tokenizer: of the model.
+        repair: a choice of ``RepairConfig``.
+        scope: of the run's budget.
+
+    Raises:
+        PruningError: a package is missing, or the format cannot hold the model, its tokenizer, its
+            repair or layers that differ.
+    """
+    if format == "gguf":
+        check_gguf(lm.model, tokenizer)  # type: ignore[arg-type]
+        check_scope(lm.model.config, lm.units.granularity, scope)  # type: ignore[arg-type]
+    if adds_biases(lm, repair):
+        _check_biases(format, False, lm.model.config)  # type: ignore[arg-type]
+
+
+def parameters_in(directory: Path) -> int:
+    """Parameters in the files of an exported directory."""
+    count = sum(map(gguf_parameters, directory.glob("*.gguf")))
+    for path in directory.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+        count += sum(math.prod(shape) for shape in shapes)
+    return count
+
+
+def _vocabulary(config: ExportConfig) -> dict[str, Any] | None:
+    """The vocabulary that a GGUF file lends, if one does."""
+    if config.format == "gguf":
+        load_gguf()  # says what to install
+    elif config.vocab_gguf is not None:
+        raise PruningError(
+            f"--vocab-gguf is for --format gguf; format {config.format} takes the tokenizer as it "
+            "is; leave it out"
+        )
+    return read_vocabulary(Path(config.vocab_gguf)) if config.vocab_gguf is not None else None
+
+
+def _writer(
+    config: ExportConfig, vocabulary: dict[str, Any] | None
+) -> Callable[[Source, Path], object]:
+    if not config.portable:
+        write = WRITERS[config.format]
+        return write if vocabulary is None else partial(write_llama_cpp, vocabulary=vocabulary)
+    if config.format != "hf":
+        raise PruningError(
+            f"--portable is for --format hf, as no layer of format {config.format} lacks a block; "
+            "leave it out"
+        )
+    return write_portable
+
+
+def _check_sliced(run: Run, config: ExportConfig) -> None:
+    """Refuses what a narrower residual stream cannot be."""
+    if config.repair not in ("auto", "none"):
+        raise PruningError(
+            f"--repair {config.repair} is about pruned units, but {run.path} has sliced the "
+            "residual stream; leave it out"
+        )
+    if config.format != "hf" or config.portable or config.uniform or config.round_to is not None:
+        raise PruningError(
+            f"{run.path} has sliced the residual stream, which only --format hf can hold, without "
+            "--portable, --uniform and --round-to"
+        )
+
+
+def _check_repair(config: ExportConfig, source: Source) -> None:
+    """Refuses a repair that cannot be, before it is made."""
+    if config.repair == "auto" and config.repair_damping is not None:
+        raise PruningError(
+            "--repair-damping is for a repair that is made now, but --repair auto takes the run's "
+            "own; choose --repair least-squares or alternating, or leave it out"
+        )
+    if adds_biases(MaskedLM(source.model, source.units), config.repair, source.repair):
+        _check_biases(config.format, config.uniform, source.model.config)
+
+
+def _check_biases(format: str, uniform: bool, dense: PretrainedConfig) -> None:
+    """Refuses biases that the dense model lacks where there is no place for them."""
+    if uniform:
+        place = "the stock architecture that --uniform writes"
+    elif format == "masked":
+        place = "the stock architecture that --format masked writes"
+    elif format == "gguf" and not holds_biases(dense):
+        place = "llama.cpp's architecture of this family"
+    else:
+        return
+    raise PruningError(
+        f"the bias repair adds biases to output and down projections, for which {place} has no "
+        "place; use --repair least-squares"
+    )

@@ -1,0 +1,298 @@
+"""GGUF: a pruned model in one file, for llama.cpp and what is built on it (Ollama, LM Studio).
+
+llama.cpp's architecture ``deci`` is a LLaMA whose layers differ in their numbers of heads and
+channels, with biases where there are any: it holds LLaMA, Mistral and Qwen2. Its rotary embedding
+turns neighbouring rows of a head, so query and key rows are put in that order. Layers without
+attention or MLP come as ghosts of zeros, because llama.cpp refuses or, silently, miscomputes some
+of them. ``qwen3`` is an architecture of its own, with equal layers only.
+Sources: llama.cpp, src/models/deci.cpp and src/models/qwen3.cpp; gguf, the package that writes.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from pgprune.errors import PruningError
+from pgprune.export.gguf_files import copy_vocabulary, load_gguf
+from pgprune.export.gguf_vocabulary import write_vocabulary
+from pgprune.masking.units import LayerShape
+from pgprune.models.families import family_of
+from pgprune.runs.finished import Source
+from pgprune.surgery.architecture import PrunedLayer
+from pgprune.surgery.portable import ghost_channels, portable_layers
+
+_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+"""What llama.cpp calls each module; an output projection that is tied to the input it fills in."""
+
+_FIXED_ROPE = ("default", "linear", "llama3")  # the same frequencies for texts of any length
+
+
+@torch.no_grad()
+def write_gguf(
+    source: Source, path: Path, name: str, vocabulary: Mapping[str, Any] | None = None
+) -> int:
+    """Writes the model that a run has pruned.
+
+    Matrices are written in the model's number format, the rest in float32; of float64 there is
+    none, float32 takes its place.
+
+    Args:
+        source: the run.
+        path: the new file.
+        name: of the dense model.
+        vocabulary: the tokenizer as ``read_vocabulary`` returns it; None takes the model's own.
+
+    Returns:
+        The number of parameters in the file, tied ones once.
+
+    Raises:
+        PruningError: llama.cpp has no architecture for the model or for what is left of it, or the
+            tokenizer cannot be written.
+        OSError: the disk is full or refuses.
+    """
+    model, units = source.model, source.units
+    config = model.config
+    architecture, factors = _architecture(config), _rope_factors(model)
+    ghosts = ghost_channels(source.round_to, units.shapes[0].channels)
+    layers = portable_layers(model, units, source.mask, ghosts, source.repair)
+    if architecture == "qwen3":
+        _check_equal(layers)
+    gguf = load_gguf()
+    with closing(gguf.GGUFWriter(path, architecture)) as writer:
+        writer.add_name(f"{name}, pruned")
+        writer.add_file_type(_file_type(model.dtype))
+        _write_shapes(writer, config, layers, units.shapes[0])
+        _write_vocabulary(writer, source.tokenizer, config.vocab_size, vocabulary)
+        parameters = 0
+        for key, weight in _tensors(model, layers, units.shapes[0], architecture):
+            parameters += weight.numel()
+            _add(writer, key, weight)
+        if factors is not None:
+            _add(writer, "rope_freqs.weight", factors)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+    return parameters
+
+
+def check_gguf(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    vocabulary: Mapping[str, Any] | None = None,
+) -> None:
+    """Checks, before any long work, that there can be a GGUF file of a model.
+
+    Args:
+        model: the dense model.
+        tokenizer: of the model.
+        vocabulary: as for ``write_gguf``.
+
+    Raises:
+        PruningError: as ``write_gguf``, but for what depends on the mask.
+    """
+    _rope_factors(model)
+    writer = load_gguf().GGUFWriter(None, _architecture(model.config))
+    _write_vocabulary(writer, tokenizer, model.config.vocab_size, vocabulary)
+
+
+def _architecture(config: PretrainedConfig) -> str:
+    """llama.cpp's architecture for a dense model.
+
+    Raises:
+        PruningError: there is none.
+    """
+    architecture = family_of(config).gguf
+    if architecture is None:
+        raise PruningError(
+            f"llama.cpp has no architecture for the family {config.model_type}, so there is no "
+            "GGUF file of it; choose --format hf"
+        )
+    if config.hidden_act not in ("silu", "swish"):
+        raise PruningError(
+            f"llama.cpp computes {architecture} with silu, but the model has "
+            f"{config.hidden_act!r}; choose --format hf"
+        )
+    return architecture
+
+
+def holds_biases(config: PretrainedConfig) -> bool:
+    """Whether the file's layers may have biases that those of the dense model lack.
+
+    Args:
+        config: of the dense model.
+
+    Raises:
+        PruningError: as ``check_gguf``.
+    """
+    return _architecture(config) != "qwen3"
+
+
+def check_scope(config: PretrainedConfig, granularity: str, scope: str) -> None:
+    """Checks, before a run begins, that its layers will be as equal as the file needs them.
+
+    Args:
+        config: of the dense model.
+        granularity: of the run; where whole layers go, the others stay equal.
+        scope: of the run.
+
+    Raises:
+        PruningError: they will not, or as ``check_gguf``.
+    """
+    if _architecture(config) == "qwen3" and granularity != "layers" and scope != "uniform":
+        raise PruningError(
+            f"the layers of llama.cpp's qwen3 are all equal, which --scope {scope} does not give; "
+            "choose --scope uniform, or export the finished run by export.py --format gguf "
+            "--uniform"
+        )
+
+
+def context_length(config: PretrainedConfig) -> int:
+    """How long a text the file's architectures read as the model does.
+
+    They have no sliding window, which makes no difference until the text is longer than the window.
+
+    Args:
+        config: of the dense model.
+    """
+    longest = int(config.max_position_embeddings)
+    types = getattr(config, "layer_types", None) or ["sliding_attention"]
+    window = getattr(config, "sliding_window", None) if "sliding_attention" in types else None
+    return min(longest, window or longest)
+
+
+def _write_vocabulary(
+    writer: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    size: int,
+    vocabulary: Mapping[str, Any] | None,
+) -> None:
+    if vocabulary is None:
+        write_vocabulary(writer, tokenizer, size)
+    else:
+        copy_vocabulary(writer, vocabulary, size)
+
+
+def _check_equal(layers: list[PrunedLayer]) -> None:
+    """Refuses layers that ``qwen3`` cannot hold."""
+    sizes = {(layer.kv_heads, layer.channels) for layer in layers}
+    if len(sizes) > 1:
+        raise PruningError(
+            "the layers of llama.cpp's qwen3 are all equal, but here they keep "
+            f"{min(sizes)[0]} to {max(sizes)[0]} kv heads and {min(c for _, c in sizes):,} to "
+            f"{max(c for _, c in sizes):,} channels; export with --uniform"
+        )
+    if any(name.endswith(".bias") for layer in layers for name in layer.weights):
+        raise PruningError("llama.cpp's qwen3 has no biases, but the model has; choose --format hf")
+
+
+def _rope_factors(model: PreTrainedModel) -> Tensor | None:
+    """What the plain frequencies of the rotary embedding are divided by, (head_dim / 2,) or None.
+
+    Raises:
+        PruningError: no such numbers describe the embedding.
+    """
+    config, architecture = model.config, _architecture(model.config)
+    kind, base = config.rope_parameters["rope_type"], config.rope_parameters["rope_theta"]
+    if kind not in _FIXED_ROPE or (architecture == "qwen3" and kind != "default"):
+        raise PruningError(
+            f"the rotary embedding of the type {kind!r} cannot be written for llama.cpp's "
+            f"{architecture}; choose --format hf"
+        )
+    if kind == "default":
+        return None
+    rotary: Any = type(model.get_submodule("model.rotary_emb"))
+    frequencies: Tensor = rotary(config).inv_freq  # exact, whatever the model's number format
+    width = 2 * len(frequencies)
+    plain = 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float) / width)
+    return plain / frequencies
+
+
+def _write_shapes(
+    writer: Any, config: PretrainedConfig, layers: list[PrunedLayer], shape: LayerShape
+) -> None:
+    """Everything that llama.cpp must know to build the layers."""
+    heads = [layer.kv_heads * shape.query_heads_per_group for layer in layers]
+    kv_heads = [layer.kv_heads for layer in layers]
+    channels = [layer.channels for layer in layers]
+    equal = all(len(set(counts)) == 1 for counts in (heads, kv_heads, channels))
+    writer.add_block_count(len(layers))
+    writer.add_head_count(heads[0] if equal else heads)
+    writer.add_head_count_kv(kv_heads[0] if equal else kv_heads)
+    writer.add_feed_forward_length(channels[0] if equal else channels)
+    writer.add_key_length(shape.head_dim)
+    writer.add_value_length(shape.head_dim)
+    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_context_length(context_length(config))
+    writer.add_vocab_size(config.vocab_size)
+
+
+def _tensors(
+    model: PreTrainedModel, layers: list[PrunedLayer], shape: LayerShape, architecture: str
+) -> Iterator[tuple[str, Tensor]]:
+    """All weights by llama.cpp's names, tied ones once."""
+    family = family_of(model.config)
+    for name, parameter in model.named_parameters():
+        if not name.startswith(f"{family.layers}."):
+            yield _renamed(name), parameter
+    turned = (family.query, family.key) if architecture == "deci" else ()
+    for new, layer in enumerate(layers):
+        for name, weight in layer.weights.items():
+            if name.rpartition(".")[0] in turned:
+                weight = _interleaved(weight, shape.head_dim)
+            yield f"blk.{new}.{_renamed(name)}", weight
+
+
+def _renamed(name: str) -> str:
+    module, _, kind = name.rpartition(".")
+    return f"{_NAMES[module]}.{kind}"
+
+
+def _interleaved(weight: Tensor, head_dim: int) -> Tensor:
+    """Puts rows together that a rotary embedding turns together: (h * d, ...) -> (h * d, ...).
+
+    Hugging Face turns row i of a head with row i + d / 2, llama.cpp row 2 i with row 2 i + 1.
+    """
+    halves = weight.unflatten(0, (-1, 2, head_dim // 2))  # (h, 2, d / 2, ...)
+    return halves.transpose(1, 2).flatten(0, 2)
+
+
+def _file_type(dtype: torch.dtype) -> int:
+    """llama.cpp's word for the number format of the matrices."""
+    types = load_gguf().LlamaFileType
+    named = {torch.float16: types.MOSTLY_F16, torch.bfloat16: types.MOSTLY_BF16}
+    return int(named.get(dtype, types.ALL_F32))
+
+
+def _add(writer: Any, key: str, weight: Tensor) -> None:
+    """Hands a tensor over; matrices keep a half precision, the rest is float32."""
+    if weight.ndim == 1 or weight.dtype == torch.float64:
+        weight = weight.float()
+    weight = weight.detach().contiguous()
+    if weight.dtype == torch.bfloat16:  # which numpy lacks
+        kind = load_gguf().GGMLQuantizationType.BF16
+        writer.add_tensor(key, weight.view(torch.uint8).numpy(), raw_dtype=kind)
+    else:
+        writer.add_tensor(key, weight.numpy())

@@ -1,0 +1,140 @@
+"""What to finetune on, how to judge it and where to write it, where nothing is said: as the run."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from transformers import PretrainedConfig
+
+from pgprune.data.stream import DataConfig
+from pgprune.errors import PruningError
+from pgprune.models.load import ModelConfig
+from pgprune.runs.model_card import public_name
+from pgprune.runs.run import Run
+from pgprune.utils.options import check_fields
+
+_MODEL = ModelConfig.__dataclass_fields__
+
+
+@dataclass(frozen=True)
+class FinetuningConfig:
+    """Finetuning: how it is judged, and where the result goes."""
+
+    evaluation: str | None = field(
+        default=None,
+        metadata={
+            "help": "text to measure perplexity on before and after, as for train_agent.py",
+            "default": "the run's own, else builtin",
+        },
+    )
+    evaluation_length: int | None = field(
+        default=None,
+        metadata={
+            "help": "tokens of one of its windows",
+            "minimum": 2,
+            "default": "the run's own, else 128",
+        },
+    )
+    evaluation_windows: int | None = field(
+        default=None,
+        metadata={
+            "help": "windows of each text, at most",
+            "minimum": 1,
+            "default": "as many as the run's, else 400",
+        },
+    )
+    output: str | None = field(
+        default=None,
+        metadata={
+            "help": "the new directory",
+            "default": "finetuned in the run; DIR-finetuned beside a model's directory",
+        },
+    )
+    device: str = field(default="auto", metadata=_MODEL["device"].metadata)
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "number format of the weights, then and in the result; auto is float32 on the "
+            "CPU, else the checkpoint's own",
+            "choices": ["auto", "float32", "bfloat16", "float64"],
+        },
+    )
+    seed: int = field(default=0, metadata={"help": "seed of everything random", "minimum": 0})
+    resume: bool = field(
+        default=False,
+        metadata={"help": "go on with the same command that was killed, from its checkpoint"},
+    )
+    checkpoint_every: int = field(
+        default=50, metadata={"help": "updates from one checkpoint to the next", "minimum": 1}
+    )
+    quiet: bool = field(default=False, metadata={"help": "print nothing but errors"})
+
+    def __post_init__(self) -> None:
+        """Refuses values that cannot be."""
+        check_fields(self)
+
+
+def output_of(source: str, run: Run | None, asked: str | None) -> Path:
+    """Where the result goes.
+
+    Args:
+        source: what is finetuned.
+        run: the run at the source, if it is one.
+        asked: ``--output``.
+
+    Raises:
+        PruningError: nothing is asked, and the source is no directory.
+    """
+    if asked is not None:
+        return Path(asked)
+    if run is not None:
+        return run.path / "finetuned"
+    path = Path(source).expanduser()
+    if not path.is_dir():
+        raise PruningError(f"there is no place beside {source!r}; give --output")
+    return path.resolve().with_name(f"{path.resolve().name}-finetuned")
+
+
+def refuse_zeros(source: str, model_config: PretrainedConfig) -> None:
+    """Refuses dense shapes with zeros in them.
+
+    Raises:
+        PruningError: the model is one.
+    """
+    if getattr(model_config, "pgprune", {}).get("format") == "masked":
+        raise PruningError(
+            f"{source!r} holds its mask as zeros, which finetuning would fill; give the run, or "
+            "its export with --format hf"
+        )
+
+
+def data_of(source: str, run: Run | None, model_config: PretrainedConfig) -> str:
+    """The text that a model was calibrated on.
+
+    Args:
+        source: what is finetuned.
+        run: the run at the source, if it is one.
+        model_config: of the model.
+
+    Raises:
+        PruningError: nothing says so.
+    """
+    if run is not None:
+        return str(run.sections.get("data", {}).get("calibration", "builtin"))
+    base = getattr(model_config, "pgprune", {}).get("base_model")
+    if source == "builtin" or base == public_name("builtin"):
+        return "builtin"
+    raise PruningError(f"nothing says what {source!r} was calibrated on; give --data")
+
+
+def evaluation_of(config: FinetuningConfig, run: Run | None) -> DataConfig:
+    """The evaluation text: the run's own where nothing else is asked.
+
+    Raises:
+        PruningError: the run's configuration is damaged.
+    """
+    own = run.config("data", DataConfig) if run is not None else DataConfig()
+    return DataConfig(
+        evaluation=config.evaluation or own.evaluation,
+        sequence_length=config.evaluation_length or own.sequence_length,
+        evaluation_windows=config.evaluation_windows or own.evaluation_windows,
+    )

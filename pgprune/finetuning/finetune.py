@@ -1,0 +1,233 @@
+"""Recovery (Appendix A.6): LoRA on a pruned model, merged, with perplexity before and after.
+
+Everything that can go wrong is checked before weights are read. The result appears by one rename.
+While it trains, a checkpoint lies beside the new directory; it goes when that is complete.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from pgprune.data.stream import check_sequence_length, evaluation_windows
+from pgprune.errors import PruningError
+from pgprune.finetuning.config import (
+    FinetuningConfig,
+    data_of,
+    evaluation_of,
+    output_of,
+    refuse_zeros,
+)
+from pgprune.finetuning.instructions import TrainingDataConfig, training_windows
+from pgprune.finetuning.lora import LoraConfig, LoraTrainer, check_peft
+from pgprune.finetuning.output import add_to_run, write_finetuned
+from pgprune.finetuning.view import FinetuningView
+from pgprune.masking.perplexity import bos_rule
+from pgprune.models.load import fingerprint
+from pgprune.models.losses import model_perplexity
+from pgprune.runs.any_model import LoadedModel, check_source, load_any, run_at
+from pgprune.utils.ctrl_c import ctrl_c
+from pgprune.utils.files import check_new, read_checkpoint, saving, write_checkpoint
+from pgprune.utils.memory import peak_memory
+from pgprune.utils.versions import versions
+
+
+class Finetuning:
+    """A model to finetune, the data and the evaluation texts, checked; ``run`` does it.
+
+    Args:
+        source: as ``load_any`` takes it.
+        config: how it is judged, and where the result goes.
+        data: what to learn.
+        lora: how.
+        view: what is shown.
+
+    Raises:
+        PruningError: anything that cannot work, before any weights are read.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        config: FinetuningConfig,
+        data: TrainingDataConfig,
+        lora: LoraConfig,
+        view: FinetuningView,
+    ) -> None:
+        self._started = time.monotonic()
+        check_peft()
+        run = run_at(source)
+        self._source, self._config, self._lora, self._view = source, config, lora, view
+        self.output = output_of(source, run, config.output)
+        self._checkpoint = self.output.with_name(f"{self.output.name}.checkpoint.safetensors")
+        self._check_output()
+        model_config, self._tokenizer = check_source(
+            source, device=config.device, dtype=config.dtype
+        )
+        refuse_zeros(source, model_config)
+        self._data = data.data or data_of(source, run, model_config)
+        self._evaluation = evaluation_of(config, run)
+        check_sequence_length(model_config, self._evaluation.sequence_length)
+        self._sets = evaluation_windows(self._evaluation, self._tokenizer)
+        self._windows = training_windows(
+            self._data,
+            self._tokenizer,
+            self._length(data.sequence_length, model_config),
+            data.samples,
+            config.seed,
+            data.train_on,
+        )
+        self._train_on = data.train_on
+        if (found := len(self._windows.ids)) < data.samples:
+            view.note(f"the training data has {found:,} windows, so --samples is {found:,}")
+
+    def run(self) -> dict[str, Any]:
+        """Finetunes, merges and writes, from the checkpoint with ``resume``.
+
+        Ctrl-C ends the training after the update at hand; what was learned is merged, evaluated
+        and written all the same.
+
+        Returns:
+            The record, which is also in the new directory and added to the run's evaluations.
+
+        Raises:
+            PruningError: the model cannot be loaded, the memory or the disk does not suffice, the
+                checkpoint is damaged or of another command, or the loss is not finite.
+        """
+        config = self._config
+        loaded = load_any(self._source, device=config.device, dtype=config.dtype)
+        parameters = loaded.parameters
+        asked = self._asked(loaded)
+        resumed = self._load_checkpoint(asked)
+        before = resumed[1]["before"] if resumed else self._perplexities(loaded)
+        trainer = LoraTrainer(loaded.model, self._windows, self._lora, config.seed)
+        earlier_seconds = 0.0
+        if resumed:
+            trainer.restore(resumed[0], resumed[1])
+            earlier_seconds = resumed[1]["seconds"]
+            self._view.note(f"going on after update {trainer.step:,} of {trainer.total:,}")
+
+        def seconds() -> float:
+            return earlier_seconds + time.monotonic() - self._started
+
+        with self._view, ctrl_c() as interrupted:
+            while trainer.step < trainer.total and not interrupted():
+                loss = trainer.advance()
+                self._view.update(trainer.step, trainer.total, loss)
+                if trainer.step % config.checkpoint_every == 0 and trainer.step < trainer.total:
+                    tensors, values = trainer.state()
+                    record = {**values, "asked": asked, "before": before, "seconds": seconds()}
+                    self._save_checkpoint(tensors, record)
+        memory = peak_memory(loaded.model.device)
+        model = trainer.merge()
+        assert parameters == loaded.parameters, "merging has changed the number of parameters"
+        result = {
+            **self._facts(loaded, trainer),
+            "perplexity": {"before": before, "after": self._perplexities(loaded)},
+            "seconds": seconds(),
+            "peak_memory_bytes": memory,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+        }
+        write_finetuned(self.output, loaded, model, result)
+        add_to_run(loaded.run, result)
+        self._checkpoint.unlink(missing_ok=True)
+        return result
+
+    def _facts(self, loaded: LoadedModel, trainer: LoraTrainer) -> dict[str, Any]:
+        """What was done, but for what came out."""
+        few = max(1, trainer.total // 10)
+        windows, evaluation = self._windows, self._evaluation
+        return {
+            "what": "finetuning",
+            "model": self._source,
+            "name": loaded.name,
+            "output": str(self.output),
+            "completed": trainer.step == trainer.total,
+            "updates": {"done": trainer.step, "planned": trainer.total},
+            "loss": {
+                "first": _mean(trainer.losses[:few]),
+                "last": _mean(trainer.losses[-few:]),
+            },
+            "data": {
+                "source": self._data,
+                "kind": windows.kind,
+                "windows": len(windows.ids),
+                "sequence_length": windows.ids.shape[1],
+                "train_on": self._train_on,
+                "trained_share": float(windows.trained.double().mean()),
+            },
+            "lora": {**asdict(self._lora), "trained_parameters": trainer.trained_parameters},
+            "seed": self._config.seed,
+            "parameters": loaded.parameters,
+            "dtype": str(loaded.model.dtype).removeprefix("torch."),
+            "device": loaded.model.device.type,
+            "evaluation": {
+                "source": evaluation.evaluation,
+                "sequence_length": evaluation.sequence_length,
+                "windows": {name: len(ids) for name, ids in self._sets.items()},
+                "bos": bos_rule(self._tokenizer),
+            },
+        }
+
+    def _perplexities(self, loaded: LoadedModel) -> dict[str, float]:
+        return {name: model_perplexity(loaded.model, ids) for name, ids in self._sets.items()}
+
+    def _length(self, asked: int, model_config: PretrainedConfig) -> int:
+        """The asked window length, or the model's context if that is shorter."""
+        limit = getattr(model_config, "max_position_embeddings", None) or asked
+        if asked > limit:
+            self._view.note(
+                f"--sequence-length is {limit:,}, the model's context, and not {asked:,}"
+            )
+        return min(asked, limit)
+
+    def _check_output(self) -> None:
+        check_new(self.output)
+        if self._checkpoint.exists() and not self._config.resume:
+            raise PruningError(
+                f"{self._checkpoint} is left from a command that was killed; go on with that by "
+                "the same command and --resume, or delete it to start over"
+            )
+
+    def _asked(self, loaded: LoadedModel) -> dict[str, Any]:
+        """All that a checkpoint must have in common with the command that goes on with it."""
+        weights: list[Tensor] = list(loaded.model.parameters())
+        return {
+            "lora": asdict(self._lora),
+            "seed": self._config.seed,
+            "model": fingerprint(*weights),
+            "data": fingerprint(self._windows.ids, self._windows.trained),
+            "evaluation": fingerprint(*self._sets.values()),
+        }
+
+    def _save_checkpoint(self, tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None:
+        remedy = "free some space, then go on with the same command and --resume"
+        with saving(self._checkpoint, remedy):
+            self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            write_checkpoint(self._checkpoint, tensors, record)
+
+    def _load_checkpoint(
+        self, asked: dict[str, Any]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        if not self._config.resume:
+            return None
+        if not self._checkpoint.exists():
+            self._view.note(f"there is no {self._checkpoint} yet, so training starts over")
+            return None
+        tensors, record = read_checkpoint(self._checkpoint)
+        different = [name for name, value in asked.items() if record["asked"].get(name) != value]
+        if different:
+            raise PruningError(
+                f"the checkpoint {self._checkpoint} is of a command with another "
+                f"{' and '.join(different)}; repeat that command, or delete the checkpoint"
+            )
+        return tensors, record
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,273 @@
+"""What to finetune on: instructions with their responses, or plain text, as packed windows.
+
+Instructions are the rows of one ``.json``, ``.jsonl`` or ``.parquet`` file or of one data set of
+the hub, with the fields of Alpaca: ``instruction``, ``output`` and, where there is one, ``input``;
+a range of rows may follow, ``alpaca.json[:4000]``. Anything else is plain text, as in
+``pgprune.data.documents``. Examples are joined in a random order and cut into windows of equal
+length, so that no token of a window is padding.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pgprune.data.documents import (
+    calibration_documents,
+    hub_rows,
+    jsonl_rows,
+    parquet_rows,
+)
+from pgprune.data.sources import Item, items
+from pgprune.data.tokens import Ids, cut, encode
+from pgprune.errors import PruningError, first_line
+
+_INSTRUCTION_FILES = (".json", ".jsonl", ".parquet")
+
+
+@dataclass(frozen=True)
+class TrainingDataConfig:
+    """Data to finetune on."""
+
+    data: str | None = field(
+        default=None,
+        metadata={
+            "help": "instructions (a .json, .jsonl or .parquet file or a hub data set with "
+            "Alpaca's fields instruction, input, output) or plain text as for train_agent.py "
+            "--calibration, such as builtin or stories.jsonl[:500]",
+            "default": "the calibration text of the run; builtin, which is the training part of "
+            "the built-in code, for what the built-in model became",
+        },
+    )
+    samples: int = field(
+        default=4000, metadata={"help": "windows to train on, at most", "minimum": 1}
+    )
+    sequence_length: int = field(
+        default=1024,
+        metadata={"help": "tokens of one window; at most the model's context", "minimum": 2},
+    )
+    train_on: str = field(
+        default="all",
+        metadata={
+            "help": "which tokens the loss counts: of the whole text, or of the responses only",
+            "choices": ["all", "response"],
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Example:
+    """One text to learn.
+
+    Attributes:
+        prompt: what comes before the response; empty for plain text.
+        response: the rest.
+    """
+
+    prompt: str
+    response: str
+
+
+@dataclass(frozen=True)
+class TrainingWindows:
+    """Windows of token ids.
+
+    Attributes:
+        ids: (N, T) int64 on the CPU.
+        trained: (N, T) bool, the tokens whose prediction is learned.
+        kind: ``instructions`` or ``text``.
+    """
+
+    ids: Tensor
+    trained: Tensor
+    kind: str
+
+
+def training_windows(
+    source: str,
+    tokenizer: PreTrainedTokenizerBase,
+    sequence_length: int,
+    samples: int,
+    seed: int = 0,
+    train_on: str = "all",
+) -> TrainingWindows:
+    """Reads the data and packs it.
+
+    Each example begins as the tokenizer begins a text, and each response ends with the tokenizer's
+    end of text, if it has one. What is in memory is shuffled; a stream is taken as it comes.
+
+    Args:
+        source: as the module describes.
+        tokenizer: of the model.
+        sequence_length: tokens of a window, T.
+        samples: windows, at most; the data may have fewer.
+        seed: of the order of the examples.
+        train_on: ``all`` tokens or those of the ``response`` only.
+
+    Raises:
+        PruningError: the data cannot be read, is empty or shorter than one window, or has no
+            responses to train on alone.
+    """
+    found = read_instructions(source)
+    if found is None and train_on == "response":
+        raise PruningError(
+            f"train_on response needs instructions, and {source!r} is plain text; choose train_on "
+            "all, or give instructions as data"
+        )
+    order = np.random.default_rng(seed)
+    if found is None:
+        documents = calibration_documents(source)
+        texts = documents() if callable(documents) else documents
+        parts = encode(tokenizer, _shuffled(texts, order))
+    else:
+        parts = _encode_examples(_shuffled(found, order), tokenizer, train_on)
+    windows = chain.from_iterable(cut(parts, sequence_length))
+    kept = list(islice((w for w in windows if (w[1:] >= 0).any()), samples))
+    if not kept:
+        raise PruningError(
+            f"the training data {source!r} is shorter than one window of {sequence_length:,} "
+            "tokens; give more of it, or a smaller sequence_length"
+        )
+    packed = torch.from_numpy(np.stack(kept)).long()  # (N, T)
+    kind = "text" if found is None else "instructions"
+    return TrainingWindows(torch.where(packed < 0, ~packed, packed), packed >= 0, kind)
+
+
+def prompt_of(instruction: str, given: str = "") -> str:
+    """What the model reads before it responds.
+
+    Args:
+        instruction: what to do.
+        given: what to do it with, if anything.
+    """
+    parts = [f"Task: {instruction.strip()}", f"Given: {given.strip()}", "Answer:\n"]
+    return "\n\n".join(part for part in parts if part != "Given: ")
+
+
+def read_instructions(source: str) -> Iterable[Example] | None:
+    """Opens a source of instructions.
+
+    Args:
+        source: as the module describes.
+
+    Returns:
+        Examples, as a list for a file and as a stream for a data set; None where the source is
+        plain text, which is not opened then.
+
+    Raises:
+        PruningError: the source cannot be read, or it is empty or not what it begins as.
+    """
+    item, *others = items(source)
+    suffix = item.path.suffix
+    is_file = suffix in _INSTRUCTION_FILES and not item.path.is_dir()
+    if others or not (is_file or item.is_hub_id):
+        return None
+    if is_file and not item.path.exists():
+        raise PruningError(f"the training data {item.place!r} does not exist")
+    if suffix != ".json" and not _begins_with_an_instruction(item):
+        return None
+    return list(_examples(item)) if is_file else _examples(item)
+
+
+def _examples(item: Item) -> Iterator[Example]:
+    """The examples of an item's range, less those without a response."""
+    empty = True
+    for where, row in islice(_rows(item), item.start, item.stop):
+        example = _example(where, row)
+        if example.response.strip():
+            empty = False
+            yield example
+    if empty:
+        raise PruningError(
+            f"the training data {item.text!r} is empty; give instructions that have an output"
+        )
+
+
+def _example(where: str, row: Any) -> Example:
+    fields = row if isinstance(row, dict) else {}
+    values: list[Any] = [fields.get("instruction"), fields.get("input") or ""]
+    values.append(fields.get("output"))
+    if not all(isinstance(value, str) for value in values):
+        raise PruningError(
+            f"{where} is not an instruction; each must have texts in its fields `instruction` and "
+            "`output`, and may have one in `input`"
+        )
+    # JSON may escape half a character, which tokenizers refuse.
+    instruction, given, output = (v.encode("utf-8", "replace").decode() for v in values)
+    return Example(prompt_of(instruction, given), output)
+
+
+def _begins_with_an_instruction(item: Item) -> bool:
+    first = next(_rows(item), ("", None))[1]
+    return isinstance(first, dict) and "instruction" in first
+
+
+def _rows(item: Item) -> Iterator[tuple[str, Any]]:
+    """The rows of a file or data set, each with words for where it is."""
+    readers = {".json": _json_rows, ".jsonl": jsonl_rows, ".parquet": _parquet_rows}
+    read = readers.get(item.path.suffix)
+    try:
+        rows = read(item.path) if read else enumerate(hub_rows(item.place), start=1)
+        for number, row in rows:
+            yield f"row {number} of {item.place!r}", row
+    except OSError as error:
+        raise PruningError(
+            f"the training data {item.place!r} cannot be read: {first_line(error)}"
+        ) from None
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    return enumerate(parquet_rows(path), start=1)
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
+    try:
+        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
+    except ValueError as error:  # not UTF-8 or not JSON
+        raise PruningError(
+            f"the training data {str(path)!r} is not JSON in UTF-8: {first_line(error)}"
+        ) from None
+    if not isinstance(rows, list):
+        raise PruningError(
+            f"the training data {str(path)!r} is not a JSON list of objects; give one with the "
+            "fields `instruction`, `output` and perhaps `input` in each"
+        )
+    return enumerate(rows, start=1)
+
+
+def _shuffled(values: Iterable[Any], order: np.random.Generator) -> Iterable[Any]:
+    """What is in memory in a random order; a stream as it comes."""
+    if not isinstance(values, list):
+        return values
+    return (values[index] for index in order.permutation(len(values)))
+
+
+def _encode_examples(
+    examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, train_on: str
+) -> Iterator[Ids]:
+    """Tokenises examples; a token that is not trained is -1 - id, so that one vector says all."""
+    end = tokenizer.eos_token_id
+    examples = iter(examples)
+    while some := list(islice(examples, 256)):
+        texts = encode(tokenizer, (example.prompt + example.response for example in some))
+        prompts = encode(tokenizer, (example.prompt for example in some))
+        for ids in texts:
+            if end is not None and ids[-1:] != [end]:
+                ids = np.append(ids, np.int32(end))
+            if train_on == "response":
+                ids[: _common(ids, next(prompts))] ^= -1
+            yield ids
+
+
+def _common(first: Ids, second: Ids) -> int:
+    """Tokens that two texts begin with alike."""
+    length = min(len(first), len(second))
+    differs = np.flatnonzero(first[:length] != second[:length])
+    return int(differs[0]) if len(differs) else length

@@ -1,0 +1,136 @@
+"""A finetuned model as a directory: weights, tokenizer, card, and the record of how it was made."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from pgprune.errors import PruningError, first_line
+from pgprune.models.load import PRUNED
+from pgprune.runs.any_model import LoadedModel
+from pgprune.runs.finished import read_results
+from pgprune.runs.model_card import model_card, public_name, public_names
+from pgprune.runs.run import EVALUATIONS, Run
+from pgprune.surgery.architecture import savable_generation_config
+from pgprune.utils.files import append_line, new_directory, saving, write_file
+from pgprune.utils.jsonl import finite
+
+RECORD = "finetuning.json"
+"""The file of the new directory that holds the record."""
+
+_HEADING = "## Recovery by finetuning"
+
+
+def write_finetuned(
+    output: Path, loaded: LoadedModel, model: PreTrainedModel, record: Mapping[str, Any]
+) -> None:
+    """Writes a new directory that ``from_pretrained`` loads, complete or not at all.
+
+    Args:
+        output: the directory.
+        loaded: where the model came from.
+        model: the same model, finetuned and merged.
+        record: how, and what came of it.
+
+    Raises:
+        PruningError: the directory exists by now, or the disk is full or refuses.
+    """
+    provenance = dict(getattr(model.config, "pgprune", None) or {}, finetuned=True)
+    if loaded.run is not None:
+        base = public_name(loaded.run.sections["model"]["model"])
+        provenance |= {"base_model": base, "format": "hf"}
+    model.config.pgprune = provenance
+    model.generation_config = savable_generation_config(model, model.config)
+    text = json.dumps(finite(_published(loaded, record)), indent=2, allow_nan=False) + "\n"
+    remedy = "free some space or choose another --output"
+    try:
+        with saving(output, remedy), new_directory(output) as directory:
+            model.save_pretrained(directory)
+            loaded.tokenizer.save_pretrained(directory)
+            write_file(directory / "README.md", finetuned_card(loaded, record).encode())
+            write_file(directory / RECORD, text.encode())
+            for file in directory.glob("*.safetensors"):  # which safetensors lets nobody else read
+                file.chmod(0o644)
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise PruningError(f"cannot write {output}: {first_line(error)}; {remedy}") from error
+
+
+def add_to_run(run: Run | None, record: Mapping[str, Any]) -> None:
+    """Adds the record to the evaluations of the run that the model came from, if any.
+
+    Raises:
+        PruningError: the disk is full or refuses.
+    """
+    if run is not None:
+        path = run.path / EVALUATIONS
+        with saving(path, "the finetuned model is complete; free some space"):
+            append_line(path, json.dumps(finite(record), allow_nan=False))
+
+
+def finetuned_card(loaded: LoadedModel, record: Mapping[str, Any]) -> str:
+    """The card of the model that was finetuned, and a section on that, as Markdown."""
+    return f"{_card(loaded).rstrip()}\n\n{_HEADING}\n\n{_section(record)}"
+
+
+def _published(loaded: LoadedModel, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record without the folders of this machine."""
+    found = {**record, "model": loaded.name}
+    del found["output"]
+    for key in ("data", "evaluation"):
+        source = public_names(record[key]["source"]).replace("`", "")
+        found[key] = {**record[key], "source": source}
+    return found
+
+
+def _card(loaded: LoadedModel) -> str:
+    """The card of the model before: its own, or one that is made."""
+    readme = Path(loaded.source).expanduser() / "README.md"
+    if loaded.run is not None:
+        base = public_name(loaded.run.sections["model"]["model"])
+        remote = loaded.model.config.model_type.startswith(PRUNED)
+        results = read_results(loaded.run)
+        return model_card(base, "hf", remote, loaded.parameters, results, loaded.run.sections)
+    if readme.is_file():
+        return readme.read_text(encoding="utf-8", errors="replace")
+    name = public_name(loaded.source)
+    metadata: dict[str, Any] = {"library_name": "transformers", "tags": ["pgprune"]}
+    if name.count("/") == 1:  # a hub id
+        metadata["base_model"] = name
+    return f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n# {name}, finetuned\n"
+
+
+def _section(record: Mapping[str, Any]) -> str:
+    """What was done and what came of it."""
+    data, lora, evaluation = record["data"], record["lora"], record["evaluation"]
+    sets = list(record["perplexity"]["before"])
+    rows = [
+        "| perplexity | " + " | ".join(sets) + " |",
+        "|---|" + "---:|" * len(sets),
+        *(
+            f"| {label} | " + " | ".join(f"{values[name]:.2f}" for name in sets) + " |"
+            for label, values in (
+                ("before", record["perplexity"]["before"]),
+                ("this model", record["perplexity"]["after"]),
+            )
+        ),
+    ]
+    windows = ", ".join(f"{count:,} of {name}" for name, count in evaluation["windows"].items())
+    updates = record["updates"]
+    ended = "" if record["completed"] else f" It was interrupted, {updates['planned']:,} planned."
+    return (
+        "What stands above is about the model before it was finetuned: LoRA of rank "
+        f"{lora['rank']} and alpha {lora['alpha']:g} on all projections "
+        f"({lora['trained_parameters']:,} parameters), merged into the weights, in "
+        f"{updates['done']:,} updates of {lora['batch_size']} windows of "
+        f"{data['sequence_length']:,} tokens from {data['windows']:,} of "
+        f"{public_names(data['source'])} ({data['kind']}, trained on: {data['train_on']}), AdamW "
+        f"at {lora['learning_rate']:g}, seed {record['seed']}.{ended}\n\n"
+        + "\n".join(rows)
+        + f"\n\nWindows of {evaluation['sequence_length']:,} tokens ({windows}); BOS: "
+        f"{evaluation['bos']}; text: {public_names(evaluation['source'])}. Everything else is in "
+        f"`{RECORD}`.\n"
+    )

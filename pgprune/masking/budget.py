@@ -1,0 +1,262 @@
+"""The budget: which masks are allowed, the projection onto them, and the rounding to one of them.
+
+Scores live in pools that share one capacity. ``per-kind`` has a pool for each kind of unit,
+``units`` (Eq. 1 of arXiv 2406.10576) and ``parameters`` have one; the scope ``local`` splits each
+pool by layer (Sect. 5.2), and ``uniform`` gives all layers the same capacity, rounded down. A unit
+costs one, or its parameters where the budget counts parameters.
+"""
+
+import math
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from pgprune.errors import PruningError
+from pgprune.masking.rounding import (
+    best_chunks,
+    best_units,
+    check_round_to,
+    check_uniform,
+    largest_remainder,
+)
+from pgprune.masking.units import PruningUnits
+from pgprune.utils.transfer import send
+
+BUDGETS = ("per-kind", "units", "parameters")
+SCOPES = ("global", "local", "uniform")
+_BISECTIONS = 32  # leaves the shift within 2^-32 of exact; one linear step makes it exact
+_FEW = 10_000  # scores, of which more cost less time than a call; a GPU is for many
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Units that share one capacity.
+
+    Attributes:
+        name: the kind of its units, or "the model" if they are of all kinds.
+        members: flat indices of the units, (p,) int64, ascending.
+        cost: cost of each member, (p,) int64.
+        share: the capacity of the relaxed problem, kept share times total cost.
+        capacity: the capacity of a mask, a whole number.
+    """
+
+    name: str
+    members: Tensor
+    cost: Tensor
+    share: float
+    capacity: int
+
+
+class Budget:
+    """The feasible set of masks and of keep probabilities.
+
+    Args:
+        units: the units to choose from.
+        prune_rate: share to remove, inside (0, 1).
+        kind: ``per-kind``, ``units`` or ``parameters``.
+        scope: ``global``, ``local`` (each layer keeps its share) or ``uniform`` (all layers keep
+            equally many heads and equally many channels).
+        round_to: what the number of channels that a layer keeps is a multiple of.
+
+    Raises:
+        PruningError: a rate outside (0, 1), an unknown kind or scope, a scope that leaves nothing
+            to choose, a scope or ``round_to`` that does not fit the units, or a rate so high that
+            no unit of some kind would be left (with ``uniform``, in a layer).
+    """
+
+    def __init__(
+        self,
+        units: PruningUnits,
+        prune_rate: float,
+        kind: str = "per-kind",
+        scope: str = "global",
+        round_to: int = 1,
+    ) -> None:
+        _check(prune_rate, kind, scope)
+        check_round_to(units, round_to)
+        if scope == "uniform":
+            check_uniform(units, kind)
+        self.units = units
+        self.prune_rate = prune_rate
+        self.kind = kind
+        self.scope = scope
+        self.round_to = round_to
+        # As a fraction, so that 0.3 of 20 heads is 6, for 0.1 + 0.2 as for 0.3.
+        self._keep = 1 - Fraction(prune_rate).limit_denominator(10**9)
+        self.target_share = float(self._keep)
+        self.cost = units.cost if kind == "parameters" else torch.ones_like(units.cost)  # (n,)
+        self._chunk = torch.ones_like(units.cost)  # units that are kept together, (n,)
+        if round_to > 1:
+            channels = units.kind == units.kinds.index("channels")
+            self._chunk[channels] = round_to // units.channel_block
+        self.pools = self._pools()
+        self._on_device: dict[torch.device, list[tuple[Tensor, Tensor, float]]] = {}
+        self._check_pools()
+
+    def with_rate(self, prune_rate: float) -> "Budget":
+        """The same budget at another prune rate."""
+        return Budget(self.units, prune_rate, self.kind, self.scope, self.round_to)
+
+    def local(self) -> "Budget":
+        """Every kind keeps its share in every layer: how metrics prune that compare no further."""
+        scope = "uniform" if self.scope == "uniform" else "local"
+        return Budget(self.units, self.prune_rate, "per-kind", scope, self.round_to)
+
+    def project(self, probabilities: Tensor) -> Tensor:
+        """Projects scores onto the relaxed budget.
+
+        Minimises sum_i c_i (s_i - z_i)^2 subject to sum_i c_i s_i <= B and 0 <= s <= 1 in each
+        pool, whose solution is clip(z - v, 0, 1) with one shift v >= 0 (Theorem 1 of the paper,
+        after Wang & Carreira-Perpinan 2013). Bisection brackets the shift, a linear step ends it;
+        where calls cost more than numbers do, eight sections at a time.
+
+        Args:
+            probabilities: scores z, (n,) float64 on any device.
+
+        Returns:
+            The projection, (n,), on the same device.
+        """
+        projected = torch.empty_like(probabilities)
+        for members, cost, share in self._pools_on(probabilities.device):
+            projected[members] = _project_pool(probabilities[members], cost, share)
+        return projected
+
+    def round(self, scores: Tensor) -> Tensor:
+        """The mask of the best scores: never over budget, and no pruned unit would still fit.
+
+        Units are kept in descending order of score while they fit; ties go by index. With
+        ``round_to`` the channels of a layer are kept by the chunk, see ``masking.rounding``.
+
+        Args:
+            scores: (n,), higher is more worth keeping; NaN is refused.
+
+        Returns:
+            The mask, (n,) uint8 on the CPU.
+        """
+        scores = scores.detach().to("cpu", torch.float64)
+        if scores.shape != (self.units.n,) or bool(scores.isnan().any()):
+            raise PruningError(
+                f"scores to round must be {self.units.n} numbers, got shape {tuple(scores.shape)}"
+                f" with {int(scores.isnan().sum())} not-a-number entries"
+            )
+        mask = torch.zeros(self.units.n, dtype=torch.uint8)
+        for pool in self.pools:
+            members = pool.members
+            if self.round_to == 1:
+                kept = best_units(scores[members], pool.cost, pool.capacity)
+            else:
+                group, chunk = self.units.group[members], self._chunk[members]
+                kept = best_chunks(scores[members], pool.cost, pool.capacity, group, chunk)
+            mask[members[kept]] = 1
+        return mask
+
+    def kept_share(self, masks: Tensor) -> Tensor:
+        """The share that the budget counts: masks (K, n) -> (K,) float64.
+
+        With ``per-kind`` it is the largest kept share of any kind, else the cost-weighted share
+        of all units.
+        """
+        if self.kind != "per-kind":
+            cost = self.cost.to(masks.device, torch.float64)
+            return masks.to(torch.float64) @ cost / cost.sum()
+        return self.units.kind_shares(masks).amax(dim=1)
+
+    def excess(self, masks: Tensor) -> Tensor:
+        """How far the kept share is over the target: masks (K, n) -> (K,) float64, at least 0."""
+        return (self.kept_share(masks) - self.target_share).clamp(min=0)
+
+    def _pools(self) -> list[Pool]:
+        kind = self.units.kind if self.kind == "per-kind" else torch.zeros_like(self.units.kind)
+        layer = self.units.layer if self.scope != "global" else torch.zeros_like(self.units.layer)
+        pools: list[Pool] = []
+        for k in kind.unique():
+            name = self.units.kinds[k] if self.kind == "per-kind" else "the model"
+            members = [
+                torch.nonzero((kind == k) & (layer == level)).flatten()
+                for level in layer[kind == k].unique()
+            ]
+            shares = [self._keep * int(self.cost[index].sum()) for index in members]
+            capacities = self._capacities(shares, members)
+            for index, share, capacity in zip(members, shares, capacities, strict=True):
+                pools.append(Pool(name, index, self.cost[index], float(share), capacity))
+        return pools
+
+    def _capacities(self, shares: list[Fraction], members: list[Tensor]) -> list[int]:
+        """What a mask may keep in pools of the same kind: their whole capacities."""
+        if self.kind == "parameters":
+            return [math.floor(share) for share in shares]
+        chunk = int(self._chunk[torch.cat(members)].min())  # 1 beside heads
+        if self.scope == "uniform":
+            return [math.floor(min(shares) / chunk) * chunk] * len(shares)
+        return largest_remainder(shares, [len(index) for index in members], chunk)
+
+    def _pools_on(self, device: torch.device) -> list[tuple[Tensor, Tensor, float]]:
+        """Members, float64 costs and share of each pool, copied to a device once."""
+        if device not in self._on_device:
+            self._on_device[device] = [
+                (send(pool.members, device), send(pool.cost.double(), device), pool.share)
+                for pool in self.pools
+            ]
+        return self._on_device[device]
+
+    def _check_pools(self) -> None:
+        """Refuses a budget without a choice, and one that leaves nothing."""
+        if self.scope == "local" and all(len(pool.members) == 1 for pool in self.pools):
+            raise PruningError(
+                "scope local leaves nothing to choose, because each layer has one unit of a kind; "
+                "choose scope global"
+            )
+        kept = {pool.name for pool in self.pools if pool.capacity >= self._least(pool)}
+        for pool in self.pools:
+            if pool.name not in kept:
+                raise PruningError(self._nothing_left(pool))
+
+    def _least(self, pool: Pool) -> int:
+        """The smallest cost of what can be kept at all."""
+        return int((pool.cost * self._chunk[pool.members]).min())
+
+    def _nothing_left(self, pool: Pool) -> str:
+        where, rate = "", "a smaller rate"
+        if self.scope == "uniform":
+            where = f" in any layer of {len(pool.members)} under scope uniform"
+            most = math.floor(1e4 * (1 - self._least(pool) / len(pool.members))) / 1e4
+            rate = f"a rate of at most {most:g}" if most > 0 else "another scope"
+        if self.round_to > 1:
+            rate += f", a round_to below {self.round_to}"
+        return (
+            f"prune rate {self.prune_rate} leaves nothing of {pool.name}{where}; choose {rate} or "
+            "another granularity"
+        )
+
+
+def _check(prune_rate: float, kind: str, scope: str) -> None:
+    if not isinstance(prune_rate, int | float) or not 0 < prune_rate < 1:
+        raise PruningError(
+            f"prune rate {prune_rate!r} is not a number inside (0, 1); for example 0.3 removes 30 %"
+        )
+    if kind not in BUDGETS:
+        raise PruningError(f"budget {kind!r} is unknown; choose one of {', '.join(BUDGETS)}")
+    if scope not in SCOPES:
+        raise PruningError(f"scope {scope!r} is unknown; choose one of {', '.join(SCOPES)}")
+
+
+def _project_pool(z: Tensor, cost: Tensor, share: float) -> Tensor:
+    """clip(z - v, 0, 1) with the smallest v >= 0 such that the cost stays within ``share``."""
+    low, width = torch.zeros_like(z[0]), z.max().clamp(min=0)
+    sections = 2 if z.device.type == "cpu" and len(z) > _FEW else 8
+    inner = torch.arange(1, sections, dtype=z.dtype, device=z.device) / sections
+    kept = z.new_empty(sections - 1, len(z))  # written anew each time
+    for _ in range(math.ceil(_BISECTIONS / math.log2(sections))):  # without a wait for the device
+        shifts = low + width * inner  # (sections - 1,)
+        over = torch.sub(z, shifts[:, None], out=kept).clamp_(0, 1) @ cost > share
+        width = width / sections
+        low = low + width * over.sum()
+    # Between the breakpoints z - 1 and z the cost is linear in v: solve for v on the active set.
+    high = low + width
+    gap = z - high
+    active = cost * ((gap > 0) & (gap < 1))
+    shift = (active @ z + cost @ (gap >= 1).to(z) - share) / active.sum()
+    shift = torch.where(shift.isfinite(), shift, high).clamp(low, high)
+    return (z - shift).clamp(0, 1)

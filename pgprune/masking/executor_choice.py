@@ -1,0 +1,81 @@
+"""Which executor a run takes: decided once, from counted work, by a pure function.
+
+The counts are exact; the rates below are rough figures of each kind of device, so the decision
+is right where it matters (large layers) and may be a tie where it does not.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from pgprune.masking.units import LayerShape, PruningUnits
+
+
+@dataclass(frozen=True)
+class DeviceRates:
+    """What a kind of device does in a second, roughly.
+
+    Attributes:
+        operations: floating-point operations of matrix products in float32.
+        bytes: bytes copied.
+        overhead: seconds of one more call of a decoder layer with other weights.
+    """
+
+    operations: float
+    bytes: float
+    overhead: float
+
+
+MOST_COPIED = 512 * 2**20
+"""Bytes that one layer's gathered weights may take, so that a run stays within 1 GiB."""
+
+DEVICE_RATES = {
+    "cpu": DeviceRates(operations=6e10, bytes=6e9, overhead=1.5e-4),
+    "cuda": DeviceRates(operations=2e14, bytes=1e12, overhead=5e-4),
+    "mps": DeviceRates(operations=3e12, bytes=1e11, overhead=5e-4),
+}
+
+
+def choose_executor(
+    units: PruningUnits,
+    prune_rate: float,
+    masks: int,
+    tokens: int,
+    dtype: torch.dtype,
+    device: str,
+) -> str:
+    """The cheaper executor by counted cost; a pure function of its arguments.
+
+    Args:
+        units: the units, which carry the layer shapes.
+        prune_rate: share of the prunable parameters removed.
+        masks: masks evaluated per step (K).
+        tokens: tokens of one batch (B * T).
+        dtype: number format of the weights.
+        device: device type: ``cpu``, ``cuda`` or ``mps``.
+
+    Returns:
+        ``masked`` or ``sliced``.
+    """
+    rates = DEVICE_RATES.get(device, DEVICE_RATES["cpu"])
+    largest = max(_kept_weights(shape, units, prune_rate) for shape in units.shapes)
+    if largest * dtype.itemsize > MOST_COPIED:
+        return "masked"
+    saved = sliced = 0.0
+    share = units.prunable / sum(s.attention_cost + s.mlp_cost for s in units.shapes)
+    for shape in units.shapes:
+        work = 2 * tokens * (shape.attention_cost + shape.mlp_cost) / rates.operations
+        saved += masks * prune_rate * share * work
+        copied = 2 * dtype.itemsize * _kept_weights(shape, units, prune_rate)  # read and written
+        sliced += masks * (rates.overhead + copied / rates.bytes)
+    return "sliced" if sliced < saved else "masked"
+
+
+def _kept_weights(shape: LayerShape, units: PruningUnits, prune_rate: float) -> float:
+    """Weights gathered to run one layer under one mask."""
+    weights = 0
+    if "heads" in units.kinds:
+        weights += shape.kv_heads * shape.kv_group_cost
+    if "channels" in units.kinds:
+        weights += shape.channels * shape.channel_cost
+    return (1 - prune_rate) * weights

@@ -1,0 +1,197 @@
+"""Two ways to run one decoder layer under K masks, with the same result.
+
+``masked`` multiplies: all masks in one batch at the price of dense layers. ``sliced`` computes
+kept units only: one mask after another, each at the price of what it keeps.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from pgprune.errors import PruningError
+from pgprune.masking.kept_weights import (
+    KERNELS,
+    Part,
+    Products,
+    aligned,
+    calling,
+    check_kernels,
+    gathered,
+)
+from pgprune.masking.layer_mask import KeptRows, LayerMask
+from pgprune.models.families import Family, linear_at
+
+
+@dataclass(frozen=True)
+class LayerCall:
+    """One decoder layer and the arguments it is called with, besides the hidden states."""
+
+    layer: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """Runs the layer: (N, T, D) -> (N, T, D)."""
+        output = self.layer(hidden, *self.args, **self.kwargs)
+        return output[0] if isinstance(output, tuple) else output
+
+
+def run_masked(call: LayerCall, states: Tensor, mask: LayerMask) -> Tensor:
+    """All K masks as one batch: states (K, B, T, D) -> (K, B, T, D)."""
+    if "layer" in mask.parts:
+        keep = mask.parts["layer"][:, :, None, None].bool().to(states.device)  # (K, 1, 1, 1)
+        return torch.where(keep, call(states.flatten(0, 1)).view_as(states), states)
+    family = mask.family
+    inputs = {family.output: mask.output_columns(), family.down: mask.parts.get("channels")}
+    outputs = {family.output: mask.parts.get("attention"), family.down: mask.parts.get("mlp")}
+    hooks = [
+        _multiply_inputs(call.layer.get_submodule(path), keep, mask.fill.get(path))
+        for path, keep in inputs.items()
+        if keep is not None
+    ] + [
+        _multiply_outputs(call.layer.get_submodule(path), keep, mask.fill.get(path))
+        for path, keep in outputs.items()
+        if keep is not None
+    ]
+    try:
+        return call(states.flatten(0, 1)).view_as(states)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def run_sliced(
+    call: LayerCall, states: Tensor, mask: LayerMask, products: Products = gathered
+) -> Tensor:
+    """One mask, kept units only: states (1, B, T, D) -> (1, B, T, D)."""
+    (state,) = states
+    if "layer" in mask.parts:
+        return call(state)[None] if mask.parts["layer"][0] else states
+    layer, rows = call.layer, mask.rows(state.device)
+    parts: list[Part] = []
+    attention: AbstractContextManager[None] = nullcontext()
+    if rows.heads:
+        parts += _sliced_heads(layer, mask, rows)
+        attention = _head_count(layer, mask, rows.heads)
+    elif rows.heads is not None:
+        constant = _constant(layer, mask, mask.family.output, rows.queries)
+        attention = _no_attention(layer, mask.family, constant)
+    if rows.channels is not None:
+        parts += _sliced_channels(layer, mask, rows.channels)
+    with attention, products(parts):
+        return call(state)[None]
+
+
+EXECUTORS: dict[str, Callable[[LayerCall, Tensor, LayerMask], Tensor]] = {
+    "masked": run_masked,
+    "sliced": run_sliced,
+}
+"""Every executor by its name."""
+
+
+def executor_of(
+    name: str, kernels: str, device: torch.device
+) -> Callable[[LayerCall, Tensor, LayerMask], Tensor]:
+    """An executor by its name, with kernels of ``masking.kept_weights`` if it is sliced.
+
+    Raises:
+        PruningError: an unknown executor, or kernels that it cannot have on this device.
+    """
+    if name not in EXECUTORS:
+        raise PruningError(f"executor {name!r} is unknown; choose one of {', '.join(EXECUTORS)}")
+    check_kernels(kernels, name, device)
+    return EXECUTORS[name] if name == "masked" else partial(run_sliced, products=KERNELS[kernels])
+
+
+def _multiply_inputs(module: nn.Module, keep: Tensor, fill: Tensor | None) -> RemovableHandle:
+    """Lets a projection get its inputs where they are kept, (K, inputs), else their fill."""
+    return module.register_forward_pre_hook(
+        lambda module, args: (_multiply(args[0], keep, fill), *args[1:])
+    )
+
+
+def _multiply_outputs(module: nn.Module, keep: Tensor, fill: Tensor | None) -> RemovableHandle:
+    """Lets a projection give its outputs where its block is kept, (K, 1), else those of a fill."""
+    gone = None if fill is None else module(fill)  # (D,)
+    return module.register_forward_hook(lambda module, args, output: _multiply(output, keep, gone))
+
+
+def _multiply(tensor: Tensor, keep: Tensor, fill: Tensor | None) -> Tensor:
+    """Multiplies (K*B, T, F), or OPT's (K*B*T, F), by (K, F) or (K, 1); 0 times inf is 0.
+
+    What is not kept becomes ``fill`` (F,), if there is one.
+    """
+    rows = tensor.view(len(keep), -1, tensor.shape[-1])
+    kept = keep[:, None].to(tensor.device, torch.bool)
+    return rows.where(kept, 0 if fill is None else fill).view_as(tensor)
+
+
+def _sliced_heads(layer: nn.Module, mask: LayerMask, rows: KeptRows) -> list[Part]:
+    """The attention projections with the kept kv groups."""
+    family, keys, queries = mask.family, rows.keys, rows.queries
+    constant = _constant(layer, mask, family.output, queries)
+    return [
+        Part(linear_at(layer, family.key), keys, len(keys)),
+        Part(linear_at(layer, family.value), keys, len(keys)),
+        Part(linear_at(layer, family.query), queries, len(queries)),
+        Part(linear_at(layer, family.output), queries, len(queries), True, constant),
+    ]
+
+
+def _sliced_channels(layer: nn.Module, mask: LayerMask, kept: Tensor) -> list[Part]:
+    """The MLP projections with the kept channels, and some that are all zero."""
+    family = mask.family
+    down = linear_at(layer, family.down)
+    size = aligned(len(kept), down.weight.dtype)
+    constant = _constant(layer, mask, family.down, kept)
+    rows = [Part(linear_at(layer, path), kept, size) for path in family.expand]
+    return [*rows, Part(down, kept, size, True, constant)]
+
+
+def _constant(layer: nn.Module, mask: LayerMask, path: str, kept: Tensor) -> Tensor | None:
+    """What a projection gives besides the part of the kept inputs (i,): (D,), or None for nothing.
+
+    Its bias, unless its block is pruned as a whole, and the part of what pruned inputs are.
+    """
+    projection = linear_at(layer, path)
+    if path in mask.fill:
+        fill = mask.fill[path]  # (inputs,)
+        return projection(fill.index_fill(0, kept.to(fill.device), 0))
+    bias: Tensor | None = projection.bias
+    if bias is None:
+        return None
+    return torch.zeros_like(bias) if {"attention", "mlp"} & mask.parts.keys() else bias
+
+
+@contextmanager
+def _head_count(layer: nn.Module, mask: LayerMask, kv_heads: int) -> Iterator[None]:
+    """Tells an attention module that reads its number of heads how many are left."""
+    name = mask.family.head_count
+    if name is None:
+        yield
+        return
+    attention = layer.get_submodule(mask.family.attention)
+    dense = getattr(attention, name)
+    setattr(attention, name, kv_heads * mask.shape.query_heads_per_group)
+    try:
+        yield
+    finally:
+        setattr(attention, name, dense)
+
+
+def _no_attention(
+    layer: nn.Module, family: Family, constant: Tensor | None
+) -> AbstractContextManager[None]:
+    """Makes the attention module return a constant (D,), or zeros, without computing."""
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        nothing = torch.zeros_like(hidden_states)
+        return nothing if constant is None else nothing + constant, None
+
+    return calling(layer.get_submodule(family.attention), forward)

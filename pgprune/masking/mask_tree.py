@@ -1,0 +1,68 @@
+"""Many masks on the same batch: what they share is computed once.
+
+Masks that agree on the first layers have the same hidden states there, so masks are evaluated as
+the tree of their layers, depth first: a layer runs once for all masks that agree on it and on all
+layers before it. As a policy becomes sure of itself, its masks agree more and more.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+import torch
+from torch import Tensor
+
+from pgprune.masking.executors import LayerCall
+from pgprune.masking.layer_mask import LayerMask
+
+Run = Callable[[LayerCall, Tensor, LayerMask], Tensor]
+Masks = Sequence[Sequence[LayerMask]]
+"""Of each of some masks its part in each layer."""
+
+
+def distinct(masks: Tensor) -> tuple[Tensor, list[int]]:
+    """Different masks in an order in which those that agree on the first units are neighbours.
+
+    Args:
+        masks: (K, n) of zeros and ones, any dtype and device.
+
+    Returns:
+        Each mask once, (k, n) bool on the host, and for each of the K masks its row in it.
+    """
+    rows, where = torch.unique(masks.to("cpu", torch.bool), dim=0, return_inverse=True)
+    return rows, where.tolist()
+
+
+def run_tree(
+    run: Run,
+    calls: Sequence[LayerCall],
+    states: Tensor,
+    masks: Masks,
+    first: int = 0,
+) -> list[Tensor]:
+    """The states after the last layer under each of some masks.
+
+    Args:
+        run: an executor that runs one mask after another.
+        calls: all decoder layers.
+        states: before the layer ``first``, (1, B, T, D).
+        masks: of each mask its part in each layer. They are in the order of ``distinct`` and agree
+            on all layers before ``first``.
+        first: the layer to begin with.
+
+    Returns:
+        (1, B, T, D) for each mask.
+    """
+    for index in range(first, len(calls)):
+        branches = _branches(masks, index)
+        if len(branches) > 1:
+            trees = (run_tree(run, calls, states, branch, index) for branch in branches)
+            return [after for tree in trees for after in tree]
+        states = run(calls[index], states, masks[0][index])
+    return [states]
+
+
+def _branches(masks: Masks, layer: int) -> Sequence[Masks]:
+    """Neighbouring masks that agree on a layer, together."""
+    if len(masks) == 1:
+        return (masks,)
+    return [list(branch) for _, branch in groupby(masks, key=lambda mask: mask[layer].key)]

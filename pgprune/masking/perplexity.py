@@ -1,0 +1,62 @@
+"""Perplexity of a model under masks, and what it depends on."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pgprune.masking.masked_lm import MaskedLM
+
+_PROBE = "It's 12,345.67 naïve  Köln cafés\n\tdef f(x): return [x] * 2  # 漢字 🙂"
+
+
+def perplexity(
+    lm: MaskedLM, mask: Tensor, windows: Tensor, batch_size: int = 8
+) -> float | list[float]:
+    """Perplexity: exp of the mean cross-entropy over all predicted tokens.
+
+    Each window is read on its own, so its first token is not predicted. All windows are of one
+    length, hence the mean over windows of their mean losses is the mean over tokens; it is taken
+    in float64.
+
+    Args:
+        lm: the frozen model.
+        mask: one mask (n,), or several (K, n) that are evaluated together.
+        windows: token ids, (N, T) int64.
+        batch_size: windows of one call.
+
+    Returns:
+        The perplexity, or a list of K. It is NaN if any loss is, and inf where it overflows.
+    """
+    masks = torch.atleast_2d(mask)  # (K, n)
+    losses = [lm.losses(masks, batch).cpu() for batch in windows.split(batch_size)]  # each (K, B)
+    values: list[float] = torch.cat(losses, dim=1).double().mean(dim=1).exp().tolist()
+    return values if mask.ndim == 2 else values[0]
+
+
+def bos_rule(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Names what documents begin with, as perplexities with and without BOS do not compare."""
+    ids = tokenizer("a")["input_ids"]
+    begins = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+    return "one BOS per document" if begins else "none"
+
+
+def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Tells a tokenizer from others, as perplexities of different tokenizers do not compare.
+
+    Returns:
+        ``name`` (of its directory, or the hub id), ``class``, ``vocabulary`` (its size) and
+        ``hash``, of its vocabulary and of how it cuts a text.
+    """
+    name = tokenizer.name_or_path
+    behaviour = [sorted(tokenizer.get_vocab().items()), tokenizer(_PROBE)["input_ids"]]
+    return {
+        "name": Path(name).name if Path(name).is_dir() else name,
+        "class": type(tokenizer).__name__,
+        "vocabulary": len(tokenizer),
+        "hash": hashlib.sha256(json.dumps(behaviour).encode()).hexdigest()[:16],
+    }

@@ -1,0 +1,160 @@
+"""A pruning problem: the frozen model, its units, the budget and the calibration stream."""
+
+from dataclasses import dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+from pgprune.data.documents import calibration_documents, evaluation_documents
+from pgprune.data.stream import (
+    CalibrationStream,
+    DataConfig,
+    calibration_stream,
+    check_sequence_length,
+)
+from pgprune.errors import PruningError
+from pgprune.masking.budget import BUDGETS, SCOPES, Budget
+from pgprune.masking.executor_choice import choose_executor
+from pgprune.masking.executors import EXECUTORS
+from pgprune.masking.kept_weights import KERNELS, check_kernels
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.units import GRANULARITIES, PruningUnits
+from pgprune.models.load import ModelConfig, load_model
+from pgprune.utils.devices import choose_device
+
+TOKENS_PER_TIMESTEP = 1024
+"""What counts as one mask evaluation: one mask on the paper's batch of 8 x 128 tokens."""
+
+
+@dataclass(frozen=True)
+class PruningConfig:
+    """What is pruned, and how much of it."""
+
+    prune_rate: float = field(
+        default=0.4,
+        metadata={"help": "share of the prunable parameters to remove", "above": 0, "below": 1},
+    )
+    granularity: str = field(
+        default="heads+channels",
+        metadata={"help": "what one mask bit prunes", "choices": list(GRANULARITIES)},
+    )
+    channel_block: int = field(
+        default=1, metadata={"help": "neighbouring MLP channels that make one unit", "minimum": 1}
+    )
+    budget: str = field(
+        default="per-kind",
+        metadata={
+            "help": "what the rate is counted in: heads and channels each (per-kind), all units "
+            "in one pool (units), or parameters in one pool (parameters)",
+            "choices": list(BUDGETS),
+        },
+    )
+    scope: str = field(
+        default="global",
+        metadata={
+            "help": "whether layers may keep different shares (global) or not (local), or must "
+            "keep equally many heads and equally many channels, so that stock architectures and "
+            "every server load the result (uniform)",
+            "choices": list(SCOPES),
+        },
+    )
+    round_to: int = field(
+        default=1,
+        metadata={
+            "help": "what the number of channels that a layer keeps is a multiple of; "
+            "accelerators like 8 to 128",
+            "minimum": 1,
+        },
+    )
+    executor: str = field(
+        default="auto",
+        metadata={
+            "help": "how masks are evaluated: multiply (masked), kept units only (sliced), or "
+            "the cheaper by counted cost (auto)",
+            "choices": ["auto", *EXECUTORS],
+        },
+    )
+    kernels: str = field(
+        default="plain",
+        metadata={
+            "help": "how the sliced executor multiplies: gathered weights (plain), or Triton "
+            "kernels that read kept weights by index (triton: a CUDA device, makes auto sliced)",
+            "choices": list(KERNELS),
+        },
+    )
+    compile_head: bool = field(
+        default=False,
+        metadata={
+            "help": "compile head and loss (torch.compile), for a GPU: some seconds at the start; "
+            "on a CPU in float32 evaluations are slower with it"
+        },
+    )
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that choosing a mask needs.
+
+    Attributes:
+        lm: the frozen model under masks.
+        units: what a mask bit stands for.
+        budget: which masks are allowed.
+        stream: calibration batches.
+        tokenizer: of the model.
+        data: where calibration and evaluation text comes from.
+    """
+
+    lm: MaskedLM
+    units: PruningUnits
+    budget: Budget
+    stream: CalibrationStream
+    tokenizer: PreTrainedTokenizerBase
+    data: DataConfig
+
+
+def make_problem(
+    model: ModelConfig,
+    data: DataConfig,
+    pruning: PruningConfig,
+    seed: int = 0,
+    masks_per_step: int = 2,
+) -> Problem:
+    """Loads the model and the text, and checks that they and the budget fit together.
+
+    Args:
+        model: which model, where and in which number format.
+        data: calibration and evaluation text.
+        pruning: units and budget.
+        seed: of the calibration stream.
+        masks_per_step: masks evaluated on one batch, for the choice of the executor.
+
+    Raises:
+        PruningError: anything about them that cannot work, in one sentence.
+    """
+    calibration_documents(data.calibration)  # text that cannot be read says so before the model
+    evaluation_documents(data.evaluation)  # loads, which may take minutes
+    check_kernels(pruning.kernels, pruning.executor, choose_device(model.device))
+    if pruning.compile_head and model.device_map:
+        raise PruningError(
+            "--compile-head needs head and states on one device, where --device-map may not leave "
+            "them; leave one of the two out"
+        )
+    language_model, tokenizer = load_model(model)
+    check_sequence_length(language_model.config, data.sequence_length)
+    units = PruningUnits.of(language_model, pruning.granularity, pruning.channel_block)
+    budget = Budget(units, pruning.prune_rate, pruning.budget, pruning.scope, pruning.round_to)
+    stream = calibration_stream(data, tokenizer, seed)
+    executor = pruning.executor
+    if executor == "auto" and pruning.kernels != "plain":
+        executor = "sliced"
+    elif executor == "auto":
+        tokens = data.batch_size * data.sequence_length
+        executor = choose_executor(
+            units,
+            pruning.prune_rate,
+            masks_per_step,
+            tokens,
+            language_model.dtype,
+            language_model.device.type,
+        )
+    lm = MaskedLM(language_model, units, executor, pruning.kernels, pruning.compile_head)
+    return Problem(lm, units, budget, stream, tokenizer, data)

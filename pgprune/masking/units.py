@@ -1,0 +1,244 @@
+"""The units that a mask bit keeps or prunes: their flat order, their groups, their parameters."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from pgprune.errors import PruningError
+from pgprune.models.families import decoder_layers, family_of, linear_at
+from pgprune.utils.transfer import send
+
+GRANULARITIES: dict[str, tuple[str, ...]] = {
+    "heads+channels": ("heads", "channels"),
+    "heads": ("heads",),
+    "channels": ("channels",),
+    "blocks": ("attention", "mlp"),
+    "layers": ("layer",),
+}
+"""The kinds of unit of each granularity, in their order within a layer."""
+
+
+@dataclass(frozen=True)
+class LayerShape:
+    """What one decoder layer is made of: numbers of kv heads and channels, parameters of each.
+
+    Attributes:
+        kv_heads: kv heads; one kv group is a kv head with all its query heads.
+        query_heads_per_group: query heads of one kv group.
+        head_dim: width of one head.
+        channels: width of the MLP.
+        kv_group_cost: parameters of one kv group: its rows of q, k, v with their biases, and its
+            columns of the output projection.
+        channel_cost: parameters of one channel.
+        attention_cost: parameters of the whole attention block, norms and biases included.
+        mlp_cost: parameters of the whole MLP block, norm and biases included.
+    """
+
+    kv_heads: int
+    query_heads_per_group: int
+    head_dim: int
+    channels: int
+    kv_group_cost: int
+    channel_cost: int
+    attention_cost: int
+    mlp_cost: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """The units of one kind in one layer: ``start`` to ``stop`` of the flat order."""
+
+    layer: int
+    kind: str
+    start: int
+    stop: int
+
+
+class PruningUnits:
+    """All prunable units of a model in one flat order: layer by layer, kind by kind, by index.
+
+    Args:
+        shapes: the shape of each decoder layer.
+        granularity: a key of ``GRANULARITIES``.
+        channel_block: how many neighbouring MLP channels make one unit.
+
+    Raises:
+        PruningError: an unknown granularity, or a block that does not divide the MLP width.
+    """
+
+    def __init__(
+        self, shapes: list[LayerShape], granularity: str = "heads+channels", channel_block: int = 1
+    ) -> None:
+        if granularity not in GRANULARITIES:
+            raise PruningError(
+                f"granularity {granularity!r} is unknown; choose one of {', '.join(GRANULARITIES)}"
+            )
+        for layer, shape in enumerate(shapes):
+            if channel_block < 1 or shape.channels % channel_block:
+                raise PruningError(
+                    f"channel_block {channel_block} does not divide the {shape.channels} channels "
+                    f"of layer {layer}; choose a divisor"
+                )
+        self.shapes = shapes
+        self.granularity = granularity
+        self.channel_block = channel_block
+        self.kinds = GRANULARITIES[granularity]
+        self.layers = len(shapes)
+        groups: list[Group] = []
+        costs: list[Tensor] = []
+        for layer, shape in enumerate(shapes):
+            for kind in self.kinds:
+                count, cost = _count_and_cost(shape, kind, channel_block)
+                start = groups[-1].stop if groups else 0
+                groups.append(Group(layer, kind, start, start + count))
+                costs.append(torch.full((count,), cost, dtype=torch.int64))
+        self.groups = tuple(groups)
+        self.cost = torch.cat(costs)  # (n,)
+        self.n = len(self.cost)
+
+    @classmethod
+    def of(
+        cls, model: nn.Module, granularity: str = "heads+channels", channel_block: int = 1
+    ) -> "PruningUnits":
+        """Reads the units off a loaded causal LM of a known family."""
+        return cls(list(layer_shapes(model)), granularity, channel_block)
+
+    @cached_property
+    def group(self) -> Tensor:
+        """The index into ``groups`` of every unit, (n,) int64."""
+        sizes = torch.tensor([group.stop - group.start for group in self.groups])
+        return torch.repeat_interleave(torch.arange(len(self.groups)), sizes)
+
+    @cached_property
+    def kind(self) -> Tensor:
+        """The index into ``kinds`` of every unit, (n,) int64."""
+        kinds = torch.tensor([self.kinds.index(group.kind) for group in self.groups])
+        return kinds[self.group]
+
+    @cached_property
+    def layer(self) -> Tensor:
+        """The layer of every unit, (n,) int64."""
+        return torch.tensor([group.layer for group in self.groups])[self.group]
+
+    @property
+    def prunable(self) -> int:
+        """Parameters of all units together: what a prune rate is a share of."""
+        return int(self.cost.sum())
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """Units in each group, (groups,) float64."""
+        return torch.tensor([float(group.stop - group.start) for group in self.groups]).double()
+
+    def kept_counts(self, masks: Tensor) -> Tensor:
+        """Units kept in each group: masks (K, n) -> (K, groups) float64."""
+        parts = (masks[:, group.start : group.stop] for group in self.groups)
+        return torch.stack([part.sum(dim=1, dtype=torch.float64) for part in parts], dim=1)
+
+    def kept_shares(self, masks: Tensor) -> Tensor:
+        """Share of units kept in each group: masks (K, n) -> (K, groups) float64."""
+        return self.kept_counts(masks) / send(self.sizes, masks.device)
+
+    def kind_shares(self, masks: Tensor) -> Tensor:
+        """Share of units kept of each kind: masks (K, n) -> (K, kinds) float64."""
+        kept, sizes = self.kept_counts(masks), send(self.sizes, masks.device)
+        kinds = len(self.kinds)  # groups come layer by layer, kind by kind
+        shares = [kept[:, k::kinds].sum(dim=1) / sizes[k::kinds].sum() for k in range(kinds)]
+        return torch.stack(shares, dim=1)
+
+    def kept_parameters(self, mask: Tensor) -> int:
+        """Parameters of the units that a mask (n,) keeps."""
+        return int(self.cost[mask.cpu().bool()].sum())
+
+    def pruned_parameters(self, mask: Tensor) -> int:
+        """Parameters of the units that a mask (n,) removes."""
+        return self.prunable - self.kept_parameters(mask)
+
+    def prune_rate(self, mask: Tensor) -> float:
+        """Share of the prunable parameters that a mask (n,) removes."""
+        return 1 - self.kept_parameters(mask) / self.prunable
+
+    def ones(self) -> Tensor:
+        """The mask that keeps everything, (n,) uint8."""
+        return torch.ones(self.n, dtype=torch.uint8)
+
+    def __str__(self) -> str:
+        names = {"heads": "kv groups", "attention": "attention blocks", "mlp": "MLP blocks"}
+        counts = torch.bincount(self.kind, minlength=len(self.kinds)).tolist()
+        return " + ".join(
+            f"{count:,} {names.get(kind, kind.removesuffix('s') + 's')}"
+            for kind, count in zip(self.kinds, counts, strict=True)
+        )
+
+    def describe(self) -> dict[str, str]:
+        """What a saved mask must say of itself to be read again."""
+        return {
+            "granularity": self.granularity,
+            "channel_block": str(self.channel_block),
+            "units": str(self.n),
+            "parameters": str(self.prunable),
+        }
+
+
+def shapes_of(config: PretrainedConfig) -> list[LayerShape]:
+    """The shapes of the decoder layers of a model that is not loaded, by its configuration."""
+    with torch.device("meta"):
+        shadow = AutoModelForCausalLM.from_config(config)
+    return list(layer_shapes(shadow))
+
+
+def layer_shapes(model: nn.Module) -> Iterator[LayerShape]:
+    """Yields the shape of each decoder layer, read off the weights.
+
+    Raises:
+        PruningError: the model's family is unknown.
+    """
+    family = family_of(getattr(model, "config", None))
+    for layer in decoder_layers(model, family):
+        attention = layer.get_submodule(family.attention)
+        head_dim = int(attention.head_dim)  # type: ignore[arg-type]
+        query, key, value, output, down, *expand = (
+            linear_at(layer, path)
+            for path in (
+                *(family.query, family.key, family.value, family.output, family.down),
+                *family.expand,
+            )
+        )
+        kv_heads = key.out_features // head_dim
+        per_group = query.out_features // key.out_features
+        rows = head_dim * (_row_cost(key) + _row_cost(value) + per_group * _row_cost(query))
+        yield LayerShape(
+            kv_heads=kv_heads,
+            query_heads_per_group=per_group,
+            head_dim=head_dim,
+            channels=down.in_features,
+            kv_group_cost=rows + per_group * head_dim * output.out_features,
+            channel_cost=sum(_row_cost(linear) for linear in expand) + down.out_features,
+            attention_cost=_parameters(attention, layer, family.attention_norms),
+            mlp_cost=sum(p.numel() for linear in (*expand, down) for p in linear.parameters())
+            + _parameters(None, layer, family.mlp_norms),
+        )
+
+
+def _count_and_cost(shape: LayerShape, kind: str, channel_block: int) -> tuple[int, int]:
+    """How many units of a kind a layer has, and the parameters of one."""
+    return {
+        "heads": (shape.kv_heads, shape.kv_group_cost),
+        "channels": (shape.channels // channel_block, shape.channel_cost * channel_block),
+        "attention": (1, shape.attention_cost),
+        "mlp": (1, shape.mlp_cost),
+        "layer": (1, shape.attention_cost + shape.mlp_cost),
+    }[kind]
+
+
+def _row_cost(linear: nn.Linear) -> int:
+    return linear.in_features + (linear.bias is not None)
+
+
+def _parameters(block: nn.Module | None, layer: nn.Module, norms: tuple[str, ...]) -> int:
+    modules = [layer.get_submodule(name) for name in norms] + ([block] if block else [])
+    return sum(p.numel() for module in modules for p in module.parameters())

@@ -1,0 +1,118 @@
+"""From importance to the keep probabilities that a policy starts with (Appendix A.11)."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from pgprune.errors import PruningError
+from pgprune.masking.budget import Budget
+from pgprune.metrics import METRICS, Importance
+
+TRANSFORMS = ("sigmoid-norm", "score-const")
+PROGRESSIVE = "random-progressive"
+PROGRESSIVE_STEP = 0.05
+
+
+@dataclass(frozen=True)
+class InitConfig:
+    """Where the keep probabilities start."""
+
+    init: str = field(
+        default="auto",
+        metadata={
+            "help": "metric that the keep probabilities start from; auto takes wanda-sp for heads "
+            "and channels, layerwise-ppl for blocks and layers; random-progressive raises the "
+            "prune rate in steps of 5 % from a random start",
+            "choices": ["auto", *METRICS, PROGRESSIVE],
+        },
+    )
+    init_transform: str = field(
+        default="auto",
+        metadata={
+            "help": "from scores to probabilities; auto takes sigmoid-norm for heads and channels, "
+            "score-const for blocks and layers",
+            "choices": ["auto", *TRANSFORMS],
+        },
+    )
+    init_samples: int = field(
+        default=128, metadata={"help": "calibration windows of the metric", "minimum": 1}
+    )
+    init_constant: float = field(
+        default=0.8,
+        metadata={"help": "score-const: probability of what the metric keeps", "above": 0.5},
+    )
+
+
+def metric_name(init: str, granularity: str, fine: str = "wanda-sp") -> str:
+    """The metric that an ``--init`` asks for at a granularity; ``fine`` is auto for fine ones.
+
+    Raises:
+        PruningError: an unknown metric.
+    """
+    if init == "auto":
+        return "layerwise-ppl" if granularity in ("blocks", "layers") else fine
+    name = "random" if init == PROGRESSIVE else init
+    if name not in METRICS:
+        raise PruningError(
+            f"init {init!r} is unknown; choose one of auto, {', '.join(METRICS)}, {PROGRESSIVE}"
+        )
+    return name
+
+
+def progressive_rates(prune_rate: float) -> list[float]:
+    """Prune rates of the stages of random-progressive: 5 %, 10 %, ... up to the asked rate."""
+    steps = math.ceil(prune_rate / PROGRESSIVE_STEP - 1e-9)
+    return [*(round(PROGRESSIVE_STEP * i, 10) for i in range(1, steps)), prune_rate]
+
+
+def initial_probabilities(
+    importance: Importance,
+    budget: Budget,
+    transform: str = "auto",
+    constant: float = 0.8,
+) -> Tensor:
+    """Keep probabilities from importance, projected onto the budget.
+
+    ``sigmoid-norm`` (Eq. A10, as the released code does it) is the sigmoid of the standardised
+    score, shifted so that every group starts at the target's mean and clamped to [0, 1], which
+    lowers the mean a little where the target is near 1; groups are (layer, kind) where scores
+    compare within a layer, else kinds. ``score-const`` (Eq. A11) is ``constant`` for what the
+    metric's mask keeps and ``1 - constant`` for the rest. ``auto`` is score-const for blocks and
+    layers, of which one whose loss explodes would make sigmoid-norm see all others as equal.
+
+    Args:
+        importance: scores and one-shot mask of a metric.
+        budget: what the probabilities are projected onto.
+        transform: ``sigmoid-norm``, ``score-const`` or ``auto``.
+        constant: the c of score-const.
+
+    Returns:
+        Probabilities, (n,) float64.
+
+    Raises:
+        PruningError: an unknown transform.
+    """
+    if transform == "auto":
+        few = budget.units.granularity in ("blocks", "layers")
+        transform = "score-const" if few else "sigmoid-norm"
+    if transform == "score-const":
+        kept = importance.mask.to(torch.float64)
+        return budget.project(kept * constant + (1 - kept) * (1 - constant))
+    if transform != "sigmoid-norm":
+        raise PruningError(
+            f"init transform {transform!r} is unknown; choose one of auto, {', '.join(TRANSFORMS)}"
+        )
+    groups = budget.units.group if importance.local else budget.units.kind
+    probabilities = torch.empty_like(importance.scores)
+    for index in groups.unique():
+        member = groups == index
+        probabilities[member] = _sigmoid_norm(importance.scores[member], budget.target_share)
+    return budget.project(probabilities)
+
+
+def _sigmoid_norm(scores: Tensor, mean: float) -> Tensor:
+    deviation = scores.std() if len(scores) > 1 else torch.zeros(())
+    sigmoid = torch.sigmoid((scores - scores.mean()) / (deviation + 1e-8))
+    return (sigmoid + mean - sigmoid.mean()).clamp(0, 1)

@@ -1,0 +1,1 @@
+"""Families, loading, weights on disk, and losses of tokens."""

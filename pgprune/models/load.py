@@ -1,0 +1,276 @@
+"""Loads the frozen language model that is pruned, and its tokenizer.
+
+All that can be checked without reading weights is checked first: the device, the directory, the
+family, that there are weights and that their files are whole, the tokenizer. Nothing from a
+checkpoint is ever executed: weights are safetensors, and remote code is not trusted.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from pgprune.errors import PruningError, first_line
+from pgprune.models.families import FAMILIES, family_of
+from pgprune.models.weight_files import check_weights
+from pgprune.utils.devices import check_dtype, choose_device
+
+BUILTIN = Path(__file__).parents[1] / "builtin_model"
+"""Where the built-in model lies."""
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+PRUNED = "pgprune_"
+"""What the ``model_type`` of pruned models begins with."""
+
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which language model, and where and how it runs."""
+
+    model: str = field(
+        default="builtin",
+        metadata={
+            "help": "language model to prune: builtin, a hub id, or a Hugging Face directory "
+            f"({', '.join(FAMILIES)})"
+        },
+    )
+    device: str = field(
+        default="auto",
+        metadata={"help": "auto (an accelerator if there is one), cpu, cuda, cuda:N or mps"},
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={
+            "help": "number format of the weights; auto is float32 on the CPU and for the built-in "
+            "model, else the checkpoint's own",
+            "choices": ["auto", *DTYPES],
+        },
+    )
+    device_map: str | None = field(
+        default=None,
+        metadata={
+            "help": "auto spreads the model over all devices (needs the package accelerate)",
+            "choices": ["auto"],
+            "default": "all on one device",
+        },
+    )
+    attn_implementation: str = field(
+        default="sdpa",
+        metadata={
+            "help": "attention kernel of transformers",
+            "choices": ["sdpa", "eager", "flash_attention_2"],
+        },
+    )
+
+
+def check_model(
+    config: ModelConfig, pruned: bool = False
+) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """Checks all that can be checked without reading weights, and reads the rest.
+
+    Args:
+        config: which model, device and number format.
+        pruned: whether a model that pgprune has exported will do.
+
+    Raises:
+        PruningError: the device is absent or lacks the number format, or the model is missing, of
+            an unknown family, without (whole) safetensors weights or without a tokenizer.
+    """
+    device = choose_device(config.device)
+    dtype = choose_dtype(config, device)
+    _check_device_map(config)
+    source = _resolve(config.model)
+    model_config = _read_config(source, pruned)
+    if dtype == "auto":
+        check_dtype(model_config.dtype, device)
+    if Path(source).is_dir():
+        check_weights(Path(source))
+    return model_config, _load_tokenizer(source)
+
+
+def load_model(
+    config: ModelConfig, pruned: bool = False
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a causal LM to evaluate, never to train: evaluation mode, no gradients, no cache.
+
+    Args:
+        config: which model, device and number format.
+        pruned: whether a model that pgprune has exported will do.
+
+    Returns:
+        The model on its device, and its tokenizer.
+
+    Raises:
+        PruningError: as ``check_model``, or weights are missing or do not fit into the memory.
+    """
+    model_config, tokenizer = check_model(config, pruned)
+    device, source = choose_device(config.device), _resolve(config.model)
+    dtype = choose_dtype(config, device)
+    placement = {"device_map": config.device_map} if config.device_map else {}
+    model = _load_weights(
+        source,
+        config=model_config,
+        dtype=dtype,
+        attn_implementation=config.attn_implementation,
+        **placement,
+    )
+    if any(parameter.is_meta for parameter in model.parameters()):
+        raise PruningError(
+            f"the model {config.model!r} does not fit into the memory of all devices together; "
+            "choose a smaller dtype or more devices"
+        )
+    if not placement:
+        model = move_model(model, device)
+    return model.eval().requires_grad_(False), tokenizer
+
+
+def fingerprint(*tensors: Tensor) -> str:
+    """A short digest of tensors: their shapes and a few values of each, (anything) -> hex."""
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        few = tensor.flatten()[:: max(1, tensor.numel() // 64)].double().cpu()
+        digest.update(f"{tuple(tensor.shape)} {few.tolist()}".encode())
+    return digest.hexdigest()[:16]
+
+
+def choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype | str:
+    """The number format to load in, ``auto`` for the checkpoint's own.
+
+    Raises:
+        PruningError: it is unknown, or the device lacks it.
+    """
+    if config.dtype == "auto":
+        own = device.type != "cpu" and config.model != "builtin"
+        return "auto" if own else torch.float32
+    if config.dtype not in DTYPES:
+        raise PruningError(f"dtype {config.dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
+    check_dtype(DTYPES[config.dtype], device)
+    return DTYPES[config.dtype]
+
+
+def _check_device_map(config: ModelConfig) -> None:
+    if config.device_map is None:
+        return
+    if config.device_map != "auto":
+        raise PruningError(f"device_map {config.device_map!r} is unknown; it can only be auto")
+    if config.device != "auto":
+        raise PruningError(
+            f"device_map auto and device {config.device!r} contradict each other; give one of them"
+        )
+    if find_spec("accelerate") is None:
+        raise PruningError(
+            "device_map auto needs the package accelerate; run `pip install accelerate`"
+        )
+
+
+def _resolve(model: str) -> str:
+    """The directory or hub id that a name stands for."""
+    if model == "builtin":
+        return str(BUILTIN)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise PruningError(
+                f"the directory {model!r} has no config.json; give one that a Hugging Face model "
+                "was saved to"
+            )
+        return str(path)
+    if path.exists() or not _HUB_ID.fullmatch(model):
+        problem = "is not a directory" if path.exists() else "does not exist"
+        raise PruningError(f"the model {model!r} {problem}; give a model's directory or a hub id")
+    return model
+
+
+def _read_config(source: str, pruned: bool) -> PretrainedConfig:
+    """Reads the configuration of a known family, or of a pruned model of one."""
+    try:
+        raw, _ = PretrainedConfig.get_config_dict(source)
+    except (OSError, ValueError) as error:
+        raise PruningError(_unreadable(source, "configuration", error)) from error
+    family = str(raw.get("model_type"))
+    dense = family.removeprefix(PRUNED).removeprefix("slicegpt_")
+    is_pruned = dense in FAMILIES and family.startswith(PRUNED)
+    if is_pruned and not pruned:
+        raise PruningError(f"the model {source!r} is already pruned; give the dense model")
+    if not is_pruned and family not in FAMILIES:  # also those that transformers does not know
+        raise PruningError(
+            f"the model {source!r} is of the family {family!r}, which is not "
+            f"supported; known families: {', '.join(FAMILIES)}"
+        )
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # each configuration class checks its values in its own way
+        raise PruningError(_unreadable(source, "configuration", error)) from error
+    if not is_pruned:
+        family_of(config)  # refuses the variants that cannot be pruned
+    config.use_cache = False
+    return config
+
+
+def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # tokenizers raise everything, down to bare Exception
+        raise PruningError(_unreadable(source, "tokenizer", error)) from error
+
+
+def _load_weights(source: str, **options: Any) -> PreTrainedModel:
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise PruningError(_unreadable(source, "weights", error)) from error
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):  # transformers would fill them at random
+        raise PruningError(
+            f"the model {source!r} lacks {len(missing)} of its weights, such as {missing[0]}; give "
+            "a complete checkpoint of a causal LM"
+        )
+    return model
+
+
+def move_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Moves a model to a device.
+
+    Raises:
+        PruningError: it does not fit into the device's memory.
+    """
+    try:
+        return model.to(device)  # type: ignore[arg-type]
+    except torch.OutOfMemoryError as error:
+        raise PruningError(
+            f"the model does not fit into the memory of {device} ({first_line(error)}); choose a "
+            "smaller dtype, device_map auto or device cpu"
+        ) from error
+
+
+def _unreadable(source: str, what: str, error: Exception) -> str:
+    remedy = "check the directory" if Path(source).is_dir() else "check the hub id and the network"
+    return f"the {what} of the model {source!r} cannot be read ({first_line(error)}); {remedy}"

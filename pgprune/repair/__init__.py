@@ -1,0 +1,1 @@
+"""Closed-form repair of the weights that a mask keeps."""

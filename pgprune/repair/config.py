@@ -1,0 +1,92 @@
+"""Repair as a stage of its own: which one is wanted, and what it costs in parameters."""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.repair.projection import KINDS
+from pgprune.repair.repair import DAMPING, REPAIRS, Repair, repair
+
+REPAIR = "repair.safetensors"
+"""The file of a run that holds its repair."""
+
+
+@dataclass(frozen=True)
+class RepairConfig:
+    """Repair: how weights or biases of what is kept make up for what is gone."""
+
+    repair: str = field(
+        default="auto",
+        metadata={
+            "help": "biases that stand for the mean of what is gone (bias), output and down "
+            "projections refitted in closed form (least-squares), nothing (none), or what the "
+            "method itself brings, which for most is nothing (auto)",
+            "choices": ["auto", "none", *REPAIRS],
+        },
+    )
+    repair_damping: float = field(
+        default=DAMPING,
+        metadata={
+            "help": "least-squares: damping, relative to the mean square of an input",
+            "minimum": 0,
+        },
+    )
+
+
+def repaired(
+    lm: MaskedLM, mask: Tensor, windows: Tensor, config: RepairConfig, own: Repair | None = None
+) -> Repair | None:
+    """The repair that is wanted.
+
+    Args:
+        lm: the frozen model.
+        mask: (n,) of zeros and ones.
+        windows: calibration token ids, (N, T).
+        config: which one.
+        own: what the method brings.
+
+    Returns:
+        The repair; None if there is none.
+    """
+    if config.repair == "auto":
+        return own
+    if config.repair == "none":
+        return None
+    return repair(lm, mask, windows, config.repair, config.repair_damping)
+
+
+def kind_of(repair: Repair | None) -> str:
+    """The choice of ``RepairConfig`` that comes nearest to a repair."""
+    if repair is None or not (repair.weights or repair.biases):
+        return "none"
+    if not repair.weights:
+        return "bias"
+    return "alternating" if any(kind == "up" for _, kind in repair.weights) else "least-squares"
+
+
+def describe(config: RepairConfig) -> str:
+    """A repair in a few words, for people."""
+    damped = config.repair in ("least-squares", "alternating")
+    return f"{config.repair}, damping {config.repair_damping:g}" if damped else config.repair
+
+
+def adds_biases(lm: MaskedLM, how: str, own: Repair | None = None) -> bool:
+    """Whether a repair gives biases to projections that have none.
+
+    Args:
+        lm: the frozen model.
+        how: a choice of ``RepairConfig``.
+        own: what ``auto`` is.
+    """
+    if how == "auto":
+        return added_parameters(lm, own) > 0
+    kinds = [kind for kind in KINDS if kind in lm.units.kinds]
+    layers = range(lm.units.layers)
+    return how == "bias" and any(lm.linear(i, kind).bias is None for i in layers for kind in kinds)
+
+
+def added_parameters(lm: MaskedLM, repair: Repair | None) -> int:
+    """Parameters of the biases that a repair adds where the model has none."""
+    biases = repair.biases if repair is not None else {}
+    return sum(len(bias) for key, bias in biases.items() if lm.linear(*key).bias is None)

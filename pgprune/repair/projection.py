@@ -1,0 +1,174 @@
+"""A projection of the pruned model, what it gets there and what it should give."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pgprune.masking.masked_lm import MaskedLM, Observation
+from pgprune.masking.units import Group, PruningUnits
+from pgprune.repair.gated_mlp import GatedMLP, Tokens
+from pgprune.repair.least_squares import LeastSquares, SecondMoments
+
+KINDS = ("heads", "channels")
+"""Projections by the kind of unit in their inputs, in the order in which a layer runs them."""
+
+BLOCKS = {"heads": "attention", "channels": "mlp"}
+"""The block that each projection ends."""
+
+
+@dataclass(frozen=True)
+class Projection:
+    """A projection of the pruned model that is to be refitted.
+
+    Attributes:
+        lm: the model.
+        mask: (n,), as far as it is decided.
+        seen: the layer in the pruned model.
+        kind: ``heads`` for the attention output projection, ``channels`` for the down projection.
+        wanted: the dense model's hidden states after the block, chunk by chunk, (b, T, D) each; if
+            there are none, the projection should give what it gives with dense weights.
+    """
+
+    lm: MaskedLM
+    mask: Tensor
+    seen: Observation
+    kind: str
+    wanted: list[Tensor] | None
+
+    @property
+    def linear(self) -> nn.Linear:
+        """The module, with dense weights."""
+        return self.lm.linear(self.seen.layer, self.kind)
+
+    @property
+    def group(self) -> Group | None:
+        """The units in its inputs; None where the mask has no such units."""
+        return group_of(self.lm.units, self.seen.layer, self.kind)
+
+    @property
+    def kept(self) -> Tensor:
+        """Which of its units the mask keeps, (units,) bool; one unit where it has no group."""
+        if self.group is None:
+            return torch.ones(1, dtype=torch.bool)
+        return self.mask[self.group.start : self.group.stop].cpu().bool()
+
+    @property
+    def kept_inputs(self) -> Tensor:
+        """Which of its inputs the mask keeps, (inputs,) bool."""
+        return self.kept.repeat_interleave(self.linear.in_features // len(self.kept))
+
+    @property
+    def gone(self) -> bool:
+        """Whether the mask prunes its whole block."""
+        for whole in (BLOCKS[self.kind], "layer"):
+            group = group_of(self.lm.units, self.seen.layer, whole)
+            if group is not None and not self.mask[group.start]:
+                return True
+        return False
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing is pruned up to here, so that hidden states are the dense model's."""
+        layers = self.lm.units.layer
+        before = layers < self.seen.layer if self.kind == "heads" else layers <= self.seen.layer
+        return bool(self.kept.all() and self.mask[before].all())
+
+    def inputs(self) -> Iterator[Tensor]:
+        """Yields its inputs, chunk by chunk, (b, T, inputs)."""
+        for pair in self.seen.inputs:
+            yield pair[KINDS.index(self.kind)]
+
+    def targets(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields its inputs and what it should give for them, (b, T, D), chunk by chunk."""
+        for chunk, pair in enumerate(self.seen.inputs):
+            inputs = pair[KINDS.index(self.kind)]
+            missing = self._missing(chunk, pair[0])
+            yield inputs, run_linear(self.linear, inputs) if missing is None else missing
+
+    def _missing(self, chunk: int, attention: Tensor) -> Tensor | None:
+        """What hidden states lack to be the dense model's after the block, if that is wanted."""
+        if self.wanted is None:
+            return None
+        present = wide(self.seen.states[chunk]).to(attention.device)
+        if self.kind == "channels":  # by now attention's output projection is refitted
+            present = present + run_linear(self.lm.linear(self.seen.layer, "heads"), attention)
+        return self.wanted[chunk].to(attention.device) - present
+
+    def least_squares(self, damping: float) -> LeastSquares:
+        """What to minimise over its weights, and over its bias if it has one."""
+        moments = SecondMoments.of(self.linear.weight)
+        for inputs, targets in self.targets():
+            moments.add(inputs, targets)
+        return LeastSquares(
+            moments,
+            self.linear.weight,
+            width=self.linear.in_features // len(self.kept),
+            damping=damping,
+            biased=self.linear.bias is not None,
+            name=f"the {BLOCKS[self.kind]} output of layer {self.seen.layer}",
+        )
+
+    def gated_mlp(self, damping: float) -> GatedMLP:
+        """What to minimise over the weights of down and up projection, for kept channels."""
+        up = self.lm.linear(self.seen.layer, "up")
+        kept = self.kept_inputs.to(up.weight.device)
+        tokens = []
+        with _giving_ones(up) as up_inputs:  # so that the down projection gets the gates
+            for chunk, (attention, gates) in enumerate(self.seen.inputs):
+                inputs = wide(up_inputs.pop()).flatten(0, -2)
+                targets = self._missing(chunk, attention)
+                if targets is None:
+                    channels = wide(gates).flatten(0, -2) * run_linear(up, inputs)
+                    targets = run_linear(self.linear, channels)
+                if up.bias is not None:
+                    inputs = F.pad(inputs, (0, 1), value=1.0)
+                kept_gates = wide(gates[..., kept]).flatten(0, -2)
+                tokens.append(Tokens(inputs, kept_gates, targets.flatten(0, -2)))
+        weight = wide(up.weight)
+        if up.bias is not None:
+            weight = torch.cat([weight, wide(up.bias)[:, None]], dim=1)
+        return GatedMLP(
+            tokens,
+            weight[kept],
+            wide(self.linear.weight)[:, kept],
+            damping,
+            biased=self.linear.bias is not None,
+            name=f"the mlp of layer {self.seen.layer}",
+        )
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in at least float32."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def run_linear(linear: nn.Linear, inputs: Tensor) -> Tensor:
+    """A projection in at least float32: (..., inputs) -> (..., D)."""
+    bias = None if linear.bias is None else wide(linear.bias)
+    return F.linear(wide(inputs), wide(linear.weight), bias)
+
+
+def group_of(units: PruningUnits, layer: int, kind: str) -> Group | None:
+    """The group of a layer's units of a kind, if there are such units."""
+    found = (group for group in units.groups if (group.layer, group.kind) == (layer, kind))
+    return next(found, None)
+
+
+@contextmanager
+def _giving_ones(linear: nn.Linear) -> Iterator[list[Tensor]]:
+    """Lets a projection give ones, and yields what it gets."""
+    seen: list[Tensor] = []
+
+    def replace(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        seen.append(args[0])
+        return torch.ones_like(output)
+
+    hook = linear.register_forward_hook(replace)
+    try:
+        yield seen
+    finally:
+        hook.remove()

@@ -1,0 +1,136 @@
+"""Running through a model layer by layer while its projections are refitted.
+
+Each projection is solved on the inputs that it gets in the pruned model, whose earlier projections
+are refitted already. One projection's problem exists at a time.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from pgprune.errors import PruningError
+from pgprune.masking.masked_lm import MaskedLM, Observation
+from pgprune.repair.least_squares import LeastSquares
+from pgprune.repair.projection import KINDS, Projection, run_linear, wide
+
+Change = tuple[Tensor | None, Tensor | None]
+"""A projection's new weight (outputs, inputs) and bias (outputs,), None where it stays."""
+
+Solution = dict[str, Change]
+"""Changes by kind: ``heads``, ``channels`` or ``up``, the up projection of a gated MLP."""
+
+
+def refit_layers(
+    lm: MaskedLM,
+    mask: Tensor,
+    windows: Tensor,
+    solve: Callable[[Projection], Solution],
+    target: str,
+) -> Iterator[tuple[int, Solution]]:
+    """Refits all projections that are not gone, layer by layer.
+
+    Args:
+        lm: the frozen model; it is dense again at the end.
+        mask: (n,), read layer by layer; ``solve`` may write what belongs to its projection.
+        windows: calibration token ids, (N, T).
+        solve: what to do about one projection.
+        target: what a projection should give: ``projection``, what it gives for the same inputs
+            with dense weights; ``stream``, what the hidden states lack to be the dense model's.
+
+    Yields:
+        Layer and solution.
+
+    Raises:
+        PruningError: no calibration text.
+    """
+    if not windows.numel():
+        raise PruningError("there is no calibration text to refit on; give some windows")
+    dense = lm.observe(lm.units.ones(), windows) if target == "stream" else None
+    lm.tokens += windows.numel()  # layers run once more, for what MLPs get after the refit
+    with ExitStack() as refitted:
+        for seen in lm.observe(mask, windows):  # which has run the previous layer as refitted
+            refitted.close()
+            wanted = _states_after_blocks(lm, next(dense)) if dense else {}
+            for kind in KINDS:
+                projection = Projection(lm, mask, seen, kind, wanted.get(kind))
+                solution: Solution = {}
+                if not projection.gone:
+                    solution = solve(projection)
+                    yield seen.layer, solution
+                for name, change in [*_pruned(projection).items(), *solution.items()]:
+                    refitted.enter_context(holding(lm.linear(seen.layer, name), *change))
+
+
+def mean_bias(projection: Projection) -> Solution:
+    """The bias that gives back what pruned inputs add on average: b + W mean(x), over pruned x."""
+    linear = projection.linear
+    total, tokens = torch.zeros(linear.in_features, dtype=torch.float64), 0
+    for inputs in projection.inputs():
+        total += wide(inputs).sum((0, 1)).cpu()
+        tokens += inputs[..., 0].numel()
+    pruned = (total / tokens).masked_fill(projection.kept_inputs, 0)
+    return {projection.kind: (None, run_linear(linear, pruned.to(linear.weight)))}
+
+
+def best_weights(projection: Projection, problem: LeastSquares) -> Solution:
+    """The weights with the smallest error for the kept inputs, and the bias that goes with them."""
+    weight = problem.refit(projection.kept)
+    return {projection.kind: (weight, problem.bias(weight))}
+
+
+def best_in_turns(projection: Projection, damping: float) -> Solution:
+    """The weights of the down and the up projection of a gated MLP, found in turns."""
+    up = projection.lm.linear(projection.seen.layer, "up")
+    fitted_up, fitted_down, bias = projection.gated_mlp(damping).fit()
+    kept = projection.kept_inputs.to(fitted_up.device)
+    rows = fitted_up.new_zeros(len(kept), fitted_up.shape[1])
+    rows[kept] = fitted_up
+    columns = fitted_down.new_zeros(len(fitted_down), len(kept))
+    columns[:, kept] = fitted_down
+    up_bias = None if up.bias is None else rows[:, -1]
+    return {"up": (rows[:, : up.in_features], up_bias), "channels": (columns, bias)}
+
+
+@contextmanager
+def holding(linear: nn.Linear, weight: Tensor | None, bias: Tensor | None) -> Iterator[None]:
+    """Lets a projection have another weight and bias for a while; None leaves what it has."""
+    own = linear.weight, linear.bias
+    if weight is not None:
+        laid_out = torch.empty_like(own[0]).copy_(weight)  # in memory as the old one
+        linear.weight = nn.Parameter(laid_out, requires_grad=False)
+    if bias is not None:
+        linear.bias = nn.Parameter(bias.to(own[0]), requires_grad=False)
+    try:
+        yield
+    finally:
+        linear.weight, linear.bias = own
+
+
+def _states_after_blocks(lm: MaskedLM, seen: Observation) -> dict[str, list[Tensor]]:
+    """Hidden states after the attention and the MLP of a dense layer, by kind and chunk.
+
+    They are on the host, as those of all the text are kept.
+    """
+    output, down = (lm.linear(seen.layer, kind) for kind in KINDS)
+    states: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
+    for state, (attention, mlp) in zip(seen.states, seen.inputs, strict=True):
+        before = wide(state).to(attention.device)
+        after = before + run_linear(output, attention)
+        states["heads"].append(after.cpu())
+        states["channels"].append((after + run_linear(down, mlp)).cpu())
+    return states
+
+
+def _pruned(projection: Projection) -> Solution:
+    """What pruning leaves of a projection: kept columns, or nothing where its block is gone."""
+    weight, bias = projection.linear.weight, projection.linear.bias
+    if projection.gone:
+        return {
+            projection.kind: (
+                torch.zeros_like(weight),
+                None if bias is None else torch.zeros_like(bias),
+            )
+        }
+    return {projection.kind: (weight.where(projection.kept_inputs.to(weight.device), 0), None)}

@@ -1,0 +1,143 @@
+"""Loads whatever a command is given to look at: a dense model, an exported one, or a run.
+
+Exported models are built by pgprune's own registered classes; the code beside their weights is
+never executed.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from pgprune.errors import PruningError
+from pgprune.models.load import (
+    ModelConfig,
+    check_model,
+    choose_dtype,
+    load_model,
+    move_model,
+)
+from pgprune.runs.finished import load_source, read_mask, read_repair, read_results
+from pgprune.runs.run import Run
+from pgprune.utils.devices import choose_device
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready to use.
+
+    Attributes:
+        source: what the user typed.
+        name: the same, shortened for tables.
+        model: on its device, in evaluation mode, without gradients. Its configuration has
+            ``use_cache`` on, as transformers loads it; pass ``use_cache=False`` where no text is
+            generated.
+        tokenizer: of the model.
+        run: the run whose mask was cut out of the model, None for a model's directory or hub id.
+    """
+
+    source: str
+    name: str
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    run: Run | None
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the model, tied ones once."""
+        return sum(parameter.numel() for parameter in self.model.parameters())
+
+
+def load_any(
+    source: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    attn_implementation: str = "sdpa",
+) -> LoadedModel:
+    """Loads a dense model, an exported pruned model, or a finished run's pruned model.
+
+    Args:
+        source: ``builtin``, a hub id, a model's directory (dense, or exported by pgprune), or the
+            directory of a finished run, whose mask is then cut out of its model in memory, and
+            its repair put in.
+        device: as ``ModelConfig``.
+        dtype: as ``ModelConfig``; for a run, auto is float32 on the CPU and else what its export
+            would have.
+        attn_implementation: attention kernel of transformers.
+
+    Raises:
+        PruningError: what ``load_model`` refuses; a GGUF file; a run that is not finished, or whose
+            mask is damaged or of another model.
+    """
+    config = ModelConfig(source, device, dtype, attn_implementation=attn_implementation)
+    run = run_at(source)
+    if run is None:
+        model, tokenizer = load_model(config, pruned=True)
+    else:
+        model, tokenizer = _load_run(run, config)
+    model.config.use_cache = True
+    if model.generation_config is not None:
+        model.generation_config.use_cache = True
+    return LoadedModel(source, short_name(source), model, tokenizer, run)
+
+
+def check_source(
+    source: str, *, device: str = "auto", dtype: str = "auto"
+) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
+    """Checks what ``load_any`` would load, without reading weights.
+
+    Returns:
+        The configuration (for a run, of its dense model), and the tokenizer.
+
+    Raises:
+        PruningError: as ``load_any``.
+    """
+    run = run_at(source)
+    if run is None:
+        return check_model(ModelConfig(source, device, dtype), pruned=True)
+    read_repair(run, read_results(run))
+    read_mask(run.path / "mask.safetensors")
+    return check_model(ModelConfig(run.config("model", ModelConfig).model, device, dtype))
+
+
+def short_name(source: str) -> str:
+    """A source as tables show it: the last part of a path, after the run's where it is in one."""
+    path = Path(source).expanduser()
+    if not path.exists():
+        return source
+    path = path.resolve()
+    return f"{path.parent.name}/{path.name}" if _is_run(path.parent) else path.name
+
+
+def run_at(source: str) -> Run | None:
+    """The run at a source, None where the source is a model.
+
+    Raises:
+        PruningError: the source is a GGUF model, or a run that cannot be read.
+    """
+    path = Path(source).expanduser()
+    if path.suffix == ".gguf" or (
+        path.is_dir() and not (path / "config.json").exists() and any(path.glob("*.gguf"))
+    ):
+        raise PruningError(
+            f"{source!r} is a GGUF model, which llama.cpp loads and transformers does not; give "
+            "the run that it was exported from, or its export with --format hf"
+        )
+    return Run.open(path) if _is_run(path) else None
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "config.yaml").is_file() and not (path / "config.json").exists()
+
+
+def _load_run(run: Run, config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The pruned model of a run, and its tokenizer."""
+    device = choose_device(config.device)
+    dtype = choose_dtype(config, device)
+    source = load_source(run)
+    model = source.pruned()
+    if dtype != "auto":
+        model = model.to(dtype)  # type: ignore[arg-type]
+    model.set_attn_implementation(config.attn_implementation)
+    return move_model(model, device).eval().requires_grad_(False), source.tokenizer

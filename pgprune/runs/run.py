@@ -1,0 +1,270 @@
+"""A run: the directory that holds everything that one command learned, safe against ``kill -9``.
+
+The directory appears by one rename, complete with its configuration. Every file in it is replaced
+by renaming a finished one, so that at any instant each is whole or absent, and a checkpoint that
+fails leaves the previous one as it was. ``progress.csv`` grows in place; each checkpoint records
+how much of it counts, and resuming cuts off the rest.
+"""
+
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor
+
+from pgprune.errors import PruningError
+from pgprune.runs.progress import ProgressLog
+from pgprune.utils.files import (
+    check_new,
+    check_place,
+    make_directory,
+    read_checkpoint,
+    read_text,
+    saving,
+    tensor_bytes,
+    write_checkpoint,
+    write_file,
+)
+from pgprune.utils.jsonl import finite
+from pgprune.utils.options import C, Config, dump_yaml, from_dict, load_yaml
+from pgprune.utils.versions import versions
+
+RUNS = Path("runs")
+
+EVALUATIONS = "evaluations.jsonl"
+"""The file of a run that holds what the evaluate command found."""
+
+
+class Run:
+    """A run's directory, made by ``Run.create`` or ``Run.open``; close it or use it in a ``with``.
+
+    Attributes:
+        path: the directory.
+        sections: what config.yaml holds, as plain values.
+        resumable: whether what is not finished can be gone on with, as errors then advise.
+    """
+
+    resumable = True
+
+    def __init__(self, path: Path, sections: dict[str, dict[str, Any]]) -> None:
+        self.path = path
+        self.sections = sections
+        self._progress = ProgressLog(path)
+        self._checkpoint = path / "checkpoint" / "checkpoint.safetensors"
+
+    @classmethod
+    def create(
+        cls,
+        output: str | None,
+        configs: Mapping[str, Config | Mapping[str, Any]],
+        command: Sequence[str],
+        default_name: str,
+    ) -> Self:
+        """Makes a new run's directory with config.yaml, command.txt and versions.txt in it.
+
+        Args:
+            output: the directory, or None for a free name in runs/.
+            configs: the sections of config.yaml: settings, and what was decided from them.
+            command: the words of the command.
+            default_name: the name in runs/, with -2, -3 and so on where it is taken.
+
+        Returns:
+            The run.
+
+        Raises:
+            PruningError: the directory exists or cannot be made.
+        """
+        check_output(output)
+        path = Path(output) if output is not None else RUNS / default_name
+        files = {
+            "config.yaml": dump_yaml(configs),
+            "command.txt": shlex.join(command) + "\n",
+            "versions.txt": "".join(f"{name} {version}\n" for name, version in versions().items()),
+        }
+        with saving(path, "free some space or choose another --output"):
+            return cls.open(make_directory(path, files, numbered=output is None))
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """Opens an existing run, finished or not.
+
+        Args:
+            path: its directory.
+
+        Returns:
+            The run; ``load_checkpoint`` gives what it had learned.
+
+        Raises:
+            PruningError: no such directory, not a run, or an unreadable configuration.
+        """
+        path = Path(path)
+        config = path / "config.yaml"
+        if not path.is_dir():
+            raise PruningError(f"there is no run at {path}; give the directory of a run")
+        if not config.exists():
+            raise PruningError(f"{path} is not a run: it has no config.yaml")
+        return cls(path, load_yaml(read_text(config), str(config)))
+
+    def config(self, section: str, config: type[C]) -> C:
+        """A section of config.yaml as its dataclass.
+
+        Args:
+            section: the section's name.
+            config: the dataclass.
+
+        Returns:
+            The dataclass.
+
+        Raises:
+            PruningError: the section is absent, or has a setting that is unknown or wrong.
+        """
+        source = f"{self.path / 'config.yaml'}, section {section!r}"
+        if section not in self.sections:
+            raise PruningError(f"{source} is absent: this is not a run of this command")
+        return from_dict(config, self.sections[section], source)
+
+    @property
+    def finished(self) -> bool:
+        """Whether the results of the whole run are written, not those of an interrupted one."""
+        try:
+            results = json.loads((self.path / "results.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return False
+        return bool(results.get("completed", True))
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is something to go on with."""
+        return self._checkpoint.exists()
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Logs one step; it reaches the disk with the next checkpoint or ``close``.
+
+        Args:
+            step: the number of the step, each logged once.
+            metrics: values by name. The first step names them all (nan where there is none yet).
+        """
+        self._progress.add(step, metrics)
+
+    def save_checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Replaces the checkpoint, and writes progress.csv up to it.
+
+        Args:
+            tensors: tensors by name.
+            state: everything else, as JSON can hold it.
+
+        Raises:
+            PruningError: the disk is full or refuses; the previous checkpoint stays.
+        """
+        with self.saving():
+            record = {
+                "state": dict(state),
+                "fingerprint": self._fingerprint(),
+                "progress_bytes": self._progress.flush(),
+            }
+            self._checkpoint.parent.mkdir(exist_ok=True)
+            write_checkpoint(self._checkpoint, tensors, record)
+            # For people only: after a kill it may be one checkpoint behind.
+            readable = json.dumps(record, indent=2) + "\n"
+            write_file(self._checkpoint.with_name("state.json"), readable.encode())
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Reads the checkpoint and cuts progress.csv back to it.
+
+        Returns:
+            Tensors (on the CPU) and state as saved, or None where there is no checkpoint yet.
+
+        Raises:
+            PruningError: the checkpoint is damaged, or belongs to another model or other settings.
+        """
+        if not self.has_checkpoint:
+            self._progress.rewind(0)
+            return None
+        tensors, record = read_checkpoint(self._checkpoint)
+        if record["fingerprint"] != self._fingerprint():
+            raise PruningError(
+                f"the checkpoint {self._checkpoint} is of another model or other settings than "
+                f"{self.path / 'config.yaml'}; delete it and --resume again to start the run over"
+            )
+        self._progress.rewind(record["progress_bytes"])
+        return tensors, record["state"]
+
+    def write_mask(
+        self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    ) -> Path:
+        """Writes ``<name>.safetensors``.
+
+        Args:
+            name: the file's name without its ending.
+            tensors: masks, and whatever belongs to them.
+            metadata: texts by name.
+
+        Returns:
+            Where it lies.
+
+        Raises:
+            PruningError: the disk is full or refuses.
+        """
+        path = self.path / f"{name}.safetensors"
+        with self.saving():
+            write_file(path, tensor_bytes(tensors, metadata))
+        return path
+
+    def write_results(self, results: Mapping[str, Any]) -> None:
+        """Writes results.json, the last file of a run: with it the run is finished.
+
+        Args:
+            results: plain values; numbers that are not finite become null. ``completed`` False
+                marks a run that was interrupted, evaluated all the same, and can be resumed.
+
+        Raises:
+            PruningError: the disk is full or refuses.
+        """
+        text = json.dumps(finite(results), indent=2, allow_nan=False) + "\n"
+        with self.saving():
+            self._progress.flush()
+            write_file(self.path / "results.json", text.encode())
+
+    def close(self) -> None:
+        """Writes what is logged but not yet on the disk."""
+        with self.saving():
+            self._progress.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def saving(self) -> AbstractContextManager[None]:
+        """Turns what the disk refuses, in its ``with``, into a ``PruningError`` with a remedy."""
+        if not self.resumable:
+            return saving(self.path, "free some space, then start a new run")
+        remedy = f"free some space, then go on with --resume {shlex.quote(str(self.path))}"
+        return saving(self.path, f"what was saved before is intact: {remedy}")
+
+    def _fingerprint(self) -> str:
+        return hashlib.sha256(json.dumps(self.sections, sort_keys=True).encode()).hexdigest()
+
+
+def check_output(output: str | None) -> None:
+    """Checks, before any long work, that a run's directory can be made.
+
+    Args:
+        output: the directory, or None for a new name in runs/.
+
+    Raises:
+        PruningError: it exists, or nothing may be written where it should be.
+    """
+    if output is None:
+        check_place(RUNS)
+    else:
+        check_new(
+            Path(output),
+            "choose another --output, or go on with an interrupted run by "
+            f"--resume {shlex.quote(output)}",
+        )

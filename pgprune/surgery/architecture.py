@@ -1,0 +1,194 @@
+"""From layers to a model: which class and which configuration hold them.
+
+A stock architecture is taken wherever one holds the layers exactly: after pruning whole layers, and
+where all layers have the same numbers of heads and channels. Else it is one of
+``pgprune.hub_code``, whose layers differ.
+"""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    GenerationConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+)
+
+from pgprune.masking.units import PruningUnits
+from pgprune.models.families import Family, family_of
+from pgprune.models.registration import pruned_classes
+
+_OWN_KEYS = ("model_type", "architectures", "transformers_version")  # of a configuration class
+
+
+@dataclass(frozen=True)
+class PrunedLayer:
+    """One layer of a pruned model.
+
+    Attributes:
+        index: of the layer in the dense model; where two were merged, of the one that attends.
+        kv_heads: its kv heads, 0 where none are left.
+        channels: its MLP channels, 0 where none are left.
+        skip: the blocks that are gone with their norms: of ``attention`` and ``mlp``.
+        weights: its own copies, by the names that they have in a stock layer.
+        biases: the projections whose bias is among them though the dense model has none there.
+    """
+
+    index: int
+    kv_heads: int
+    channels: int
+    skip: tuple[str, ...]
+    weights: dict[str, Tensor]
+    biases: tuple[str, ...] = ()
+
+
+def assemble(
+    model: PreTrainedModel, units: PruningUnits, layers: list[PrunedLayer]
+) -> PreTrainedModel:
+    """Makes a model of layers, with everything else as in the dense model.
+
+    Args:
+        model: the dense model; it is not changed and shares no weights with the result.
+        units: its units.
+        layers: the layers in order, at least one.
+
+    Returns:
+        A Hugging Face model on the same device, in evaluation mode.
+    """
+    family = family_of(model.config)
+    config = _config(model.config, units, layers, family)
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    pruned, report = model_class.from_pretrained(
+        None,
+        config=config,
+        state_dict=dict(_weights(model, layers, family)),
+        dtype=model.dtype,
+        attn_implementation=model.config._attn_implementation,
+        output_loading_info=True,
+    )
+    assert not any(report.values()), f"surgery and architecture disagree: {report}"
+    pruned.generation_config = savable_generation_config(model, config)
+    moved: PreTrainedModel = pruned.to(model.device)
+    return moved.eval()
+
+
+def stock_type(
+    dense: PretrainedConfig, units: PruningUnits, kv_heads: int, biases: bool
+) -> str | None:
+    """The stock architecture whose layers can all have a number of kv heads.
+
+    Args:
+        dense: configuration of the dense model.
+        units: of the dense model.
+        kv_heads: how many, at least 1.
+        biases: whether any projection has one.
+
+    Returns:
+        Its ``model_type``; None where there is none.
+    """
+    family, shape = family_of(dense), units.shapes[0]
+    width, heads = int(dense.hidden_size), kv_heads * shape.query_heads_per_group
+    own = family.stock_heads == "any" or (family.stock_heads == "divisor" and width % heads == 0)
+    if own or kv_heads == shape.kv_heads:
+        return str(dense.model_type)
+    return None if biases else family.stand_in
+
+
+def _config(
+    dense: PretrainedConfig, units: PruningUnits, layers: list[PrunedLayer], family: Family
+) -> PretrainedConfig:
+    """A stock configuration if one can hold the layers, else one of ours."""
+    values = {key: value for key, value in dense.to_dict().items() if key not in _OWN_KEYS}
+    values["num_hidden_layers"] = len(layers)
+    values["use_cache"] = True  # evaluating masks does without
+    if values.get("layer_types") is not None:
+        values["layer_types"] = _layer_types(values["layer_types"], layers)
+    values["pgprune"] = {
+        "granularity": units.granularity,
+        "layers": [layer.index for layer in layers],
+        "dense_layers": units.layers,
+    }
+    overrides = [_overrides(layer, units, dense, family) for layer in layers]
+    if any(override.get("num_attention_heads") is not None for override in overrides):
+        values["head_dim"] = units.shapes[0].head_dim  # no longer the width over the heads
+    if stock := _stock(dense, units, layers):
+        if stock != dense.model_type:
+            values["sliding_window"] = None
+        return AutoConfig.for_model(stock, **(values | overrides[0]))
+    classes = pruned_classes(dense.model_type)
+    values["head_dim"] = units.shapes[0].head_dim
+    if any("biases" in override for override in overrides):
+        values["biases"] = []  # which transformers must find for the layers without
+    config: PretrainedConfig = classes.config(
+        **values,
+        per_layer_config={new: own for new, own in enumerate(overrides) if own},
+        allow_global_per_layer_attribute_access=True,  # of the dense values: tools print them
+        auto_map=classes.auto_map,
+    )
+    return config
+
+
+def _stock(dense: PretrainedConfig, units: PruningUnits, layers: list[PrunedLayer]) -> str | None:
+    """The stock architecture that holds the layers, None where there is none."""
+    (kv_heads, channels), *others = {(layer.kv_heads, layer.channels) for layer in layers}
+    if others or not kv_heads or not channels or any(layer.biases for layer in layers):
+        return None
+    biases = any(name.endswith(".bias") for layer in layers for name in layer.weights)
+    return stock_type(dense, units, kv_heads, biases)
+
+
+def _overrides(
+    layer: PrunedLayer, units: PruningUnits, dense: PretrainedConfig, family: Family
+) -> dict[str, Any]:
+    """What is different about one layer, in the words of ``per_layer_config``."""
+    shape = units.shapes[layer.index]
+    values: dict[str, Any] = {"skip": list(layer.skip)} if layer.skip else {}
+    if "attention" not in layer.skip and layer.kv_heads != shape.kv_heads:
+        values["num_attention_heads"] = layer.kv_heads * shape.query_heads_per_group
+        if hasattr(dense, "num_key_value_heads"):
+            values["num_key_value_heads"] = layer.kv_heads
+    if "mlp" not in layer.skip and layer.channels != shape.channels:
+        values[family.channel_count] = layer.channels
+    if layer.biases:
+        values["biases"] = list(layer.biases)
+    return values
+
+
+def _layer_types(types: list[str], layers: list[PrunedLayer]) -> list[str]:
+    """The attention types of the layers that stay.
+
+    A layer without attention takes the type of the next one with attention (of the last one after
+    it), so that each type's first slot of the cache is in use: caches ask it how long the text is.
+    """
+    own = [types[layer.index] if layer.kv_heads else None for layer in layers]
+    attending = [kind for kind in own if kind is not None] or [types[0]]
+    found = [*own, attending[-1]]
+    return [next(kind for kind in found[i:] if kind is not None) for i in range(len(layers))]
+
+
+def _weights(
+    model: PreTrainedModel, layers: list[PrunedLayer], family: Family
+) -> Iterator[tuple[str, Tensor]]:
+    """The weights of the pruned model by name, tied ones once; all are copies."""
+    for name, parameter in model.named_parameters():
+        if not name.startswith(f"{family.layers}."):
+            yield name, parameter.clone()
+    for new, layer in enumerate(layers):
+        for name, weight in layer.weights.items():
+            yield f"{family.layers}.{new}.{name}", weight
+
+
+def savable_generation_config(model: PreTrainedModel, config: PretrainedConfig) -> GenerationConfig:
+    """The dense model's way of generating text, in a form that can be saved."""
+    generation: Any = copy.deepcopy(model.generation_config)
+    generation.use_cache = config.use_cache
+    try:
+        generation.validate(strict=True)
+    except ValueError:  # settings of sampling without sampling, as Llama 2 has them
+        generation.do_sample = True
+    return generation

@@ -1,0 +1,133 @@
+"""Models of well-known shapes with random weights: what speed and memory depend on, no download.
+
+A random mask with the budget's exact counts is cut out of a dense random LLaMA, as surgery cuts a
+learned one: how fast a model is depends on how much each layer keeps, not on which units.
+"""
+
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
+
+from pgprune.masking.budget import Budget
+from pgprune.masking.units import PruningUnits, shapes_of
+from pgprune.surgery.layers import prune
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "100m": {
+        "vocab_size": 32_000,
+        "hidden_size": 768,
+        "intermediate_size": 2048,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+    },
+    "llama-2-7b": {
+        "vocab_size": 32_000,
+        "hidden_size": 4096,
+        "intermediate_size": 11_008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 4096,
+    },
+    "llama-2-13b": {
+        "vocab_size": 32_000,
+        "hidden_size": 5120,
+        "intermediate_size": 13_824,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 40,
+        "max_position_embeddings": 4096,
+    },
+    "llama-3-8b": {
+        "vocab_size": 128_256,
+        "hidden_size": 4096,
+        "intermediate_size": 14_336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 8192,
+    },
+}
+"""Values of ``LlamaConfig`` by name."""
+
+
+@dataclass(frozen=True)
+class ShapeConfig:
+    """Random weights instead of models: a LLaMA of some shape, and random masks cut out of it."""
+
+    shape: str | None = field(
+        default=None,
+        metadata={
+            "help": "the dense model's shape, in place of models",
+            "choices": list(SHAPES),
+            "default": "compare the models that are named",
+        },
+    )
+    prune_rates: str = field(
+        default="0.3,0.5", metadata={"help": "with --shape: prune rates to compare"}
+    )
+    round_to: str = field(
+        default="1,8",
+        metadata={
+            "help": "with --shape: what every layer's number of channels is a multiple of, each "
+            "for each rate; matrix kernels are slower at odd numbers"
+        },
+    )
+
+
+def random_models(
+    shape: str,
+    prune_rates: list[float],
+    round_to: list[int],
+    device: torch.device,
+    dtype: torch.dtype,
+    attn_implementation: str = "sdpa",
+    seed: int = 0,
+) -> dict[str, PreTrainedModel]:
+    """Makes a dense model with random weights and pruned ones of it.
+
+    Args:
+        shape: a key of ``SHAPES``.
+        prune_rates: a pruned model for each, heads and channels each keeping their share.
+        round_to: for each rate also one model for each of these: every layer's channel count is a
+            multiple of it.
+        device: where the models are made.
+        dtype: of the weights.
+        attn_implementation: attention kernel of transformers.
+        seed: of weights and masks.
+
+    Returns:
+        The models by name, the dense one first.
+
+    Raises:
+        PruningError: a rate or a rounding that leaves nothing.
+    """
+    config = LlamaConfig(**SHAPES[shape])
+    units = PruningUnits(shapes_of(config))  # a wrong rate is refused before any weight is made
+    masks = _random_masks(units, prune_rates, round_to, seed)
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(seed)
+        dense = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attn_implementation
+        )
+    models = {shape: dense.eval()}
+    for name, mask in masks.items():
+        models[name] = prune(dense, units, mask)
+    return {name: model.requires_grad_(False) for name, model in models.items()}
+
+
+def _random_masks(
+    units: PruningUnits, prune_rates: list[float], round_to: list[int], seed: int
+) -> dict[str, Tensor]:
+    """Masks (n,) of the same random scores by the names of the models that they leave."""
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.rand(units.n, generator=generator, dtype=torch.float64)
+    masks = {}
+    for rate, multiple in product(prune_rates, round_to):
+        name = f"rate {rate:g}" + (f", by {multiple}" if multiple > 1 else "")
+        masks[name] = Budget(units, rate, round_to=multiple).round(scores)
+    return masks

@@ -1,0 +1,1 @@
+"""Files, records, options, processes, devices and tables: nothing about pruning."""

@@ -1,0 +1,63 @@
+"""Draws figures and writes them as PNG. Without matplotlib there is a note and no figure."""
+
+import io
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from pgprune.utils.files import saving, write_file
+
+LEARNED, INITIAL, BEST, GREY = "#1f5fa8", "#f0a04b", "#2a9d57", "#888888"
+
+_log = logging.getLogger(__name__)
+
+_STYLE: Any = {  # matplotlib spells out every key in its types
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "font.size": 10,
+    "legend.frameon": False,
+}
+
+
+def save_figure(path: Path, size: tuple[float, float], draw: Callable[[Any], object]) -> bool:
+    """Draws into a new figure and writes it, without any window or global state.
+
+    Args:
+        path: the PNG file.
+        size: inches.
+        draw: is given the figure.
+
+    Returns:
+        Whether it was drawn: not without matplotlib.
+
+    Raises:
+        PruningError: the file cannot be written.
+    """
+    try:
+        from matplotlib import rc_context
+        from matplotlib.figure import Figure
+    except ImportError:
+        _log.warning("no %s: it needs pip install 'pgprune[plots]'", path.name)
+        return False
+    with rc_context(_STYLE):
+        figure = Figure(figsize=size, layout="constrained")
+        draw(figure)
+        content = io.BytesIO()
+        figure.savefig(content, format="png", dpi=150)
+    with saving(path, "free some space"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, content.getvalue())
+    return True
+
+
+def plain_ticks(axis: Any) -> None:
+    """Gives a logarithmic axis numbers such as 20 and 50 in place of powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())

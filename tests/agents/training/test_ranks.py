@@ -1,0 +1,101 @@
+"""Processes that share masks, without a run around them; ranks_script.py is what they do."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.tiny import tiny_model, tokens
+from pgprune.envs.judge import Judge
+from pgprune.errors import Setback
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.units import PruningUnits
+from pgprune.utils.memory import within_memory
+
+TESTS = Path(__file__).parents[2]
+SCRIPT = TESTS / "helpers" / "ranks_script.py"
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        ("none", "the same"),
+        pytest.param("no model", "rank 2: there is no model here", marks=pytest.mark.slow),
+        pytest.param(
+            "another model",
+            "rank 2 has loaded another model than the main process; put the same one on every host",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("killed", "rank 2 died", marks=pytest.mark.slow),
+        pytest.param("late", "rank 2 has not answered for 0:00:01", marks=pytest.mark.slow),
+        pytest.param(
+            "no memory",
+            "rank 2: there is not enough memory (tried to allocate 20 GiB); choose a smaller "
+            "--batch-size or --sequence-length, or --dtype bfloat16",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_three_processes(trouble: str, says: str) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
+    paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    done = subprocess.run(
+        [*launch, str(SCRIPT), trouble], capture_output=True, text=True, env=environment
+    )
+    assert done.stdout == says + "\n", done.stderr
+    assert done.returncode == (trouble == "killed"), done.stderr
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 byte"),
+        MemoryError(),
+    ],
+)
+def test_a_lack_of_memory_says_what_lowers_it(error: Exception) -> None:
+    model = tiny_model("llama")
+    judge = Judge(MaskedLM(model, PruningUnits.of(model)))
+
+    def fail(*arguments: object) -> None:
+        raise error
+
+    judge.lm.losses = fail
+    with pytest.raises(Setback, match="not enough memory .*; choose a smaller --batch-size"):
+        judge(judge.lm.units.ones()[None], tokens())
+
+
+def test_other_errors_are_not_about_memory() -> None:
+    with pytest.raises(RuntimeError, match="shapes"), within_memory():
+        raise RuntimeError("shapes do not fit")
+
+
+def test_the_host_really_says_so() -> None:
+    with pytest.raises(Setback), within_memory():
+        torch.empty(2**60, dtype=torch.uint8)
+
+
+@pytest.mark.slow
+def test_the_benchmark_finds_the_same_losses(tmp_path: Path) -> None:
+    script = TESTS.parent / "benchmarks" / "ranks.py"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    paths = os.pathsep.join([str(script.parent), os.environ.get("PYTHONPATH", "")])
+    quick = ["--shape=builtin", "--batch-size=2", "--sequence-length=16", "--repeats=2"]
+    done = subprocess.run(
+        [*launch, str(script), *quick, f"--output={tmp_path / 'ranks'}"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "by 2 with the same losses" in done.stdout
+    report = json.loads((tmp_path / "ranks" / "ranks.json").read_text())
+    pairs = zip(report["together"], report["alone"], strict=True)
+    low, high = sorted(every / one for every, one in pairs)
+    assert low <= report["ratio"]["median"] <= high

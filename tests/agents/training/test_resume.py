@@ -1,0 +1,101 @@
+"""scripts/train_agent.py as a user runs it: crashed, killed, interrupted and resumed."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.command import Crash, assert_same_run, logged, results, start, train, wait_for
+from pgprune.agents.reinforce import Reinforce
+from pgprune.runs.run import Run
+
+
+@pytest.mark.parametrize("moment", [1, 7, 8, 36, 64])
+def test_resume_after_a_crash_in_any_step(
+    moment: int,
+    options: list[str],
+    undisturbed: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step = Reinforce._learn_step
+
+    def crash(self: Reinforce, *arguments: int) -> dict[str, float]:
+        if self.steps + 1 == moment:
+            raise Crash
+        return step(self, *arguments)
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched, pytest.raises(Crash):
+        patched.setattr(Reinforce, "_learn_step", crash)
+        train(*options, f"--output={run}")
+    assert train(f"--resume={run}") == 0
+    assert_same_run(undisturbed, run)
+
+
+def test_kill_minus_9_again_and_again(
+    options: list[str], undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    checkpoint = run / "checkpoint" / "checkpoint.safetensors"
+    moments = [
+        lambda: run.exists(),  # before the first checkpoint
+        lambda: checkpoint.exists(),
+        lambda: logged(run) > 20,
+    ]
+    arguments = [*options, f"--output={run}"]
+    for moment in moments:
+        process = start(*arguments)
+        wait_for(moment, process)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert not (run / "results.json").exists()
+        arguments = [f"--resume={run}"]
+    process = start(*arguments)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert_same_run(undisturbed, run)
+
+
+def test_resume_without_a_checkpoint_starts_over_and_says_so(
+    options: list[str], undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    def crash(*arguments: Any) -> None:
+        raise Crash
+
+    run = tmp_path / "run"
+    with monkeypatch.context() as patched, pytest.raises(Crash):
+        patched.setattr(Run, "save_checkpoint", crash)
+        train(*options, f"--output={run}")
+    assert train(f"--resume={run}") == 0
+    assert "starts over" in capsys.readouterr().out
+    assert_same_run(undisturbed, run)
+
+
+def test_resume_of_a_finished_run_says_so(
+    undisturbed: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(f"--resume={undisturbed}") == 0
+    assert "finished" in capsys.readouterr().out
+
+
+def test_ctrl_c_saves_and_evaluates_what_was_learned(
+    options: list[str], undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    long = [*options, f"--output={run}", "--total-timesteps=4000", "--export=hf"]
+    process = start(*long)
+    wait_for(lambda: logged(run) > 20, process)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "learned mask" in out
+    assert f"--resume {run}" in out
+    found = results(run)
+    assert not found["completed"]
+    assert 0 < found["mask_evaluations"] < 4000
+    assert found["perplexity"]["masked"]
+    assert not Run.open(run).finished
+    assert not (run / "hf").exists(), "exported when it has done all its steps"

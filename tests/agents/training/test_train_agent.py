@@ -1,0 +1,73 @@
+"""scripts/train_agent.py as a user runs it: what a run leaves and what the options do."""
+
+import csv
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers.command import assert_same_run, results, train
+
+
+def test_a_run_leaves_what_the_design_says(undisturbed: Path) -> None:
+    files = {str(path.relative_to(undisturbed)) for path in undisturbed.rglob("*")}
+    assert {
+        "config.yaml",
+        "command.txt",
+        "versions.txt",
+        "progress.csv",
+        "tensorboard",
+        "checkpoint/checkpoint.safetensors",
+        "mask.safetensors",
+        "results.json",
+        "plots/learning_curve.png",
+        "plots/kept_shares.png",
+    } <= files
+    found = results(undisturbed)
+    assert found["prune_rate"] == {"requested": 0.5, "achieved": 0.5}
+    assert found["perplexity"].keys() >= {"dense", "initial", "masked", "pruned"}
+    assert found["mask_evaluations"] == 4
+    assert found["parameters"]["pruned"] == found["parameters"]["dense"] - (
+        found["parameters"]["prunable"] // 2
+    )
+    steps = [int(row["step"]) for row in csv.DictReader((undisturbed / "progress.csv").open())]
+    assert steps == list(range(1, 65))
+    masks = load_file(undisturbed / "mask.safetensors")
+    assert masks.keys() == {"mask", "initial", "best", "probabilities"}
+
+
+def test_the_same_seed_gives_the_same_run(
+    options: list[str], undisturbed: Path, tmp_path: Path
+) -> None:
+    train(*options, f"--output={tmp_path / 'again'}")
+    assert_same_run(undisturbed, tmp_path / "again")
+    train(*options, f"--output={tmp_path / 'other'}", "--seed=1")
+    masks = [load_file(run / "mask.safetensors") for run in (undisturbed, tmp_path / "other")]
+    assert not torch.equal(masks[0]["probabilities"], masks[1]["probabilities"])
+
+
+@pytest.mark.parametrize("granularity", ["heads", "channels", "blocks", "layers"])
+@pytest.mark.parametrize("init", ["auto", "random-progressive"])
+def test_every_granularity_runs(
+    granularity: str, init: str, options: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    rate = "--prune-rate=0.34"  # one layer of three; the others round down too
+    assert (
+        train(*options, f"--output={run}", f"--granularity={granularity}", f"--init={init}", rate)
+        == 0
+    )
+    found = results(run)
+    assert 0 < found["prune_rate"]["achieved"]
+    assert found["perplexity"]["masked"]
+
+
+def test_help_explains_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train("--help")
+    out = " ".join(capsys.readouterr().out.split())
+    options = re.findall(r"--[a-z-]+", out)
+    assert {"--prune-rate", "--total-timesteps", "--learning-rate", "--resume"} <= set(options)
+    assert out.count("(default: ") >= len(set(options)) - 3  # --help, --no-quiet, one in the text

@@ -1,0 +1,191 @@
+"""Repairs for masks near one that was looked at, and rewards computed with them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from helpers.command import results, train
+from helpers.masks import patterns
+from helpers.tiny import tiny_model, tokens
+from pgprune import PruningError
+from pgprune.agents.auto import Auto
+from pgprune.agents.training.final_mask import FRESH, _windows, best_repaired
+from pgprune.agents.training.repaired_reward import RepairedReward
+from pgprune.agents.training.settings import Settings
+from pgprune.data.stream import calibration_stream
+from pgprune.envs import LLMPruningVectorEnv
+from pgprune.envs.nearby_repair import NearbyRepair
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.problem import Problem
+from pgprune.masking.units import Group, PruningUnits
+from pgprune.repair.config import RepairConfig
+from pgprune.repair.least_squares import LeastSquares
+from pgprune.repair.repair import Repair, applied, choose_and_refit, repair
+from pgprune.runs.run import Run
+
+WINDOWS = tokens(batch=4, length=12, seed=1)
+DAMPING = 0.02
+
+
+def half(units: PruningUnits, seed: int = 2) -> torch.Tensor:
+    return (torch.rand(units.n, generator=torch.Generator().manual_seed(seed)) < 0.6).byte()
+
+
+def refitted(lm: MaskedLM, mask: torch.Tensor) -> Repair:
+    """Each projection of the mask refitted to what it gives densely, layer after layer."""
+
+    def keep(problem: LeastSquares, group: Group) -> torch.Tensor:
+        return mask[group.start : group.stop].bool()
+
+    return choose_and_refit(lm, WINDOWS, keep, "projection", DAMPING)[1]
+
+
+def losses_with(lm: MaskedLM, mask: torch.Tensor, found: Repair) -> torch.Tensor:
+    with applied(lm, found):
+        return lm.losses(mask[None], WINDOWS)
+
+
+@pytest.mark.parametrize("granularity", ["heads+channels", "heads", "channels"])
+def test_the_mask_that_is_followed_gets_its_own_repair(model, granularity):
+    lm = MaskedLM(model, PruningUnits.of(model, granularity))
+    nearby = NearbyRepair(lm, WINDOWS, DAMPING)
+    for mask in [half(lm.units), *patterns(lm.units).values()]:
+        nearby.follow(mask)
+        own = refitted(lm, mask)
+        found = losses_with(lm, mask, nearby(mask))
+        torch.testing.assert_close(found, losses_with(lm, mask, own), rtol=1e-7, atol=1e-7)
+
+
+def test_a_mask_that_differs_in_the_last_projection_only_gets_its_own_repair_too(model):
+    """All that comes before it is as it was in the model that the moments are from."""
+    lm = MaskedLM(model, PruningUnits.of(model))
+    nearby, mask = NearbyRepair(lm, WINDOWS, DAMPING), half(lm.units)
+    nearby.follow(mask)
+    last = lm.units.groups[-1]
+    mask[last.start : last.stop] = half(lm.units, seed=5)[last.start : last.stop]
+    own = refitted(lm, mask)
+    found = losses_with(lm, mask, nearby(mask))
+    torch.testing.assert_close(found, losses_with(lm, mask, own), rtol=1e-7, atol=1e-7)
+    assert not torch.allclose(found, losses_with(lm, mask, Repair()))
+
+
+def test_it_costs_what_a_repair_costs():
+    model = tiny_model("llama")
+    lm = MaskedLM(model, PruningUnits.of(model))
+    mask = half(lm.units)
+    refitted(lm, mask)
+    once, nearby = lm.tokens, NearbyRepair(lm, WINDOWS)
+    nearby.follow(mask)
+    assert lm.tokens == 2 * once
+    nearby(mask)
+    assert lm.tokens == 2 * once
+
+
+def test_an_overflow_is_an_error():
+    model = tiny_model("llama")
+    model.model.layers[1].mlp.up_proj.weight.data[3] = torch.inf
+    lm = MaskedLM(model, PruningUnits.of(model))
+    with pytest.raises(PruningError, match="layer 1 overflow"):
+        NearbyRepair(lm, WINDOWS).follow(lm.units.ones())
+
+
+# ---------------------------------------------------------------- the environment and the agent
+
+
+def test_rewards_follow_the_answer(problem: Problem) -> None:
+    env = LLMPruningVectorEnv(4, problem=problem)
+    windows = problem.stream.head(16)
+    follow, agent = RepairedReward(env, windows, every=3), Auto(env)
+    follow.follow(agent.mask())
+    refits: list[int] = []
+
+    def callback(agent: Auto, figures: dict[str, float]) -> bool:
+        before = follow.followed
+        assert follow(agent, figures) is True
+        if follow.followed is not before:
+            refits.append(agent.steps)
+        return True
+
+    agent.learn(8 * agent._step_tokens // 1024 or 1, callback)
+    assert refits == [step for step in range(1, agent.steps + 1) if step % 3 == 0]
+    masks, batch = torch.stack([agent.mask(), half(problem.units)]), windows[:4]
+    nearby = NearbyRepair(problem.lm, windows)
+    assert follow.followed is not None
+    nearby.follow(follow.followed)
+    for mask, losses in zip(masks, env.judge(masks, batch), strict=True):
+        with applied(problem.lm, nearby(mask)):
+            expected = problem.lm.losses(mask[None], batch)[0]
+        torch.testing.assert_close(losses, expected)
+        assert not torch.allclose(losses, problem.lm.losses(mask[None], batch)[0])
+
+
+# ---------------------------------------------------------------- the command
+
+
+def test_a_run_ships_what_it_was_rewarded_for(options: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train(*options, f"--output={run}", "--reward=repaired") == 0
+    assert Settings.from_run(Run.open(run)).repair.repair == "least-squares"
+    found = results(run)["perplexity"]
+    assert found["pruned"] != found["masked"]
+
+
+@pytest.mark.parametrize(("seed", "better"), [(0, 0), (6, 1)])  # the learned one, the start
+def test_the_answer_is_the_better_one_of_start_and_learned_once_repaired(
+    seed: int,
+    better: int,
+    options: list[str],
+    problem: Problem,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    learned = problem.budget.round(torch.rand(problem.units.n, generator=generator).double())
+    monkeypatch.setattr(Auto, "mask", lambda agent: learned.clone())
+    more = ["--agent=auto", "--reward=repaired", "--prune-rate=0.5", "--dtype=float64", "--seed=3"]
+    assert train(*options, *more, f"--output={tmp_path / 'run'}") == 0
+    found = load_file(tmp_path / "run" / "mask.safetensors")
+    answers = [learned, found["initial"]]
+    lm, stream = problem.lm, problem.stream
+    fresh = stream.fork(3 + FRESH).head(32)
+    losses = []
+    for mask in answers:
+        with applied(lm, repair(lm, mask, stream.head(16), "least-squares")):
+            losses.append(lm.losses(mask[None], fresh).mean())
+    assert losses[better] < losses[1 - better]
+    assert torch.equal(found["mask"], answers[better])
+
+
+def test_with_a_finite_set_the_answer_is_chosen_on_that_set(problem: Problem) -> None:
+    finite = calibration_stream(replace(problem.data, calibration_samples=12), problem.tokenizer, 3)
+    few = replace(problem, stream=finite)
+    config = RepairConfig(repair="least-squares")
+    masks = [half(problem.units, seed) for seed in (2, 3)]
+    mask, made = best_repaired(few, masks, finite.head(12), config)
+    losses = []
+    for each in masks:
+        with applied(problem.lm, repair(problem.lm, each, finite.head(12), "least-squares")):
+            losses.append(problem.lm.losses(each[None], finite.head(12)).mean())
+    assert torch.equal(mask, masks[int(losses[1] < losses[0])])
+    read = set(map(tuple, _windows(finite).tolist()))
+    assert read == set(map(tuple, finite.head(12).tolist()))
+    assert made is not None
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--repair=none"], "--repair is none; choose --repair least-squares or --reward plain"),
+        (["--granularity=blocks"], "not granularity blocks; choose reward plain"),
+        (["--granularity=layers"], "choose reward plain"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_a_run_exists(
+    more: list[str], message: str, options: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(PruningError, match=message):
+        train(*options, *more, f"--output={tmp_path / 'run'}", "--reward=repaired")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,258 @@
+"""The benchmark of inference: the work that is timed, the figures, and the command."""
+
+import json
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from helpers.masks import patterns
+from helpers.tiny import letters_tokenizer, tiny_model, tokens
+from pgprune import PruningError
+from pgprune.evaluation import latency
+from pgprune.evaluation.latency import (
+    LatencyConfig,
+    Measurement,
+    Spread,
+    measure,
+    speed_up,
+    weight_bytes,
+)
+from pgprune.evaluation.latency_report import make_report, markdown
+from pgprune.masking.units import PruningUnits
+from pgprune.surgery.layers import prune
+from pgprune.surgery.random_models import SHAPES, random_models
+from pgprune.utils.memory import memory_of
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_inference.py"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def models():
+    dense = tiny_model("llama", torch.float32)
+    units = PruningUnits.of(dense)
+    return {"dense": dense, "pruned": prune(dense, units, patterns(units)["some"])}
+
+
+# ---------------------------------------------------------------- what is timed
+
+
+def test_the_work_is_one_prefill_and_one_step_for_each_new_token(model):
+    read, computed = [], []
+    hooks = [
+        model.base_model.register_forward_hook(
+            lambda module, args, kwargs, output: read.append(kwargs["input_ids"]), with_kwargs=True
+        ),
+        model.get_output_embeddings().register_forward_hook(
+            lambda module, args, output: computed.append(output)
+        ),
+    ]
+    ids = tokens(2, 9)
+    prefill, decode = latency._work(model, ids, 6)
+    for hook in hooks:
+        hook.remove()
+    assert prefill > 0 and decode > 0
+    assert [tuple(part.shape) for part in read] == [(2, 6), (2, 1), (2, 1), (2, 1)]
+    assert {tuple(logits.shape) for logits in computed} == {(2, 48)}, "of the last token only"
+    with torch.no_grad():
+        whole = model(input_ids=ids, use_cache=False).logits[:, 5:]  # the cache is a true one
+    torch.testing.assert_close(torch.stack(computed, dim=1), whole)
+
+
+def test_models_take_turns_and_the_order_alternates(models, monkeypatch):
+    turns = []
+    names = {id(model): name for name, model in models.items()}
+
+    def work(model, ids, length):
+        turns.append(names[id(model)])
+        return len(turns), 1.0
+
+    monkeypatch.setattr(latency, "_work", work)
+    monkeypatch.setattr(latency, "memory_of", lambda work, device: 7)
+    config = LatencyConfig(batch_sizes="2", sequence_lengths="8", new_tokens=4, repeats=3)
+    dense, pruned = measure(models, config)
+    assert turns == [
+        "dense",
+        "pruned",
+        *("dense", "pruned"),
+        *("pruned", "dense"),
+        "dense",
+        "pruned",
+    ]
+    assert dense == Measurement("dense", 2, 8, [3, 6, 7], [1.0] * 3, 7)
+    assert pruned.prefill == [4, 5, 8]
+
+
+def test_every_model_is_measured_in_every_setting(models):
+    config = LatencyConfig("1,2", "8,16", new_tokens=2, repeats=2, threads=1)
+    told = []
+    found = measure(models, config, told.append)
+    expected = [(b, t, name) for b in (1, 2) for t in (8, 16) for name in models]
+    assert [(own.batch_size, own.sequence_length, own.model) for own in found] == expected
+    assert all(len(own.prefill) == len(own.decode) == 2 for own in found)
+    assert told[-1] == "2 x 16 tokens, then 2 x 2 one by one"
+
+
+# ---------------------------------------------------------------- figures
+
+
+def test_a_speed_up_is_the_median_of_the_rounds_ratios():
+    assert speed_up([2.0, 4.0, 6.0], [1.0, 2.0, 2.0]) == Spread(2.0, 2.0, 2.5)
+
+
+def test_weights_count_tied_ones_once():
+    sizes = {}
+    for tied in (False, True):
+        config = LlamaConfig(**SHAPES["100m"] | {"tie_word_embeddings": tied})
+        with torch.device("meta"):
+            sizes[tied] = weight_bytes(AutoModelForCausalLM.from_config(config))
+    assert sizes[False] - sizes[True] == 4 * 32_000 * 768
+    half = tiny_model("llama", torch.bfloat16)
+    rotary = sum(buffer.numel() * buffer.element_size() for buffer in half.buffers())
+    assert weight_bytes(half) - rotary == 2 * sum(p.numel() for p in half.parameters())
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
+def test_memory_of_a_piece_of_work_forgets_earlier_work():
+    for megabytes in (8, 32, 16):
+        taken = memory_of(lambda size=megabytes: torch.ones(size, 2**18), CPU)
+        assert megabytes - 1 <= taken / 2**20 <= megabytes + 3
+
+
+def test_the_report_says_what_the_rounds_say(models):
+    found = [
+        Measurement("dense", 4, 8, [2.0, 4.0, 6.0], [1.0, 1.0, 1.0], 1000),
+        Measurement("pruned", 4, 8, [1.0, 2.0, 2.0], [0.5, 0.5, 0.5], None),
+    ]
+    report = make_report(models, found, LatencyConfig(), ["python", "two words"])
+    dense, pruned = report["measurements"]
+    assert dense["times_faster"]["prefill"] == {"median": 1.0, "low": 1.0, "high": 1.0}
+    assert pruned["times_faster"]["prefill"] == {"median": 2.0, "low": 2.0, "high": 2.5}
+    assert pruned["tokens_per_second"] == 8
+    assert dense["peak_bytes"] == weight_bytes(models["dense"]) + 1000
+    weights = [model["weight_bytes"] for model in report["models"]]
+    assert report["models"][1]["weight_share"] == weights[1] / weights[0] < 1
+    rows = markdown(report).splitlines()
+    assert "| 4 x 8 | pruned | 2,000.0 | 2.00±0.25 | 500.0 | 2.00±0.00 | 8.0 | - |" in rows
+    assert "'two words'" in rows[0]
+
+
+# ---------------------------------------------------------------- random weights
+
+
+@pytest.mark.parametrize(
+    ("shape", "parameters"),
+    [
+        ("100m", 32_000 * 768 + 12 * (4 * 768**2 + 3 * 768 * 2048 + 2 * 768) + 768),
+        ("llama-2-7b", 6_738_415_616),
+        ("llama-2-13b", 13_015_864_320),
+        ("llama-3-8b", 8_030_261_248),
+    ],
+)
+def test_the_shapes_are_those_of_the_published_models(shape, parameters):
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPES[shape]))
+    assert sum(parameter.numel() for parameter in model.parameters()) == parameters
+
+
+@pytest.fixture
+def tiny_shape(monkeypatch):
+    shape = {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 3}
+    monkeypatch.setitem(SHAPES, "100m", shape | {"num_attention_heads": 4})
+
+
+def test_random_masks_keep_exactly_what_the_budget_says(tiny_shape):
+    models = random_models("100m", [0.25, 0.5], [1, 8], CPU, torch.float32)
+    names = ["100m", "rate 0.25", "rate 0.25, by 8", "rate 0.5", "rate 0.5, by 8"]
+    assert list(models) == names
+    per_kind = 3 * 4 * (4 * 32 * 8), 3 * 40 * (3 * 32)  # heads, channels
+    dense, *pruned = (sum(p.numel() for p in model.parameters()) for model in models.values())
+    removed = [dense - count for count in pruned]
+    assert [removed[0], removed[2]] == [sum(per_kind) // 4, sum(per_kind) // 2]
+    for name in names[2::2]:
+        widths = [layer.mlp.down_proj.in_features for layer in models[name].model.layers]
+        assert all(width % 8 == 0 for width in widths)
+        assert sum(widths) <= 120 * (1 - float(name.split(",")[0].removeprefix("rate ")))
+    again = random_models("100m", [0.5], [1], CPU, torch.float32)
+    for model, same in ((models["100m"], again["100m"]), (models["rate 0.5"], again["rate 0.5"])):
+        for own, other in zip(model.parameters(), same.parameters(), strict=True):
+            assert torch.equal(own, other)
+
+
+# ---------------------------------------------------------------- the command
+
+
+def benchmark(*options: str) -> None:
+    main = runpy.run_path(str(SCRIPT))["main"]
+    before, sys.argv = sys.argv, [str(SCRIPT), *options]
+    try:
+        main()
+    finally:
+        sys.argv = before
+
+
+@pytest.fixture(scope="module")
+def folder(models, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for name, model in models.items():
+        model.save_pretrained(folder / name)
+        letters_tokenizer().save_pretrained(folder / name)
+    return folder
+
+
+QUICK = ("--batch-sizes=2", "--sequence-lengths=8,16", "--new-tokens=2", "--repeats=2")
+
+
+def test_the_command(folder, tmp_path, capsys):
+    output = tmp_path / "latency"
+    sources = [str(folder / name) for name in ("dense", "pruned", "dense")]
+    benchmark(*sources, *QUICK, f"--output={output}", "--threads=1", "--dtype=bfloat16")
+    printed = " ".join(capsys.readouterr().out.split())
+    assert {path.name for path in output.iterdir()} == {
+        f"benchmark.{e}" for e in ("json", "md", "png")
+    }
+    report = json.loads((output / "benchmark.json").read_text())
+    assert [model["name"] for model in report["models"]] == ["dense", "pruned", sources[0]]
+    assert {model["dtype"] for model in report["models"]} == {"bfloat16"}
+    assert len(report["measurements"]) == 6
+    assert report["config"]["threads"] == report["machine"]["threads"] == 1
+    assert "prefill" in printed and "2 x 16" in printed and str(output) in printed
+    assert torch.get_num_threads() == 1
+
+
+def test_random_weights_need_no_model(tiny_shape, capsys):
+    benchmark("--shape=100m", "--prune-rates=0.5", "--round-to=1,8", *QUICK)
+    assert "by 8" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "nothing to measure; give models or runs, or --shape"),
+        (["builtin", "--shape=100m"], "not both"),
+        (["builtin", "--batch-sizes=1,x"], "--batch-sizes must be positive numbers .* '1,x'"),
+        (["builtin", "--sequence-lengths=1.5"], "--sequence-lengths must be whole numbers"),
+        (["builtin", "--sequence-lengths=500"], r"builtin has a context of 512 .* 500 \+ 32"),
+        (["builtin", "nowhere/"], "'nowhere/' does not exist"),
+        (["--shape=100m", "--prune-rates=30"], "prune rate 30.0 is not a number inside"),
+        (["--shape=100m", "--round-to=0"], "--round-to must be positive"),
+        (["--shape=7b"], "shape.* must be one of 100m, llama-2-7b"),
+        (["builtin", "--repeats=0"], "repeats.* at least 1"),
+    ],
+)
+def test_mistakes_are_refused(options, says):
+    with pytest.raises(PruningError, match=says):
+        benchmark(*options)
+
+
+def test_an_existing_output_is_not_touched(tmp_path):
+    with pytest.raises(
+        PruningError, match=re.escape(f"{tmp_path} exists; choose another --output")
+    ):
+        benchmark("builtin", f"--output={tmp_path}")
+    assert list(tmp_path.iterdir()) == []

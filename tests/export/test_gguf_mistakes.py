@@ -1,0 +1,135 @@
+"""What cannot be a GGUF file: one clear sentence, and nothing is left behind."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from helpers.finished_run import finished_run
+from helpers.gguf_models import byte_tokenizer, gguf_run, small_model
+from helpers.tiny import tiny_model
+from pgprune import PruningError
+from pgprune.export.export import ExportConfig, check_format, export
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.units import PruningUnits
+from pgprune.runs.run import Run
+
+gguf = pytest.importorskip("gguf", reason="needs pip install 'pgprune[gguf]'")
+
+
+def refuses(run: Run, message: str, **options) -> None:
+    """One clear sentence, and nothing is left behind."""
+    before = sorted(run.path.parent.rglob("*"))
+    with pytest.raises(PruningError, match=message) as error:
+        export(run, ExportConfig(**({"format": "gguf"} | options)))
+    assert "\n" not in str(error.value)
+    assert sorted(run.path.parent.rglob("*")) == before
+
+
+def dense_run(folder: Path, family: str, **changes) -> Run:
+    model = small_model(family, **changes)
+    units = PruningUnits.of(model)
+    return gguf_run(folder, model, units, units.ones())
+
+
+def test_opt(tmp_path):
+    refuses(dense_run(tmp_path, "opt"), "no architecture for the family opt.* --format hf")
+
+
+def test_qwen3_with_unequal_layers(tmp_path):
+    model = small_model("qwen3")
+    units = PruningUnits.of(model)
+    mask = units.ones()
+    mask[0] = mask[3] = 0
+    run = gguf_run(tmp_path, model, units, mask)
+    refuses(run, "keep 1 to 2 kv heads and 11 to 12 channels; export with --uniform")
+
+
+def test_qwen3_with_biases(tmp_path):
+    run = dense_run(tmp_path, "qwen3", attention_bias=True)
+    refuses(run, "llama.cpp's qwen3 has no biases")
+
+
+def test_another_activation(tmp_path):
+    refuses(dense_run(tmp_path, "llama", hidden_act="gelu"), "with silu, but the model has 'gelu'")
+
+
+@pytest.mark.parametrize(
+    ("family", "scaling"),
+    [("llama", {"rope_type": "dynamic", "factor": 2.0}), ("qwen3", {"rope_type": "linear"})],
+)
+def test_rotary_embeddings_that_llama_cpp_lacks(family, scaling, tmp_path):
+    scaling = {"rope_theta": 10000.0, "factor": 2.0} | scaling
+    run = dense_run(tmp_path, family, rope_parameters=scaling)
+    refuses(run, f"rotary embedding of the type '{scaling['rope_type']}' cannot be written")
+
+
+def test_portable_is_what_it_is_anyway(tmp_path):
+    refuses(dense_run(tmp_path, "llama"), "no layer of format gguf lacks a block", portable=True)
+
+
+def test_an_installation_without_the_package(tmp_path, monkeypatch):
+    run = dense_run(tmp_path, "llama")
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    refuses(run, r"needs pip install 'pgprune\[gguf\]'")
+
+
+def test_a_disk_that_is_full(tmp_path, monkeypatch):
+    def full(self, **options):
+        raise OSError(28, "No space left on device")
+
+    run = dense_run(tmp_path, "llama")
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
+    refuses(run, "no space left on device; free some space")
+
+
+def test_a_tokenizer_of_an_unknown_kind(tmp_path):
+    model = tiny_model("llama")
+    units = PruningUnits.of(model)
+    run = finished_run(tmp_path, model, units, units.ones())  # one token a letter
+    refuses(run, "it is of the type WordLevel.*--vocab-gguf")
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path):
+    model = tiny_model("llama", vocab_size=100)
+    units = PruningUnits.of(model)
+    run = gguf_run(tmp_path, model, units, units.ones(), byte_tokenizer())
+    refuses(run, "it has token 279, but the model knows 100 tokens only")
+
+
+# ---------------------------------------------------------------- lent vocabularies
+
+
+def test_a_vocabulary_that_is_lent(tmp_path):
+    """The tokenizer cannot be written, but a file of the dense model has it."""
+    lender = export(dense_run(tmp_path / "a", "llama"), ExportConfig(format="gguf")) / "model.gguf"
+    model = small_model("llama")
+    units = PruningUnits.of(model)
+    run = finished_run(tmp_path / "b", model, units, units.ones(), "float32")
+    refuses(run, "of the type WordLevel")
+    folder = export(run, ExportConfig(format="gguf", vocab_gguf=str(lender)))
+    copied, lent = (gguf.GGUFReader(path).fields for path in (folder / "model.gguf", lender))
+    assert {key: field.contents() for key, field in copied.items()} == {
+        key: field.contents() for key, field in lent.items()
+    }
+
+
+def test_vocabularies_that_do_not_fit_or_are_none(tmp_path):
+    lender = export(dense_run(tmp_path / "a", "llama"), ExportConfig(format="gguf")) / "model.gguf"
+    model = tiny_model("llama")
+    units = PruningUnits.of(model)
+    run = finished_run(tmp_path / "b", model, units, units.ones())
+    refuses(run, "has 288 tokens, but the model knows 48", vocab_gguf=str(lender))
+    lender.write_bytes(lender.read_bytes()[:20_000])
+    refuses(run, "cannot be read .*take a whole GGUF file", vocab_gguf=str(lender))
+    refuses(run, "--vocab-gguf is for --format gguf", vocab_gguf=str(lender), format="hf")
+
+
+def test_layers_that_will_differ_are_refused_for_qwen3_in_gguf():
+    model, tokenizer = small_model("qwen3"), byte_tokenizer()
+    lm = MaskedLM(model, PruningUnits.of(model))
+    with pytest.raises(PruningError, match="--scope global does not give; choose --scope uniform"):
+        check_format("gguf", lm, tokenizer)
+    check_format("gguf", lm, tokenizer, scope="uniform")
+    layers = MaskedLM(model, PruningUnits.of(model, "layers"))
+    check_format("gguf", layers, tokenizer)

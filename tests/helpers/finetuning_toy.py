@@ -1,0 +1,56 @@
+"""What tests of finetuning share: a small LoRA, a view that listens, and comparisons."""
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from pgprune.data.stream import DataConfig, evaluation_windows
+from pgprune.finetuning.config import FinetuningConfig
+from pgprune.finetuning.finetune import Finetuning
+from pgprune.finetuning.lora import LoraConfig
+from pgprune.finetuning.view import FinetuningView
+from pgprune.models.losses import model_perplexity
+
+LORA = LoraConfig(learning_rate=1e-2, batch_size=4, rank=4)
+LETTERS = "thequickbrownfoxjumpsoverthelazydog"
+
+
+class Listener(FinetuningView):
+    """Collects what is shown; does something after an update, if asked."""
+
+    def __init__(self, after: int = 0, then=lambda: None) -> None:
+        super().__init__("test", quiet=True)
+        self.after, self.then, self.notes = after, then, []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+    def update(self, step: int, total: int, loss: float) -> None:
+        super().update(step, total, loss)
+        if step == self.after:
+            self.then()
+
+
+def finetune(source, config, data, lora=LORA, view=None) -> dict:
+    return Finetuning(str(source), config, data, lora, view or Listener()).run()
+
+
+def perplexity(directory: Path, config: FinetuningConfig) -> float:
+    """Of the text, with nothing of ours but the loss."""
+    model = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    sets = evaluation_windows(
+        DataConfig(evaluation=config.evaluation, sequence_length=16), tokenizer
+    )
+    return model_perplexity(model, sets["text"])
+
+
+def same_weights(first: Path, second: Path) -> bool:
+    a, b = (load_file(path / "model.safetensors") for path in (first, second))
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())

@@ -1,0 +1,77 @@
+"""Patterns of masks, and what a model without the pruned weights makes of them."""
+
+import copy
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from helpers.tiny import tokens, zeroed
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.units import PruningUnits
+
+TRITON = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+WAYS = [
+    pytest.param("masked", "plain", id="masked"),
+    pytest.param("sliced", "plain", id="sliced"),
+    pytest.param("sliced", "triton", id="kernels", marks=TRITON),
+]
+"""Executors and their kernels."""
+
+
+def patterns(units: PruningUnits) -> dict[str, torch.Tensor]:
+    """Masks that prune some units of each kind, all units of a kind in a layer, whole layers."""
+    generator = torch.Generator().manual_seed(0)
+    some = torch.rand(units.n, generator=generator) < 0.5
+    pruned = {"nothing": units.group < 0, "everything": units.group >= 0, "some": some}
+    for k, kind in enumerate(units.kinds):
+        of_kind = units.kind == k
+        first = torch.tensor([group.start for group in units.groups if group.kind == kind])
+        pruned[f"some {kind}"] = some & of_kind
+        pruned[f"the first {kind} of each layer"] = torch.isin(torch.arange(units.n), first)
+        pruned[f"all {kind} of layer 1"] = of_kind & (units.layer == 1)
+    for layer, name in ((0, "layer 0"), (1, "layer 1"), (2, "the last layer")):
+        pruned[name] = units.layer == layer
+        pruned[f"{name} and some"] = (units.layer == layer) | some
+    return {name: (~gone).to(torch.uint8) for name, gone in pruned.items()}
+
+
+@dataclass
+class Case:
+    """A model, units and all patterns of masks over them."""
+
+    model: torch.nn.Module
+    units: PruningUnits
+    ids: torch.Tensor
+
+    def __post_init__(self) -> None:
+        self.names = list(patterns(self.units))
+        self.masks = torch.stack(list(patterns(self.units).values()))  # (K, n)
+
+    def logits(
+        self, executor: str, dtype: torch.dtype = torch.float64, kernels: str = "plain"
+    ) -> torch.Tensor:
+        lm = MaskedLM(copy.deepcopy(self.model).to(dtype), self.units, executor, kernels)
+        return lm.logits(self.masks, self.ids).double()
+
+    def reference(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+        """What Hugging Face computes with zeros in place of the pruned weights."""
+        model = copy.deepcopy(self.model).to(dtype)
+        with torch.no_grad():
+            plain = [zeroed(model, self.units, mask)(self.ids).logits for mask in self.masks]
+        return torch.stack(plain).double()
+
+    def worst(self, error: torch.Tensor) -> str:
+        """The pattern with the largest error, for the message of a failure."""
+        error = error.abs().flatten(1).amax(dim=1)
+        return f"{self.names[int(error.argmax())]} pruned: off by {float(error.max()):.3g}"
+
+    def size(self, error: torch.Tensor) -> torch.Tensor:
+        """Root mean square of each pattern's error, (K,)."""
+        return error.square().mean(dim=(1, 2, 3)).sqrt()
+
+
+def case_of(model, granularity="heads+channels", channel_block=1, **tokens_options) -> Case:
+    units = PruningUnits.of(model, granularity, channel_block)
+    return Case(model, units, tokens(**tokens_options))

@@ -1,0 +1,187 @@
+"""Small things that the tests are made of: random models of every family, units, a problem."""
+
+import copy
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from pgprune.data.stream import CalibrationStream, DataConfig
+from pgprune.masking.budget import Budget
+from pgprune.masking.problem import Problem
+from pgprune.masking.units import LayerShape, PruningUnits
+
+ID = "pgprune/LLMPruning-v0"
+VOCABULARY = 48
+_COMMON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+_GROUPED = _COMMON | {"num_key_value_heads": 2, "intermediate_size": 12}
+CONFIGS = {
+    "llama": LlamaConfig(**_GROUPED, attention_bias=True, mlp_bias=True),
+    "mistral": MistralConfig(**_GROUPED, sliding_window=5),
+    "qwen2": Qwen2Config(**_GROUPED),
+    "qwen3": Qwen3Config(**_GROUPED, head_dim=10),  # not hidden_size / heads
+    "opt": OPTConfig(**_COMMON, ffn_dim=12, word_embed_proj_dim=32),
+}
+PATHS = {
+    "opt": ("model.decoder.layers", "self_attn.out_proj", "fc2"),
+    "other": ("model.layers", "self_attn.o_proj", "mlp.down_proj"),
+}
+"""Where each family keeps its layers, and in them the projections whose inputs are masked."""
+
+
+def tiny_model(family: str, dtype: torch.dtype = torch.float64, **changes) -> PreTrainedModel:
+    """A random model whose every weight and bias matters, always the same one."""
+    config = copy.deepcopy(CONFIGS[family])
+    for name, value in changes.items():
+        setattr(config, name, value)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float64)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.normal_(mean=1 if "norm.weight" in name else 0, std=0.3)
+    return model.to(dtype).eval()
+
+
+def exact_norms(model: PreTrainedModel, heads: bool = False) -> PreTrainedModel:
+    """The same model with norms in its own precision, where stock ones compute in float32.
+
+    Norms of queries and keys stay as they are unless ``heads``.
+    """
+    for parent in list(model.modules()):
+        for name, norm in parent.named_children():
+            width = len(norm.weight) if hasattr(norm, "variance_epsilon") else 0
+            if width == model.config.hidden_size or (width and heads):
+                exact = nn.RMSNorm(width, norm.variance_epsilon)
+                exact.weight = norm.weight
+                setattr(parent, name, exact)
+    return model
+
+
+def tokens(batch: int = 2, length: int = 9, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(VOCABULARY, (batch, length), generator=generator)
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    return model.get_submodule(PATHS.get(model.config.model_type, PATHS["other"])[0])
+
+
+def projections_of(model: PreTrainedModel, layer: int) -> tuple[nn.Linear, nn.Linear]:
+    """The attention output projection and the MLP down projection."""
+    _, *paths = PATHS.get(model.config.model_type, PATHS["other"])
+    return tuple(layers_of(model)[layer].get_submodule(path) for path in paths)
+
+
+def zeroed(model: PreTrainedModel, units: PruningUnits, mask: torch.Tensor) -> PreTrainedModel:
+    """A plain copy of the model in which the weights of pruned units are zero."""
+    model = copy.deepcopy(model)
+    config = model.config
+    kv_heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    for group in units.groups:
+        output, down = projections_of(model, group.layer)
+        widths = {"heads": output.in_features // kv_heads, "channels": units.channel_block}
+        blocks = {"attention": [output], "mlp": [down], "layer": [output, down]}
+        for j, keep in enumerate(mask[group.start : group.stop]):
+            if keep:
+                continue
+            with torch.no_grad():
+                if group.kind in widths:
+                    width = widths[group.kind]
+                    projection = output if group.kind == "heads" else down
+                    projection.weight[:, j * width : (j + 1) * width] = 0
+                for projection in blocks.get(group.kind, []):
+                    for parameter in projection.parameters():
+                        parameter.zero_()
+    return model
+
+
+def toy_units(
+    layers: int = 3, kv_heads: int = 2, channels: int = 6, granularity: str = "heads+channels"
+) -> PruningUnits:
+    """Units without a model: a kv group costs 7, a channel 3."""
+    shape = LayerShape(
+        kv_heads=kv_heads,
+        query_heads_per_group=2,
+        head_dim=4,
+        channels=channels,
+        kv_group_cost=7,
+        channel_cost=3,
+        attention_cost=7 * kv_heads + 1,
+        mlp_cost=3 * channels + 1,
+    )
+    return PruningUnits([shape] * layers, granularity)
+
+
+def letters_tokenizer() -> PreTrainedTokenizerFast:
+    """One token a letter."""
+    alphabet = "abcdefghijklmnopqrstuvwxyz"
+    vocabulary = {letter: i for i, letter in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def tiny_arguments(directory: Path) -> dict[str, Any]:
+    """Writes a random Llama of 3 layers (2 kv groups and 6 channels each) and a text to read."""
+    tiny_model("llama", intermediate_size=6).save_pretrained(directory / "model")
+    letters_tokenizer().save_pretrained(directory / "model")
+    letters = np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), (40, 100))
+    (directory / "text.txt").write_text("\n".join("".join(line) for line in letters))
+    return {
+        "model": str(directory / "model"),
+        "calibration": str(directory / "text.txt"),
+        "evaluation": str(directory / "text.txt"),
+        "batch_size": 2,
+        "sequence_length": 16,
+        "dtype": "float64",
+        "prune_rate": 0.5,
+    }
+
+
+@dataclass
+class AdditiveLM:
+    """Stands in for a MaskedLM: the loss is the worth of what is pruned, and some noise.
+
+    The noise belongs to the batch, so that masks of one step share it, as on real text.
+    """
+
+    units: PruningUnits
+    worth: torch.Tensor  # (n,)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    calls: int = 0
+
+    def losses(
+        self, masks: torch.Tensor, input_ids: torch.Tensor, fill: None = None
+    ) -> torch.Tensor:
+        self.calls += 1
+        pruned = (1 - masks.to(self.worth)) @ self.worth  # (K,)
+        return pruned[:, None] + input_ids.double().mean(dim=1) / 26  # (K, B)
+
+
+def toy_problem(lm: AdditiveLM, prune_rate: float = 0.5, batch: int = 2) -> Problem:
+    """A problem whose model is a formula and whose text is letters."""
+    documents = ["thequickbrownfox" * (1 + i % 3) + "jumps" for i in range(40)]
+    tokenizer = letters_tokenizer()
+    stream = CalibrationStream(documents, tokenizer, 8, batch)
+    return Problem(lm, lm.units, Budget(lm.units, prune_rate), stream, tokenizer, DataConfig())

@@ -1,0 +1,75 @@
+"""Metrics, methods and repairs on a GPU that is not there find what they find on the host.
+
+An operation on tensors of both places fails there as it would on a real GPU.
+"""
+
+from typing import Any
+
+import pytest
+import torch
+
+from helpers.far_device import FarDevice, take
+from helpers.tiny import tiny_model, tokens, toy_problem
+from pgprune.masking.budget import Budget
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.problem import Problem
+from pgprune.masking.units import PruningUnits
+from pgprune.methods import METHODS
+from pgprune.methods.base import MethodConfig
+from pgprune.metrics import METRICS
+from pgprune.repair.repair import REPAIRS, applied, repair
+
+DEPTH = ("shortgpt", "sleb", "layerwise-ppl", "layerwise-taylor")
+CONFIG = MethodConfig(
+    method_samples=16, learning_timesteps=1, bonsai_masks=10, bonsai_windows=8, bonsai_fraction=0.25
+)
+
+
+def problem_of(name: str, far: bool) -> Problem:
+    """A problem that suits a metric or method, of a grouped model with biases."""
+    model = tiny_model("llama", torch.float32)
+    units = PruningUnits.of(model, "layers" if name in DEPTH else "heads+channels")
+    lm = MaskedLM(model, units, "sliced")
+    if far:
+        take(model)
+    problem = toy_problem(lm)
+    kind = "parameters" if name == "2ssp" else "per-kind"
+    budget = Budget(units, 0.33 if name in DEPTH else 0.5, kind)
+    return Problem(lm, units, budget, problem.stream, problem.tokenizer, problem.data)
+
+
+@pytest.mark.parametrize("name", sorted(METRICS.keys() - {"bonsai"}))  # it is below, quicker
+def test_metrics(name):
+    def mask(problem: Problem) -> torch.Tensor:
+        windows = problem.stream.head(8)
+        return METRICS[name](problem.lm, windows, problem.budget, 0).mask.cpu()
+
+    near = mask(problem_of(name, far=False))
+    with FarDevice():
+        assert torch.equal(mask(problem_of(name, far=True)), near)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods(name):
+    def found(problem: Problem) -> Any:
+        pruned = METHODS[name](problem, problem.stream.head(16), 0, CONFIG)
+        return pruned.slices.rotations if pruned.mask is None else pruned.mask.cpu()
+
+    near = found(problem_of(name, far=False))
+    with FarDevice():
+        far = found(problem_of(name, far=True))
+    torch.testing.assert_close(far, near, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("how", REPAIRS)
+def test_repairs(how):
+    def losses(problem: Problem) -> torch.Tensor:
+        noise = torch.rand(problem.units.n, generator=torch.Generator().manual_seed(0))
+        mask = problem.budget.round(noise)
+        with applied(problem.lm, repair(problem.lm, mask, problem.stream.head(16), how)):
+            return problem.lm.losses(mask[None], tokens()).cpu()
+
+    near = losses(problem_of(how, far=False))
+    with FarDevice():
+        far = losses(problem_of(how, far=True))
+    torch.testing.assert_close(far, near, rtol=1e-4, atol=1e-4)

@@ -1,0 +1,150 @@
+"""Looking into a masked model: what its projections get, and that it stays as it is."""
+
+import copy
+
+import pytest
+import torch
+
+from helpers.far_device import FarDevice, take
+from helpers.masks import patterns
+from helpers.tiny import VOCABULARY, layers_of, projections_of, tiny_model, tokens, zeroed
+from pgprune.masking import masked_lm
+from pgprune.masking.executors import EXECUTORS
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.units import PruningUnits
+
+# ---------------------------------------------------------------- observe
+
+
+def inputs_by_hooks(model, ids) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """The inputs of the output and down projections of each layer, in a plain forward pass."""
+    seen: dict[torch.nn.Module, torch.Tensor] = {}
+    projections = [projections_of(model, layer) for layer in range(len(layers_of(model)))]
+    hooks = [
+        module.register_forward_pre_hook(lambda module, args: seen.update({module: args[0]}))
+        for pair in projections
+        for module in pair
+    ]
+    with torch.no_grad():
+        model(ids)
+    for hook in hooks:
+        hook.remove()
+    return [tuple(seen[module].view(*ids.shape, -1) for module in pair) for pair in projections]
+
+
+def observed(lm: MaskedLM, mask, ids) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return [
+        tuple(torch.cat(part) for part in zip(*observation.inputs, strict=True))
+        for observation in lm.observe(mask, ids)
+    ]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_observe_sees_what_the_projections_of_the_dense_model_get(model, executor):
+    lm, ids = MaskedLM(model, PruningUnits.of(model), executor), tokens(batch=3)
+    torch.testing.assert_close(
+        observed(lm, lm.units.ones(), ids), inputs_by_hooks(model, ids), rtol=0, atol=1e-12
+    )
+
+
+def test_states_of_all_the_text_are_kept_on_the_host(model, monkeypatch):
+    monkeypatch.setattr(masked_lm, "_PASS_TOKENS", 18)  # two chunks
+    lm, ids = MaskedLM(model, PruningUnits.of(model), "sliced"), tokens(batch=3)
+    mask = (torch.rand(lm.units.n, generator=torch.Generator().manual_seed(0)) < 0.6).byte()
+    expected = [(seen.states, list(seen.inputs)) for seen in lm.observe(mask, ids)]
+    take(model)
+    with FarDevice():
+        for (states, inputs), seen in zip(expected, lm.observe(mask, ids), strict=True):
+            assert [state.device.type for state in seen.states] == ["cpu", "cpu"]
+            torch.testing.assert_close(seen.states, states, rtol=1e-12, atol=1e-12)
+            for pair, there in zip(inputs, seen.inputs, strict=True):
+                assert [part.device.type for part in there] == ["cuda", "cuda"]
+                found = tuple(part.cpu() for part in there)
+                torch.testing.assert_close(found, pair, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_observe_sees_dense_layers_on_the_outputs_of_masked_ones(case, executor):
+    lm, mask = MaskedLM(case.model, case.units, executor), patterns(case.units)["some"]
+    for layer, seen in enumerate(observed(lm, mask, case.ids)):
+        before = torch.where(case.units.layer < layer, mask, 1)
+        expected = inputs_by_hooks(zeroed(case.model, case.units, before), case.ids)[layer]
+        torch.testing.assert_close(seen, expected, rtol=0, atol=1e-10)
+
+
+def test_observe_reads_a_mask_that_is_written_as_it_goes():
+    model, ids = tiny_model("llama"), tokens()
+    lm = MaskedLM(model, PruningUnits.of(model))
+    written, given = lm.units.ones(), patterns(lm.units)["some"]
+    seen = []
+    for observation in lm.observe(written, ids):
+        seen.append(next(observation.inputs))
+        here = lm.units.layer == observation.layer
+        written[here] = given[here]
+    torch.testing.assert_close(seen, observed(lm, given, ids))
+
+
+def test_observations_may_be_read_late_and_come_in_chunks(monkeypatch):
+    model, ids = tiny_model("opt"), tokens(batch=5)
+    lm = MaskedLM(model, PruningUnits.of(model))
+    mask = patterns(lm.units)["some"]
+    whole = observed(lm, mask, ids)
+    monkeypatch.setattr(masked_lm, "_PASS_TOKENS", 2 * ids.shape[1])
+    late = [list(observation.inputs) for observation in list(lm.observe(mask, ids))]
+    assert [[len(attention) for attention, _ in chunks] for chunks in late] == [[2, 2, 1]] * 3
+    joined = [tuple(torch.cat(part) for part in zip(*chunks, strict=True)) for chunks in late]
+    torch.testing.assert_close(joined, whole, rtol=0, atol=1e-12)
+
+
+# ---------------------------------------------------------------- the model stays as it is
+
+
+def snapshot(model: torch.nn.Module) -> list:
+    """Everything about a model that an evaluation could change."""
+    modules = dict(model.named_modules())
+    hooks = [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules.values()]
+    own = [sorted(m.__dict__) for m in modules.values()]
+    heads = [getattr(layer.self_attn, "num_heads", None) for layer in layers_of(model)]
+    identities = [id(p) for p in model.parameters()]
+    return [list(modules), hooks, own, heads, identities]
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_the_model_is_untouched(case, executor):
+    lm = MaskedLM(case.model, case.units, executor)
+    before, weights = snapshot(case.model), copy.deepcopy(case.model.state_dict())
+    plain = case.model(case.ids).logits
+    lm.losses(case.masks, case.ids)
+    for observation in lm.observe(case.masks[1], case.ids):
+        list(observation.inputs)
+    assert snapshot(case.model) == before
+    assert all(torch.equal(weights[name], p) for name, p in case.model.state_dict().items())
+    assert torch.equal(case.model(case.ids).logits, plain)
+    assert not any(p.requires_grad for p in case.model.parameters())
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_the_model_is_untouched_by_an_error_inside(case, executor, monkeypatch):
+    lm = MaskedLM(case.model, case.units, executor)
+    before = snapshot(case.model)
+    (_, broken) = projections_of(case.model, 1)
+
+    class Interrupted(Exception):
+        pass
+
+    def interrupt(inputs):
+        raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(broken, "forward", interrupt)
+        with pytest.raises(Interrupted):
+            lm.losses(case.masks[:1], case.ids)
+        with pytest.raises(Interrupted):
+            lm.losses(case.masks, case.ids)
+        with pytest.raises(Interrupted):
+            for observation in lm.observe(case.masks[1], case.ids):
+                list(observation.inputs)
+    with pytest.raises(IndexError):
+        lm.losses(case.masks, case.ids + VOCABULARY)
+    assert snapshot(case.model) == before
+    assert bool(lm.losses(case.masks, case.ids).isfinite().all())

@@ -1,0 +1,155 @@
+"""Metrics against the same numbers computed naively with plain Hugging Face models."""
+
+import copy
+import re
+from dataclasses import fields
+
+import pytest
+import torch
+
+from helpers.tiny import layers_of, projections_of, tiny_model, tokens, zeroed
+from pgprune import PruningError
+from pgprune.masking import masked_lm
+from pgprune.masking.budget import Budget
+from pgprune.masking.executors import EXECUTORS
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.units import GRANULARITIES, PruningUnits
+from pgprune.metrics import FITS, METRICS, layerwise_ppl, random_scores, wanda_sp
+from pgprune.metrics.initialization import InitConfig
+
+
+def problem(model, granularity="heads+channels", rate=0.5, **options):
+    units = PruningUnits.of(model, granularity, options.pop("channel_block", 1))
+    lm = MaskedLM(model, units, options.pop("executor", "masked"))
+    return lm, tokens(batch=6, length=12), Budget(units, rate, **options)
+
+
+# ---------------------------------------------------------------- wanda-sp
+
+
+def input_of(module, model, ids) -> torch.Tensor:
+    """What a projection of a plain model gets: (B*T, inputs)."""
+    seen = []
+    hook = module.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(ids)
+    hook.remove()
+    return seen[0].flatten(0, -2)
+
+
+def naive_wanda_sp(model, ids, units, keep):
+    """Layer by layer: score the dense layer in a model whose earlier layers are pruned."""
+    kv_heads = getattr(model.config, "num_key_value_heads", model.config.num_attention_heads)
+    per_group = model.config.num_attention_heads // kv_heads
+    mask, scores = units.ones(), torch.zeros(units.n, dtype=torch.float64)
+    for layer in range(len(layers_of(model))):
+        pruned = zeroed(model, units, mask)
+        for group in (group for group in units.groups if group.layer == layer):
+            projection = projections_of(pruned, layer)[group.kind == "channels"]
+            x = input_of(projection, pruned, ids)
+            metric = projection.weight.abs().mean(0) * x.square().mean(0).sqrt()  # (inputs,)
+            parts = metric.chunk(group.stop - group.start)
+            unit = torch.stack([part.sum() for part in parts])
+            scores[group.start : group.stop] = unit / (per_group if group.kind == "heads" else 1)
+        for group in (group for group in units.groups if group.layer == layer):
+            here = slice(group.start, group.stop)
+            pruned_ones = scores[here].argsort()[: round((1 - keep) * (here.stop - here.start))]
+            mask[here][pruned_ones] = 0
+    return scores, mask
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+@pytest.mark.parametrize("channel_block", [1, 3])
+def test_wanda_sp_is_column_norms_times_activations_on_pruned_inputs(
+    model, executor, channel_block, monkeypatch
+):
+    monkeypatch.setattr(masked_lm, "_PASS_TOKENS", 30)  # several chunks of windows
+    lm, ids, budget = problem(model, channel_block=channel_block, executor=executor)
+    scores, mask = naive_wanda_sp(copy.deepcopy(model), ids, lm.units, keep=0.5)
+    importance = wanda_sp(lm, ids, budget, seed=0)
+    torch.testing.assert_close(importance.scores, scores, rtol=1e-5, atol=0)  # sums in float32
+    assert importance.mask.tolist() == mask.tolist()
+    assert importance.local
+
+
+@pytest.mark.parametrize("kind", ["per-kind", "units", "parameters"])
+def test_the_mask_of_wanda_sp_keeps_every_kind_in_every_layer_alike(kind):
+    lm, ids, budget = problem(tiny_model("qwen2"), kind=kind)
+    mask = wanda_sp(lm, ids, budget, seed=0).mask
+    assert lm.units.kept_shares(mask[None])[0].tolist() == [0.5] * len(lm.units.groups)
+    assert float(budget.excess(mask[None])) == 0
+
+
+@pytest.mark.parametrize("granularity", ["heads", "channels"])
+def test_wanda_sp_of_one_kind(granularity):
+    lm, ids, budget = problem(tiny_model("llama"), granularity)
+    scores, mask = naive_wanda_sp(lm.model, ids, lm.units, keep=0.5)
+    importance = wanda_sp(lm, ids, budget, seed=0)
+    torch.testing.assert_close(importance.scores, scores, rtol=1e-5, atol=0)
+    assert importance.mask.tolist() == mask.tolist()
+
+
+# ---------------------------------------------------------------- layerwise-ppl
+
+
+def test_layerwise_ppl_is_the_loss_without_a_layer(model):
+    lm, ids, budget = problem(model, "layers", rate=0.4)
+    expected = []
+    for layer in range(3):
+        without = copy.deepcopy(model)
+        del layers_of(without)[layer]
+        without.config.use_cache = False  # whose layers are numbered as before
+        expected.append(sum(float(without(row[None], labels=row[None]).loss) for row in ids) / 6)
+    importance = layerwise_ppl(lm, ids, budget, seed=0)
+    assert importance.scores.tolist() == pytest.approx(expected, abs=1e-6)
+    assert importance.mask.sum() == 1
+    assert importance.mask[torch.tensor(expected).argmax()] == 1
+    assert not importance.local
+
+
+def test_layerwise_ppl_of_blocks():
+    lm, ids, budget = problem(tiny_model("llama"), "blocks", rate=0.4)
+    ones = lm.units.ones()
+    expected = []
+    for unit in range(lm.units.n):
+        plain = zeroed(lm.model, lm.units, torch.where(torch.arange(lm.units.n) == unit, 0, ones))
+        expected.append(float(plain(ids, labels=ids).loss))
+    importance = layerwise_ppl(lm, ids, budget, seed=0)
+    assert importance.scores.tolist() == pytest.approx(expected, abs=1e-6)
+    assert lm.units.kept_shares(importance.mask[None]).sum() == 2  # one attention, one MLP block
+
+
+def test_a_layer_without_which_the_loss_is_no_number_is_the_most_important():
+    lm, ids, budget = problem(tiny_model("llama"), "layers", rate=0.4)
+    lm.losses = lambda masks, ids: torch.full((1, len(ids)), 1.0 if masks[0, 1] else torch.nan)
+    assert layerwise_ppl(lm, ids, budget, seed=0).mask.tolist() == [0, 1, 0]
+
+
+# ---------------------------------------------------------------- random, and misfits
+
+
+def test_random_is_a_function_of_the_seed():
+    lm, ids, budget = problem(tiny_model("llama"))
+    first, again, other = (random_scores(lm, ids, budget, seed) for seed in (0, 0, 1))
+    assert torch.equal(first.scores, again.scores) and torch.equal(first.mask, again.mask)
+    assert not torch.equal(first.scores, other.scores)
+    assert torch.equal(first.mask, budget.round(first.scores))
+    assert lm.tokens == 0
+
+
+def test_every_metric_says_what_it_scores_and_can_start_an_agent():
+    assert FITS.keys() == METRICS.keys()
+    (choices,) = (f.metadata["choices"] for f in fields(InitConfig) if f.name == "init")
+    assert METRICS.keys() < set(choices)
+
+
+@pytest.mark.parametrize(
+    ("metric", "granularity"),
+    [(name, g) for name, fits in FITS.items() for g in GRANULARITIES if g not in fits],
+)
+def test_a_metric_of_other_units_is_refused_before_any_work(metric, granularity):
+    lm, ids, budget = problem(tiny_model("llama"), granularity)
+    wanted = rf"metric {metric} does not score granularity {re.escape(repr(granularity))}"
+    with pytest.raises(PruningError, match=wanted):
+        METRICS[metric](lm, ids, budget, 0)
+    assert lm.tokens == 0

@@ -1,0 +1,227 @@
+"""Metrics of the weights and their gradients against plain Hugging Face models and autograd."""
+
+import copy
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from helpers.tiny import tiny_model, tokens, toy_units
+from pgprune import PruningError
+from pgprune.masking.budget import Budget
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.units import PruningUnits
+from pgprune.metrics import gradients, layerwise_taylor, llm_pruner, magnitude
+from pgprune.metrics.gradients import WeightGradients
+from pgprune.metrics.llm_pruner import TAYLOR
+from pgprune.metrics.protection import outer_layers, protected_units, ranks, round_around
+
+WINDOWS = tokens(batch=4, length=10)
+
+
+def masked(model, granularity="heads+channels", channel_block=1) -> MaskedLM:
+    return MaskedLM(model, PruningUnits.of(model, granularity, channel_block))
+
+
+# ---------------------------------------------------------------- the same, naively
+
+
+def gradients_of(model, windows) -> list[dict[str, torch.Tensor]]:
+    """The gradient of the loss of each window, by the parameter's name."""
+    plain = copy.deepcopy(model).requires_grad_(True)
+    found = []
+    for window in windows:
+        plain.zero_grad()
+        plain(window[None], labels=window[None]).loss.backward()
+        found.append({name: p.grad.clone() for name, p in plain.named_parameters()})
+    return found
+
+
+def salience(model, windows, taylor) -> dict[str, torch.Tensor]:
+    """What each weight is worth, by the parameter's name; signed for ``vector``."""
+    each = gradients_of(model, windows)
+    worth = {}
+    for name, weight in model.named_parameters():
+        first = weight * sum(gradient[name] for gradient in each) / len(each)
+        second = weight**2 * sum(gradient[name] ** 2 for gradient in each) / len(each)
+        worth[name] = {
+            "element-first": first.abs(),
+            "element-second": second.abs(),
+            "element-mixed": (first - second / 2).abs(),
+            "vector": first,
+        }[taylor]
+    return worth
+
+
+def naive_scores(model, units, worth) -> torch.Tensor:
+    """Adds up rows and columns one by one; a kv head has the query heads g*h to g*h + g - 1."""
+    config, scores = model.config, []
+    opt = config.model_type == "opt"
+    kv_heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    per_group = config.num_attention_heads // kv_heads
+    d = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    output = "self_attn.out_proj" if opt else "self_attn.o_proj"
+    expand, down = (["fc1"], "fc2") if opt else (["mlp.gate_proj", "mlp.up_proj"], "mlp.down_proj")
+    for group in units.groups:
+        path = f"model.{'decoder.' if opt else ''}layers.{group.layer}."
+        part = {k.removeprefix(path): v for k, v in worth.items() if k.startswith(path)}
+
+        def row(module, index, part=part):
+            values = (part.get(f"{module}.{name}") for name in ("weight", "bias"))
+            return sum(float(value[index].sum().abs()) for value in values if value is not None)
+
+        def column(module, index, part=part):
+            return float(part[f"{module}.weight"][:, index].sum().abs())
+
+        for unit in range(group.stop - group.start):
+            if group.kind == "heads":
+                own = [row(f"self_attn.{kv}_proj", unit * d + i) for kv in "kv" for i in range(d)]
+                for query in range(unit * per_group, (unit + 1) * per_group):
+                    own += [row("self_attn.q_proj", query * d + i) for i in range(d)]
+                    own += [column(output, query * d + i) for i in range(d)]
+            elif group.kind == "channels":
+                block = range(unit * units.channel_block, (unit + 1) * units.channel_block)
+                own = [row(module, channel) for module in expand for channel in block]
+                own += [column(down, channel) for channel in block]
+            else:
+                attention = ("self_attn.", "input_layernorm", "self_attn_layer_norm")
+                of_attention = {name: name.startswith(attention) for name in part}
+                kinds = {"attention": [True], "mlp": [False], "layer": [True, False]}[group.kind]
+                own = [float(v.sum()) for name, v in part.items() if of_attention[name] in kinds]
+            scores.append(sum(own))
+    return torch.tensor(scores, dtype=torch.float64)
+
+
+# ---------------------------------------------------------------- scores
+
+
+@pytest.mark.parametrize("taylor", TAYLOR)
+def test_llm_pruner_adds_up_the_expansion_over_rows_and_columns(model, taylor):
+    lm = masked(model, channel_block=3)
+    expected = naive_scores(model, lm.units, salience(model, WINDOWS, taylor))
+    importance = llm_pruner(lm, WINDOWS, Budget(lm.units, 0.5), 0, taylor=taylor)
+    torch.testing.assert_close(importance.scores, expected, rtol=1e-5, atol=0)  # float32 norms
+    assert importance.local
+
+
+@pytest.mark.parametrize("granularity", ["layers", "blocks"])
+def test_layerwise_taylor_adds_up_everything_that_a_block_has(model, granularity):
+    lm = masked(model, granularity)
+    expected = naive_scores(model, lm.units, salience(model, WINDOWS, "element-first"))
+    importance = layerwise_taylor(lm, WINDOWS, Budget(lm.units, 0.4), 0)
+    torch.testing.assert_close(importance.scores, expected, rtol=1e-5, atol=0)
+    assert torch.equal(importance.mask, Budget(lm.units, 0.4).round(expected))
+    assert not importance.local
+
+
+@pytest.mark.parametrize("granularity", ["heads+channels", "blocks", "layers"])
+def test_magnitude_adds_up_absolute_weights_and_reads_no_text(model, granularity):
+    lm = masked(model, granularity)
+    weights = {name: weight.abs() for name, weight in model.named_parameters()}
+    budget = Budget(lm.units, 0.5)
+    importance = magnitude(lm, WINDOWS, budget, 0)
+    expected = naive_scores(model, lm.units, weights)
+    torch.testing.assert_close(importance.scores, expected)
+    fine = granularity == "heads+channels"
+    assert torch.equal(importance.mask, (budget.local() if fine else budget).round(expected))
+    assert lm.tokens == 0
+
+
+# ---------------------------------------------------------------- gradients
+
+
+def test_the_model_is_left_as_it_was(model, monkeypatch):
+    lm = masked(model)
+    before = copy.deepcopy(model.state_dict())
+    monkeypatch.setattr(gradients, "_PASS_TOKENS", 20)  # two windows at a time
+    with_chunks = WeightGradients(lm, WINDOWS).mean
+    assert lm.tokens == 2 * WINDOWS.numel()  # forward and backward
+    for parameter, gradient in WeightGradients(lm, WINDOWS, squares=True).mean.items():
+        torch.testing.assert_close(with_chunks[parameter], gradient, rtol=1e-4, atol=1e-7)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
+
+
+def test_an_error_leaves_the_model_as_it_was_too():
+    lm = masked(tiny_model("llama"))
+    with pytest.raises(IndexError):
+        WeightGradients(lm, WINDOWS + 1000)  # no such tokens
+    assert not any(p.requires_grad or p.grad is not None for p in lm.model.parameters())
+    assert not any(p._post_accumulate_grad_hooks for p in lm.model.parameters())
+
+
+def test_an_unknown_expansion_lists_the_known():
+    lm = masked(tiny_model("llama"))
+    with pytest.raises(PruningError, match="'third'.*element-first, .*vector"):
+        llm_pruner(lm, WINDOWS, Budget(lm.units, 0.5), 0, taylor="third")
+
+
+# ---------------------------------------------------------------- protected layers
+
+
+def test_as_many_outer_layers_are_kept_as_in_the_originals():
+    assert {n: outer_layers(toy_units(n)) for n in (3, 5, 12, 32, 80)} == {
+        3: (0, 0),
+        5: (1, 0),
+        12: (2, 1),
+        32: (4, 2),
+        80: (10, 5),
+    }
+
+
+@pytest.mark.parametrize("kind", ["per-kind", "units", "parameters"])
+def test_the_layers_between_lose_alike(kind):
+    units = toy_units(layers=16, kv_heads=4, channels=12)
+    budget = Budget(units, 0.5 * 13 / 16, kind)
+    protected = protected_units(budget, *outer_layers(units))
+    scores = torch.rand(units.n, generator=torch.Generator().manual_seed(0)).double()
+    kept = units.kept_shares(round_around(budget, ranks(units, scores), protected)[None])[0]
+    outer = [group.layer in (0, 1, 15) for group in units.groups]
+    assert kept.tolist() == [1.0 if whole else 0.5 for whole in outer]
+
+
+def test_within_a_layer_the_best_are_kept_and_ties_go_by_index():
+    units = toy_units(layers=2, kv_heads=2, channels=4)
+    scores = torch.tensor([1e9, 2e9, 5, 7, 5, 6, -3, -2, 0, 0, 0, 0], dtype=torch.float64)
+    expected = [0.5, 1, 0.5, 1, 0.25, 0.75, 0.5, 1, 1, 0.75, 0.5, 0.25]
+    assert ranks(units, scores).tolist() == expected
+
+
+def test_more_than_the_layers_between_hold_is_refused_before_any_work():
+    model = tiny_model("llama", num_hidden_layers=8)
+    lm = masked(model)
+    with pytest.raises(PruningError, match=r"first 1 and the last 1 of 8 .*at most 0\.75"):
+        llm_pruner(lm, WINDOWS, Budget(lm.units, 0.8), 0)
+    assert lm.tokens == 0
+    unprotected = llm_pruner(lm, WINDOWS, Budget(lm.units, 0.8), 0, protect=False)
+    assert unprotected.mask.sum() == Budget(lm.units, 0.8).round(unprotected.scores).sum()
+    assert llm_pruner(lm, WINDOWS, Budget(lm.units, 0.75), 0).mask.sum() == 2 * (2 + 12)
+
+
+def test_where_every_layer_must_keep_its_share_none_is_protected():
+    lm = masked(tiny_model("llama", num_hidden_layers=8))
+    for scope in ("local", "uniform"):
+        budget = Budget(lm.units, 0.5, scope=scope)
+        kept = lm.units.kept_shares(llm_pruner(lm, WINDOWS, budget, 0).mask[None])
+        assert kept.unique().tolist() == [0.5]
+
+
+def test_llama_3_8b_keeps_as_many_parameters_as_the_original_reports():
+    """Ratio 0.25 on layers 4 to 29 of 32: 6,612,586,496 parameters (horseee/LLM-Pruner)."""
+    config = LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    units = PruningUnits.of(model)
+    budget = Budget(units, 0.25 * 26 / 32)
+    scores = torch.rand(units.n, generator=torch.Generator().manual_seed(0)).double()
+    mask = round_around(budget, ranks(units, scores), protected_units(budget, *outer_layers(units)))
+    kept = sum(p.numel() for p in model.parameters()) - units.pruned_parameters(mask)
+    assert kept == 6_612_586_496

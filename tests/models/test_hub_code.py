@@ -1,0 +1,147 @@
+"""Exported directories in the hands of plain transformers, with pgprune and without."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
+
+from helpers.finished_run import assert_close, finished_run, logits
+from helpers.masks import patterns
+from helpers.tiny import CONFIGS, tiny_model, tokens
+from pgprune.export.export import ExportConfig, export
+from pgprune.hub_code.modeling_pgprune import PGPruneQwen2Config, cache_slots
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.units import PruningUnits
+from pgprune.models.registration import PREFIXES, pruned_classes, register_with_transformers
+from pgprune.repair.config import REPAIR
+from pgprune.repair.repair import applied, repair
+
+CODE = "modeling_pgprune.py"
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """An exported model of each family, with the logits that it must have beside it.
+
+    All have a bias repair, for which some families have biases and others get some.
+    """
+    folders = {}
+    for family in CONFIGS:
+        folder = tmp_path_factory.mktemp(family)
+        model = tiny_model(family)
+        units = PruningUnits.of(model)
+        mask = patterns(units)["layer 0 and some"]
+        run = finished_run(folder, model, units, mask)
+        lm = MaskedLM(model, units)
+        found = repair(lm, mask, tokens(batch=6, length=20), "bias")
+        found.save(run.path / REPAIR)
+        folders[family] = export(run, ExportConfig(output=str(folder / "hf")))
+        with applied(lm, found):
+            expected = lm.logits(mask[None], tokens())[0]
+        save_file({"logits": expected}, folder / "expected.safetensors")
+    return folders
+
+
+WITHOUT_PGPRUNE = """
+import sys
+sys.modules["pgprune"] = None  # importing it fails
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+generator = torch.Generator().manual_seed(0)
+ids = torch.randint(48, (2, 9), generator=generator)
+try:
+    AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=False)
+except ValueError as error:
+    assert "trust_remote_code=True" in str(error)
+else:
+    raise AssertionError("loaded without trust")
+for folder in sys.argv[1:]:
+    trust = {"trust_remote_code": True}
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64, **trust)
+    with torch.no_grad():
+        expected = load_file(folder + "/../expected.safetensors")["logits"]
+        error = (model(ids).logits - expected).abs().max()
+    assert error <= 1e-10, error
+    assert AutoModel.from_pretrained(folder, **trust)(ids).last_hidden_state.shape == (2, 9, 32)
+    text = AutoTokenizer.from_pretrained(folder, **trust)("abc", return_tensors="pt").input_ids
+    plain = {"max_new_tokens": 5, "min_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    cached, uncached = (model.generate(text, use_cache=use, **plain) for use in (True, False))
+    assert cached.tolist() == uncached.tolist() and cached.shape == (1, 8)
+    print(type(model).__module__)
+"""
+
+
+def test_an_environment_without_pgprune_loads_and_generates(exported, tmp_path):
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-I", "-c", WITHOUT_PGPRUNE, *map(str, exported.values())]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    modules = done.stdout.split()
+    assert len(modules) == len(exported)
+    assert all(module.startswith("transformers_modules.") for module in modules)
+
+
+def test_importing_pgprune_first_is_enough(exported):
+    code = (
+        "import sys, pgprune; from transformers import AutoModelForCausalLM\n"
+        "AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=False)"
+    )
+    command = [sys.executable, "-c", code, str(exported["opt"])]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_importing_pgprune_after_transformers_is_enough(exported):
+    finders = list(sys.meta_path)
+    register_with_transformers()
+    register_with_transformers()
+    assert sys.meta_path == finders
+    for family, folder in exported.items():
+        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+        assert type(model) is pruned_classes(family).causal_lm
+
+
+def test_the_auto_map_is_complete_and_in_the_order_that_vllm_needs(exported):
+    for family, folder in exported.items():
+        config = json.loads((folder / "config.json").read_text())
+        assert config["model_type"] == f"pgprune_{family}"
+        assert config["architectures"] == [f"{PREFIXES[family]}ForCausalLM"]
+        assert list(config["auto_map"]) == ["AutoConfig", "AutoModel", "AutoModelForCausalLM"]
+        assert set(config["per_layer_config"]) <= {"0", "1", "2"}
+
+
+def test_a_loaded_model_saves_everything_again(exported, tmp_path):
+    """As after recovery."""
+    for folder in exported.values():
+        again = tmp_path / folder.parent.name
+        AutoModelForCausalLM.from_pretrained(folder).save_pretrained(again)
+        assert (again / CODE).read_bytes() == (folder / CODE).read_bytes()
+        configs = [json.loads((path / "config.json").read_text()) for path in (folder, again)]
+        assert configs[0] == configs[1]
+        assert_close(logits(again), logits(folder))
+
+
+def test_the_code_imports_nothing_of_ours(exported):
+    text = (exported["llama"] / CODE).read_text()
+    imports = [line for line in text.splitlines() if line.startswith(("import", "from"))]
+    assert imports
+    assert not [line for line in imports if "pgprune" in line or "from ." in line]
+
+
+def test_cache_slots():
+    """Slots are of the type of their layer, and the first slot of a type in use is used."""
+    types = ["full_attention", "sliding_attention"] * 3
+    headless = {"num_attention_heads": 0, "num_key_value_heads": 0}
+    config = PGPruneQwen2Config(
+        num_hidden_layers=6,
+        use_sliding_window=True,
+        layer_types=types,
+        per_layer_config={2: headless, 3: {"skip": ["attention"]}},
+    )
+    assert cache_slots(config) == {0: 0, 1: 1, 4: 2, 5: 3}

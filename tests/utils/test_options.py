@@ -1,0 +1,156 @@
+"""Settings: from dataclasses to options and YAML, and back, and every refusal."""
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given as for_all
+from hypothesis import strategies as st
+
+from pgprune import PruningError
+from pgprune.utils.options import (
+    ArgumentParser,
+    dump_yaml,
+    from_arguments,
+    from_dict,
+    given,
+    load_yaml,
+    run_command,
+    to_dict,
+)
+
+
+@dataclass(frozen=True)
+class Toy:
+    """Toy settings.
+
+    Not part of the title.
+    """
+
+    model: str = field(default="builtin", metadata={"help": "which model"})
+    prune_rate: float = field(
+        default=0.4, metadata={"help": "share to remove, 40% say", "above": 0, "below": 1}
+    )
+    batch_size: int = field(default=8, metadata={"help": "sequences", "minimum": 1})
+    samples: int | None = field(default=None, metadata={"help": "samples", "default": "endless"})
+    device_map: str | None = None
+    schedule: str = field(default="cosine", metadata={"choices": ["cosine", "constant"]})
+    quiet: bool = field(default=False, metadata={"help": "print nothing"})
+
+
+def parse(*words: str) -> Toy:
+    return from_arguments(Toy, ArgumentParser("A toy.", Toy).parse_args(words))
+
+
+def test_nothing_given_is_the_default():
+    assert parse() == Toy()
+
+
+def test_every_kind_of_option():
+    words = "--model m --prune-rate 0.5 --batch-size 2 --samples 7 --schedule constant --quiet"
+    expected = Toy("m", 0.5, 2, 7, None, "constant", True)
+    assert parse(*words.split()) == expected
+
+
+def test_none_and_no():
+    assert parse("--samples", "none", "--no-quiet") == Toy()
+
+
+def test_only_what_was_written_is_given():
+    arguments = ArgumentParser(None, Toy).parse_args(["--batch-size", "8"])
+    assert given(Toy, arguments) == {"batch_size": 8}
+
+
+def test_help_explains_every_option_with_its_default():
+    text = " ".join(ArgumentParser("A toy.", Toy).format_help().split())
+    assert "Toy settings:" in text and "Not part" not in text
+    assert "share to remove, 40% say (default: 0.4)" in text
+    assert "samples (default: endless)" in text
+    assert "print nothing (default: off)" in text
+    assert "{cosine,constant} (default: cosine)" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--prune-rate 1", "--prune-rate: must be a number above 0 and below 1, not 1.0"),
+        ("--prune-rate 0", "--prune-rate: must be a number above 0 and below 1, not 0.0"),
+        ("--prune-rate nan", "--prune-rate: must be a number above 0 and below 1, not nan"),
+        ("--prune-rate half", "--prune-rate: must be a number above 0 and below 1, not 'half'"),
+        ("--batch-size 0", "--batch-size: must be a whole number at least 1, not 0"),
+        ("--batch-size 2.5", "--batch-size: must be a whole number at least 1, not '2.5'"),
+        ("--schedule linear", "--schedule: must be one of cosine, constant, not 'linear'"),
+        ("--prune-rat 0.3", "unrecognized arguments: --prune-rat 0.3"),
+        ("--prune-rate", "--prune-rate: expected one argument"),
+    ],
+)
+def test_a_wrong_option_is_one_clear_sentence(words, sentence):
+    with pytest.raises(PruningError) as caught:
+        parse(*words.split())
+    assert str(caught.value).startswith(sentence)
+
+
+@for_all(
+    st.builds(
+        Toy,
+        model=st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"])),
+        prune_rate=st.floats(0, 1, exclude_min=True, exclude_max=True),
+        batch_size=st.integers(1),
+        samples=st.none() | st.integers(),
+        device_map=st.none() | st.text("abc:01 \n#'"),
+        quiet=st.booleans(),
+    )
+)
+def test_yaml_gives_back_what_was_written(toy):
+    sections = load_yaml(dump_yaml({"toy": toy, "decided": {"executor": "sliced"}}), "config.yaml")
+    assert from_dict(Toy, sections["toy"]) == toy
+    assert sections["decided"] == {"executor": "sliced"}
+
+
+def test_a_whole_number_is_a_number():
+    wide = dataclass(frozen=True)(type("Wide", (), {"__annotations__": {"x": float}, "x": 0.5}))
+    assert to_dict(from_dict(wide, {"x": 2})) == {"x": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"rate": 0.5}, "config.yaml has an unknown setting 'rate'; the known ones are model, "),
+        ({"prune_rate": 2}, "config.yaml: prune_rate: must be a number above 0 and below 1"),
+        ({"batch_size": True}, "config.yaml: batch_size: must be a whole number"),
+        ({"model": 3}, "config.yaml: model: must be a text, not 3"),
+        ({"quiet": "yes"}, "config.yaml: quiet: must be true or false, not 'yes'"),
+    ],
+)
+def test_a_wrong_value_in_a_file_is_one_clear_sentence(values, sentence):
+    with pytest.raises(PruningError) as caught:
+        from_dict(Toy, values, "config.yaml")
+    assert str(caught.value).startswith(sentence)
+
+
+@pytest.mark.parametrize("text", ["a: [", "only text", "a: 1", ""])
+def test_a_file_that_is_not_sections_of_settings(text):
+    with pytest.raises(PruningError, match="config.yaml"):
+        load_yaml(text, "config.yaml")
+
+
+def test_a_type_that_no_option_can_have():
+    strange = dataclass(type("Strange", (), {"__annotations__": {"x": list}, "x": None}))
+    with pytest.raises(TypeError, match="a setting is"):
+        ArgumentParser(None, strange)
+
+
+@pytest.mark.parametrize(("returned", "status"), [(None, None), (0, 0), (3, 3)])
+def test_a_command_ends_with_its_status(returned, status):
+    with pytest.raises(SystemExit) as caught:
+        run_command(lambda: returned)
+    assert caught.value.code == status
+
+
+def test_an_error_is_one_line_and_status_2(capsys):
+    def main() -> None:
+        raise PruningError("two\nlines")
+
+    with pytest.raises(SystemExit) as caught:
+        run_command(main)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: two lines\n"

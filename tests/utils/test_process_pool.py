@@ -1,0 +1,53 @@
+"""Cells side by side: the workers' numbers, and the GPUs that they stand for."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from pgprune.experiments.agent_cells import BenchmarkConfig
+from pgprune.utils.devices import choose_device, side_by_side
+from pgprune.utils.process_ids import WORKER, worker
+from pgprune.utils.process_pool import run_tasks
+
+
+def note(path: Path) -> None:
+    """What a worker does: it writes down its number."""
+    if path.name == "bad":
+        raise ValueError("bad luck")
+    path.write_text(str(worker()))
+
+
+def test_workers_are_numbered_and_failures_are_told(tmp_path: Path) -> None:
+    paths = [tmp_path / name for name in ("one", "bad", "two", "three")]
+    told = dict[str, str]()
+    failed = run_tasks(paths, note, 2, lambda path, error: told.update({path.name: error}))
+    assert failed == 1 and told.pop("bad") == "ValueError: bad luck"
+    assert told == {"one": "", "two": "", "three": ""}
+    assert {(tmp_path / name).read_text() for name in told} <= {"0", "1"}
+    assert worker() == 0
+
+
+def test_each_worker_takes_a_gpu_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    found = []
+    for number in range(4):
+        monkeypatch.setenv(WORKER, str(number))
+        found.append([choose_device("auto"), choose_device("cuda:0"), choose_device("cpu")])
+    first, second = torch.device("cuda"), torch.device("cuda:1")
+    assert [devices[0] for devices in found] == [first, second, first, second]
+    assert all(devices[1:] == [torch.device("cuda:0"), torch.device("cpu")] for devices in found)
+
+
+def test_as_many_cells_at_a_time_as_there_are_gpus_or_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert side_by_side("cpu") == cores
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 12)
+    assert [side_by_side(name) for name in ("auto", "cuda", "cuda:1")] == [12, 12, 1]
+    assert BenchmarkConfig().at_a_time == 8
+    assert BenchmarkConfig(workers=20).at_a_time == 20
