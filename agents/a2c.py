@@ -4,22 +4,21 @@ Log probabilities are means over the units, so the number that RMSprop adds to i
 divided by how many there are.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from pgprune.agents.sb3_config import Sb3Config
+from pgprune.utils.options import option
 
 
 @dataclass(frozen=True)
 class A2cConfig(Sb3Config):
     """A2C: advantage actor-critic, one gradient step for each step."""
 
-    a2c_masks: int = field(default=16, metadata={"help": "a2c: masks of a step", "minimum": 2})
-    a2c_learning_rate: float = field(
-        default=0.05, metadata={"help": "a2c: RMSprop's step size, down to 0", "above": 0}
-    )
+    a2c_masks: int = option(16, "a2c: masks of a step", minimum=2)
+    a2c_learning_rate: float = option(0.05, "a2c: RMSprop's step size, down to 0", above=0)
 
     name: ClassVar[str] = "a2c"
     figures: ClassVar[tuple[str, ...]] = ("train/policy_loss",)

@@ -16,7 +16,7 @@ paper's REINFORCE (arXiv 2406.10576), with leave-one-out baselines.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from pgprune.agents.logits import on_budget
 from pgprune.agents.offsets import masks_of, scores_of
 from pgprune.errors import PruningError
 from pgprune.metrics import Importance
-from pgprune.utils.options import check_fields
+from pgprune.utils.options import Config, option
 
 _ALLOCATION = 300  # evaluations after which offsets hardly gain
 _MANY = 1000  # from so many evaluations on, single units are worth learning
@@ -37,33 +37,27 @@ _SHARPNESS = 2.0  # of keep probabilities, by standard deviations of scores from
 
 
 @dataclass(frozen=True)
-class AutoConfig:
+class AutoConfig(Config):
     """The recommended agent: how widely it looks, and how long at layers only."""
 
-    population: int = field(
-        default=10, metadata={"help": "auto: masks of a step, in antithetic pairs", "minimum": 2}
+    population: int = option(10, "auto: masks of a step, in antithetic pairs", minimum=2)
+    deviation: float = option(
+        0.3,
+        "auto: standard deviation of the offsets at the beginning, in standard "
+        "deviations of the metric's scores",
+        above=0,
     )
-    deviation: float = field(
-        default=0.3,
-        metadata={
-            "help": "auto: standard deviation of the offsets at the beginning, in standard "
-            "deviations of the metric's scores",
-            "above": 0,
-        },
-    )
-    allocation: int | None = field(
-        default=None,
-        metadata={
-            "help": "auto: evaluations that learn how much each layer keeps of each kind; the "
-            "others learn single units",
-            "minimum": 1,
-            "default": f"{_ALLOCATION} of {_MANY:,} or more, else all",
-        },
+    allocation: int | None = option(
+        None,
+        "auto: evaluations that learn how much each layer keeps of each kind; the "
+        "others learn single units",
+        minimum=1,
+        unset=f"{_ALLOCATION} of {_MANY:,} or more, else all",
     )
 
     def __post_init__(self) -> None:
         """Refuses what an option does not allow, and a mask without its opposite."""
-        check_fields(self)
+        super().__post_init__()
         if self.population % 2:
             raise PruningError(
                 f"population {self.population} does not consist of pairs; choose an even number"

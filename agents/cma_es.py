@@ -10,7 +10,7 @@ follows from them and from the seed, so that a resume asks and tells it everythi
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,30 +25,22 @@ from pgprune.agents.offsets import masks_of, scores_of
 from pgprune.errors import PruningError
 from pgprune.masking.units import PruningUnits
 from pgprune.metrics import Importance
-from pgprune.utils.options import check_fields
+from pgprune.utils.options import Config, option
 
 Numbers = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class CMAESConfig:
+class CMAESConfig(Config):
     """CMA-ES: how widely it looks."""
 
-    cma_population: int = field(
-        default=10, metadata={"help": "cma-es: masks of a step", "minimum": 4}
+    cma_population: int = option(10, "cma-es: masks of a step", minimum=4)
+    cma_deviation: float = option(
+        0.3,
+        "cma-es: standard deviation of the offsets at the beginning, in standard "
+        "deviations of the metric's scores",
+        above=0,
     )
-    cma_deviation: float = field(
-        default=0.3,
-        metadata={
-            "help": "cma-es: standard deviation of the offsets at the beginning, in standard "
-            "deviations of the metric's scores",
-            "above": 0,
-        },
-    )
-
-    def __post_init__(self) -> None:
-        """Refuses what an option does not allow."""
-        check_fields(self)
 
     @property
     def masks(self) -> int:

@@ -11,7 +11,7 @@ compression between layers, and whose selection has stages of more and more toke
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,39 +21,29 @@ from torch import Tensor
 from pgprune.agents.base import Agent, lowest
 from pgprune.agents.offsets import scores_of
 from pgprune.metrics import Importance
-from pgprune.utils.options import check_fields
+from pgprune.utils.options import Config, option
 
 _MOST_SWITCHES = 3  # between groups, of a mutation
 
 
 @dataclass(frozen=True)
-class EvolutionConfig:
+class EvolutionConfig(Config):
     """Evolution: how many masks it tries, and how far they may be from their parent."""
 
-    offspring: int = field(
-        default=16, metadata={"help": "evolution: masks made of the parent in a step", "minimum": 1}
+    offspring: int = option(16, "evolution: masks made of the parent in a step", minimum=1)
+    stages: int = option(
+        3,
+        "evolution: stages of selection, each of the better half of the masks on twice "
+        "the tokens, the last on a whole batch",
+        minimum=1,
     )
-    stages: int = field(
-        default=3,
-        metadata={
-            "help": "evolution: stages of selection, each of the better half of the masks on twice "
-            "the tokens, the last on a whole batch",
-            "minimum": 1,
-        },
+    reach: float = option(
+        0.1,
+        "evolution: most that a switch moves between two groups, as a share of the "
+        "smaller one's units (one unit at least)",
+        above=0,
+        maximum=1,
     )
-    reach: float = field(
-        default=0.1,
-        metadata={
-            "help": "evolution: most that a switch moves between two groups, as a share of the "
-            "smaller one's units (one unit at least)",
-            "above": 0,
-            "maximum": 1,
-        },
-    )
-
-    def __post_init__(self) -> None:
-        """Refuses what an option does not allow."""
-        check_fields(self)
 
     @property
     def masks(self) -> int:

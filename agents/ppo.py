@@ -4,27 +4,23 @@ On masks unless asked otherwise; how its policy and its ratio differ from the li
 ``sb3_policy.py``.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from pgprune.agents.sb3_config import Sb3Config
+from pgprune.utils.options import option
 
 
 @dataclass(frozen=True)
 class PpoConfig(Sb3Config):
     """PPO: proximal policy optimization, its ratio clipped for each unit."""
 
-    ppo_masks: int = field(default=16, metadata={"help": "ppo: masks of a step", "minimum": 2})
-    ppo_learning_rate: float = field(
-        default=0.05, metadata={"help": "ppo: Adam's step size, down to 0", "above": 0}
-    )
-    ppo_epochs: int = field(default=4, metadata={"help": "ppo: updates in a step", "minimum": 1})
-    ppo_clip: float = field(
-        default=0.2,
-        metadata={"help": "ppo: how far a ratio can move from 1", "above": 0, "below": 1},
-    )
+    ppo_masks: int = option(16, "ppo: masks of a step", minimum=2)
+    ppo_learning_rate: float = option(0.05, "ppo: Adam's step size, down to 0", above=0)
+    ppo_epochs: int = option(4, "ppo: updates in a step", minimum=1)
+    ppo_clip: float = option(0.2, "ppo: how far a ratio can move from 1", above=0, below=1)
 
     name: ClassVar[str] = "ppo"
     figures: ClassVar[tuple[str, ...]] = ("train/approx_kl", "train/clip_fraction")

@@ -6,7 +6,7 @@ best so far is judged anew with the others, on the same tokens, no mask owes its
 batch.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,32 +16,22 @@ from torch import Tensor
 from pgprune.agents.base import Agent, lowest
 from pgprune.agents.offsets import masks_of, scores_of
 from pgprune.metrics import Importance
-from pgprune.utils.options import check_fields
+from pgprune.utils.options import Config, option
 
 
 @dataclass(frozen=True)
-class RandomSearchConfig:
+class RandomSearchConfig(Config):
     """Random search: how widely it looks."""
 
-    candidates: int = field(
-        default=10,
-        metadata={
-            "help": "random-search: masks of a step, the best so far among them",
-            "minimum": 2,
-        },
+    candidates: int = option(
+        10, "random-search: masks of a step, the best so far among them", minimum=2
     )
-    spread: float = field(
-        default=0.3,
-        metadata={
-            "help": "random-search: standard deviation of the offsets, in standard deviations of "
-            "the metric's scores",
-            "above": 0,
-        },
+    spread: float = option(
+        0.3,
+        "random-search: standard deviation of the offsets, in standard deviations of "
+        "the metric's scores",
+        above=0,
     )
-
-    def __post_init__(self) -> None:
-        """Refuses what an option does not allow."""
-        check_fields(self)
 
     @property
     def masks(self) -> int:

@@ -8,7 +8,7 @@ that they come to the host with the losses of that step: one wait for the device
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,46 +31,42 @@ from pgprune.agents.estimators import (
 from pgprune.errors import PruningError
 from pgprune.metrics import METRICS
 from pgprune.metrics.initialization import initial_probabilities, metric_name
-from pgprune.utils.options import check_fields
+from pgprune.utils.options import Config, option
 from pgprune.utils.transfer import read
 
 
-def _option(value: Any, text: str, **limits: Any) -> Any:
-    return field(default=value, metadata={"help": text, **limits})
-
-
 @dataclass(frozen=True)
-class ReinforceConfig:
+class ReinforceConfig(Config):
     """REINFORCE: the estimator and its step size."""
 
-    masks_per_step: int = _option(2, "masks drawn on each batch (the paper's N_s)", minimum=1)
-    window: int = _option(5, "window T of the moving-average baseline", minimum=1)
-    learning_rate: float | None = _option(
-        None, "step size", above=0, default="by the formula in docs/reinforce.md"
+    masks_per_step: int = option(2, "masks drawn on each batch (the paper's N_s)", minimum=1)
+    window: int = option(5, "window T of the moving-average baseline", minimum=1)
+    learning_rate: float | None = option(
+        None, "step size", above=0, unset="by the formula in docs/reinforce.md"
     )
-    schedule: str = _option(
+    schedule: str = option(
         "cosine", "step size over time: down to 0, or constant", choices=["cosine", "constant"]
     )
-    score: str = _option(
+    score: str = option(
         "preconditioned",
         "(m-s)/sqrt(s(1-s)) as in the released code, or (m-s)/(s(1-s)) as in Eq. 7 (paper)",
         choices=list(SCORES),
     )
-    baseline: str = _option(
+    baseline: str = option(
         "moving-average", "what is subtracted from the losses", choices=list(BASELINES)
     )
-    baseline_start: str = _option(
+    baseline_start: str = option(
         "first-loss",
         "moving average before the first step: that step's mean loss, or zero (Algorithm 1)",
         choices=["first-loss", "zero"],
     )
-    sampling: str = _option(
+    sampling: str = option(
         "independent",
         "how masks of a step are drawn: independently, or in antithetic pairs (DisARM), whose "
         "difference needs no baseline",
         choices=list(SAMPLINGS),
     )
-    control: str = _option(
+    control: str = option(
         "none",
         "what else is subtracted from the losses: the loss of the unpruned model on the same batch "
         "(dense), for one more evaluation a step",
@@ -79,7 +75,7 @@ class ReinforceConfig:
 
     def __post_init__(self) -> None:
         """Refuses what an option does not allow, and N_s - 1 as a divisor where it is zero."""
-        check_fields(self)
+        super().__post_init__()
         for name, value in (("score", self.score), ("baseline", self.baseline)):
             if self.masks_per_step < 2 and value in ("preconditioned", "leave-one-out"):
                 raise PruningError(

@@ -1,23 +1,20 @@
 """SAC (Haarnoja et al. 2018, arXiv 1812.05905) by Stable-Baselines3, on densities or scores."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from pgprune.agents.sb3_config import Sb3Config
+from pgprune.utils.options import option
 
 
 @dataclass(frozen=True)
 class SacConfig(Sb3Config):
     """SAC: soft actor-critic."""
 
-    sac_masks: int = field(
-        default=11, metadata={"help": "sac: masks of a step, the start's included", "minimum": 3}
-    )
-    sac_learning_rate: float = field(
-        default=3e-3, metadata={"help": "sac: Adam's step size, down to 0", "above": 0}
-    )
+    sac_masks: int = option(11, "sac: masks of a step, the start's included", minimum=3)
+    sac_learning_rate: float = option(3e-3, "sac: Adam's step size, down to 0", above=0)
 
     name: ClassVar[str] = "sac"
     reference: ClassVar[bool] = True

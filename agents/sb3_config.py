@@ -5,11 +5,11 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from pgprune.utils.options import check_fields
+from pgprune.utils.options import Config
 
 
 @dataclass(frozen=True)
-class Sb3Config:
+class Sb3Config(Config):
     """Options of one algorithm; the names of its fields begin with its own.
 
     Attributes:
@@ -23,10 +23,6 @@ class Sb3Config:
     package: ClassVar[str] = "stable_baselines3"
     reference: ClassVar[bool] = False
     figures: ClassVar[tuple[str, ...]]
-
-    def __post_init__(self) -> None:
-        """Refuses what an option does not allow."""
-        check_fields(self)
 
     @property
     def masks(self) -> int:

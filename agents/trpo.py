@@ -4,22 +4,22 @@ Log probabilities are means over the units, so the divergence that bounds a step
 and the damping of conjugate gradients is divided by their number.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
 
 from pgprune.agents.sb3_config import Sb3Config
+from pgprune.utils.options import option
 
 
 @dataclass(frozen=True)
 class TrpoConfig(Sb3Config):
     """TRPO: trust region policy optimization, the region's size counted for each unit."""
 
-    trpo_masks: int = field(default=16, metadata={"help": "trpo: masks of a step", "minimum": 2})
-    trpo_target_kl: float = field(
-        default=0.002,
-        metadata={"help": "trpo: divergence that a step may have, in nats a unit", "above": 0},
+    trpo_masks: int = option(16, "trpo: masks of a step", minimum=2)
+    trpo_target_kl: float = option(
+        0.002, "trpo: divergence that a step may have, in nats a unit", above=0
     )
 
     name: ClassVar[str] = "trpo"

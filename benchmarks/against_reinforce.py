@@ -24,10 +24,10 @@ from pgprune.experiments.agent_cells import BenchmarkCell, BenchmarkConfig, Benc
 from pgprune.experiments.agent_runner import run
 from pgprune.experiments.agent_scores import Scores, log_perplexity, read_records
 from pgprune.experiments.cells import model_name
+from pgprune.utils.command_line import ArgumentParser, from_arguments, given, run_command
 from pgprune.utils.files import saving
 from pgprune.utils.jsonl import Record
 from pgprune.utils.markdown import check_page, grid, renew_page
-from pgprune.utils.options import ArgumentParser, from_arguments, given, run_command
 
 FIRST = GRID[3:6]
 GRID_RATE, RATES = 0.4, (0.3, 0.4, 0.5)

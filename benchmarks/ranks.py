@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -31,42 +31,27 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.load import ModelConfig
 from pgprune.surgery.random_models import SHAPES
+from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
 from pgprune.utils.devices import choose_device
 from pgprune.utils.files import check_new, new_directory
-from pgprune.utils.options import (
-    ArgumentParser,
-    dump_yaml,
-    from_arguments,
-    from_dict,
-    load_yaml,
-    run_command,
-)
+from pgprune.utils.options import Config, dump_yaml, from_dict, load_yaml, option, same_option
 from pgprune.utils.process_ids import local_rank, rank, world_size
 from pgprune.utils.versions import versions
 
 
 @dataclass(frozen=True)
-class RanksConfig:
+class RanksConfig(Config):
     """Measurement: which model, how much, and where."""
 
-    shape: str = field(
-        default="100m", metadata={"help": "model to measure", "choices": ["builtin", *SHAPES]}
-    )
-    prune_rate: float = field(
-        default=0.5, metadata={"help": "rate of the random masks", "above": 0, "below": 1}
-    )
-    masks: int = field(
-        default=4, metadata={"help": "masks that each process evaluates in a round", "minimum": 1}
-    )
-    batch_size: int = field(default=8, metadata={"help": "sequences of a batch", "minimum": 1})
-    sequence_length: int = field(default=128, metadata={"help": "tokens of each", "minimum": 2})
-    repeats: int = field(default=7, metadata={"help": "rounds", "minimum": 1})
-    device: str = field(
-        default="auto", metadata=ModelConfig.__dataclass_fields__["device"].metadata
-    )
-    output: str | None = field(
-        default=None,
-        metadata={"help": "a new directory for ranks.json", "default": "none, it is only printed"},
+    shape: str = option("100m", "model to measure", choices=["builtin", *SHAPES])
+    prune_rate: float = option(0.5, "rate of the random masks", above=0, below=1)
+    masks: int = option(4, "masks that each process evaluates in a round", minimum=1)
+    batch_size: int = option(8, "sequences of a batch", minimum=1)
+    sequence_length: int = option(128, "tokens of each", minimum=2)
+    repeats: int = option(7, "rounds", minimum=1)
+    device: str = same_option(ModelConfig, "device", "auto")
+    output: str | None = option(
+        None, "a new directory for ranks.json", unset="none, it is only printed"
     )
 
 

@@ -13,7 +13,7 @@ and what a layer costs the host, however little there is to compute in it.
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,63 +25,47 @@ from transformers.utils import logging
 from pgprune.errors import PruningError
 from pgprune.models.load import DTYPES, ModelConfig
 from pgprune.surgery.random_models import SHAPES
+from pgprune.utils.command_line import ArgumentParser, from_arguments, numbers, run_command
 from pgprune.utils.devices import choose_device
 from pgprune.utils.files import check_new
 from pgprune.utils.markdown import has_place, renew
-from pgprune.utils.options import ArgumentParser, from_arguments, numbers, run_command
+from pgprune.utils.options import Config, option, same_option
 
 NEED_A_GPU = ("llama-2-7b", "llama-2-13b", "llama-3-8b")
 _MARKER = "speed"
 
 
 @dataclass(frozen=True)
-class SpeedConfig:
+class SpeedConfig(Config):
     """Measurement: which models, how often, and where.
 
     Raises:
         PruningError: a shape or a list of numbers that is not understood.
     """
 
-    shapes: str = field(
-        default="100m",
-        metadata={"help": f"models to measure, of {', '.join(['builtin', *SHAPES])}"},
+    shapes: str = option("100m", f"models to measure, of {', '.join(['builtin', *SHAPES])}")
+    prune_rates: str = option("0.3,0.5,0.7", "rates of the random masks")
+    batch_size: int = option(8, "sequences of a batch", minimum=1)
+    sequence_length: int = option(128, "tokens of each", minimum=2)
+    repeats: int = option(7, "rounds", minimum=1)
+    threads: int | None = option(None, "CPU threads", minimum=1, unset="torch's choice")
+    clock: str = option(
+        "wall",
+        "wall, or the processor time of one CPU thread, for a machine that other work shares",
+        choices=list(CLOCKS),
     )
-    prune_rates: str = field(default="0.3,0.5,0.7", metadata={"help": "rates of the random masks"})
-    batch_size: int = field(default=8, metadata={"help": "sequences of a batch", "minimum": 1})
-    sequence_length: int = field(default=128, metadata={"help": "tokens of each", "minimum": 2})
-    repeats: int = field(default=7, metadata={"help": "rounds", "minimum": 1})
-    threads: int | None = field(
-        default=None, metadata={"help": "CPU threads", "minimum": 1, "default": "torch's choice"}
+    device: str = same_option(ModelConfig, "device", "auto")
+    dtype: str = option(
+        "auto",
+        "number format of the weights; auto is float32 on the CPU, else bfloat16",
+        choices=["auto", *DTYPES],
     )
-    clock: str = field(
-        default="wall",
-        metadata={
-            "help": "wall, or the processor time of one CPU thread, for a machine that other work "
-            "shares",
-            "choices": list(CLOCKS),
-        },
+    output: str | None = option(
+        None,
+        "a new directory for speed.json, its table and its plot",
+        unset="none, only the table is printed",
     )
-    device: str = field(
-        default="auto", metadata=ModelConfig.__dataclass_fields__["device"].metadata
-    )
-    dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "number format of the weights; auto is float32 on the CPU, else bfloat16",
-            "choices": ["auto", *DTYPES],
-        },
-    )
-    output: str | None = field(
-        default=None,
-        metadata={
-            "help": "a new directory for speed.json, its table and its plot",
-            "default": "none, only the table is printed",
-        },
-    )
-    into: str | None = field(
-        default=None,
-        metadata={"help": "a Markdown page with a place for the table", "default": "none"},
-    )
+    into: str | None = option(None, "a Markdown page with a place for the table", unset="none")
 
     def __post_init__(self) -> None:
         """Refuses what is not understood before any model is made."""

@@ -21,9 +21,9 @@ from pgprune.experiments.agent_cells import BenchmarkConfig, agent_options, plan
 from pgprune.experiments.agent_runner import run
 from pgprune.experiments.agent_scores import Scores, read_records
 from pgprune.experiments.hyperparameters import TUNED, read_hyperparameters
+from pgprune.utils.command_line import ArgumentParser, from_arguments, given, run_command
 from pgprune.utils.files import saving
 from pgprune.utils.markdown import check_page, grid, renew_page, spread
-from pgprune.utils.options import ArgumentParser, from_arguments, given, run_command
 
 FIRST_SEED = 100  # the benchmark's begin at 0
 TRIALS = 6  # of each agent

@@ -7,7 +7,7 @@ with options, as in ``ppo:action=density`` or ``auto:total-timesteps=100``, is o
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,6 +15,7 @@ from pgprune.errors import PruningError
 from pgprune.experiments.cells import CellsConfig, check_names, model_name, named_options, words
 from pgprune.experiments.method_cells import AGENTS
 from pgprune.masking.units import GRANULARITIES
+from pgprune.utils.options import option
 
 RANDOM = "random"
 """What stands in the place of an agent where masks of random scores are measured."""
@@ -31,36 +32,27 @@ _OURS = (
 class BenchmarkConfig(CellsConfig):
     """Benchmark: how much is measured, where it goes and what is shown of it."""
 
-    output: str = field(
-        default="benchmark",
-        metadata={"help": "directory of the runs, of benchmark.jsonl, tables and plots"},
+    output: str = option("benchmark", "directory of the runs, of benchmark.jsonl, tables and plots")
+    seeds: int = option(5, "seeds of every agent", minimum=1)
+    first_seed: int = option(0, "the first of them", minimum=0)
+    total_timesteps: int = option(
+        500, "mask evaluations of every agent, each on 1,024 tokens", minimum=1
     )
-    seeds: int = field(default=5, metadata={"help": "seeds of every agent", "minimum": 1})
-    first_seed: int = field(default=0, metadata={"help": "the first of them", "minimum": 0})
-    total_timesteps: int = field(
-        default=500,
-        metadata={"help": "mask evaluations of every agent, each on 1,024 tokens", "minimum": 1},
+    hyperparameters: str | None = option(
+        None,
+        "directory of AGENT.yaml files with the agents' options",
+        unset="the tuned ones that come with the package",
     )
-    hyperparameters: str | None = field(
-        default=None,
-        metadata={
-            "help": "directory of AGENT.yaml files with the agents' options",
-            "default": "the tuned ones that come with the package",
-        },
+    into: str | None = option(
+        None,
+        "Markdown page whose text between <!-- benchmark --> and <!-- end --> becomes "
+        "the report, with the plots in plots/ beside it",
+        unset="the report is printed",
     )
-    into: str | None = field(
-        default=None,
-        metadata={
-            "help": "Markdown page whose text between <!-- benchmark --> and <!-- end --> becomes "
-            "the report, with the plots in plots/ beside it",
-            "default": "the report is printed",
-        },
+    recommended: str = option(
+        "auto", "agent that is compared with --against, seed by seed, by perplexity"
     )
-    recommended: str = field(
-        default="auto",
-        metadata={"help": "agent that is compared with --against, seed by seed, by perplexity"},
-    )
-    against: str = field(default="reinforce", metadata={"help": "agent to compare it with"})
+    against: str = option("reinforce", "agent to compare it with")
 
     def __post_init__(self) -> None:
         """Refuses values out of range, and agents to compare that are none."""

@@ -26,10 +26,10 @@ from pgprune.masking.units import LayerShape, PruningUnits, shapes_of
 from pgprune.models.load import ModelConfig, check_model
 from pgprune.runs.finished import read_results
 from pgprune.runs.run import Run
+from pgprune.utils.command_line import ArgumentParser
 from pgprune.utils.devices import choose_device
 from pgprune.utils.files import check_place
 from pgprune.utils.jsonl import Record, add_line, close_line
-from pgprune.utils.options import ArgumentParser
 from pgprune.utils.process_pool import run_tasks, teller
 
 

@@ -25,9 +25,9 @@ from pgprune.runs.results import Table, facts, perplexities, with_repair
 from pgprune.runs.run import Run
 from pgprune.runs.settings import RunConfig, Sections
 from pgprune.surgery.stream_slices import applied as sliced
+from pgprune.utils.command_line import given
 from pgprune.utils.files import saving
 from pgprune.utils.memory import memory_now, peak_memory, read_once
-from pgprune.utils.options import given
 
 
 @dataclass(frozen=True)

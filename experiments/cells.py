@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +11,25 @@ from pgprune.errors import PruningError
 from pgprune.models.load import ModelConfig
 from pgprune.utils.devices import side_by_side
 from pgprune.utils.files import read_text, saving, write_file
-from pgprune.utils.options import check_fields
+from pgprune.utils.options import Config, option, same_option
 
 _MOST_WORKERS = 8  # each loads a model
-_MODEL = ModelConfig.__dataclass_fields__
 
 
 @dataclass(frozen=True)
-class CellsConfig:
+class CellsConfig(Config):
     """Cells: how they are measured, and what is made of them."""
 
-    workers: int | None = field(
-        default=None,
-        metadata={
-            "help": "cells at a time, each with one CPU thread and, if there are GPUs, with one of "
-            "them",
-            "minimum": 1,
-            "default": "one for each GPU, else for each CPU core, at most 8",
-        },
+    workers: int | None = option(
+        None,
+        "cells at a time, each with one CPU thread and, if there are GPUs, with one of them",
+        minimum=1,
+        unset="one for each GPU, else for each CPU core, at most 8",
     )
-    retry: bool = field(
-        default=False, metadata={"help": "try again what failed with an error before"}
-    )
-    report: bool = field(
-        default=False, metadata={"help": "measure nothing, make tables and plots of what there is"}
-    )
-    device: str = field(default="auto", metadata=_MODEL["device"].metadata)
-    dtype: str = field(default="auto", metadata=_MODEL["dtype"].metadata)
-
-    def __post_init__(self) -> None:
-        """Refuses values out of range."""
-        check_fields(self)
+    retry: bool = option(False, "try again what failed with an error before")
+    report: bool = option(False, "measure nothing, make tables and plots of what there is")
+    device: str = same_option(ModelConfig, "device", "auto")
+    dtype: str = same_option(ModelConfig, "dtype", "auto")
 
     @property
     def at_a_time(self) -> int:

@@ -6,7 +6,7 @@ A cell is one method on one model at one rate under one seed. It is a run like a
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from pgprune.experiments.cells import (
 )
 from pgprune.methods import METHODS
 from pgprune.repair.repair import REPAIRS
+from pgprune.utils.options import option, same_option
 
 AGENTS = (
     *("auto", "reinforce", "random-search", "cma-es", "evolution"),
@@ -48,7 +49,6 @@ _LEARNING = {
     "gumbel-softmax": "learning_timesteps",
     "hard-concrete": "learning_timesteps",
 }
-_EVALUATION = EvaluationConfig.__dataclass_fields__
 _OURS = ("agent", "method", "model", "prune_rate", "seed", "output", "resume", "export")
 
 
@@ -56,53 +56,38 @@ _OURS = ("agent", "method", "model", "prune_rate", "seed", "output", "resume", "
 class ComparisonConfig(CellsConfig):
     """Comparison: how much is measured, where it goes and what is shown of it."""
 
-    output: str = field(
-        default="comparison",
-        metadata={"help": "directory of the runs, of comparison.jsonl, tables and plots"},
+    output: str = option(
+        "comparison", "directory of the runs, of comparison.jsonl, tables and plots"
     )
-    seeds: int = field(
-        default=3,
-        metadata={
-            "help": "seeds 0, 1, ... of methods that draw at random; the others get seed 0, which "
-            "for them shuffles calibration windows only",
-            "minimum": 1,
-        },
+    seeds: int = option(
+        3,
+        "seeds 0, 1, ... of methods that draw at random; the others get seed 0, which "
+        "for them shuffles calibration windows only",
+        minimum=1,
     )
-    seeds_for_all: bool = field(
-        default=False, metadata={"help": "all seeds for every method, as windows differ too"}
+    seeds_for_all: bool = option(False, "all seeds for every method, as windows differ too")
+    timesteps: int = option(
+        2000,
+        "evaluations on 1,024 tokens of everything that learns: the agent, "
+        "gumbel-softmax and hard-concrete",
+        minimum=1,
     )
-    timesteps: int = field(
-        default=2000,
-        metadata={
-            "help": "evaluations on 1,024 tokens of everything that learns: the agent, "
-            "gumbel-softmax and hard-concrete",
-            "minimum": 1,
-        },
+    into: str | None = option(
+        None,
+        "Markdown page whose text between <!-- MARKER --> and <!-- end --> becomes the tables",
+        unset="the tables are printed",
     )
-    into: str | None = field(
-        default=None,
-        metadata={
-            "help": "Markdown page whose text between <!-- MARKER --> and <!-- end --> becomes "
-            "the tables",
-            "default": "the tables are printed",
-        },
+    marker: str = option("comparison", "--into: name of the place in the page")
+    at_rate: float | None = option(
+        None,
+        "prune rate of the columns for seconds and memory, and of the Hamming distances",
+        above=0,
+        below=1,
+        unset="0.3 as in the paper, or the nearest that is measured",
     )
-    marker: str = field(
-        default="comparison", metadata={"help": "--into: name of the place in the page"}
-    )
-    at_rate: float | None = field(
-        default=None,
-        metadata={
-            "help": "prune rate of the columns for seconds and memory, and of the Hamming "
-            "distances",
-            "above": 0,
-            "below": 1,
-            "default": "0.3 as in the paper, or the nearest that is measured",
-        },
-    )
-    tasks: str | None = field(default=None, metadata=_EVALUATION["tasks"].metadata)
-    task_data: str | None = field(default=None, metadata=_EVALUATION["task_data"].metadata)
-    limit: int | None = field(default=None, metadata=_EVALUATION["limit"].metadata)
+    tasks: str | None = same_option(EvaluationConfig, "tasks", None)
+    task_data: str | None = same_option(EvaluationConfig, "task_data", None)
+    limit: int | None = same_option(EvaluationConfig, "limit", None)
 
     @property
     def task_names(self) -> list[str]:

@@ -18,8 +18,8 @@ from pgprune.data.stream import DataConfig
 from pgprune.experiments.agent_cells import BenchmarkConfig, plan
 from pgprune.experiments.agent_report import MARKER, report
 from pgprune.experiments.agent_runner import run
+from pgprune.utils.command_line import ArgumentParser, from_arguments, given, run_command
 from pgprune.utils.markdown import check_page
-from pgprune.utils.options import ArgumentParser, from_arguments, given, run_command
 
 
 def main() -> int:

@@ -17,7 +17,7 @@ from transformers.utils import logging
 from pgprune.evaluation.latency import LatencyConfig, load_models, measure
 from pgprune.evaluation.latency_report import make_report, print_report, write_report
 from pgprune.surgery.random_models import ShapeConfig
-from pgprune.utils.options import ArgumentParser, from_arguments, run_command
+from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
 
 
 def main() -> None:

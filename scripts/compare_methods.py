@@ -41,10 +41,10 @@ from pgprune.experiments.method_report import report
 from pgprune.experiments.method_runner import Task, measure
 from pgprune.experiments.unattended import train
 from pgprune.models.load import ModelConfig, check_model
+from pgprune.utils.command_line import ArgumentParser, from_arguments, given, run_command
 from pgprune.utils.files import check_place
 from pgprune.utils.jsonl import close_line
 from pgprune.utils.markdown import check_page
-from pgprune.utils.options import ArgumentParser, from_arguments, given, run_command
 from pgprune.utils.process_pool import run_tasks, teller
 
 

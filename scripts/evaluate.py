@@ -17,7 +17,7 @@ from transformers.utils import logging
 
 from pgprune.evaluation.evaluate import Evaluation, EvaluationConfig, Record
 from pgprune.evaluation.tables import line, print_tables
-from pgprune.utils.options import ArgumentParser, from_arguments, run_command
+from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
 
 
 def main() -> int:

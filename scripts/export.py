@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from pgprune.export.export import ExportConfig, export, parameters_in
 from pgprune.runs.run import Run
-from pgprune.utils.options import ArgumentParser, from_arguments, run_command
+from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
 
 
 def main() -> None:

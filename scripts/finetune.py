@@ -20,7 +20,7 @@ from pgprune.finetuning.finetune import Finetuning
 from pgprune.finetuning.instructions import TrainingDataConfig
 from pgprune.finetuning.lora import LoraConfig
 from pgprune.finetuning.view import FinetuningView, print_finetuning
-from pgprune.utils.options import ArgumentParser, from_arguments, run_command
+from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
 
 
 def main() -> int:

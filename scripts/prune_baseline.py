@@ -16,7 +16,7 @@ from pgprune.experiments.baseline import Baseline, BaselineSettings
 from pgprune.export.export import ExportConfig, export
 from pgprune.runs.run import check_output
 from pgprune.runs.view import TrainingView, print_next, print_results
-from pgprune.utils.options import ArgumentParser, run_command
+from pgprune.utils.command_line import ArgumentParser, run_command
 
 
 def main() -> int:

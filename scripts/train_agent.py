@@ -25,8 +25,8 @@ from pgprune.agents.training.train import Training
 from pgprune.errors import PruningError, Setback
 from pgprune.runs.run import Run, check_output
 from pgprune.runs.view import TrainingView, print_next, print_results
+from pgprune.utils.command_line import ArgumentParser, run_command
 from pgprune.utils.memory import within_memory
-from pgprune.utils.options import ArgumentParser, run_command
 from pgprune.utils.process_ids import rank
 
 

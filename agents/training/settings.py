@@ -1,7 +1,7 @@
 """All settings of a training run in one place: from the command line, to config.yaml and back."""
 
 import argparse
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from pgprune.agents.a2c import A2cConfig
@@ -25,7 +25,8 @@ from pgprune.models.load import ModelConfig
 from pgprune.repair.config import RepairConfig
 from pgprune.runs.run import Run
 from pgprune.runs.settings import RunConfig, Sections
-from pgprune.utils.options import given
+from pgprune.utils.command_line import given
+from pgprune.utils.options import Config, option
 
 AGENTS = ("reinforce", "auto", "random-search", "cma-es", "evolution", *ON_POLICY, *OFF_POLICY)
 """Each has a section of its name in ``Settings`` and, but for reinforce, a class in making.py."""
@@ -35,44 +36,36 @@ STARTS_OVER = dict.fromkeys((*ON_POLICY, *OFF_POLICY), NO_RESUME)
 
 
 @dataclass(frozen=True)
-class AgentConfig:
+class AgentConfig(Config):
     """Agent: what chooses the masks, and what they are rewarded for."""
 
-    agent: str = field(
-        default="reinforce",
-        metadata={
-            "help": "the algorithm: the paper's (reinforce), the recommended one, which needs a "
-            "tenth of the evaluations (auto), or a search or an algorithm of Stable-Baselines3 to "
-            "compare with",
-            "choices": list(AGENTS),
-        },
+    agent: str = option(
+        "reinforce",
+        "the algorithm: the paper's (reinforce), the recommended one, which needs a "
+        "tenth of the evaluations (auto), or a search or an algorithm of Stable-Baselines3 to "
+        "compare with",
+        choices=list(AGENTS),
     )
-    action: str | None = field(
-        default=None,
-        metadata={
-            "help": "what an agent that has a choice acts in: masks, how much each layer keeps of "
-            "each kind (density), or a score for each unit",
-            "choices": list(KINDS),
-            "default": ", ".join(f"{name}: {kinds[0]}" for name, kinds in ACTIONS.items()),
-        },
+    action: str | None = option(
+        None,
+        "what an agent that has a choice acts in: masks, how much each layer keeps of "
+        "each kind (density), or a score for each unit",
+        choices=list(KINDS),
+        unset=", ".join(f"{name}: {kinds[0]}" for name, kinds in ACTIONS.items()),
     )
-    reward: str = field(
-        default="plain",
-        metadata={
-            "help": "judge masks as they are (plain) or as they will be after --repair (repaired): "
-            "with bias, pruned inputs stand at their means; with least-squares (then the default) "
-            "and alternating, weights are refitted to each mask",
-            "choices": list(REWARDS),
-        },
+    reward: str = option(
+        "plain",
+        "judge masks as they are (plain) or as they will be after --repair (repaired): "
+        "with bias, pruned inputs stand at their means; with least-squares (then the default) "
+        "and alternating, weights are refitted to each mask",
+        choices=list(REWARDS),
     )
-    reward_refit: int | None = field(
-        default=None,
-        metadata={
-            "help": "steps until the second moments for these refits are taken anew, in the "
-            "repaired model of the present answer",
-            "minimum": 1,
-            "default": "a tenth of the run",
-        },
+    reward_refit: int | None = option(
+        None,
+        "steps until the second moments for these refits are taken anew, in the "
+        "repaired model of the present answer",
+        minimum=1,
+        unset="a tenth of the run",
     )
 
 
@@ -80,27 +73,18 @@ class AgentConfig:
 class TrainingRunConfig(RunConfig):
     """Run: how long, where the results go, and what is made of them."""
 
-    total_timesteps: int = field(
-        default=2000, metadata={"help": "mask evaluations, each on 1,024 tokens", "minimum": 1}
+    total_timesteps: int = option(2000, "mask evaluations, each on 1,024 tokens", minimum=1)
+    resume: str | None = option(
+        None,
+        "directory of an interrupted run, to go on with it under its own settings",
+        unset="start a new run",
     )
-    resume: str | None = field(
-        default=None,
-        metadata={
-            "help": "directory of an interrupted run, to go on with it under its own settings",
-            "default": "start a new run",
-        },
-    )
-    checkpoint_every: int = field(
-        default=50, metadata={"help": "steps from one checkpoint to the next", "minimum": 1}
-    )
-    ray_actors: int | None = field(
-        default=None,
-        metadata={
-            "help": "share the masks of a step among this many actors of Ray, each with a replica "
-            "of the model",
-            "minimum": 1,
-            "default": "none; for one host or fixed ones there is torchrun",
-        },
+    checkpoint_every: int = option(50, "steps from one checkpoint to the next", minimum=1)
+    ray_actors: int | None = option(
+        None,
+        "share the masks of a step among this many actors of Ray, each with a replica of the model",
+        minimum=1,
+        unset="none; for one host or fixed ones there is torchrun",
     )
 
 

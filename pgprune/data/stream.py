@@ -6,7 +6,7 @@ joined, and cut into windows of equal length that may straddle documents.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, count, islice, tee
 from typing import Any
 
@@ -18,49 +18,38 @@ from transformers import PreTrainedTokenizerBase
 from pgprune.data.documents import Documents, calibration_documents, evaluation_documents, iterate
 from pgprune.data.tokens import BlockTokens, Ids, cut, encode
 from pgprune.errors import PruningError
-from pgprune.utils.options import check_fields
+from pgprune.utils.options import Config, option
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Config):
     """Which text, and how it is cut.
 
     Raises:
         PruningError: a number that is too small.
     """
 
-    calibration: str = field(
-        default="builtin",
-        metadata={
-            "help": "text to calibrate on: builtin, a hub data set as name:config:split, or .txt, "
-            ".jsonl, .parquet files joined by commas; a range of documents as file.jsonl[:500]"
-        },
+    calibration: str = option(
+        "builtin",
+        "text to calibrate on: builtin, a hub data set as name:config:split, or .txt, "
+        ".jsonl, .parquet files joined by commas; a range of documents as file.jsonl[:500]",
     )
-    evaluation: str = field(
-        default="builtin",
-        metadata={"help": "text to evaluate on, as for calibration; each item is a set of its own"},
+    evaluation: str = option(
+        "builtin", "text to evaluate on, as for calibration; each item is a set of its own"
     )
-    sequence_length: int = field(
-        default=128, metadata={"help": "tokens of one window", "minimum": 2}
+    sequence_length: int = option(128, "tokens of one window", minimum=2)
+    batch_size: int = option(8, "windows of one calibration batch", minimum=1)
+    calibration_samples: int | None = option(
+        None,
+        "calibrate on that many windows only, revisited in epochs",
+        minimum=1,
+        unset="all the text",
     )
-    batch_size: int = field(
-        default=8, metadata={"help": "windows of one calibration batch", "minimum": 1}
-    )
-    calibration_samples: int | None = field(
-        default=None,
-        metadata={
-            "help": "calibrate on that many windows only, revisited in epochs",
-            "minimum": 1,
-            "default": "all the text",
-        },
-    )
-    evaluation_windows: int = field(
-        default=400, metadata={"help": "windows to evaluate on, at most, in each set", "minimum": 1}
-    )
+    evaluation_windows: int = option(400, "windows to evaluate on, at most, in each set", minimum=1)
 
     def __post_init__(self) -> None:
         """Refuses numbers that no stream can be made of."""
-        check_fields(self)
+        super().__post_init__()
         _check_samples(self.calibration_samples, self.batch_size)
 
 

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import chain
@@ -36,74 +36,49 @@ from pgprune.runs.run import EVALUATIONS, Run
 from pgprune.utils.files import append_line, check_place, saving
 from pgprune.utils.jsonl import finite
 from pgprune.utils.memory import within_memory
-from pgprune.utils.options import check_fields
+from pgprune.utils.options import Config, option, same_option
 from pgprune.utils.versions import versions
 
 Record = dict[str, Any]
 """One measurement of one model, as JSON can hold it."""
 
-_MODEL, _DATA = ModelConfig.__dataclass_fields__, DataConfig.__dataclass_fields__
-
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Config):
     """Evaluation: on what, and how."""
 
-    evaluation: str | None = field(
-        default="builtin",
-        metadata={
-            "help": "text for perplexity: builtin, a hub data set as name:config:split, or .txt, "
-            ".jsonl, .parquet files, joined by commas; none for no perplexity"
-        },
+    evaluation: str | None = option(
+        "builtin",
+        "text for perplexity: builtin, a hub data set as name:config:split, or .txt, "
+        ".jsonl, .parquet files, joined by commas; none for no perplexity",
     )
-    sequence_length: int = field(default=128, metadata=_DATA["sequence_length"].metadata)
-    evaluation_windows: int = field(
-        default=400,
-        metadata={
-            "help": "windows of each text, at most, from its beginning; 0 for all of it",
-            "minimum": 0,
-        },
+    sequence_length: int = same_option(DataConfig, "sequence_length", 128)
+    evaluation_windows: int = option(
+        400, "windows of each text, at most, from its beginning; 0 for all of it", minimum=0
     )
-    batch_size: int = field(
-        default=8, metadata={"help": "windows or answers of one call", "minimum": 1}
+    batch_size: int = option(8, "windows or answers of one call", minimum=1)
+    tasks: str | None = option(
+        None,
+        f"zero-shot tasks: paper ({', '.join(PAPER_TASKS)}), or names of lm-eval's "
+        "tasks of multiple choice or of local files, joined by commas",
+        unset="paper with --task-data, none without",
     )
-    tasks: str | None = field(
-        default=None,
-        metadata={
-            "help": f"zero-shot tasks: paper ({', '.join(PAPER_TASKS)}), or names of lm-eval's "
-            "tasks of multiple choice or of local files, joined by commas",
-            "default": "paper with --task-data, none without",
-        },
+    task_data: str | None = option(
+        None,
+        "folder of local task files, TASK.jsonl or TASK/*.jsonl, with query, choices "
+        "and gold (or context_options, continuation and gold) on each line",
+        unset="lm-eval's own data sets, downloaded",
     )
-    task_data: str | None = field(
-        default=None,
-        metadata={
-            "help": "folder of local task files, TASK.jsonl or TASK/*.jsonl, with query, choices "
-            "and gold (or context_options, continuation and gold) on each line",
-            "default": "lm-eval's own data sets, downloaded",
-        },
+    limit: int | None = option(None, "items of each task, at most", minimum=1, unset="all")
+    device: str = same_option(ModelConfig, "device", "auto")
+    dtype: str = same_option(ModelConfig, "dtype", "auto")
+    attn_implementation: str = same_option(ModelConfig, "attn_implementation", "sdpa")
+    output: str | None = option(
+        None,
+        f"file to add the results to, a JSON object a line; a run's own results are "
+        f"also added to its {EVALUATIONS}",
+        unset="none",
     )
-    limit: int | None = field(
-        default=None,
-        metadata={"help": "items of each task, at most", "minimum": 1, "default": "all"},
-    )
-    device: str = field(default="auto", metadata=_MODEL["device"].metadata)
-    dtype: str = field(default="auto", metadata=_MODEL["dtype"].metadata)
-    attn_implementation: str = field(
-        default="sdpa", metadata=_MODEL["attn_implementation"].metadata
-    )
-    output: str | None = field(
-        default=None,
-        metadata={
-            "help": f"file to add the results to, a JSON object a line; a run's own results are "
-            f"also added to its {EVALUATIONS}",
-            "default": "none",
-        },
-    )
-
-    def __post_init__(self) -> None:
-        """Refuses values that cannot be."""
-        check_fields(self)
 
     @property
     def task_names(self) -> list[str]:

@@ -12,7 +12,7 @@ tokens are random, the same for every model: what they are does not change how l
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -27,52 +27,41 @@ from pgprune.models.load import DTYPES, ModelConfig
 from pgprune.models.losses import next_token_logits
 from pgprune.runs.any_model import check_source, load_any
 from pgprune.surgery.random_models import ShapeConfig, random_models
+from pgprune.utils.command_line import numbers, whole_numbers
 from pgprune.utils.devices import choose_device
 from pgprune.utils.files import check_new
 from pgprune.utils.memory import memory_of
-from pgprune.utils.options import numbers, whole_numbers
+from pgprune.utils.options import Config, option, same_option
 
 Models = Mapping[str, PreTrainedModel]
 """Models by the name that tables show; the first one is the reference."""
 
-_MODEL = ModelConfig.__dataclass_fields__
-
 
 @dataclass(frozen=True)
-class LatencyConfig:
+class LatencyConfig(Config):
     """Measurement: what is timed, how often, and where.
 
     Raises:
         PruningError: a list of numbers that is not understood.
     """
 
-    batch_sizes: str = field(default="1,8", metadata={"help": "numbers of prompts in a batch"})
-    sequence_lengths: str = field(default="128,384", metadata={"help": "tokens of a prompt"})
-    new_tokens: int = field(
-        default=32, metadata={"help": "tokens decoded after each prompt", "minimum": 1}
+    batch_sizes: str = option("1,8", "numbers of prompts in a batch")
+    sequence_lengths: str = option("128,384", "tokens of a prompt")
+    new_tokens: int = option(32, "tokens decoded after each prompt", minimum=1)
+    repeats: int = option(7, "rounds over all models", minimum=1)
+    threads: int | None = option(None, "CPU threads", minimum=1, unset="torch's choice")
+    device: str = same_option(ModelConfig, "device", "auto")
+    dtype: str = option(
+        "auto",
+        "number format of the weights; auto is float32 on the CPU, else the "
+        "checkpoint's own (bfloat16 for random weights)",
+        choices=["auto", *DTYPES],
     )
-    repeats: int = field(default=7, metadata={"help": "rounds over all models", "minimum": 1})
-    threads: int | None = field(
-        default=None, metadata={"help": "CPU threads", "minimum": 1, "default": "torch's choice"}
-    )
-    device: str = field(default="auto", metadata=_MODEL["device"].metadata)
-    dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "number format of the weights; auto is float32 on the CPU, else the "
-            "checkpoint's own (bfloat16 for random weights)",
-            "choices": ["auto", *DTYPES],
-        },
-    )
-    attn_implementation: str = field(
-        default="sdpa", metadata=_MODEL["attn_implementation"].metadata
-    )
-    output: str | None = field(
-        default=None,
-        metadata={
-            "help": "a new directory for benchmark.json, its table and its plot",
-            "default": "none, only the table is printed",
-        },
+    attn_implementation: str = same_option(ModelConfig, "attn_implementation", "sdpa")
+    output: str | None = option(
+        None,
+        "a new directory for benchmark.json, its table and its plot",
+        unset="none, only the table is printed",
     )
 
     def __post_init__(self) -> None:

@@ -7,7 +7,7 @@ for. The directory appears by one rename, complete, or not at all.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,79 +29,61 @@ from pgprune.runs.finished import Source, load_source
 from pgprune.runs.run import Run
 from pgprune.runs.settings import FORMATS
 from pgprune.utils.files import check_new, new_directory, saving
+from pgprune.utils.options import Config, option
 
 
 @dataclass(frozen=True)
-class ExportConfig:
+class ExportConfig(Config):
     """Export: in which form, and to where."""
 
-    format: str = field(
-        default="hf",
-        metadata={
-            "help": "hf: a smaller Hugging Face model; masked: the dense shapes with zeros; gguf: "
-            "a file for llama.cpp, Ollama and LM Studio (not opt; qwen3 with --uniform)",
-            "choices": list(FORMATS),
-        },
+    format: str = option(
+        "hf",
+        "hf: a smaller Hugging Face model; masked: the dense shapes with zeros; gguf: "
+        "a file for llama.cpp, Ollama and LM Studio (not opt; qwen3 with --uniform)",
+        choices=list(FORMATS),
     )
-    output: str | None = field(
-        default=None,
-        metadata={"help": "the new directory", "default": "the format's name, in the run"},
+    output: str | None = option(None, "the new directory", unset="the format's name, in the run")
+    dtype: str = option(
+        "auto",
+        "number format of the weights; auto is the run's, or where that is auto too, "
+        "the checkpoint's own",
+        choices=["auto", *DTYPES],
     )
-    dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "number format of the weights; auto is the run's, or where that is auto too, "
-            "the checkpoint's own",
-            "choices": ["auto", *DTYPES],
-        },
+    uniform: bool = option(
+        False,
+        "all layers keep equally many heads and equally many channels, so that the "
+        "stock architecture and every server load the result; a mask that was not searched "
+        "with --scope uniform is rounded again, and evaluated",
     )
-    uniform: bool = field(
-        default=False,
-        metadata={
-            "help": "all layers keep equally many heads and equally many channels, so that the "
-            "stock architecture and every server load the result; a mask that was not searched "
-            "with --scope uniform is rounded again, and evaluated"
-        },
+    round_to: int | None = option(
+        None,
+        "what the number of channels that a layer keeps is a multiple of, as 8 to 128; "
+        "the mask is rounded again, and evaluated, where it is not",
+        minimum=1,
+        unset="the run's own",
     )
-    round_to: int | None = field(
-        default=None,
-        metadata={
-            "help": "what the number of channels that a layer keeps is a multiple of, as 8 to 128; "
-            "the mask is rounded again, and evaluated, where it is not",
-            "minimum": 1,
-            "default": "the run's own",
-        },
+    portable: bool = option(
+        False,
+        "no layer lacks attention or MLP, as the Transformers backends of vLLM and "
+        "SGLang insist: layers are merged where that is exact, and what is still missing "
+        "becomes a few zeros",
     )
-    portable: bool = field(
-        default=False,
-        metadata={
-            "help": "no layer lacks attention or MLP, as the Transformers backends of vLLM and "
-            "SGLang insist: layers are merged where that is exact, and what is still missing "
-            "becomes a few zeros"
-        },
+    repair: str = option(
+        "auto",
+        "the repair of what is kept: the run's own (auto), none, or one that is made "
+        "now, and evaluated, as by the option of prune_baseline.py",
+        choices=["auto", "none", *REPAIRS],
     )
-    repair: str = field(
-        default="auto",
-        metadata={
-            "help": "the repair of what is kept: the run's own (auto), none, or one that is made "
-            "now, and evaluated, as by the option of prune_baseline.py",
-            "choices": ["auto", "none", *REPAIRS],
-        },
+    repair_damping: float | None = option(
+        None,
+        "damping of a repair that is made now, relative to the mean square of an input",
+        minimum=0,
+        unset="the run's own",
     )
-    repair_damping: float | None = field(
-        default=None,
-        metadata={
-            "help": "damping of a repair that is made now, relative to the mean square of an input",
-            "minimum": 0,
-            "default": "the run's own",
-        },
-    )
-    vocab_gguf: str | None = field(
-        default=None,
-        metadata={
-            "help": "for --format gguf: any GGUF file of the dense model, to copy its vocabulary",
-            "default": "the model's tokenizer is written, where llama.cpp knows its kind",
-        },
+    vocab_gguf: str | None = option(
+        None,
+        "for --format gguf: any GGUF file of the dense model, to copy its vocabulary",
+        unset="the model's tokenizer is written, where llama.cpp knows its kind",
     )
 
 

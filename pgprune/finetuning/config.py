@@ -1,6 +1,6 @@
 """What to finetune on, how to judge it and where to write it, where nothing is said: as the run."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PretrainedConfig
@@ -10,67 +10,40 @@ from pgprune.errors import PruningError
 from pgprune.models.load import ModelConfig
 from pgprune.runs.model_card import public_name
 from pgprune.runs.run import Run
-from pgprune.utils.options import check_fields
-
-_MODEL = ModelConfig.__dataclass_fields__
+from pgprune.utils.options import Config, option, same_option
 
 
 @dataclass(frozen=True)
-class FinetuningConfig:
+class FinetuningConfig(Config):
     """Finetuning: how it is judged, and where the result goes."""
 
-    evaluation: str | None = field(
-        default=None,
-        metadata={
-            "help": "text to measure perplexity on before and after, as for train_agent.py",
-            "default": "the run's own, else builtin",
-        },
+    evaluation: str | None = option(
+        None,
+        "text to measure perplexity on before and after, as for train_agent.py",
+        unset="the run's own, else builtin",
     )
-    evaluation_length: int | None = field(
-        default=None,
-        metadata={
-            "help": "tokens of one of its windows",
-            "minimum": 2,
-            "default": "the run's own, else 128",
-        },
+    evaluation_length: int | None = option(
+        None, "tokens of one of its windows", minimum=2, unset="the run's own, else 128"
     )
-    evaluation_windows: int | None = field(
-        default=None,
-        metadata={
-            "help": "windows of each text, at most",
-            "minimum": 1,
-            "default": "as many as the run's, else 400",
-        },
+    evaluation_windows: int | None = option(
+        None, "windows of each text, at most", minimum=1, unset="as many as the run's, else 400"
     )
-    output: str | None = field(
-        default=None,
-        metadata={
-            "help": "the new directory",
-            "default": "finetuned in the run; DIR-finetuned beside a model's directory",
-        },
+    output: str | None = option(
+        None,
+        "the new directory",
+        unset="finetuned in the run; DIR-finetuned beside a model's directory",
     )
-    device: str = field(default="auto", metadata=_MODEL["device"].metadata)
-    dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "number format of the weights, then and in the result; auto is float32 on the "
-            "CPU, else the checkpoint's own",
-            "choices": ["auto", "float32", "bfloat16", "float64"],
-        },
+    device: str = same_option(ModelConfig, "device", "auto")
+    dtype: str = option(
+        "auto",
+        "number format of the weights, then and in the result; auto is float32 on the "
+        "CPU, else the checkpoint's own",
+        choices=["auto", "float32", "bfloat16", "float64"],
     )
-    seed: int = field(default=0, metadata={"help": "seed of everything random", "minimum": 0})
-    resume: bool = field(
-        default=False,
-        metadata={"help": "go on with the same command that was killed, from its checkpoint"},
-    )
-    checkpoint_every: int = field(
-        default=50, metadata={"help": "updates from one checkpoint to the next", "minimum": 1}
-    )
-    quiet: bool = field(default=False, metadata={"help": "print nothing but errors"})
-
-    def __post_init__(self) -> None:
-        """Refuses values that cannot be."""
-        check_fields(self)
+    seed: int = option(0, "seed of everything random", minimum=0)
+    resume: bool = option(False, "go on with the same command that was killed, from its checkpoint")
+    checkpoint_every: int = option(50, "updates from one checkpoint to the next", minimum=1)
+    quiet: bool = option(False, "print nothing but errors")
 
 
 def output_of(source: str, run: Run | None, asked: str | None) -> Path:

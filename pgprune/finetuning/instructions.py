@@ -9,7 +9,7 @@ length, so that no token of a window is padding.
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -28,37 +28,31 @@ from pgprune.data.documents import (
 from pgprune.data.sources import Item, items
 from pgprune.data.tokens import Ids, cut, encode
 from pgprune.errors import PruningError, first_line
+from pgprune.utils.options import Config, option
 
 _INSTRUCTION_FILES = (".json", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
-class TrainingDataConfig:
+class TrainingDataConfig(Config):
     """Data to finetune on."""
 
-    data: str | None = field(
-        default=None,
-        metadata={
-            "help": "instructions (a .json, .jsonl or .parquet file or a hub data set with "
-            "Alpaca's fields instruction, input, output) or plain text as for train_agent.py "
-            "--calibration, such as builtin or stories.jsonl[:500]",
-            "default": "the calibration text of the run; builtin, which is the training part of "
-            "the built-in code, for what the built-in model became",
-        },
+    data: str | None = option(
+        None,
+        "instructions (a .json, .jsonl or .parquet file or a hub data set with "
+        "Alpaca's fields instruction, input, output) or plain text as for train_agent.py "
+        "--calibration, such as builtin or stories.jsonl[:500]",
+        unset="the calibration text of the run; builtin, which is the training part of "
+        "the built-in code, for what the built-in model became",
     )
-    samples: int = field(
-        default=4000, metadata={"help": "windows to train on, at most", "minimum": 1}
+    samples: int = option(4000, "windows to train on, at most", minimum=1)
+    sequence_length: int = option(
+        1024, "tokens of one window; at most the model's context", minimum=2
     )
-    sequence_length: int = field(
-        default=1024,
-        metadata={"help": "tokens of one window; at most the model's context", "minimum": 2},
-    )
-    train_on: str = field(
-        default="all",
-        metadata={
-            "help": "which tokens the loss counts: of the whole text, or of the responses only",
-            "choices": ["all", "response"],
-        },
+    train_on: str = option(
+        "all",
+        "which tokens the loss counts: of the whole text, or of the responses only",
+        choices=["all", "response"],
     )
 
 

@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,64 +22,38 @@ from pgprune.finetuning.instructions import TrainingWindows
 from pgprune.models.families import FAMILIES, decoder_layers
 from pgprune.models.losses import LOGITS_BYTES, token_losses
 from pgprune.utils.memory import within_memory
-from pgprune.utils.options import check_fields
+from pgprune.utils.options import Config, option
 
 
 @dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(Config):
     """LoRA: what is learned, and how."""
 
-    rank: int = field(default=16, metadata={"help": "rank of the adapters", "minimum": 1})
-    alpha: float = field(
-        default=10.0, metadata={"help": "adapters count alpha / rank times", "above": 0}
+    rank: int = option(16, "rank of the adapters", minimum=1)
+    alpha: float = option(10.0, "adapters count alpha / rank times", above=0)
+    dropout: float = option(0.0, "dropout of the adapters' inputs", minimum=0, below=1)
+    learning_rate: float = option(1e-3, "AdamW's highest step size", above=0)
+    schedule: str = option(
+        "cosine", "how the step size falls to 0 after the warm-up", choices=["cosine", "linear"]
     )
-    dropout: float = field(
-        default=0.0,
-        metadata={"help": "dropout of the adapters' inputs", "minimum": 0, "below": 1},
+    warmup: float = option(
+        0.05, "share of the steps in which the step size rises from 0", minimum=0, below=1
     )
-    learning_rate: float = field(
-        default=1e-3, metadata={"help": "AdamW's highest step size", "above": 0}
+    epochs: int = option(1, "times that all data is used", minimum=1)
+    batch_size: int = option(16, "windows of one update", minimum=1)
+    micro_batch_size: int = option(
+        4,
+        "windows at once; an update adds up the gradients of several such, so a "
+        "smaller number needs less memory and changes nothing else",
+        minimum=1,
     )
-    schedule: str = field(
-        default="cosine",
-        metadata={
-            "help": "how the step size falls to 0 after the warm-up",
-            "choices": ["cosine", "linear"],
-        },
+    max_gradient: float = option(1.0, "norm that gradients are clipped to", above=0)
+    precision: str = option(
+        "auto",
+        "bfloat16 computes in that format (autocast), full in that of the weights; "
+        "auto is bfloat16 on cuda",
+        choices=["auto", "bfloat16", "full"],
     )
-    warmup: float = field(
-        default=0.05,
-        metadata={
-            "help": "share of the steps in which the step size rises from 0",
-            "minimum": 0,
-            "below": 1,
-        },
-    )
-    epochs: int = field(default=1, metadata={"help": "times that all data is used", "minimum": 1})
-    batch_size: int = field(default=16, metadata={"help": "windows of one update", "minimum": 1})
-    micro_batch_size: int = field(
-        default=4,
-        metadata={
-            "help": "windows at once; an update adds up the gradients of several such, so a "
-            "smaller number needs less memory and changes nothing else",
-            "minimum": 1,
-        },
-    )
-    max_gradient: float = field(
-        default=1.0, metadata={"help": "norm that gradients are clipped to", "above": 0}
-    )
-    precision: str = field(
-        default="auto",
-        metadata={
-            "help": "bfloat16 computes in that format (autocast), full in that of the weights; "
-            "auto is bfloat16 on cuda",
-            "choices": ["auto", "bfloat16", "full"],
-        },
-    )
-
-    def __post_init__(self) -> None:
-        """Refuses values that cannot be."""
-        check_fields(self)
 
 
 def check_peft() -> None:

@@ -1,6 +1,6 @@
 """A pruning problem: the frozen model, its units, the budget and the calibration stream."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
@@ -20,73 +20,56 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import GRANULARITIES, PruningUnits
 from pgprune.models.load import ModelConfig, load_model
 from pgprune.utils.devices import choose_device
+from pgprune.utils.options import Config, option
 
 TOKENS_PER_TIMESTEP = 1024
 """What counts as one mask evaluation: one mask on the paper's batch of 8 x 128 tokens."""
 
 
 @dataclass(frozen=True)
-class PruningConfig:
+class PruningConfig(Config):
     """What is pruned, and how much of it."""
 
-    prune_rate: float = field(
-        default=0.4,
-        metadata={"help": "share of the prunable parameters to remove", "above": 0, "below": 1},
+    prune_rate: float = option(0.4, "share of the prunable parameters to remove", above=0, below=1)
+    granularity: str = option(
+        "heads+channels", "what one mask bit prunes", choices=list(GRANULARITIES)
     )
-    granularity: str = field(
-        default="heads+channels",
-        metadata={"help": "what one mask bit prunes", "choices": list(GRANULARITIES)},
+    channel_block: int = option(1, "neighbouring MLP channels that make one unit", minimum=1)
+    budget: str = option(
+        "per-kind",
+        "what the rate is counted in: heads and channels each (per-kind), all units "
+        "in one pool (units), or parameters in one pool (parameters)",
+        choices=list(BUDGETS),
     )
-    channel_block: int = field(
-        default=1, metadata={"help": "neighbouring MLP channels that make one unit", "minimum": 1}
+    scope: str = option(
+        "global",
+        "whether layers may keep different shares (global) or not (local), or must "
+        "keep equally many heads and equally many channels, so that stock architectures and "
+        "every server load the result (uniform)",
+        choices=list(SCOPES),
     )
-    budget: str = field(
-        default="per-kind",
-        metadata={
-            "help": "what the rate is counted in: heads and channels each (per-kind), all units "
-            "in one pool (units), or parameters in one pool (parameters)",
-            "choices": list(BUDGETS),
-        },
+    round_to: int = option(
+        1,
+        "what the number of channels that a layer keeps is a multiple of; "
+        "accelerators like 8 to 128",
+        minimum=1,
     )
-    scope: str = field(
-        default="global",
-        metadata={
-            "help": "whether layers may keep different shares (global) or not (local), or must "
-            "keep equally many heads and equally many channels, so that stock architectures and "
-            "every server load the result (uniform)",
-            "choices": list(SCOPES),
-        },
+    executor: str = option(
+        "auto",
+        "how masks are evaluated: multiply (masked), kept units only (sliced), or "
+        "the cheaper by counted cost (auto)",
+        choices=["auto", *EXECUTORS],
     )
-    round_to: int = field(
-        default=1,
-        metadata={
-            "help": "what the number of channels that a layer keeps is a multiple of; "
-            "accelerators like 8 to 128",
-            "minimum": 1,
-        },
+    kernels: str = option(
+        "plain",
+        "how the sliced executor multiplies: gathered weights (plain), or Triton "
+        "kernels that read kept weights by index (triton: a CUDA device, makes auto sliced)",
+        choices=list(KERNELS),
     )
-    executor: str = field(
-        default="auto",
-        metadata={
-            "help": "how masks are evaluated: multiply (masked), kept units only (sliced), or "
-            "the cheaper by counted cost (auto)",
-            "choices": ["auto", *EXECUTORS],
-        },
-    )
-    kernels: str = field(
-        default="plain",
-        metadata={
-            "help": "how the sliced executor multiplies: gathered weights (plain), or Triton "
-            "kernels that read kept weights by index (triton: a CUDA device, makes auto sliced)",
-            "choices": list(KERNELS),
-        },
-    )
-    compile_head: bool = field(
-        default=False,
-        metadata={
-            "help": "compile head and loss (torch.compile), for a GPU: some seconds at the start; "
-            "on a CPU in float32 evaluations are slower with it"
-        },
+    compile_head: bool = option(
+        False,
+        "compile head and loss (torch.compile), for a GPU: some seconds at the start; "
+        "on a CPU in float32 evaluations are slower with it",
     )
 
 

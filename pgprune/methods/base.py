@@ -16,7 +16,7 @@ from pgprune.metrics.flap import FLUCTUATIONS
 from pgprune.metrics.llm_pruner import TAYLOR
 from pgprune.repair.repair import Repair
 from pgprune.surgery.stream_slices import Slices
-from pgprune.utils.options import check_fields
+from pgprune.utils.options import Config, option
 
 _FINE = ("heads+channels", "heads", "channels")
 
@@ -61,91 +61,57 @@ class Pruned:
 
 
 @dataclass(frozen=True)
-class MethodConfig:
+class MethodConfig(Config):
     """Method: which one, and the knobs of its own.
 
     Raises:
         PruningError: a value that its field does not allow.
     """
 
-    method: str = field(
-        default="wanda-sp",
-        metadata={"help": "what chooses the mask", "choices": list(GRANULARITY)},
+    method: str = option("wanda-sp", "what chooses the mask", choices=list(GRANULARITY))
+    method_samples: int = option(128, "calibration windows of the method", minimum=1)
+    protect_layers: bool = option(
+        True,
+        "llm-pruner, layerwise-taylor, magnitude of blocks and layers: keep the first "
+        "eighth and the last sixteenth of the layers whole",
     )
-    method_samples: int = field(
-        default=128, metadata={"help": "calibration windows of the method", "minimum": 1}
+    taylor: str = option(
+        "element-first",
+        "llm-pruner: sums of absolute values (element) of the first, second or both "
+        "terms of the expansion, or absolute values of sums (vector)",
+        choices=list(TAYLOR),
     )
-    protect_layers: bool = field(
-        default=True,
-        metadata={
-            "help": "llm-pruner, layerwise-taylor, magnitude of blocks and layers: keep the first "
-            "eighth and the last sixteenth of the layers whole"
-        },
+    fluctuation: str = option(
+        "variance",
+        "flap: the paper's variance, or what the released code computes",
+        choices=list(FLUCTUATIONS),
     )
-    taylor: str = field(
-        default="element-first",
-        metadata={
-            "help": "llm-pruner: sums of absolute values (element) of the first, second or both "
-            "terms of the expansion, or absolute values of sums (vector)",
-            "choices": list(TAYLOR),
-        },
+    barrier: int = option(1, "sleb: layers that are never removed, at each end", minimum=0)
+    learning_timesteps: int = option(
+        2000,
+        "gumbel-softmax, hard-concrete: passes, forward or backward, on 1,024 tokens "
+        "each, to compare with an agent's total_timesteps",
+        minimum=1,
     )
-    fluctuation: str = field(
-        default="variance",
-        metadata={
-            "help": "flap: the paper's variance, or what the released code computes",
-            "choices": list(FLUCTUATIONS),
-        },
+    learning_step: float | None = option(
+        None, "gumbel-softmax, hard-concrete: step size of Adam", above=0, unset="the method's own"
     )
-    barrier: int = field(
-        default=1,
-        metadata={"help": "sleb: layers that are never removed, at each end", "minimum": 0},
+    bonsai_masks: int = option(
+        MASKS, "bonsai: sub-models of a round, in antithetic pairs", minimum=10
     )
-    learning_timesteps: int = field(
-        default=2000,
-        metadata={
-            "help": "gumbel-softmax, hard-concrete: passes, forward or backward, on 1,024 tokens "
-            "each, to compare with an agent's total_timesteps",
-            "minimum": 1,
-        },
+    bonsai_windows: int = option(
+        JUDGED_ON, "bonsai: windows that sub-models are judged on", minimum=1
     )
-    learning_step: float | None = field(
-        default=None,
-        metadata={
-            "help": "gumbel-softmax, hard-concrete: step size of Adam",
-            "above": 0,
-            "default": "the method's own",
-        },
+    bonsai_fraction: float = option(
+        FRACTION, "bonsai: share of the units that a round prunes", above=0, maximum=0.5
     )
-    bonsai_masks: int = field(
-        default=MASKS,
-        metadata={"help": "bonsai: sub-models of a round, in antithetic pairs", "minimum": 10},
+    slice_fraction: float | None = option(
+        None,
+        "slicegpt: share of the residual stream to cut off",
+        minimum=0,
+        below=1,
+        unset="what the prune rate needs",
     )
-    bonsai_windows: int = field(
-        default=JUDGED_ON,
-        metadata={"help": "bonsai: windows that sub-models are judged on", "minimum": 1},
-    )
-    bonsai_fraction: float = field(
-        default=FRACTION,
-        metadata={
-            "help": "bonsai: share of the units that a round prunes",
-            "above": 0,
-            "maximum": 0.5,
-        },
-    )
-    slice_fraction: float | None = field(
-        default=None,
-        metadata={
-            "help": "slicegpt: share of the residual stream to cut off",
-            "minimum": 0,
-            "below": 1,
-            "default": "what the prune rate needs",
-        },
-    )
-
-    def __post_init__(self) -> None:
-        """Refuses values out of range."""
-        check_fields(self)
 
 
 Method = Callable[[Problem, Tensor, int, MethodConfig], Pruned]

@@ -1,7 +1,7 @@
 """From importance to the keep probabilities that a policy starts with (Appendix A.11)."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from pgprune.errors import PruningError
 from pgprune.masking.budget import Budget
 from pgprune.metrics import METRICS, Importance
+from pgprune.utils.options import Config, option
 
 TRANSFORMS = ("sigmoid-norm", "score-const")
 PROGRESSIVE = "random-progressive"
@@ -16,32 +17,25 @@ PROGRESSIVE_STEP = 0.05
 
 
 @dataclass(frozen=True)
-class InitConfig:
+class InitConfig(Config):
     """Where the keep probabilities start."""
 
-    init: str = field(
-        default="auto",
-        metadata={
-            "help": "metric that the keep probabilities start from; auto takes wanda-sp for heads "
-            "and channels, layerwise-ppl for blocks and layers; random-progressive raises the "
-            "prune rate in steps of 5 % from a random start",
-            "choices": ["auto", *METRICS, PROGRESSIVE],
-        },
+    init: str = option(
+        "auto",
+        "metric that the keep probabilities start from; auto takes wanda-sp for heads "
+        "and channels, layerwise-ppl for blocks and layers; random-progressive raises the "
+        "prune rate in steps of 5 % from a random start",
+        choices=["auto", *METRICS, PROGRESSIVE],
     )
-    init_transform: str = field(
-        default="auto",
-        metadata={
-            "help": "from scores to probabilities; auto takes sigmoid-norm for heads and channels, "
-            "score-const for blocks and layers",
-            "choices": ["auto", *TRANSFORMS],
-        },
+    init_transform: str = option(
+        "auto",
+        "from scores to probabilities; auto takes sigmoid-norm for heads and channels, "
+        "score-const for blocks and layers",
+        choices=["auto", *TRANSFORMS],
     )
-    init_samples: int = field(
-        default=128, metadata={"help": "calibration windows of the metric", "minimum": 1}
-    )
-    init_constant: float = field(
-        default=0.8,
-        metadata={"help": "score-const: probability of what the metric keeps", "above": 0.5},
+    init_samples: int = option(128, "calibration windows of the metric", minimum=1)
+    init_constant: float = option(
+        0.8, "score-const: probability of what the metric keeps", above=0.5
     )
 
 

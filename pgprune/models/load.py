@@ -7,7 +7,7 @@ checkpoint is ever executed: weights are safetensors, and remote code is not tru
 
 import hashlib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from pgprune.errors import PruningError, first_line
 from pgprune.models.families import FAMILIES, family_of
 from pgprune.models.weight_files import check_weights
 from pgprune.utils.devices import check_dtype, choose_device
+from pgprune.utils.options import Config, option
 
 BUILTIN = Path(__file__).parents[1] / "builtin_model"
 """Where the built-in model lies."""
@@ -46,42 +47,29 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Config):
     """Which language model, and where and how it runs."""
 
-    model: str = field(
-        default="builtin",
-        metadata={
-            "help": "language model to prune: builtin, a hub id, or a Hugging Face directory "
-            f"({', '.join(FAMILIES)})"
-        },
+    model: str = option(
+        "builtin",
+        "language model to prune: builtin, a hub id, or a Hugging Face directory "
+        f"({', '.join(FAMILIES)})",
     )
-    device: str = field(
-        default="auto",
-        metadata={"help": "auto (an accelerator if there is one), cpu, cuda, cuda:N or mps"},
+    device: str = option("auto", "auto (an accelerator if there is one), cpu, cuda, cuda:N or mps")
+    dtype: str = option(
+        "auto",
+        "number format of the weights; auto is float32 on the CPU and for the built-in "
+        "model, else the checkpoint's own",
+        choices=["auto", *DTYPES],
     )
-    dtype: str = field(
-        default="auto",
-        metadata={
-            "help": "number format of the weights; auto is float32 on the CPU and for the built-in "
-            "model, else the checkpoint's own",
-            "choices": ["auto", *DTYPES],
-        },
+    device_map: str | None = option(
+        None,
+        "auto spreads the model over all devices (needs the package accelerate)",
+        choices=["auto"],
+        unset="all on one device",
     )
-    device_map: str | None = field(
-        default=None,
-        metadata={
-            "help": "auto spreads the model over all devices (needs the package accelerate)",
-            "choices": ["auto"],
-            "default": "all on one device",
-        },
-    )
-    attn_implementation: str = field(
-        default="sdpa",
-        metadata={
-            "help": "attention kernel of transformers",
-            "choices": ["sdpa", "eager", "flash_attention_2"],
-        },
+    attn_implementation: str = option(
+        "sdpa", "attention kernel of transformers", choices=["sdpa", "eager", "flash_attention_2"]
     )
 
 
@@ -159,13 +147,11 @@ def choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype | str
     """The number format to load in, ``auto`` for the checkpoint's own.
 
     Raises:
-        PruningError: it is unknown, or the device lacks it.
+        PruningError: the device lacks it.
     """
     if config.dtype == "auto":
         own = device.type != "cpu" and config.model != "builtin"
         return "auto" if own else torch.float32
-    if config.dtype not in DTYPES:
-        raise PruningError(f"dtype {config.dtype!r} is unknown; choose auto, {', '.join(DTYPES)}")
     check_dtype(DTYPES[config.dtype], device)
     return DTYPES[config.dtype]
 
@@ -173,8 +159,6 @@ def choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype | str
 def _check_device_map(config: ModelConfig) -> None:
     if config.device_map is None:
         return
-    if config.device_map != "auto":
-        raise PruningError(f"device_map {config.device_map!r} is unknown; it can only be auto")
     if config.device != "auto":
         raise PruningError(
             f"device_map auto and device {config.device!r} contradict each other; give one of them"

@@ -1,36 +1,31 @@
 """Repair as a stage of its own: which one is wanted, and what it costs in parameters."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.repair.projection import KINDS
 from pgprune.repair.repair import DAMPING, REPAIRS, Repair, repair
+from pgprune.utils.options import Config, option
 
 REPAIR = "repair.safetensors"
 """The file of a run that holds its repair."""
 
 
 @dataclass(frozen=True)
-class RepairConfig:
+class RepairConfig(Config):
     """Repair: how weights or biases of what is kept make up for what is gone."""
 
-    repair: str = field(
-        default="auto",
-        metadata={
-            "help": "biases that stand for the mean of what is gone (bias), output and down "
-            "projections refitted in closed form (least-squares), nothing (none), or what the "
-            "method itself brings, which for most is nothing (auto)",
-            "choices": ["auto", "none", *REPAIRS],
-        },
+    repair: str = option(
+        "auto",
+        "biases that stand for the mean of what is gone (bias), output and down "
+        "projections refitted in closed form (least-squares), nothing (none), or what the "
+        "method itself brings, which for most is nothing (auto)",
+        choices=["auto", "none", *REPAIRS],
     )
-    repair_damping: float = field(
-        default=DAMPING,
-        metadata={
-            "help": "least-squares: damping, relative to the mean square of an input",
-            "minimum": 0,
-        },
+    repair_damping: float = option(
+        DAMPING, "least-squares: damping, relative to the mean square of an input", minimum=0
     )
 
 

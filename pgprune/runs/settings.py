@@ -1,35 +1,32 @@
 """What every command that leaves a run is asked: the seed, and what becomes of the run."""
 
 import argparse
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pgprune.runs.run import Run
-from pgprune.utils.options import ArgumentParser, Config, from_arguments
+from pgprune.utils.command_line import ArgumentParser, from_arguments
+from pgprune.utils.options import Config, option
 
 FORMATS = ("hf", "masked", "gguf")
 """Formats of an export; pgprune.export.writers has what writes each."""
 
 
 @dataclass(frozen=True)
-class RunConfig:
+class RunConfig(Config):
     """Run: where the results go, and what is made of them."""
 
-    seed: int = field(default=0, metadata={"help": "seed of everything random", "minimum": 0})
-    output: str | None = field(
-        default=None, metadata={"help": "directory of the new run", "default": "a name in runs/"}
+    seed: int = option(0, "seed of everything random", minimum=0)
+    output: str | None = option(None, "directory of the new run", unset="a name in runs/")
+    export: str | None = option(
+        None,
+        "also write the pruned model, as scripts/export.py does by default, into a "
+        "folder of that name in the run",
+        choices=list(FORMATS),
+        unset="no export",
     )
-    export: str | None = field(
-        default=None,
-        metadata={
-            "help": "also write the pruned model, as scripts/export.py does by default, into a "
-            "folder of that name in the run",
-            "choices": list(FORMATS),
-            "default": "no export",
-        },
-    )
-    quiet: bool = field(default=False, metadata={"help": "print nothing but errors"})
+    quiet: bool = option(False, "print nothing but errors")
 
     def name(self, method: str, model: str, prune_rate: float) -> str:
         """What a run is called that is not given a directory.

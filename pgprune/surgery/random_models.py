@@ -4,7 +4,7 @@ A random mask with the budget's exact counts is cut out of a dense random LLaMA,
 learned one: how fast a model is depends on how much each layer keeps, not on which units.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from pgprune.masking.budget import Budget
 from pgprune.masking.units import PruningUnits, shapes_of
 from pgprune.surgery.layers import prune
+from pgprune.utils.options import Config, option
 
 SHAPES: dict[str, dict[str, Any]] = {
     "100m": {
@@ -56,26 +57,20 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class ShapeConfig:
+class ShapeConfig(Config):
     """Random weights instead of models: a LLaMA of some shape, and random masks cut out of it."""
 
-    shape: str | None = field(
-        default=None,
-        metadata={
-            "help": "the dense model's shape, in place of models",
-            "choices": list(SHAPES),
-            "default": "compare the models that are named",
-        },
+    shape: str | None = option(
+        None,
+        "the dense model's shape, in place of models",
+        choices=list(SHAPES),
+        unset="compare the models that are named",
     )
-    prune_rates: str = field(
-        default="0.3,0.5", metadata={"help": "with --shape: prune rates to compare"}
-    )
-    round_to: str = field(
-        default="1,8",
-        metadata={
-            "help": "with --shape: what every layer's number of channels is a multiple of, each "
-            "for each rate; matrix kernels are slower at odd numbers"
-        },
+    prune_rates: str = option("0.3,0.5", "with --shape: prune rates to compare")
+    round_to: str = option(
+        "1,8",
+        "with --shape: what every layer's number of channels is a multiple of, each "
+        "for each rate; matrix kernels are slower at odd numbers",
     )
 
 

@@ -30,8 +30,8 @@ from pgprune.models import losses as scoring
 from pgprune.models.losses import model_perplexity, sequence_losses
 from pgprune.runs.any_model import load_any
 from pgprune.runs.run import Run
+from pgprune.utils.command_line import run_command
 from pgprune.utils.files import append_line
-from pgprune.utils.options import run_command
 
 FEW = ("--sequence-length=16", "--evaluation-windows=8", "--dtype=float64", "--device=cpu")
 

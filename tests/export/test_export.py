@@ -19,8 +19,8 @@ from pgprune.export.export import ExportConfig, export
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.runs.run import Run
+from pgprune.utils.command_line import run_command
 from pgprune.utils.files import new_directory
-from pgprune.utils.options import run_command
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "export.py"
 TRAIN = SCRIPT.with_name("train_agent.py")

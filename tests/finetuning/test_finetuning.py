@@ -19,7 +19,8 @@ from pgprune.finetuning.config import FinetuningConfig
 from pgprune.finetuning.instructions import TrainingDataConfig
 from pgprune.models.losses import model_perplexity
 from pgprune.runs.any_model import load_any
-from pgprune.utils.options import dump_yaml, run_command, to_dict
+from pgprune.utils.command_line import run_command
+from pgprune.utils.options import dump_yaml, to_dict
 
 pytest.importorskip("peft")
 SCRIPT = Path(__file__).parents[2] / "scripts" / "finetune.py"

@@ -1,40 +1,30 @@
 """Settings: from dataclasses to options and YAML, and back, and every refusal."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import pytest
 from hypothesis import given as for_all
 from hypothesis import strategies as st
 
 from pgprune import PruningError
-from pgprune.utils.options import (
-    ArgumentParser,
-    dump_yaml,
-    from_arguments,
-    from_dict,
-    given,
-    load_yaml,
-    run_command,
-    to_dict,
-)
+from pgprune.utils.command_line import ArgumentParser, from_arguments, given, run_command
+from pgprune.utils.options import Config, dump_yaml, from_dict, load_yaml, option, to_dict
 
 
 @dataclass(frozen=True)
-class Toy:
+class Toy(Config):
     """Toy settings.
 
     Not part of the title.
     """
 
-    model: str = field(default="builtin", metadata={"help": "which model"})
-    prune_rate: float = field(
-        default=0.4, metadata={"help": "share to remove, 40% say", "above": 0, "below": 1}
-    )
-    batch_size: int = field(default=8, metadata={"help": "sequences", "minimum": 1})
-    samples: int | None = field(default=None, metadata={"help": "samples", "default": "endless"})
+    model: str = option("builtin", "which model")
+    prune_rate: float = option(0.4, "share to remove, 40% say", above=0, below=1)
+    batch_size: int = option(8, "sequences", minimum=1)
+    samples: int | None = option(None, "samples", unset="endless")
     device_map: str | None = None
-    schedule: str = field(default="cosine", metadata={"choices": ["cosine", "constant"]})
-    quiet: bool = field(default=False, metadata={"help": "print nothing"})
+    schedule: str = option("cosine", "", choices=["cosine", "constant"])
+    quiet: bool = option(False, "print nothing")
 
 
 def parse(*words: str) -> Toy:

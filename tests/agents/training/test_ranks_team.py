@@ -13,8 +13,8 @@ from helpers.command import SCRIPT, assert_same_run, logged, results, train, wai
 from pgprune.errors import PruningError
 from pgprune.runs.progress import read_progress
 from pgprune.runs.run import Run
+from pgprune.utils.command_line import run_command
 from pgprune.utils.devices import choose_device
-from pgprune.utils.options import run_command
 
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 LONG = "--total-timesteps=4000"

@@ -26,7 +26,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
 PLACES = {"envs": "envs", "agents": "agents", "experiments": "experiments"}
 MOST_MODULES = 22
-MOST_LINES = 314
+MOST_LINES = 300
 LONGEST_CHAIN = 9
 
 

@@ -1,0 +1,162 @@
+"""The command line: options from configs, complaints in one sentence, lists, exit statuses."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import Field, fields
+from functools import partial
+from typing import Any, NoReturn
+
+from pgprune.errors import PruningError
+from pgprune.utils.options import C, Config, check, typed_fields
+from pgprune.utils.process_ids import rank, world_size
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An argument parser without abbreviations whose complaints are PruningErrors.
+
+    Args:
+        description: shown above the options.
+        configs: dataclasses to add right away, as ``add`` does.
+    """
+
+    def __init__(self, description: str | None, *configs: type[Config]) -> None:
+        super().__init__(
+            description=description,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for config in configs:
+            self.add(config)
+
+    def add(self, config: type[Config]) -> None:
+        """Adds a dataclass as a group of options, titled by the first line of its docstring."""
+        title = (config.__doc__ or config.__name__).strip().splitlines()[0].rstrip(".")
+        group = self.add_argument_group(title)
+        for field, (kind, optional) in typed_fields(config):
+            option: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
+            option["help"] = _help(field)
+            if kind is bool:
+                option["action"] = argparse.BooleanOptionalAction
+            else:
+                option["type"] = partial(_parse, field, kind, optional)
+                option["metavar"] = _metavar(field, kind)
+            group.add_argument(_flag(field.name), **option)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises a PruningError with argparse's message."""
+        raise PruningError(f"{message.removeprefix('argument ')} (--help explains every option)")
+
+
+def given(config: type[Config], arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options of a dataclass that were written on the command line.
+
+    Args:
+        config: a dataclass that the parser knows.
+        arguments: what the parser returned.
+
+    Returns:
+        Field names and values; what was left at its default is absent.
+    """
+    present = vars(arguments)
+    return {field.name: present[field.name] for field in fields(config) if field.name in present}
+
+
+def from_arguments(config: type[C], arguments: argparse.Namespace) -> C:
+    """Builds a dataclass from parsed arguments.
+
+    Args:
+        config: a dataclass that the parser knows.
+        arguments: what the parser returned.
+
+    Returns:
+        The dataclass, with its defaults for what was not given.
+    """
+    return config(**given(config, arguments))
+
+
+def numbers(text: str, option: str) -> list[float]:
+    """The positive numbers of a list such as "0.3,0.5".
+
+    Args:
+        text: numbers joined by commas.
+        option: its name, for the error.
+
+    Raises:
+        PruningError: something else is in it.
+    """
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        values = []
+    if not values or not all(0 < value < float("inf") for value in values):
+        raise PruningError(f"{option} must be positive numbers joined by commas, not {text!r}")
+    return values
+
+
+def whole_numbers(text: str, option: str) -> list[int]:
+    """The positive whole numbers of a list such as "1,8"; the rest is as ``numbers``."""
+    values = numbers(text, option)
+    if any(value % 1 for value in values):
+        raise PruningError(f"{option} must be whole numbers joined by commas, not {text!r}")
+    return [int(value) for value in values]
+
+
+def run_command(main: Callable[[], int | None], replicas: bool = False) -> NoReturn:
+    """Runs a command and leaves Python with its exit status.
+
+    Args:
+        main: the command; what it returns is the exit status, None is 0.
+        replicas: whether it knows what to do with several processes.
+
+    Raises:
+        SystemExit: always; with status 2 after a PruningError, which becomes one line on stderr.
+    """
+    try:
+        if not replicas and world_size() > 1:
+            if rank() > 0:
+                sys.exit(0)  # the main process says it
+            raise PruningError(
+                f"this command is for one process, not {world_size()}; start it without torchrun"
+            )
+        status = main()
+    except PruningError as error:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        status = 2
+    sys.exit(status)
+
+
+def _parse(field: Field[Any], kind: type, optional: bool, text: str) -> Any:
+    """The value of an option's text, for argparse."""
+    value: Any = text
+    if optional and text.lower() == "none":
+        value = None
+    elif kind in (int, float):
+        try:
+            value = kind(text)
+        except ValueError:
+            pass  # stays a text, which the check then refuses in its own words
+    try:
+        return check(field, kind, optional, value)
+    except PruningError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _metavar(field: Field[Any], kind: type) -> str:
+    if "choices" in field.metadata:
+        return "{" + ",".join(map(str, field.metadata["choices"])) + "}"
+    return {int: "N", float: "X"}.get(kind, field.name.upper())
+
+
+def _help(field: Field[Any]) -> str:
+    """The help of a field with its default, made safe for argparse's own % formatting."""
+    default = field.default
+    if default is None:
+        default = field.metadata.get("unset", "none")
+    elif isinstance(default, bool):
+        default = "on" if default else "off"
+    return f"{field.metadata.get('help', '')} (default: {default})".strip().replace("%", "%%")
