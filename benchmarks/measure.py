@@ -83,13 +83,13 @@ def measure(cell: Cell, assets: Path, windows: int = 400) -> dict[str, Any]:
         windows,
     )
     lm = prepared.problem.lm
-    before = lm.tokens
+    before = lm.meter.tokens
     learn_started = time.perf_counter()
     if cell.task == "variance":
         found = estimator_variances(prepared.problem, prepared.initial, cell.timesteps, cell.seed)
     else:
         mask = _learn(cell, prepared)
-        found = {"learned_tokens": lm.tokens - before}
+        found = {"learned_tokens": lm.meter.tokens - before}
         found["learning_seconds"] = time.perf_counter() - learn_started
         found["masks"] = prepared.figures | {"learned": figures(prepared, mask)}
     found["seconds"] = time.perf_counter() - started

@@ -71,14 +71,13 @@ class Judge:
         """The losses: (K, n) and (B, T) int64 -> (K, B), on the model's device.
 
         Raises:
-            Setback: there is not enough memory, or a replica is lost.
+            ResourceError: there is not enough memory, or a replica is lost.
         """
         if self._team is None or len(masks) == 1:
             return self.alone(masks, input_ids)
         rows, where = distinct(masks)
-        tokens = self.lm.tokens
-        losses = self._team.losses(rows, input_ids, self.alone)  # (rows, B)
-        self.lm.tokens = tokens + len(masks) * input_ids.numel()
+        with self.lm.meter.counting(len(masks) * input_ids.numel()):
+            losses = self._team.losses(rows, input_ids, self.alone)  # (rows, B)
         return send(losses[where], self.lm.device)
 
     def alone(self, masks: Tensor, input_ids: Tensor) -> Tensor:

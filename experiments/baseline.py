@@ -141,8 +141,8 @@ class Baseline:
         pruned = METHODS[method](self.problem, self._calibration, seed, settings.method)
         repair = repaired(lm, pruned.mask, self._calibration, settings.repair, pruned.repair)
         pruned = replace(pruned, repair=repair)
-        cost = {"seconds": time.monotonic() - started, "tokens": lm.tokens}
-        self._note(f"{method} took {cost['seconds']:.1f} seconds and {lm.tokens:,} tokens")
+        cost = {"seconds": time.monotonic() - started, "tokens": lm.meter.tokens}
+        self._note(f"{method} took {cost['seconds']:.1f} seconds and {lm.meter.tokens:,} tokens")
         results = self._results(pruned, cost)
         run = Run.create(settings.run.output, settings.sections(decided), command, settings.name)
         with run:
@@ -177,7 +177,7 @@ class Baseline:
             "mask_evaluations": math.ceil(cost["tokens"] / TOKENS_PER_TIMESTEP),
             "method_cost": cost,
             "notes": pruned.notes,
-            "tokens": lm.tokens,
+            "tokens": lm.meter.tokens,
             "seconds": time.monotonic() - self._started,
             "peak_memory_bytes": peak,
             "memory_beyond_weights_bytes": max(0, peak - self._loaded),

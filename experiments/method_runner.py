@@ -152,11 +152,11 @@ def repaired_record(task: Task, base: Record, problem: Problem, how: str) -> Rec
     mask = read_mask(run.path / "mask.safetensors").mask
     windows = problem.stream.head(repaired_on(run))
     found: list[Repair] = []
-    before, started = lm.tokens, time.monotonic()
+    before, started = lm.meter.tokens, time.monotonic()
     memory = memory_of(lambda: found.append(repair(lm, mask, windows, how)), lm.device)
     if not found:  # memory cannot be measured here
         found.append(repair(lm, mask, windows, how))
-    seconds, tokens = time.monotonic() - started, lm.tokens - before
+    seconds, tokens = time.monotonic() - started, lm.meter.tokens - before
     with applied(lm, found[0]):
         sets = evaluation_windows(problem.data, problem.tokenizer)
         perplexity = perplexities(lm, {"repaired": mask}, sets)["repaired"]

@@ -2,11 +2,11 @@
 
 
 class PruningError(ValueError):
-    """A user's mistake or an unmet need, said in one sentence."""
+    """A mistake in the input or an unmet requirement, said in one sentence."""
 
 
-class Setback(PruningError):
-    """What ends a run that did nothing wrong: no memory, a lost process. It can go on later."""
+class ResourceError(PruningError):
+    """Too little memory, or a lost process: the run itself is right and can be resumed."""
 
 
 def first_line(error: BaseException) -> str:

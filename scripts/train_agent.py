@@ -22,7 +22,7 @@ from pgprune.agents.training.settings import (
     resumed,
 )
 from pgprune.agents.training.train import Training
-from pgprune.errors import PruningError, Setback
+from pgprune.errors import PruningError, ResourceError
 from pgprune.runs.run import Run, check_output
 from pgprune.runs.view import TrainingView, print_next, print_results
 from pgprune.utils.command_line import ArgumentParser, run_command
@@ -76,7 +76,7 @@ def train(settings: Settings, run: Run | None, console: Console) -> int:
         del training  # and the model with it, which an export loads again
     except KeyboardInterrupt:
         return interrupted(run, console)
-    except Setback as error:
+    except ResourceError as error:
         if run is None or not run.resumable:
             raise
         remedy = f"go on from the last checkpoint with --resume {run.path}"

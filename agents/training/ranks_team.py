@@ -22,7 +22,7 @@ from torch.distributed import Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from pgprune.envs.judge import Alone, Judge
-from pgprune.errors import PruningError, Setback
+from pgprune.errors import PruningError, ResourceError
 from pgprune.models.load import fingerprint
 from pgprune.utils.process_ids import rank, world_size
 
@@ -34,7 +34,7 @@ _LAST_WORD = 20  # tenths of a second that it may come late, from one that hangs
 _SETUP, _CLOSED = "pgprune/setup", "pgprune/closed"  # keys of what is said in words
 
 
-class RankLost(Setback):
+class RankLost(ResourceError):
     """A process that evaluated masks is gone."""
 
 
@@ -109,7 +109,7 @@ class Ranks:
     def _check(self, line: "_Line") -> None:
         """Waits until another process has done what it was told, or passes on why it cannot."""
         if line.receive((1,), torch.int64) != _GOOD:
-            raise Setback(f"rank {line.other}: {self._said(line)}")
+            raise ResourceError(f"rank {line.other}: {self._said(line)}")
 
     def _said(self, line: "_Line") -> str:
         return self._store.get(_words_of(line.other)).decode()

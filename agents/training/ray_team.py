@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pgprune.envs.judge import Alone, Judge
-from pgprune.errors import PruningError, Setback
+from pgprune.errors import PruningError, ResourceError
 from pgprune.models.load import fingerprint
 
 _log = logging.getLogger(__name__)
@@ -100,7 +100,7 @@ class Actors:
         """What an actor answers, or the one that takes its place.
 
         Raises:
-            Setback: the actor cannot do it, or is lost again and again, or does not answer.
+            ResourceError: the actor cannot do it, or is lost again and again, or does not answer.
         """
         errors = self._ray.exceptions
         for _ in range(_TRIES):
@@ -108,18 +108,20 @@ class Actors:
                 reference = asked or self._ask(index, method, task)
                 complaint, answer = self._ray.get(reference, timeout=_ANSWER)
             except errors.GetTimeoutError as error:
-                raise Setback(f"actor {index} has not answered for {_ANSWER:g} seconds") from error
+                raise ResourceError(
+                    f"actor {index} has not answered for {_ANSWER:g} seconds"
+                ) from error
             except errors.RayActorError as error:
                 if error.actor_init_failed:
                     reason = str(error).strip().splitlines()[-1]
-                    raise Setback(f"actor {index} cannot start: {reason}") from error
+                    raise ResourceError(f"actor {index} cannot start: {reason}") from error
                 _log.warning("actor %d was lost; a new one takes its place", index)
                 self._actors[index], asked = self._actor(), None
             else:
                 if complaint:
-                    raise Setback(f"actor {index}: {complaint}")
+                    raise ResourceError(f"actor {index}: {complaint}")
                 return answer
-        raise Setback(f"actor {index} was lost {_TRIES} times with the same masks")
+        raise ResourceError(f"actor {index} was lost {_TRIES} times with the same masks")
 
     def _free_gpus(self) -> float:
         return float(self._ray.cluster_resources().get("GPU", 0))

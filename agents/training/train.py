@@ -27,6 +27,7 @@ from pgprune.errors import PruningError
 from pgprune.evaluation.sample import sample_text
 from pgprune.export.export import check_format
 from pgprune.masking.problem import make_problem
+from pgprune.masking.token_meter import TokenMeter
 from pgprune.metrics import METRICS, Importance
 from pgprune.models.load import fingerprint
 from pgprune.repair.config import REPAIR
@@ -218,13 +219,13 @@ class Training:
             state["record"], {name.removeprefix("mask."): mask for name, mask in masks.items()}
         )
         self._earlier_seconds = self.record.seconds
-        self.problem.lm.tokens = self.record.tokens
+        self.problem.lm.meter = TokenMeter(self.record.tokens)
         self.view.note(f"going on after step {agent.steps}")
 
     def _count(self) -> None:
         """Brings tokens, seconds and memory of the record up to date."""
         record, device = self.record, self.problem.lm.device
-        record.tokens = self.problem.lm.tokens
+        record.tokens = self.problem.lm.meter.tokens
         record.seconds = self._earlier_seconds + time.monotonic() - self._started
         peak = peak_memory(device)
         record.peak_memory = max(record.peak_memory, peak)
@@ -233,10 +234,10 @@ class Training:
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Counts apart what judging the result takes, which is no cost of the method."""
-        started, tokens = time.monotonic(), self.problem.lm.tokens
+        started, tokens = time.monotonic(), self.problem.lm.meter.tokens
         yield
         self.record.evaluation_seconds += time.monotonic() - started
-        self.record.evaluation_tokens += self.problem.lm.tokens - tokens
+        self.record.evaluation_tokens += self.problem.lm.meter.tokens - tokens
 
     def _answer(self, agent: Agent) -> tuple[Tensor, Repair | None]:
         """The agent's mask and its repair.

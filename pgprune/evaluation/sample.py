@@ -43,7 +43,7 @@ def sample_text(
     limit = getattr(model.config, "max_position_embeddings", PROMPT_TOKENS + NEW_TOKENS)
     names, prompts = _prompts(windows, min(PROMPT_TOKENS, limit // 2))  # (P, T)
     new = min(NEW_TOKENS, limit - prompts.shape[1])
-    lm.tokens += 2 * len(prompts) * (prompts.shape[1] + new - 1)
+    lm.meter.add(2 * len(prompts) * (prompts.shape[1] + new - 1))
     dense = continue_greedily(model, prompts, new)
     zero_pruned(model, lm.units, mask)
     with applied(lm, repair or Repair()):

@@ -17,6 +17,7 @@ from pgprune.masking.kept_weights import lay_out
 from pgprune.masking.layer_driver import Drive, Stations
 from pgprune.masking.layer_mask import Fill, LayerMask, prepare
 from pgprune.masking.mask_tree import distinct, run_tree
+from pgprune.masking.token_meter import TokenMeter
 from pgprune.masking.units import PruningUnits
 from pgprune.models.families import decoder_layers, family_of, linear_at
 from pgprune.models.losses import token_losses
@@ -65,7 +66,7 @@ class MaskedLM:
             are the same for all masks.
 
     Attributes:
-        tokens: tokens asked of the model so far, K * B * T for each call.
+        meter: counts the tokens asked of the model, K * B * T for each call of ``losses``.
 
     Raises:
         PruningError: an unknown executor, or kernels that it cannot have.
@@ -84,7 +85,7 @@ class MaskedLM:
         self.executor = executor
         self._compile_head = compile_head
         self._run = executor_of(executor, kernels, self.device)
-        self.tokens = 0
+        self.meter = TokenMeter()
         self._family = family_of(model.config)
         self._layers = decoder_layers(model, self._family)
         self._stations = Stations(model.get_submodule(self._family.layers.rpartition(".")[0]))
@@ -139,7 +140,7 @@ class MaskedLM:
             mask: (n,), read layer by layer.
             input_ids: (B, T) int64; large B is run in chunks of a few thousand tokens.
         """
-        self.tokens += 2 * input_ids.numel()
+        self.meter.add(2 * input_ids.numel())
         states, prepared = [], []
         for chunk_ids in self._chunks(input_ids):
             hidden, every = self._capture(chunk_ids)
@@ -164,7 +165,7 @@ class MaskedLM:
         Yields:
             The layer, and the states before and after it, (b, T, D) each.
         """
-        self.tokens += input_ids.numel()
+        self.meter.add(input_ids.numel())
         for chunk in self._chunks(input_ids):
             hidden, calls = self._capture(chunk)
             for index, call in enumerate(calls):
@@ -198,7 +199,7 @@ class MaskedLM:
             raise PruningError(
                 f"masks must have shape (K, {self.units.n}), got {tuple(masks.shape)}"
             )
-        self.tokens += len(masks) * input_ids.numel()
+        self.meter.add(len(masks) * input_ids.numel())
         if self.executor == "masked":
             together = max(1, _PASS_TOKENS // input_ids.numel())
             return torch.cat([compute(part) for part in send(masks, self.device).split(together)])

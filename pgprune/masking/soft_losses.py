@@ -26,7 +26,7 @@ def soft_losses(lm: MaskedLM, mask: Tensor, input_ids: Tensor) -> Tensor:
     The mask multiplies what ``MaskedLM`` switches on and off: the inputs of the attention output
     and MLP down projections, the outputs of blocks, or what a layer adds to the residual stream.
     At zeros and ones the losses are those of ``lm.losses``. The batch counts once in
-    ``lm.tokens``, and once more when gradients flow back through it.
+    ``lm.meter``, and once more when gradients flow back through it.
 
     Args:
         lm: the frozen model.
@@ -95,7 +95,7 @@ def _residual_hooks(layer: nn.Module, keep: Tensor) -> list[Any]:
 
 
 def _count(lm: MaskedLM, input_ids: Tensor) -> None:
-    lm.tokens += input_ids.numel()
+    lm.meter.add(input_ids.numel())
 
 
 def _token_losses(model: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:

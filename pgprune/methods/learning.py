@@ -24,12 +24,12 @@ def stopwatch(problem: Problem) -> Callable[[int], dict[str, Any]]:
         What makes the notes for results.json once the given number of steps is done: steps,
         tokens, seconds, and the process's peak memory in bytes.
     """
-    started, tokens = time.perf_counter(), problem.lm.tokens
+    started, tokens = time.perf_counter(), problem.lm.meter.tokens
 
     def notes(steps: int) -> dict[str, Any]:
         return {
             "steps": steps,
-            "learning_tokens": problem.lm.tokens - tokens,
+            "learning_tokens": problem.lm.meter.tokens - tokens,
             "learning_seconds": time.perf_counter() - started,
             "peak_memory_bytes": peak_memory(problem.lm.device),
         }

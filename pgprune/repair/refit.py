@@ -48,7 +48,7 @@ def refit_layers(
     if not windows.numel():
         raise PruningError("there is no calibration text to refit on; give some windows")
     dense = lm.observe(lm.units.ones(), windows) if target == "stream" else None
-    lm.tokens += windows.numel()  # layers run once more, for what MLPs get after the refit
+    lm.meter.add(windows.numel())  # layers run once more, for what MLPs get after the refit
     with ExitStack() as refitted:
         for seen in lm.observe(mask, windows):  # which has run the previous layer as refitted
             refitted.close()

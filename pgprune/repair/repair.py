@@ -197,7 +197,7 @@ def choose_and_refit(
     """
     _check_damping(damping)
     mask = lm.units.ones()
-    lm.tokens += alternating * windows.numel()  # layers run once more, for the gates
+    lm.meter.add(alternating * windows.numel())  # layers run once more, for the gates
 
     def solve(projection: Projection) -> Solution:
         group = projection.group

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pgprune.errors import Setback, first_line
+from pgprune.errors import ResourceError, first_line
 
 LESS = "choose a smaller --batch-size or --sequence-length, or --dtype bfloat16"
 _NO_HOST_MEMORY = "can't allocate memory"  # in what torch says of the host
@@ -48,7 +48,7 @@ def within_memory(remedy: str = LESS) -> Iterator[None]:
         Nothing.
 
     Raises:
-        Setback: there was not enough memory, on an accelerator or on the host.
+        ResourceError: there was not enough memory, on an accelerator or on the host.
     """
     try:
         yield
@@ -56,7 +56,9 @@ def within_memory(remedy: str = LESS) -> Iterator[None]:
         known = isinstance(error, torch.OutOfMemoryError | MemoryError)
         if not known and _NO_HOST_MEMORY not in str(error):
             raise
-        raise Setback(f"there is not enough memory ({first_line(error)}); {remedy}") from error
+        raise ResourceError(
+            f"there is not enough memory ({first_line(error)}); {remedy}"
+        ) from error
 
 
 def read_once(tensors: Iterable[Tensor]) -> None:

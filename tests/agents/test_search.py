@@ -143,9 +143,9 @@ def test_every_token_is_counted(kind: type[Agent], problem: Problem) -> None:
     env = LLMPruningVectorEnv(config.masks, problem=problem)
     ranked = Importance(torch.arange(n).double(), local=False, mask=torch.ones(n).byte())
     agent = kind(env, config, ranked)
-    before = problem.lm.tokens
+    before = problem.lm.meter.tokens
     learned(agent, 3)
-    assert problem.lm.tokens - before == 3 * agent._step_tokens
+    assert problem.lm.meter.tokens - before == 3 * agent._step_tokens
     assert agent.timesteps == 3 * agent._step_tokens // 1024
 
 

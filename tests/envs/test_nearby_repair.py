@@ -77,11 +77,11 @@ def test_it_costs_what_a_repair_costs():
     lm = MaskedLM(model, PruningUnits.of(model))
     mask = half(lm.units)
     refitted(lm, mask)
-    once, nearby = lm.tokens, NearbyRepair(lm, WINDOWS)
+    once, nearby = lm.meter.tokens, NearbyRepair(lm, WINDOWS)
     nearby.follow(mask)
-    assert lm.tokens == 2 * once
+    assert lm.meter.tokens == 2 * once
     nearby(mask)
-    assert lm.tokens == 2 * once
+    assert lm.meter.tokens == 2 * once
 
 
 def test_an_overflow_is_an_error():

@@ -148,7 +148,7 @@ def test_the_means_cost_one_pass_that_is_counted():
     model = tiny_model("llama")
     lm = MaskedLM(model, PruningUnits.of(model))
     mean_fill(lm, WINDOWS)
-    assert lm.tokens == 2 * WINDOWS.numel()  # as every look at the projections' inputs
+    assert lm.meter.tokens == 2 * WINDOWS.numel()  # as every look at the projections' inputs
 
 
 def test_an_overflow_has_no_mean():

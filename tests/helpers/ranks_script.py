@@ -65,12 +65,12 @@ def main(trouble: str) -> None:
             time.sleep(20)  # as a metric does that takes its time
         for rows in (masks, masks[:2], masks[[0, 0, 1, 0]], masks[:1]):
             assert torch.equal(judge(rows, tokens()), alone(rows, tokens()))
-            assert judge.lm.tokens == alone.lm.tokens
+            assert judge.lm.meter.tokens == alone.lm.meter.tokens
         half = masks[3]
         judge.follow(half)
         alone.follow(half)
         assert torch.equal(judge(masks, tokens()), alone(masks, tokens()))
-        assert judge.lm.tokens == alone.lm.tokens
+        assert judge.lm.meter.tokens == alone.lm.meter.tokens
         assert fingerprint(judge(masks, tokens())) != fingerprint(judge.lm.losses(masks, tokens()))
     except PruningError as error:
         print(error)

@@ -178,12 +178,12 @@ def test_a_sliced_evaluation_costs_the_kept_share_of_the_layers_and_the_head(gra
 def test_tokens_count_everything_that_is_asked_of_the_model():
     model, ids = tiny_model("llama"), tokens(batch=2, length=9)
     lm = MaskedLM(model, PruningUnits.of(model))
-    assert lm.tokens == 0
+    assert lm.meter.tokens == 0
     lm.losses(torch.ones(5, lm.units.n), ids)
-    assert lm.tokens == 5 * 18
+    assert lm.meter.tokens == 5 * 18
     for _ in lm.observe(lm.units.ones(), ids):
         pass
-    assert lm.tokens == 5 * 18 + 2 * 18  # each layer runs dense and masked
+    assert lm.meter.tokens == 5 * 18 + 2 * 18  # each layer runs dense and masked
 
 
 def test_what_is_no_mask_of_the_units_is_refused():

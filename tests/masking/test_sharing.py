@@ -80,7 +80,7 @@ def test_what_is_shared_counts_as_often_as_it_is_asked():
     model, ids = tiny_model("llama"), tokens()
     lm = MaskedLM(model, PruningUnits.of(model), "sliced")
     lm.losses(lm.units.ones().repeat(4, 1), ids)
-    assert lm.tokens == 4 * ids.numel()
+    assert lm.meter.tokens == 4 * ids.numel()
 
 
 # ---------------------------------------------------------------- the layout of weights

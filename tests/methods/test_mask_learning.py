@@ -70,7 +70,7 @@ def test_it_counts_tokens_and_leaves_the_model_frozen_and_without_hooks(model):
     units = PruningUnits.of(model)
     lm, mask = MaskedLM(model, units), torch.ones(units.n, requires_grad=True)
     soft_losses(lm, mask, tokens()).sum().backward()
-    assert lm.tokens == 2 * tokens().numel()  # forward and backward
+    assert lm.meter.tokens == 2 * tokens().numel()  # forward and backward
     assert mask.grad is not None and bool((mask.grad != 0).any())
     assert all(not p.requires_grad and p.grad is None for p in model.parameters())
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
@@ -135,7 +135,7 @@ def test_the_budget_is_met_and_the_cost_is_noted(problem, method):
     assert float(mine.budget.excess(pruned.mask[None])) == 0
     assert pruned.notes["steps"] == 2
     assert pruned.notes["learning_tokens"] == 1024
-    assert mine.lm.tokens - 1024 in (0, 2 * windows.numel())  # concrete, gumbel's metric
+    assert mine.lm.meter.tokens - 1024 in (0, 2 * windows.numel())  # concrete, gumbel's metric
     assert pruned.notes["learning_seconds"] > 0
     assert pruned.notes["peak_memory_bytes"] > 2**20
     again = method(fresh(problem), windows, 0, config)

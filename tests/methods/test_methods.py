@@ -100,7 +100,7 @@ def test_units_that_do_not_fit_are_refused_before_any_work(method, granularity):
     says = rf"{method} does not .* granularity '{re.escape(granularity)}'"
     with pytest.raises(PruningError, match=says):
         prune(method, problem)
-    assert problem.lm.tokens == 0
+    assert problem.lm.meter.tokens == 0
 
 
 @pytest.mark.parametrize("method", ["llm-pruner", "layerwise-taylor", "magnitude", "sleb"])
@@ -110,7 +110,7 @@ def test_a_rate_that_protected_layers_make_impossible_is_refused(method):
     problem = problem_of(model, method, 0.8, granularity)
     with pytest.raises(PruningError, match=r"rate 0\.8 .* first 1 and the last 1 of 8 .*0\.75"):
         prune(method, problem)
-    assert problem.lm.tokens == 0
+    assert problem.lm.meter.tokens == 0
     knobs = {"protect_layers": False, "barrier": 0}
     assert 0 < int(prune(method, problem, **knobs).mask.sum()) < 0.25 * problem.units.n
 
@@ -192,7 +192,7 @@ def test_barriers_that_leave_nothing_or_too_little_are_refused():
         prune("sleb", problem, barrier=3)
     with pytest.raises(PruningError, match=r"rate 0\.5 .* first 2 .* of at most 0\.3333"):
         prune("sleb", problem, barrier=2)
-    assert problem.lm.tokens == 0
+    assert problem.lm.meter.tokens == 0
 
 
 # ---------------------------------------------------------------- 2SSP

@@ -250,7 +250,7 @@ def test_methods_refuse_other_units_before_any_work(method, granularity):
     problem = tiny_problem(tiny_model("llama"), granularity)
     with pytest.raises(PruningError, match=f"method {method} does not fit granularity"):
         solve(method, problem)
-    assert problem.lm.tokens == 0
+    assert problem.lm.meter.tokens == 0
 
 
 @torch.no_grad()

@@ -133,7 +133,7 @@ def test_the_budget_is_met_exactly_on_every_family(model):
     pruned = bonsai(problem, ids, 0, FEW)
     assert pruned.notes == {"rounds": 2}
     assert torch.equal(pruned.mask, problem.budget.round(pruned.importance.scores))
-    assert problem.lm.tokens == 2 * (10 * 2 * ids.shape[1] + 2 * ids.numel())
+    assert problem.lm.meter.tokens == 2 * (10 * 2 * ids.shape[1] + 2 * ids.numel())
 
 
 @pytest.mark.parametrize("budget", ["units", "parameters"])

@@ -134,7 +134,7 @@ def test_random_is_a_function_of_the_seed():
     assert torch.equal(first.scores, again.scores) and torch.equal(first.mask, again.mask)
     assert not torch.equal(first.scores, other.scores)
     assert torch.equal(first.mask, budget.round(first.scores))
-    assert lm.tokens == 0
+    assert lm.meter.tokens == 0
 
 
 def test_every_metric_says_what_it_scores_and_can_start_an_agent():
@@ -152,4 +152,4 @@ def test_a_metric_of_other_units_is_refused_before_any_work(metric, granularity)
     wanted = rf"metric {metric} does not score granularity {re.escape(repr(granularity))}"
     with pytest.raises(PruningError, match=wanted):
         METRICS[metric](lm, ids, budget, 0)
-    assert lm.tokens == 0
+    assert lm.meter.tokens == 0

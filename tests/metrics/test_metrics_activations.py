@@ -108,7 +108,7 @@ def test_flap_needs_two_windows():
     lm = masked(tiny_model("llama"))
     with pytest.raises(PruningError, match="at least 2 calibration windows"):
         flap(lm, WINDOWS[:1], Budget(lm.units, 0.4), 0)
-    assert lm.tokens == 0
+    assert lm.meter.tokens == 0
 
 
 # ---------------------------------------------------------------- ShortGPT
@@ -136,4 +136,4 @@ def test_shortgpt_is_one_minus_the_cosine_of_the_states_around_a_layer(model):
     importance = shortgpt(lm, WINDOWS, Budget(lm.units, 0.4), 0)
     assert importance.scores.tolist() == pytest.approx(expected, abs=1e-6)
     assert importance.mask.tolist() == [int(x == max(expected)) for x in expected]
-    assert lm.tokens == WINDOWS.numel()
+    assert lm.meter.tokens == WINDOWS.numel()

@@ -124,7 +124,7 @@ def test_magnitude_adds_up_absolute_weights_and_reads_no_text(model, granularity
     torch.testing.assert_close(importance.scores, expected)
     fine = granularity == "heads+channels"
     assert torch.equal(importance.mask, (budget.local() if fine else budget).round(expected))
-    assert lm.tokens == 0
+    assert lm.meter.tokens == 0
 
 
 # ---------------------------------------------------------------- gradients
@@ -135,7 +135,7 @@ def test_the_model_is_left_as_it_was(model, monkeypatch):
     before = copy.deepcopy(model.state_dict())
     monkeypatch.setattr(gradients, "_PASS_TOKENS", 20)  # two windows at a time
     with_chunks = WeightGradients(lm, WINDOWS).mean
-    assert lm.tokens == 2 * WINDOWS.numel()  # forward and backward
+    assert lm.meter.tokens == 2 * WINDOWS.numel()  # forward and backward
     for parameter, gradient in WeightGradients(lm, WINDOWS, squares=True).mean.items():
         torch.testing.assert_close(with_chunks[parameter], gradient, rtol=1e-4, atol=1e-7)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
@@ -193,7 +193,7 @@ def test_more_than_the_layers_between_hold_is_refused_before_any_work():
     lm = masked(model)
     with pytest.raises(PruningError, match=r"first 1 and the last 1 of 8 .*at most 0\.75"):
         llm_pruner(lm, WINDOWS, Budget(lm.units, 0.8), 0)
-    assert lm.tokens == 0
+    assert lm.meter.tokens == 0
     unprotected = llm_pruner(lm, WINDOWS, Budget(lm.units, 0.8), 0, protect=False)
     assert unprotected.mask.sum() == Budget(lm.units, 0.8).round(unprotected.scores).sum()
     assert llm_pruner(lm, WINDOWS, Budget(lm.units, 0.75), 0).mask.sum() == 2 * (2 + 12)

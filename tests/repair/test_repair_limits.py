@@ -69,7 +69,7 @@ def test_mistakes_are_named_before_any_work(changes, message):
     given = {"mask": some(lm), "windows": WINDOWS, "how": "least-squares"} | changes
     with pytest.raises(PruningError, match=message):
         repair(lm, **given)
-    assert lm.tokens == 0
+    assert lm.meter.tokens == 0
 
 
 def test_one_projections_second_moments_exist_at_a_time(model, monkeypatch):
@@ -91,6 +91,6 @@ def test_one_projections_second_moments_exist_at_a_time(model, monkeypatch):
 def test_tokens_are_counted():
     lm = tiny_lm(tiny_model("llama"))
     repair(lm, some(lm), WINDOWS, "bias")  # each layer: inputs for each projection, and its run
-    assert lm.tokens == 3 * WINDOWS.numel()
+    assert lm.meter.tokens == 3 * WINDOWS.numel()
     repair(lm, some(lm), WINDOWS, "least-squares")  # and inputs and run of the dense model's
-    assert lm.tokens == 8 * WINDOWS.numel()
+    assert lm.meter.tokens == 8 * WINDOWS.numel()

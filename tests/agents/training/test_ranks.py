@@ -11,7 +11,7 @@ import torch
 
 from helpers.tiny import tiny_model, tokens
 from pgprune.envs.judge import Judge
-from pgprune.errors import Setback
+from pgprune.errors import ResourceError
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.utils.memory import within_memory
@@ -67,7 +67,7 @@ def test_a_lack_of_memory_says_what_lowers_it(error: Exception) -> None:
         raise error
 
     judge.lm.losses = fail
-    with pytest.raises(Setback, match="not enough memory .*; choose a smaller --batch-size"):
+    with pytest.raises(ResourceError, match="not enough memory .*; choose a smaller --batch-size"):
         judge(judge.lm.units.ones()[None], tokens())
 
 
@@ -77,7 +77,7 @@ def test_other_errors_are_not_about_memory() -> None:
 
 
 def test_the_host_really_says_so() -> None:
-    with pytest.raises(Setback), within_memory():
+    with pytest.raises(ResourceError), within_memory():
         torch.empty(2**60, dtype=torch.uint8)
 
 
