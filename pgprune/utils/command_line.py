@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 from pgprune.errors import PruningError
-from pgprune.utils.options import C, Config, check, typed_fields
+from pgprune.utils.options import C, Config, OptionType, check_item, choices_of, typed_fields
 from pgprune.utils.process_ids import rank, world_size
 
 
@@ -33,14 +33,15 @@ class ArgumentParser(argparse.ArgumentParser):
         """Adds a dataclass as a group of options, titled by the first line of its docstring."""
         title = (config.__doc__ or config.__name__).strip().splitlines()[0].rstrip(".")
         group = self.add_argument_group(title)
-        for field, (kind, optional) in typed_fields(config):
+        for field, kind in typed_fields(config):
             option: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
             option["help"] = _help(field)
-            if kind is bool:
+            if kind.plain is bool:
                 option["action"] = argparse.BooleanOptionalAction
             else:
-                option["type"] = partial(_parse, field, kind, optional)
+                option["type"] = partial(_parse, field, kind)
                 option["metavar"] = _metavar(field, kind)
+                option["nargs"] = "+" if kind.many else None
             group.add_argument(_flag(field.name), **option)
 
     def error(self, message: str) -> NoReturn:
@@ -59,7 +60,8 @@ def given(config: type[Config], arguments: argparse.Namespace) -> dict[str, Any]
         Field names and values; what was left at its default is absent.
     """
     present = vars(arguments)
-    return {field.name: present[field.name] for field in fields(config) if field.name in present}
+    names = [field.name for field in fields(config) if field.name in present]
+    return {name: _value(present[name]) for name in names}
 
 
 def from_arguments(config: type[C], arguments: argparse.Namespace) -> C:
@@ -126,30 +128,40 @@ def run_command(main: Callable[[], int | None], replicas: bool = False) -> NoRet
     sys.exit(status)
 
 
-def _parse(field: Field[Any], kind: type, optional: bool, text: str) -> Any:
-    """The value of an option's text, for argparse."""
+def _parse(field: Field[Any], kind: OptionType, text: str) -> Any:
+    """Returns the value of an option's text, or of one text of a list, for argparse."""
     value: Any = text
-    if optional and text.lower() == "none":
-        value = None
-    elif kind in (int, float):
+    if kind.optional and text.lower() == "none":
+        return None
+    if kind.many and "," in text and "=" not in text:  # name:option=value,option=value is one item
+        flag, items = _flag(field.name), " ".join(filter(None, text.split(",")))
+        raise argparse.ArgumentTypeError(f"is a list: write {flag} {items}, not {text}")
+    if kind.plain in (int, float):
         try:
-            value = kind(text)
+            value = kind.plain(text)
         except ValueError:
             pass  # stays a text, which the check then refuses in its own words
     try:
-        return check(field, kind, optional, value)
+        return check_item(field, kind.plain, value)
     except PruningError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _value(parsed: Any) -> Any:
+    """Returns what argparse made of an option as the config takes it; ``--list none`` is None."""
+    if not isinstance(parsed, list):
+        return parsed
+    return None if parsed == [None] else tuple(parsed)
 
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _metavar(field: Field[Any], kind: type) -> str:
-    if "choices" in field.metadata:
-        return "{" + ",".join(map(str, field.metadata["choices"])) + "}"
-    return {int: "N", float: "X"}.get(kind, field.name.upper())
+def _metavar(field: Field[Any], kind: OptionType) -> str:
+    if (choices := choices_of(field)) is not None:
+        return "{" + ",".join(map(str, choices)) + "}"
+    return {int: "N", float: "X"}.get(kind.plain, field.name.upper())
 
 
 def _help(field: Field[Any]) -> str:
@@ -159,4 +171,6 @@ def _help(field: Field[Any]) -> str:
         default = field.metadata.get("unset", "none")
     elif isinstance(default, bool):
         default = "on" if default else "off"
+    elif isinstance(default, tuple):
+        default = " ".join(map(str, default))
     return f"{field.metadata.get('help', '')} (default: {default})".strip().replace("%", "%%")

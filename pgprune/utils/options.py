@@ -9,10 +9,10 @@ class DataConfig(Config):
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import Field, asdict, fields
 from types import UnionType
-from typing import Any, ClassVar, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -23,24 +23,42 @@ C = TypeVar("C", bound="Config")
 _KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
+class OptionType(NamedTuple):
+    """The type of a field.
+
+    Attributes:
+        plain: ``int``, ``float``, ``str`` or ``bool``; of a list, the type of its items.
+        many: whether the value is a tuple of these.
+        optional: whether it may be None.
+    """
+
+    plain: type
+    many: bool
+    optional: bool
+
+
 def option(default: Any, help: str, **limits: Any) -> Any:
-    """A field of a ``Config``: an ``int``, ``float``, ``str`` or ``bool``, or one of these or None.
+    """Defines a field of a ``Config``: an int, float, str or bool, or ``tuple[...]`` of these.
+
+    Each may also be ``| None``. A tuple is a list of values on the command line (``--rates 0.3
+    0.5``) and in YAML, and its limits hold for each value.
 
     Args:
         default: the value where nothing is given.
-        help: what it means, in one line.
-        limits: ``choices``; ``minimum`` and ``maximum`` (inclusive); ``above`` and ``below``
-            (exclusive); ``unset``: what a default of None means, in words.
+        help: what it means, in one line of at most 76 characters.
+        limits: ``choices``, a container or a function that returns one, read whenever a value is
+            checked or the help is shown; ``minimum`` and ``maximum`` (inclusive); ``above`` and
+            ``below`` (exclusive); ``unset``: what a default of None means, in words.
     """
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 
 
 def same_option(config: type["Config"], name: str, default: Any) -> Any:
-    """A field with the help and the limits of another config's field.
+    """Defines a field with the help and the limits of another config's field.
 
     Args:
-        config: the other one.
-        name: of its field.
+        config: the other config.
+        name: its field.
         default: the value where nothing is given.
     """
     return dataclasses.field(default=default, metadata=config.__dataclass_fields__[name].metadata)
@@ -57,16 +75,17 @@ class Config:
 
     def __post_init__(self) -> None:
         """Checks every field; a subclass adds what several fields must agree on."""
-        for field, (kind, optional) in typed_fields(type(self)):
+        for field, kind in typed_fields(type(self)):
             try:
-                check(field, kind, optional, getattr(self, field.name))
+                check(field, kind, getattr(self, field.name))
             except PruningError as error:
                 raise PruningError(f"{field.name} {error}") from None
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """The fields of a dataclass as plain values, ready for YAML or JSON."""
-    return asdict(config)
+    """Returns the fields of a dataclass as plain values, ready for YAML or JSON."""
+    plain = asdict(config)
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items()}
 
 
 def from_dict(config: type[C], values: Mapping[str, Any], source: str = "the configuration") -> C:
@@ -90,9 +109,9 @@ def from_dict(config: type[C], values: Mapping[str, Any], source: str = "the con
         )
     checked = {}
     for name, value in values.items():
-        field, (kind, optional) = known[name]
+        field, kind = known[name]
         try:
-            checked[name] = check(field, kind, optional, value)
+            checked[name] = check(field, kind, value)
         except PruningError as error:
             raise PruningError(f"{source}: {name}: {error}") from None
     return config(**checked)
@@ -130,31 +149,51 @@ def load_yaml(text: str, source: str) -> dict[str, dict[str, Any]]:
     return sections
 
 
-def typed_fields(config: type[Config]) -> list[tuple[Field[Any], tuple[type, bool]]]:
-    """The fields of a dataclass, each with its plain type and whether it may be None."""
+def typed_fields(config: type[Config]) -> list[tuple[Field[Any], OptionType]]:
+    """Returns the fields of a dataclass, each with its type."""
     hints = get_type_hints(config)
-    return [(field, _plain_type(hints[field.name])) for field in fields(config)]
+    return [(field, _option_type(hints[field.name])) for field in fields(config)]
 
 
-def _plain_type(hint: Any) -> tuple[type, bool]:
+def _option_type(hint: Any) -> OptionType:
     members = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     plain = [member for member in members if member is not type(None)]
+    many = len(plain) == 1 and get_origin(plain[0]) is tuple
+    if many:
+        plain = [item for item in get_args(plain[0]) if item is not Ellipsis]
     if len(plain) != 1 or plain[0] not in _KINDS:
-        raise TypeError(f"a setting is an int, float, str or bool, or one of these or None: {hint}")
-    return plain[0], len(members) == 2
+        raise TypeError(
+            f"a setting is an int, float, str or bool, a tuple of one of these, or None: {hint}"
+        )
+    return OptionType(plain[0], many, len(members) == 2)
 
 
-def check(field: Field[Any], kind: type, optional: bool, value: Any) -> Any:
-    """The value as the field's type.
+def choices_of(field: Field[Any]) -> Collection[Any] | None:
+    """Returns the values that a field allows now; None where it has no such list."""
+    choices = field.metadata.get("choices")
+    return choices() if callable(choices) else choices
+
+
+def check(field: Field[Any], kind: OptionType, value: Any) -> Any:
+    """Returns a value as the field's type.
 
     Raises:
         PruningError: the value is not what the field allows.
     """
-    if value is None and optional:
+    if value is None and kind.optional:
         return None
+    if not kind.many:
+        return check_item(field, kind.plain, value)
+    if not isinstance(value, list | tuple) or not value:
+        raise PruningError(f"must be a list, not {value!r}")
+    return tuple(check_item(field, kind.plain, item) for item in value)
+
+
+def check_item(field: Field[Any], kind: type, value: Any) -> Any:
+    """Returns one value, or one of a list, as the field's type; raises as ``check`` does."""
     if kind is float and type(value) is int:
         value = float(value)
-    choices = field.metadata.get("choices")
+    choices = choices_of(field)
     wanted = f"one of {', '.join(map(str, choices))}" if choices else _wanted(field, kind)
     if type(value) is not kind or (choices and value not in choices) or not _in_range(field, value):
         raise PruningError(f"must be {wanted}, not {value!r}")
@@ -173,7 +212,7 @@ def _in_range(field: Field[Any], value: Any) -> bool:
 
 
 def _wanted(field: Field[Any], kind: type) -> str:
-    """What a field allows, in words: "a number above 0 and below 1"."""
+    """Says what a field allows: "a number above 0 and below 1"."""
     words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
     limits = [
         f"{word} {field.metadata[key]}" for key, word in words.items() if key in field.metadata

@@ -10,6 +10,8 @@ from pgprune import PruningError
 from pgprune.utils.command_line import ArgumentParser, from_arguments, given, run_command
 from pgprune.utils.options import Config, dump_yaml, from_dict, load_yaml, option, to_dict
 
+KNOWN = {"cosine": 1, "constant": 2}
+
 
 @dataclass(frozen=True)
 class Toy(Config):
@@ -23,8 +25,10 @@ class Toy(Config):
     batch_size: int = option(8, "sequences", minimum=1)
     samples: int | None = option(None, "samples", unset="endless")
     device_map: str | None = None
-    schedule: str = option("cosine", "", choices=["cosine", "constant"])
+    schedule: str = option("cosine", "", choices=KNOWN)
     quiet: bool = option(False, "print nothing")
+    rates: tuple[float, ...] = option((0.3, 0.5), "rates to compare", above=0, below=1)
+    tasks: tuple[str, ...] | None = option(None, "tasks to do", unset="all")
 
 
 def parse(*words: str) -> Toy:
@@ -36,13 +40,14 @@ def test_nothing_given_is_the_default():
 
 
 def test_every_kind_of_option():
-    words = "--model m --prune-rate 0.5 --batch-size 2 --samples 7 --schedule constant --quiet"
-    expected = Toy("m", 0.5, 2, 7, None, "constant", True)
-    assert parse(*words.split()) == expected
+    words = "--model m --prune-rate 0.5 --batch-size 2 --samples 7 --schedule constant --quiet "
+    lists = "--rates 0.1 0.2 --tasks a"
+    expected = Toy("m", 0.5, 2, 7, None, "constant", True, (0.1, 0.2), ("a",))
+    assert parse(*(words + lists).split()) == expected
 
 
 def test_none_and_no():
-    assert parse("--samples", "none", "--no-quiet") == Toy()
+    assert parse("--samples", "none", "--no-quiet", "--tasks", "none") == Toy()
 
 
 def test_only_what_was_written_is_given():
@@ -57,6 +62,23 @@ def test_help_explains_every_option_with_its_default():
     assert "samples (default: endless)" in text
     assert "print nothing (default: off)" in text
     assert "{cosine,constant} (default: cosine)" in text
+    assert "rates to compare (default: 0.3 0.5)" in text
+
+
+def test_choices_are_read_when_they_are_used(monkeypatch):
+    late = dataclass(frozen=True)(
+        type("Late", (Config,), {"__annotations__": {"x": str}, "x": late_option()})
+    )
+    with pytest.raises(PruningError, match="polynomial"):
+        late("polynomial")
+    monkeypatch.setitem(KNOWN, "polynomial", 3)
+    assert parse("--schedule", "polynomial").schedule == "polynomial"
+    assert late("polynomial").x == "polynomial"
+    assert "{cosine,constant,polynomial}" in ArgumentParser(None, Toy).format_help()
+
+
+def late_option():
+    return option("auto", "", choices=lambda: ["auto", *KNOWN])
 
 
 @pytest.mark.parametrize(
@@ -71,6 +93,11 @@ def test_help_explains_every_option_with_its_default():
         ("--schedule linear", "--schedule: must be one of cosine, constant, not 'linear'"),
         ("--prune-rat 0.3", "unrecognized arguments: --prune-rat 0.3"),
         ("--prune-rate", "--prune-rate: expected one argument"),
+        ("--rates 0.3,0.5", "--rates: is a list: write --rates 0.3 0.5, not 0.3,0.5"),
+        ("--rates 0.3 2", "--rates: must be a number above 0 and below 1, not 2.0"),
+        ("--rates", "--rates: expected at least one argument"),
+        ("--rates none", "--rates: must be a number above 0 and below 1, not 'none'"),
+        ("--tasks a none", "tasks must be a text, not None"),
     ],
 )
 def test_a_wrong_option_is_one_clear_sentence(words, sentence):
@@ -88,6 +115,7 @@ def test_a_wrong_option_is_one_clear_sentence(words, sentence):
         samples=st.none() | st.integers(),
         device_map=st.none() | st.text("abc:01 \n#'"),
         quiet=st.booleans(),
+        rates=st.lists(st.floats(0.1, 0.9), min_size=1).map(tuple),
     )
 )
 def test_yaml_gives_back_what_was_written(toy):
@@ -109,6 +137,12 @@ def test_a_whole_number_is_a_number():
         ({"batch_size": True}, "config.yaml: batch_size: must be a whole number"),
         ({"model": 3}, "config.yaml: model: must be a text, not 3"),
         ({"quiet": "yes"}, "config.yaml: quiet: must be true or false, not 'yes'"),
+        ({"rates": 0.3}, "config.yaml: rates: must be a list, not 0.3"),
+        ({"rates": []}, "config.yaml: rates: must be a list, not []"),
+        (
+            {"rates": [0.3, "x"]},
+            "config.yaml: rates: must be a number above 0 and below 1, not 'x'",
+        ),
     ],
 )
 def test_a_wrong_value_in_a_file_is_one_clear_sentence(values, sentence):
