@@ -15,7 +15,8 @@ from pgprune.masking.perplexity import perplexity
 from pgprune.masking.problem import Problem, PruningConfig, make_problem
 from pgprune.metrics.stream_error import stream_error
 from pgprune.models.load import ModelConfig
-from pgprune.repair.repair import Repair, applied, repair
+from pgprune.repair.fit import fit_repair
+from pgprune.repair.repair import Repair, repaired
 from pgprune.utils.markdown import grid
 
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -57,8 +58,8 @@ def measure(name: str, refit: bool, problem: Problem) -> list[list[str]]:
     rows = {text: [name, "stream-error-refit" if refit else "stream-error", text] for text in sets}
     for level in LEVELS:
         mask = stream_error(lm, windows, problem.budget, 0, refit, level).mask
-        found = repair(lm, mask, windows, "least-squares") if refit else Repair()
-        with applied(lm, found):
+        found = fit_repair(lm, mask, windows, "least-squares") if refit else Repair()
+        with repaired(lm, found):
             for text, ids in sets.items():
                 rows[text].append(f"{perplexity(lm, mask, ids):.2f}")
     return list(rows.values())

@@ -11,7 +11,7 @@ from pgprune.masking.layer_mask import Fill
 from pgprune.masking.mask_tree import distinct
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.models.load import fingerprint
-from pgprune.repair.repair import applied
+from pgprune.repair.repair import repaired
 from pgprune.utils.memory import within_memory
 from pgprune.utils.transfer import send
 
@@ -87,7 +87,7 @@ class Judge:
                 return self.lm.losses(masks, input_ids, self._fill)
             losses = list[Tensor]()
             for mask in masks:
-                with applied(self.lm, self.repair(mask)):
+                with repaired(self.lm, self.repair(mask)):
                     losses.append(self.lm.losses(mask[None], input_ids))
             return torch.cat(losses)
 

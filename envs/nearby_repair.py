@@ -16,10 +16,11 @@ from torch import Tensor
 
 from pgprune.errors import PruningError
 from pgprune.masking.masked_lm import MaskedLM
+from pgprune.repair.fit import DAMPING
 from pgprune.repair.least_squares import LeastSquares
 from pgprune.repair.projection import Projection
 from pgprune.repair.refit import Solution, best_weights, refit_layers
-from pgprune.repair.repair import DAMPING, Repair
+from pgprune.repair.repair import Repair
 
 
 class NearbyRepair:
@@ -61,8 +62,7 @@ class NearbyRepair:
             problems[projection.seen.layer, projection.kind] = problem
             return best_weights(projection, problem)
 
-        for _ in refit_layers(self._lm, mask, self._windows, solve, "projection"):
-            pass  # each layer's solution is in place while the next one is looked at
+        refit_layers(self._lm, mask, self._windows, solve, "projection")
         self._problems = problems
 
     @torch.no_grad()

@@ -19,12 +19,12 @@ from pgprune.export.export import check_format
 from pgprune.masking.problem import TOKENS_PER_TIMESTEP, PruningConfig, make_problem
 from pgprune.methods import BUDGET, GRANULARITY, METHODS, SLICING, MethodConfig, Pruned
 from pgprune.models.load import ModelConfig, fingerprint
-from pgprune.repair.config import REPAIR, RepairConfig, repaired
+from pgprune.repair.config import REPAIR_FILE, RepairConfig, chosen_repair
 from pgprune.runs.plots import plot_kept_shares
 from pgprune.runs.results import Table, facts, perplexities, with_repair
 from pgprune.runs.run import Run
 from pgprune.runs.settings import RunConfig, Sections
-from pgprune.surgery.stream_slices import applied as sliced
+from pgprune.surgery.stream_slices import stream_sliced
 from pgprune.utils.command_line import given
 from pgprune.utils.files import saving
 from pgprune.utils.memory import memory_now, peak_memory, read_once
@@ -139,7 +139,7 @@ class Baseline:
         }
         started = time.monotonic()
         pruned = METHODS[method](self.problem, self._calibration, seed, settings.method)
-        repair = repaired(lm, pruned.mask, self._calibration, settings.repair, pruned.repair)
+        repair = chosen_repair(lm, pruned.mask, self._calibration, settings.repair, pruned.repair)
         pruned = replace(pruned, repair=repair)
         cost = {"seconds": time.monotonic() - started, "tokens": lm.meter.tokens}
         self._note(f"{method} took {cost['seconds']:.1f} seconds and {lm.meter.tokens:,} tokens")
@@ -157,7 +157,7 @@ class Baseline:
         table = perplexities(lm, rows, self.windows)
         if pruned.slices is None:
             return with_repair(lm, table, pruned.mask, pruned.repair, self.windows)
-        with sliced(lm.model, pruned.slices):
+        with stream_sliced(lm.model, pruned.slices):
             return table | perplexities(lm, {"pruned": pruned.mask}, self.windows)
 
     def _results(self, pruned: Pruned, cost: dict[str, Any]) -> dict[str, Any]:
@@ -191,7 +191,7 @@ class Baseline:
         run.write_mask("mask", tensors, units.describe())
         with saving(run.path, "free some space and prune again"):
             if pruned.repair is not None:
-                pruned.repair.save(run.path / REPAIR)
+                pruned.repair.save(run.path / REPAIR_FILE)
             if pruned.slices is not None:
                 pruned.slices.save(run.path)
         (shares,) = units.kept_shares(pruned.mask[None])

@@ -23,7 +23,7 @@ from pgprune.experiments.cells import (
     words,
 )
 from pgprune.methods import METHODS
-from pgprune.repair.repair import REPAIRS
+from pgprune.repair.fit import REPAIRS
 from pgprune.utils.options import option, same_option
 
 AGENTS = (

@@ -20,8 +20,9 @@ from pgprune.experiments.method_records import add_record
 from pgprune.export.reship import repaired_on
 from pgprune.masking.problem import Problem, PruningConfig, make_problem
 from pgprune.models.load import ModelConfig, check_model
-from pgprune.repair.config import REPAIR, added_parameters
-from pgprune.repair.repair import Repair, applied, repair
+from pgprune.repair.config import REPAIR_FILE, added_parameters
+from pgprune.repair.fit import fit_repair
+from pgprune.repair.repair import Repair, repaired
 from pgprune.runs.any_model import load_any
 from pgprune.runs.finished import read_mask, read_results
 from pgprune.runs.results import perplexities
@@ -110,7 +111,7 @@ def base_record(task: Task, run: Run) -> Record:
         PruningError: the run is damaged.
     """
     results, cell = read_results(run), task.cell
-    own = (run.path / REPAIR).exists() or (run.path / RECORD).exists()
+    own = (run.path / REPAIR_FILE).exists() or (run.path / RECORD).exists()
     has_mask = not (run.path / RECORD).exists()
     cost = results.get("method_cost", results)
     record = {
@@ -153,11 +154,11 @@ def repaired_record(task: Task, base: Record, problem: Problem, how: str) -> Rec
     windows = problem.stream.head(repaired_on(run))
     found: list[Repair] = []
     before, started = lm.meter.tokens, time.monotonic()
-    memory = memory_of(lambda: found.append(repair(lm, mask, windows, how)), lm.device)
+    memory = memory_of(lambda: found.append(fit_repair(lm, mask, windows, how)), lm.device)
     if not found:  # memory cannot be measured here
-        found.append(repair(lm, mask, windows, how))
+        found.append(fit_repair(lm, mask, windows, how))
     seconds, tokens = time.monotonic() - started, lm.meter.tokens - before
-    with applied(lm, found[0]):
+    with repaired(lm, found[0]):
         sets = evaluation_windows(problem.data, problem.tokenizer)
         perplexity = perplexities(lm, {"repaired": mask}, sets)["repaired"]
     model: Any = lm.model

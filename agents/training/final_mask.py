@@ -7,8 +7,8 @@ from torch import Tensor
 
 from pgprune.data.stream import CalibrationStream
 from pgprune.masking.problem import Problem
-from pgprune.repair.config import RepairConfig, repaired
-from pgprune.repair.repair import Repair, applied
+from pgprune.repair.config import RepairConfig, chosen_repair
+from pgprune.repair.repair import Repair, repaired
 
 FRESH = 10_007
 """Added to the stream's seed for windows that the answer is chosen on, and nothing else."""
@@ -30,7 +30,7 @@ def best_repaired(
     Returns:
         The mask and its repair.
     """
-    found = [(mask, repaired(problem.lm, mask, windows, config)) for mask in masks]
+    found = [(mask, chosen_repair(problem.lm, mask, windows, config)) for mask in masks]
     return found[0] if len(found) == 1 else min(found, key=lambda each: _loss(problem, *each))
 
 
@@ -43,7 +43,7 @@ def _windows(stream: CalibrationStream) -> Tensor:
 def _loss(problem: Problem, mask: Tensor, repair: Repair | None) -> float:
     lm = problem.lm
     rows = mask[None].to(lm.device)  # (1, n)
-    with applied(lm, repair or Repair()):
+    with repaired(lm, repair or Repair()):
         batches = _windows(problem.stream).split(8)
         losses = torch.cat([lm.losses(rows, batch) for batch in batches], dim=1)  # (1, N)
     return float(losses.double().mean())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.envs.nearby_repair import NearbyRepair
-from pgprune.repair.repair import DAMPING
+from pgprune.repair.fit import DAMPING
 
 EVERY = 50
 REFIT_WINDOWS = 64  # of a run's calibration text

@@ -30,7 +30,7 @@ from pgprune.masking.problem import make_problem
 from pgprune.masking.token_meter import TokenMeter
 from pgprune.metrics import METRICS, Importance
 from pgprune.models.load import fingerprint
-from pgprune.repair.config import REPAIR
+from pgprune.repair.config import REPAIR_FILE
 from pgprune.repair.repair import Repair
 from pgprune.runs.results import perplexities, with_repair
 from pgprune.runs.run import Run
@@ -270,7 +270,7 @@ class Training:
         del tensors["masked"]
         if repair is not None:
             with run.saving():
-                repair.save(run.path / REPAIR)
+                repair.save(run.path / REPAIR_FILE)
         run.write_mask("mask", tensors, self.problem.units.describe())
         plot(run, self.problem, self.record)
         results = summarise(

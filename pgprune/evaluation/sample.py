@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.models.losses import next_token_logits
-from pgprune.repair.repair import Repair, applied
+from pgprune.repair.repair import Repair, repaired
 from pgprune.surgery.layers import zero_pruned
 
 PROMPTS = 2
@@ -46,7 +46,7 @@ def sample_text(
     lm.meter.add(2 * len(prompts) * (prompts.shape[1] + new - 1))
     dense = continue_greedily(model, prompts, new)
     zero_pruned(model, lm.units, mask)
-    with applied(lm, repair or Repair()):
+    with repaired(lm, repair or Repair()):
         pruned = continue_greedily(model, prompts, new)
     return [
         {

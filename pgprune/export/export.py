@@ -24,7 +24,7 @@ from pgprune.export.writers import WRITERS, window, write_llama_cpp, write_porta
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.models.load import DTYPES
 from pgprune.repair.config import adds_biases
-from pgprune.repair.repair import REPAIRS
+from pgprune.repair.fit import REPAIRS
 from pgprune.runs.finished import Source, load_source
 from pgprune.runs.run import Run
 from pgprune.runs.settings import FORMATS

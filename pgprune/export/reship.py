@@ -16,7 +16,13 @@ from torch import Tensor
 from pgprune.data.stream import DataConfig, calibration_stream, evaluation_windows
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.models.load import ModelConfig, choose_dtype, move_model
-from pgprune.repair.config import RepairConfig, added_parameters, describe, kind_of, repaired
+from pgprune.repair.config import (
+    RepairConfig,
+    added_parameters,
+    chosen_repair,
+    describe,
+    repair_name,
+)
 from pgprune.repair.repair import Repair
 from pgprune.runs.finished import Source
 from pgprune.runs.results import Table, perplexities, with_repair
@@ -47,7 +53,7 @@ def shipped(run: Run, source: Source, how: str = "auto", damping: float | None =
         return source
     wanted = _wanted(run, source, how, damping)
     with _masked_lm(run, source) as lm:
-        new = repaired(lm, source.mask, _calibration(run, source, wanted), wanted)
+        new = chosen_repair(lm, source.mask, _calibration(run, source, wanted), wanted)
         table = _perplexity(run, source, lm, new)
         added = added_parameters(lm, new)
     found = replace(
@@ -66,7 +72,7 @@ def _wanted(run: Run, source: Source, how: str, damping: float | None) -> Repair
         asked = run.config("repair", RepairConfig)
     if how == "auto":
         # What a method brings is of its own mask; another one gets the nearest thing.
-        how = kind_of(source.repair) if asked.repair == "auto" else asked.repair
+        how = repair_name(source.repair) if asked.repair == "auto" else asked.repair
     return RepairConfig(how, asked.repair_damping if damping is None else damping)
 
 

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from pgprune.export.gguf import context_length, write_gguf
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.models.load import PRUNED
-from pgprune.repair.repair import Repair, applied
+from pgprune.repair.repair import Repair, repaired
 from pgprune.runs.finished import Source
 from pgprune.runs.model_card import model_card, public_name
 from pgprune.surgery.architecture import assemble
@@ -43,7 +43,7 @@ def _write_masked(source: Source, directory: Path) -> PreTrainedModel:
     """The dense shapes with zeros, for tools that know nothing."""
     model = zero_pruned(source.model, source.units, source.mask)
     model.config.use_cache = True  # evaluating masks does without
-    with applied(MaskedLM(model, source.units), source.repair or Repair()):
+    with repaired(MaskedLM(model, source.units), source.repair or Repair()):
         return _save(source, model, "masked", directory)
 
 

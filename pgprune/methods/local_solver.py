@@ -8,8 +8,8 @@ from torch import Tensor
 from pgprune.masking.problem import Problem
 from pgprune.masking.units import Group
 from pgprune.methods.base import Pruned, check_fits
+from pgprune.repair.fit import choose_and_refit
 from pgprune.repair.least_squares import LeastSquares
-from pgprune.repair.repair import choose_and_refit
 
 Select = Callable[[LeastSquares, int], Tensor]
 """Chooses how many units to keep: (least squares, number) -> kept, (units,) bool."""

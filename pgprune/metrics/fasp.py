@@ -7,8 +7,9 @@ from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import Group
 from pgprune.metrics.base import Importance, check_metric
+from pgprune.repair.fit import choose_and_refit
 from pgprune.repair.least_squares import LeastSquares
-from pgprune.repair.repair import Repair, choose_and_refit
+from pgprune.repair.repair import Repair
 
 
 def fasp(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:

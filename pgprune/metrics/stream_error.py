@@ -6,10 +6,10 @@ from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM, Observation
 from pgprune.masking.units import Group
 from pgprune.metrics.base import Importance, check_metric
+from pgprune.repair.fit import DAMPING
 from pgprune.repair.least_squares import LeastSquares, SecondMoments
 from pgprune.repair.projection import KINDS
 from pgprune.repair.removal import removals
-from pgprune.repair.repair import DAMPING
 
 LEVELLING = 0.75
 """Of the difference between layers that is taken out: 0 compares errors as they are, 1 within a

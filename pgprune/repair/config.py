@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pgprune.masking.masked_lm import MaskedLM
+from pgprune.repair.fit import DAMPING, REPAIRS, fit_repair
 from pgprune.repair.projection import KINDS
-from pgprune.repair.repair import DAMPING, REPAIRS, Repair, repair
+from pgprune.repair.repair import Repair
 from pgprune.utils.options import Config, option
 
-REPAIR = "repair.safetensors"
+REPAIR_FILE = "repair.safetensors"
 """The file of a run that holds its repair."""
 
 
@@ -29,30 +30,30 @@ class RepairConfig(Config):
     )
 
 
-def repaired(
+def chosen_repair(
     lm: MaskedLM, mask: Tensor, windows: Tensor, config: RepairConfig, own: Repair | None = None
 ) -> Repair | None:
-    """The repair that is wanted.
+    """Fits the repair that the options ask for.
 
     Args:
         lm: the frozen model.
         mask: (n,) of zeros and ones.
         windows: calibration token ids, (N, T).
-        config: which one.
-        own: what the method brings.
+        config: the options.
+        own: the repair that the method brings, taken where the option is ``auto``.
 
     Returns:
-        The repair; None if there is none.
+        The repair; None for no repair.
     """
     if config.repair == "auto":
         return own
     if config.repair == "none":
         return None
-    return repair(lm, mask, windows, config.repair, config.repair_damping)
+    return fit_repair(lm, mask, windows, config.repair, config.repair_damping)
 
 
-def kind_of(repair: Repair | None) -> str:
-    """The choice of ``RepairConfig`` that comes nearest to a repair."""
+def repair_name(repair: Repair | None) -> str:
+    """Returns the choice of ``RepairConfig`` that a repair comes from."""
     if repair is None or not (repair.weights or repair.biases):
         return "none"
     if not repair.weights:
@@ -61,7 +62,7 @@ def kind_of(repair: Repair | None) -> str:
 
 
 def describe(config: RepairConfig) -> str:
-    """A repair in a few words, for people."""
+    """Describes a repair in a few words."""
     damped = config.repair in ("least-squares", "alternating")
     return f"{config.repair}, damping {config.repair_damping:g}" if damped else config.repair
 

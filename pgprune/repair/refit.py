@@ -28,19 +28,19 @@ def refit_layers(
     windows: Tensor,
     solve: Callable[[Projection], Solution],
     target: str,
-) -> Iterator[tuple[int, Solution]]:
-    """Refits all projections that are not gone, layer by layer.
+) -> None:
+    """Solves for all projections that are not gone, layer by layer.
+
+    A solution stays in the model until the next layer is observed, which therefore gets what the
+    refitted layers before it give.
 
     Args:
         lm: the frozen model; it is dense again at the end.
         mask: (n,), read layer by layer; ``solve`` may write what belongs to its projection.
         windows: calibration token ids, (N, T).
-        solve: what to do about one projection.
+        solve: finds the changes of one projection; the caller keeps what it needs of them.
         target: what a projection should give: ``projection``, what it gives for the same inputs
             with dense weights; ``stream``, what the hidden states lack to be the dense model's.
-
-    Yields:
-        Layer and solution.
 
     Raises:
         PruningError: no calibration text.
@@ -55,10 +55,7 @@ def refit_layers(
             wanted = _states_after_blocks(lm, next(dense)) if dense else {}
             for kind in KINDS:
                 projection = Projection(lm, mask, seen, kind, wanted.get(kind))
-                solution: Solution = {}
-                if not projection.gone:
-                    solution = solve(projection)
-                    yield seen.layer, solution
+                solution = {} if projection.gone else solve(projection)
                 for name, change in [*_pruned(projection).items(), *solution.items()]:
                     refitted.enter_context(holding(lm.linear(seen.layer, name), *change))
 

@@ -1,33 +1,20 @@
-"""Repair: weights or biases of what a mask keeps, refitted in closed form, without gradients."""
+"""A repair: new weights or biases of what a mask keeps, as a value that is saved and loaded."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
 from pgprune.errors import PruningError
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.masking.units import Group
 from pgprune.models.families import Family
-from pgprune.repair.least_squares import LeastSquares
-from pgprune.repair.projection import KINDS, Projection
-from pgprune.repair.refit import (
-    Solution,
-    best_in_turns,
-    best_weights,
-    holding,
-    mean_bias,
-    refit_layers,
-)
+from pgprune.repair.projection import KINDS
+from pgprune.repair.refit import holding
 from pgprune.utils.files import tensor_bytes, write_file
-
-REPAIRS = ("bias", "least-squares", "alternating")
-DAMPING = 1e-2
 
 
 @dataclass(frozen=True)
@@ -97,10 +84,10 @@ class Repair:
 
 
 @contextmanager
-def applied(lm: MaskedLM, repair: Repair) -> Iterator[None]:
-    """Puts a repair into a model for a while; it belongs to a mask, which is still needed.
+def repaired(lm: MaskedLM, repair: Repair) -> Iterator[None]:
+    """Puts a repair into the model while the body runs, and the dense parameters back afterwards.
 
-    The dense parameters are set aside and put back, untouched.
+    A repair belongs to a mask and does not prune: evaluate that mask in the body.
 
     Args:
         lm: the frozen model.
@@ -118,127 +105,6 @@ def applied(lm: MaskedLM, repair: Repair) -> Iterator[None]:
             new = repair.weights.get(key), repair.biases.get(key)
             stack.enter_context(holding(lm.linear(*key), *new))
         yield
-
-
-@torch.no_grad()
-def repair(
-    lm: MaskedLM, mask: Tensor, windows: Tensor, how: str, damping: float = DAMPING
-) -> Repair:
-    """Refits what a mask keeps, layer by layer on the activations of the pruned, repaired model.
-
-    ``bias`` gives back what pruned inputs add on average: b + W mean(x), over the pruned x. FLAP,
-    whose idea it is, takes the dense model's means; here they are of the inputs that the projection
-    gets in the pruned model.
-
-    ``least-squares`` refits the weights, and the bias where there is one already, so that the
-    hidden states after each block come as near as they can to those of the dense model. What
-    earlier layers got wrong is part of this target, so blocks that lost nothing make up for those
-    that are gone. A projection that lost all its inputs keeps its bias only, if it has one.
-
-    ``alternating`` does the same, and refits the down and up projections of gated MLPs in turns, as
-    ``pgprune.repair.gated_mlp`` describes. It holds the activations of one MLP for all the text.
-
-    Args:
-        lm: the frozen model.
-        mask: (n,) of zeros and ones, 1 keeps.
-        windows: calibration token ids, (N, T).
-        how: ``bias``, ``least-squares`` or ``alternating``.
-        damping: of the last two, relative to the mean square of an input.
-
-    Returns:
-        The repair, in the model's number format.
-
-    Raises:
-        PruningError: an unknown ``how``, a mask over other units, no text, a damping below 0 or
-            not finite, activations that overflow, singular second moments without damping.
-    """
-    if how not in REPAIRS:
-        raise PruningError(f"repair {how!r} is unknown; choose one of {', '.join(REPAIRS)}")
-    if mask.shape != (lm.units.n,):
-        raise PruningError(f"the mask must have shape ({lm.units.n},), got {tuple(mask.shape)}")
-    _check_damping(damping)
-    if how == "bias":
-        return _collect(lm, refit_layers(lm, mask, windows, _bias, "projection"))
-
-    def solve(projection: Projection) -> Solution:
-        if projection.intact:
-            return {}
-        if how == "alternating" and _alternates(projection):
-            return best_in_turns(projection, damping)
-        return best_weights(projection, projection.least_squares(damping))
-
-    return _collect(lm, refit_layers(lm, mask, windows, solve, "stream"))
-
-
-@torch.no_grad()
-def choose_and_refit(
-    lm: MaskedLM,
-    windows: Tensor,
-    choose: Callable[[LeastSquares, Group], Tensor],
-    target: str = "projection",
-    damping: float = DAMPING,
-    alternating: bool = False,
-) -> tuple[Tensor, Repair]:
-    """Prunes projection by projection, refitting each before the next one is looked at.
-
-    Args:
-        lm: the frozen model; its units are heads, channels or both.
-        windows: calibration token ids, (N, T).
-        choose: which units of a group to keep, (units,) bool.
-        target: as in ``refit_layers``.
-        damping: as in ``repair``.
-        alternating: gated MLPs are refitted as by that repair.
-
-    Returns:
-        The mask, (n,) uint8, and the repair.
-
-    Raises:
-        PruningError: as ``repair``.
-    """
-    _check_damping(damping)
-    mask = lm.units.ones()
-    lm.meter.add(alternating * windows.numel())  # layers run once more, for the gates
-
-    def solve(projection: Projection) -> Solution:
-        group = projection.group
-        if group is None:
-            return {}
-        problem = projection.least_squares(damping)
-        mask[group.start : group.stop] = choose(problem, group).to(mask)
-        if alternating and _alternates(projection):
-            del problem
-            return best_in_turns(projection, damping)
-        return best_weights(projection, problem)
-
-    repair = _collect(lm, refit_layers(lm, mask, windows, solve, target))
-    return mask, repair
-
-
-def _bias(projection: Projection) -> Solution:
-    return {} if projection.kept.all() else mean_bias(projection)
-
-
-def _alternates(projection: Projection) -> bool:
-    """Whether there are kept channels of a gated MLP."""
-    gated = projection.lm.gated and projection.kind == "channels"
-    return gated and bool(projection.kept.any())
-
-
-def _collect(lm: MaskedLM, refits: Iterator[tuple[int, Solution]]) -> Repair:
-    """The repair that the solutions of all projections are."""
-    repair = Repair()
-    for layer, solution in refits:
-        for kind, (weight, bias) in solution.items():
-            if weight is not None:
-                repair.weights[layer, kind] = weight.to("cpu", lm.dtype)
-            if bias is not None:
-                repair.biases[layer, kind] = bias.to("cpu", lm.dtype)
-    return repair
-
-
-def _check_damping(damping: float) -> None:
-    if not 0 <= damping < float("inf"):
-        raise PruningError(f"damping {damping!r} is not a number from 0; try {DAMPING}")
 
 
 def check_repair(lm: MaskedLM, repair: Repair) -> None:

@@ -13,7 +13,7 @@ from pgprune.errors import PruningError, first_line
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.load import ModelConfig, fingerprint, load_model
-from pgprune.repair.config import REPAIR
+from pgprune.repair.config import REPAIR_FILE
 from pgprune.repair.repair import Repair, check_repair
 from pgprune.runs.run import Run
 from pgprune.surgery.layers import prune
@@ -149,7 +149,7 @@ def read_repair(run: Run, results: dict[str, Any]) -> Repair | None:
     Raises:
         PruningError: it is missing or damaged.
     """
-    table, path = results.get("perplexity", {}), run.path / REPAIR
+    table, path = results.get("perplexity", {}), run.path / REPAIR_FILE
     differs = "masked" in table and table.get("pruned") != table["masked"]
     return Repair.load(path) if differs or path.exists() else None
 

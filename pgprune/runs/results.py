@@ -10,7 +10,7 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.perplexity import bos_rule, perplexity
 from pgprune.masking.problem import Problem
 from pgprune.repair.config import added_parameters
-from pgprune.repair.repair import Repair, applied
+from pgprune.repair.repair import Repair, repaired
 from pgprune.utils.versions import versions
 
 Table = dict[str, dict[str, float]]
@@ -53,7 +53,7 @@ def with_repair(
     """
     if repair is None:
         return table | {"pruned": table["masked"]}
-    with applied(lm, repair):
+    with repaired(lm, repair):
         return table | perplexities(lm, {"pruned": mask}, windows)
 
 

@@ -83,7 +83,7 @@ class Slices:
 
 
 @contextmanager
-def applied(model: nn.Module, slices: Slices) -> Iterator[None]:
+def stream_sliced(model: nn.Module, slices: Slices) -> Iterator[None]:
     """Makes a dense model compute what the sliced one would, without a second copy of it.
 
     Args:

@@ -22,8 +22,9 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.problem import Problem
 from pgprune.masking.units import Group, PruningUnits
 from pgprune.repair.config import RepairConfig
+from pgprune.repair.fit import choose_and_refit, fit_repair
 from pgprune.repair.least_squares import LeastSquares
-from pgprune.repair.repair import Repair, applied, choose_and_refit, repair
+from pgprune.repair.repair import Repair, repaired
 from pgprune.runs.run import Run
 
 WINDOWS = tokens(batch=4, length=12, seed=1)
@@ -44,7 +45,7 @@ def refitted(lm: MaskedLM, mask: torch.Tensor) -> Repair:
 
 
 def losses_with(lm: MaskedLM, mask: torch.Tensor, found: Repair) -> torch.Tensor:
-    with applied(lm, found):
+    with repaired(lm, found):
         return lm.losses(mask[None], WINDOWS)
 
 
@@ -116,7 +117,7 @@ def test_rewards_follow_the_answer(problem: Problem) -> None:
     assert follow.followed is not None
     nearby.follow(follow.followed)
     for mask, losses in zip(masks, env.judge(masks, batch), strict=True):
-        with applied(problem.lm, nearby(mask)):
+        with repaired(problem.lm, nearby(mask)):
             expected = problem.lm.losses(mask[None], batch)[0]
         torch.testing.assert_close(losses, expected)
         assert not torch.allclose(losses, problem.lm.losses(mask[None], batch)[0])
@@ -153,7 +154,7 @@ def test_the_answer_is_the_better_one_of_start_and_learned_once_repaired(
     fresh = stream.fork(3 + FRESH).head(32)
     losses = []
     for mask in answers:
-        with applied(lm, repair(lm, mask, stream.head(16), "least-squares")):
+        with repaired(lm, fit_repair(lm, mask, stream.head(16), "least-squares")):
             losses.append(lm.losses(mask[None], fresh).mean())
     assert losses[better] < losses[1 - better]
     assert torch.equal(found["mask"], answers[better])
@@ -167,7 +168,7 @@ def test_with_a_finite_set_the_answer_is_chosen_on_that_set(problem: Problem) ->
     mask, made = best_repaired(few, masks, finite.head(12), config)
     losses = []
     for each in masks:
-        with applied(problem.lm, repair(problem.lm, each, finite.head(12), "least-squares")):
+        with repaired(problem.lm, fit_repair(problem.lm, each, finite.head(12), "least-squares")):
             losses.append(problem.lm.losses(each[None], finite.head(12)).mean())
     assert torch.equal(mask, masks[int(losses[1] < losses[0])])
     read = set(map(tuple, _windows(finite).tolist()))

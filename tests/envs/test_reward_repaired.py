@@ -26,7 +26,7 @@ from pgprune.masking.executors import EXECUTORS
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.problem import Problem
 from pgprune.masking.units import PruningUnits
-from pgprune.repair.repair import Repair, applied
+from pgprune.repair.repair import Repair, repaired
 from pgprune.runs.run import Run
 from pgprune.utils.files import read_checkpoint, write_checkpoint
 
@@ -122,7 +122,7 @@ def test_losses_equal_those_under_the_mask_with_a_bias_repair(family, executor):
             linear = lm.linear(layer, kind)
             share = pruned_share(lm.units, mask, layer, kind, linear.in_features)
             biases[layer, kind] = nn.functional.linear(mean * share, linear.weight, linear.bias)
-        with applied(lm, Repair(biases=biases)):
+        with repaired(lm, Repair(biases=biases)):
             expected = lm.losses(mask[None], IDS)
         losses = lm.losses(mask[None], IDS, fill)
         torch.testing.assert_close(losses, expected, rtol=0, atol=1e-10)

@@ -16,8 +16,8 @@ from pgprune import PruningError
 from pgprune.export.export import ExportConfig, export, parameters_in
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
-from pgprune.repair.config import REPAIR
-from pgprune.repair.repair import repair
+from pgprune.repair.config import REPAIR_FILE
+from pgprune.repair.fit import fit_repair
 from pgprune.surgery.architecture import assemble
 from pgprune.surgery.portable import portable_layers
 
@@ -113,9 +113,9 @@ def test_biases_of_a_repair_are_in_the_file(family, tmp_path):
     model = small_model(family)
     units = PruningUnits.of(model)
     mask = patterns(units)["layer 0 and some"]
-    found = repair(MaskedLM(model, units), mask, tokens(batch=6, length=20), "bias")
+    found = fit_repair(MaskedLM(model, units), mask, tokens(batch=6, length=20), "bias")
     run = gguf_run(tmp_path, model, units, mask, None)
-    found.save(run.path / REPAIR)
+    found.save(run.path / REPAIR_FILE)
     folder = export(run, ExportConfig(format="gguf"))
     written = weights(reader(folder))
     layers = portable_layers(model, units, mask, repair=found)

@@ -23,8 +23,9 @@ from pgprune.export.export import ExportConfig, export
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.load import ModelConfig, load_model
-from pgprune.repair.config import REPAIR
-from pgprune.repair.repair import applied, repair
+from pgprune.repair.config import REPAIR_FILE
+from pgprune.repair.fit import fit_repair
+from pgprune.repair.repair import repaired
 from pgprune.surgery.layers import prune
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="needs pip install llama-cpp-python")
@@ -101,11 +102,11 @@ def test_repaired_models(family, how, tmp_path):
     model = small_model(family)
     units = PruningUnits.of(model)
     mask, ids, lm = patterns(units)["some"], tokens(batch=1), MaskedLM(model, units)
-    found = repair(lm, mask, tokens(batch=8, seed=1), how)
-    with applied(lm, found):
+    found = fit_repair(lm, mask, tokens(batch=8, seed=1), how)
+    with repaired(lm, found):
         expected = lm.logits(mask[None], ids)[0, 0]
     run = gguf_run(tmp_path, model, units, mask)
-    found.save(run.path / REPAIR)
+    found.save(run.path / REPAIR_FILE)
     path = export(run, ExportConfig(format="gguf"))
     assert float((logits(path, ids, (9,)) - expected).abs().max()) < TOLERANCE
 

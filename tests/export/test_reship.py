@@ -22,7 +22,7 @@ from pgprune.agents.training.settings import Settings
 from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.export.export import ExportConfig, export
 from pgprune.models.load import ModelConfig, load_model
-from pgprune.repair.config import REPAIR, RepairConfig
+from pgprune.repair.config import REPAIR_FILE, RepairConfig
 from pgprune.repair.repair import Repair
 from pgprune.runs.any_model import load_any
 from pgprune.runs.run import Run
@@ -73,7 +73,7 @@ def test_the_repair_changes_what_is_shipped_and_not_what_is_learned(runs):
     plain = results(runs["none"])
     masks = load_file(runs["none"] / "mask.safetensors")
     assert plain["perplexity"]["masked"] == plain["perplexity"]["pruned"]
-    assert not (runs["none"] / REPAIR).exists()
+    assert not (runs["none"] / REPAIR_FILE).exists()
     for how in ("bias", "least-squares"):
         found = results(runs[how])
         assert found.keys() == plain.keys()
@@ -82,7 +82,7 @@ def test_the_repair_changes_what_is_shipped_and_not_what_is_learned(runs):
         assert found["perplexity"]["pruned"] != found["perplexity"]["masked"]
         others = load_file(runs[how] / "mask.safetensors")
         assert all(torch.equal(masks[name], others[name]) for name in masks)
-        repair = Repair.load(runs[how] / REPAIR)
+        repair = Repair.load(runs[how] / REPAIR_FILE)
         assert bool(repair.weights) == (how == "least-squares")
         added = sum(len(bias) for bias in repair.biases.values())
         assert found["parameters"]["pruned"] == plain["parameters"]["pruned"] + added
@@ -149,7 +149,7 @@ def test_a_resumed_run_has_the_same_repair(
         train(*repaired_options, "--repair=least-squares", f"--output={run}", "--quiet")
     assert train(f"--resume={run}", "--quiet") == 0
     assert_same_run(undisturbed, run)
-    assert same_repair(undisturbed / REPAIR, run / REPAIR)
+    assert same_repair(undisturbed / REPAIR_FILE, run / REPAIR_FILE)
 
 
 def test_a_run_of_an_earlier_version_goes_on_and_is_exported(runs, tmp_path):

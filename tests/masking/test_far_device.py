@@ -17,7 +17,8 @@ from pgprune.masking.units import PruningUnits
 from pgprune.methods import METHODS
 from pgprune.methods.base import MethodConfig
 from pgprune.metrics import METRICS
-from pgprune.repair.repair import REPAIRS, applied, repair
+from pgprune.repair.fit import REPAIRS, fit_repair
+from pgprune.repair.repair import repaired
 
 DEPTH = ("shortgpt", "sleb", "layerwise-ppl", "layerwise-taylor")
 CONFIG = MethodConfig(
@@ -66,7 +67,7 @@ def test_repairs(how):
     def losses(problem: Problem) -> torch.Tensor:
         noise = torch.rand(problem.units.n, generator=torch.Generator().manual_seed(0))
         mask = problem.budget.round(noise)
-        with applied(problem.lm, repair(problem.lm, mask, problem.stream.head(16), how)):
+        with repaired(problem.lm, fit_repair(problem.lm, mask, problem.stream.head(16), how)):
             return problem.lm.losses(mask[None], tokens()).cpu()
 
     near = losses(problem_of(how, far=False))

@@ -26,7 +26,7 @@ from pgprune.methods import BUDGET, GRANULARITY, METHODS, MethodConfig
 from pgprune.methods.two_ssp import split_rate
 from pgprune.metrics import METRICS
 from pgprune.metrics.initialization import initial_probabilities
-from pgprune.repair.repair import applied
+from pgprune.repair.repair import repaired
 
 WINDOWS = tokens(batch=6, length=12)
 FEW = {"learning_timesteps": 1, "bonsai_masks": 10, "bonsai_windows": 2, "bonsai_fraction": 0.2}
@@ -135,9 +135,9 @@ def test_flaps_biases_are_the_mean_of_what_the_dense_model_would_add(model):
         bias = (dense.weight - cut.weight) @ mean + (0 if dense.bias is None else dense.bias)
         torch.testing.assert_close(pruned.repair.biases[layer, kind], bias, rtol=0, atol=1e-6)
         cut.bias = torch.nn.Parameter(bias)
-    with applied(problem.lm, pruned.repair):
-        repaired = problem.lm.losses(pruned.mask[None], WINDOWS).mean()
-    assert float(repaired) == pytest.approx(loss_of(plain, WINDOWS), abs=1e-6)
+    with repaired(problem.lm, pruned.repair):
+        loss = problem.lm.losses(pruned.mask[None], WINDOWS).mean()
+    assert float(loss) == pytest.approx(loss_of(plain, WINDOWS), abs=1e-6)
 
 
 # ---------------------------------------------------------------- SLEB

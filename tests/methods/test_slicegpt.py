@@ -12,7 +12,7 @@ from pgprune.methods.base import MethodConfig
 from pgprune.methods.slicegpt import find_slices, principal, slicegpt, width_for, width_of
 from pgprune.models.families import decoder_layers, family_of
 from pgprune.surgery.slice_model import slice_model, sliced_config, sliced_parameters
-from pgprune.surgery.stream_slices import Slices, applied
+from pgprune.surgery.stream_slices import Slices, stream_sliced
 
 WIDTH = 16  # of 32
 
@@ -68,7 +68,7 @@ def test_applied_sliced_and_loaded_again_are_one_model(model, tmp_path):
     model = exact_norms(model)
     slices = sliced(model)
     dense = logits(model)
-    with applied(model, slices):
+    with stream_sliced(model, slices):
         expected = logits(model)
     assert_close(logits(model), dense, atol=1e-12)
     small = slice_model(model, slices)
@@ -91,7 +91,7 @@ def test_tied_embeddings_come_apart():
 def test_float32_is_as_exact_as_float32_can_be(model):
     model.to(torch.float32)
     slices = sliced(model)
-    with applied(model, slices):
+    with stream_sliced(model, slices):
         expected = logits(model)
     assert slices.rotations.dtype == torch.float32
     assert_close(logits(slice_model(model, slices)), expected, atol=1e-4)

@@ -24,7 +24,7 @@ from pgprune.methods.spap import alternate, best_marks, exchange, relax_and_exch
 from pgprune.methods.ziplm import remove_greedily
 from pgprune.metrics import METRICS
 from pgprune.repair.least_squares import LeastSquares, SecondMoments
-from pgprune.repair.repair import applied
+from pgprune.repair.repair import repaired
 
 SOLVERS = ("fasp", "ziplm", "osscar", "spap")
 SELECTIONS = (remove_greedily, remove_and_swap, relax_and_exchange)
@@ -218,7 +218,7 @@ def test_methods_keep_each_layers_share_and_repair_what_they_keep(method, model)
                 linear.bias.copy_(repair.biases[layer, kind])
     with torch.no_grad():
         expected = plain(WINDOWS).logits
-    with applied(lm, repair):
+    with repaired(lm, repair):
         torch.testing.assert_close(lm.logits(mask[None], WINDOWS)[0], expected)
     assert len(repair.weights) == 9 if method == "spap" and lm.gated else 6
 
@@ -290,6 +290,6 @@ def test_fasp_is_wandas_columns_and_lstsq_one_projection_after_the_other(model):
     torch.testing.assert_close(pruned.importance.scores, scores, rtol=1e-5, atol=0)
     again = METRICS["fasp"](problem.lm, WINDOWS, problem.budget, 0)  # which an agent starts from
     assert torch.equal(again.scores, pruned.importance.scores)
-    with applied(problem.lm, pruned.repair), torch.no_grad():
+    with repaired(problem.lm, pruned.repair), torch.no_grad():
         logits = problem.lm.logits(mask[None], WINDOWS)[0]
         torch.testing.assert_close(logits, expected(WINDOWS).logits, rtol=0, atol=1e-5)

@@ -10,9 +10,9 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.metrics import METRICS
 from pgprune.metrics.stream_error import LEVELLING
+from pgprune.repair.fit import DAMPING
 from pgprune.repair.least_squares import LeastSquares, SecondMoments
 from pgprune.repair.removal import removals
-from pgprune.repair.repair import DAMPING
 
 WINDOWS = tokens(batch=6, length=12)
 

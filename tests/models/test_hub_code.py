@@ -18,8 +18,9 @@ from pgprune.hub_code.modeling_pgprune import PGPruneQwen2Config, cache_slots
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.registration import PREFIXES, pruned_classes, register_with_transformers
-from pgprune.repair.config import REPAIR
-from pgprune.repair.repair import applied, repair
+from pgprune.repair.config import REPAIR_FILE
+from pgprune.repair.fit import fit_repair
+from pgprune.repair.repair import repaired
 
 CODE = "modeling_pgprune.py"
 
@@ -38,10 +39,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         mask = patterns(units)["layer 0 and some"]
         run = finished_run(folder, model, units, mask)
         lm = MaskedLM(model, units)
-        found = repair(lm, mask, tokens(batch=6, length=20), "bias")
-        found.save(run.path / REPAIR)
+        found = fit_repair(lm, mask, tokens(batch=6, length=20), "bias")
+        found.save(run.path / REPAIR_FILE)
         folders[family] = export(run, ExportConfig(output=str(folder / "hf")))
-        with applied(lm, found):
+        with repaired(lm, found):
             expected = lm.logits(mask[None], tokens())[0]
         save_file({"logits": expected}, folder / "expected.safetensors")
     return folders

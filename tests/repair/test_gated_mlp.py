@@ -9,8 +9,9 @@ from pgprune.masking.executors import EXECUTORS
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.repair import gated_mlp
+from pgprune.repair.fit import fit_repair
 from pgprune.repair.gated_mlp import GatedMLP, Tokens
-from pgprune.repair.repair import applied, repair
+from pgprune.repair.repair import repaired
 
 CHANNELS, INPUTS, OUTPUTS = 4, 3, 5
 
@@ -101,11 +102,11 @@ def test_repair_in_turns_is_nearer_to_the_dense_model_where_mlps_are_gated(model
     wanted = lm.logits(lm.units.ones()[None], ids)
     distances = []
     for how in ("least-squares", "alternating"):
-        found = repair(lm, mask, ids, how)
+        found = fit_repair(lm, mask, ids, how)
         assert set(found.weights) == {(2, "channels"), (2, "up")} - {
             (2, "up") for _ in [0] if how == "least-squares" or not lm.gated
         }
-        with applied(lm, found):
+        with repaired(lm, found):
             distances.append(float((lm.logits(mask[None], ids) - wanted).square().mean()))
     assert distances[1] < 0.95 * distances[0] if lm.gated else distances[1] == distances[0]
 
@@ -139,7 +140,7 @@ def test_a_repair_in_turns_is_the_layer_fitted_on_its_own(model):
     expected_up, expected_down, _ = GatedMLP(
         [data], weight[kept], down.weight[:, kept], 0.01, biased=down.bias is not None
     ).fit()
-    found = repair(lm, mask, ids, "alternating")
+    found = fit_repair(lm, mask, ids, "alternating")
     torch.testing.assert_close(
         found.weights[0, "up"][kept], expected_up[:, : up.in_features], rtol=0, atol=1e-4
     )

@@ -15,7 +15,8 @@ from pgprune.masking.problem import PruningConfig, make_problem
 from pgprune.masking.units import PruningUnits
 from pgprune.metrics import METRICS
 from pgprune.models.load import ModelConfig
-from pgprune.repair.repair import REPAIRS, Repair, applied, repair
+from pgprune.repair.fit import REPAIRS, fit_repair
+from pgprune.repair.repair import Repair, repaired
 
 WINDOWS = tokens(batch=6, length=20)  # 120 tokens
 PROJECTIONS = ("heads", "channels")
@@ -80,31 +81,31 @@ def reference_fit(linear, inputs, targets, kept, damping):
 
 @torch.no_grad()
 def reference_repair(model, units, mask, damping):
-    """A plain copy of the model without what is pruned, repaired by least squares."""
-    repaired = zeroed(model, units, mask)
+    """A plain copy of the model without what is pruned, smaller by least squares."""
+    smaller = zeroed(model, units, mask)
     for layer in range(units.layers):
         dense = seen_by(model, layer)
         for kind, linear, own in zip(
-            PROJECTIONS, projections_of(repaired, layer), projections_of(model, layer), strict=True
+            PROJECTIONS, projections_of(smaller, layer), projections_of(model, layer), strict=True
         ):
             kept = kept_inputs(linear, units, layer, kind, mask)
             if kept is None:
                 continue
-            pruned = seen_by(repaired, layer)
+            pruned = seen_by(smaller, layer)
             before, after = {"heads": ("before", "between"), "channels": ("between", "after")}[kind]
             target = dense[after] - pruned[before]
             weight, bias = reference_fit(own, pruned[kind], target, kept, damping)
             linear.weight.copy_(weight)
             if bias is not None:
                 linear.bias.copy_(bias)
-    return repaired
+    return smaller
 
 
 def same_model(lm, mask, found, expected) -> None:
     """The model under the mask with the repair gives what the expected plain model gives."""
     with torch.no_grad():
         logits = expected(WINDOWS).logits
-    with applied(lm, found):
+    with repaired(lm, found):
         torch.testing.assert_close(lm.logits(mask[None], WINDOWS)[0], logits, rtol=0, atol=1e-4)
 
 
@@ -117,7 +118,7 @@ def test_least_squares_is_what_a_reference_solver_finds(model, granularity, monk
     lm = tiny_lm(model, granularity)
     mask = some(lm)
     expected = reference_repair(model, lm.units, mask, damping=0.1)
-    found = repair(lm, mask, WINDOWS, "least-squares", damping=0.1)
+    found = fit_repair(lm, mask, WINDOWS, "least-squares", damping=0.1)
     assert found.weights
     for (layer, kind), weight in found.weights.items():
         linear = projections_of(expected, layer)[PROJECTIONS.index(kind)]
@@ -131,7 +132,7 @@ def test_least_squares_is_what_a_reference_solver_finds(model, granularity, monk
 def test_a_projection_without_inputs_keeps_its_bias_at_most(model, executor, pattern):
     lm = tiny_lm(model, executor=executor)
     mask = patterns(lm.units)[pattern]
-    found = repair(lm, mask, WINDOWS, "least-squares")
+    found = fit_repair(lm, mask, WINDOWS, "least-squares")
     kind = pattern.split()[1]
     assert not found.weights[1, kind].any()
     assert ((1, kind) in found.biases) == (lm.linear(1, kind).bias is not None)
@@ -142,13 +143,13 @@ def test_what_lost_nothing_stays_as_it_is_and_what_is_gone_stays_gone():
     lm = tiny_lm(tiny_model("llama"), "blocks")
     mask = lm.units.ones()
     mask[[1, 4]] = 0  # the MLP of layer 0 and the attention of layer 2
-    assert list(repair(lm, mask, WINDOWS, "least-squares").weights) == [
+    assert list(fit_repair(lm, mask, WINDOWS, "least-squares").weights) == [
         (1, "heads"),
         (1, "channels"),
         (2, "channels"),
     ]
     for how in REPAIRS:
-        assert repair(lm, lm.units.ones(), WINDOWS, how) == Repair()
+        assert fit_repair(lm, lm.units.ones(), WINDOWS, how) == Repair()
 
 
 @pytest.mark.parametrize("granularity", ["heads+channels", "layers"])
@@ -161,7 +162,7 @@ def test_repair_brings_the_last_hidden_states_nearer_to_the_dense_models(model, 
         return float((lm.logits(mask[None], WINDOWS) - wanted).square().mean())
 
     before = distance()
-    with applied(lm, repair(lm, mask, WINDOWS, "least-squares")):
+    with repaired(lm, fit_repair(lm, mask, WINDOWS, "least-squares")):
         assert distance() < 0.9 * before
 
 
@@ -182,7 +183,7 @@ def test_bias_is_what_pruned_inputs_add_on_average(model, executor):
             mean = seen_by(expected, layer)[kind].mean(0)
             bias = own.weight[:, pruned] @ mean[pruned]
             linear.bias = torch.nn.Parameter(bias if own.bias is None else own.bias + bias)
-    found = repair(lm, mask, WINDOWS, "bias")
+    found = fit_repair(lm, mask, WINDOWS, "bias")
     assert not found.weights
     for (layer, kind), bias in found.biases.items():
         linear = projections_of(expected, layer)[PROJECTIONS.index(kind)]
@@ -198,8 +199,8 @@ def test_applied_puts_the_dense_model_back_bit_for_bit(model, how):
     lm = tiny_lm(model)
     before = dict(model.named_parameters())
     values = {name: parameter.clone() for name, parameter in before.items()}
-    found = repair(lm, some(lm), WINDOWS, how)
-    with pytest.raises(KeyError), applied(lm, found):
+    found = fit_repair(lm, some(lm), WINDOWS, how)
+    with pytest.raises(KeyError), repaired(lm, found):
         assert any(before.get(name) is not p for name, p in model.named_parameters())
         assert not any(parameter.requires_grad for parameter in model.parameters())
         raise KeyError
@@ -211,7 +212,7 @@ def test_applied_puts_the_dense_model_back_bit_for_bit(model, how):
 
 def test_a_repair_is_saved_and_loaded(tmp_path):
     lm = tiny_lm(tiny_model("opt", torch.bfloat16))
-    found = repair(lm, some(lm), WINDOWS, "least-squares")
+    found = fit_repair(lm, some(lm), WINDOWS, "least-squares")
     found.save(tmp_path / "repair.safetensors")
     loaded = Repair.load(tmp_path / "repair.safetensors")
     for name in ("weights", "biases"):
@@ -234,7 +235,7 @@ def test_a_damaged_or_foreign_repair_is_refused(tmp_path):
         Repair(biases={(3, "heads"): torch.zeros(32)}),
         Repair(biases={(0, "tails"): torch.zeros(32)}),
     ):
-        with pytest.raises(PruningError, match="of another model"), applied(lm, foreign):
+        with pytest.raises(PruningError, match="of another model"), repaired(lm, foreign):
             pass
 
 
@@ -252,7 +253,7 @@ def test_repair_mends_a_real_model(assets):
     mask = METRICS["wanda-sp"](lm, windows, problem.budget, 0).mask
     found = [perplexity(lm, mask, evaluation)]
     for how in REPAIRS:
-        with applied(lm, repair(lm, mask, windows, how)):
+        with repaired(lm, fit_repair(lm, mask, windows, how)):
             found.append(perplexity(lm, mask, evaluation))
     plain, bias, least_squares, alternating = found
     assert alternating < 0.9 * least_squares < 0.9 * 0.7 * bias < 0.9 * 0.7 * 0.7 * plain

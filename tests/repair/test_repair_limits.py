@@ -10,8 +10,9 @@ from helpers.tiny import projections_of, tiny_model, tokens
 from pgprune import PruningError
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
+from pgprune.repair.fit import fit_repair
 from pgprune.repair.least_squares import LeastSquares, SecondMoments
-from pgprune.repair.repair import applied, repair
+from pgprune.repair.repair import repaired
 
 WINDOWS = tokens(batch=6, length=20)
 
@@ -29,9 +30,9 @@ def test_too_little_text_needs_damping(family):
     lm = tiny_lm(tiny_model(family))
     mask, few = some(lm), tokens(batch=1, length=5)
     with pytest.raises(PruningError, match="inputs of the .* layer . are singular; damp them"):
-        repair(lm, mask, few, "least-squares", damping=0)
-    found = repair(lm, mask, few, "least-squares")
-    with applied(lm, found):
+        fit_repair(lm, mask, few, "least-squares", damping=0)
+    found = fit_repair(lm, mask, few, "least-squares")
+    with repaired(lm, found):
         assert bool(lm.losses(mask[None], few).isfinite().all())
 
 
@@ -50,7 +51,7 @@ def test_activations_that_overflow_are_an_error():
         projections_of(model, 1)[0].weight.mul_(1e38)
     lm = tiny_lm(model)
     with pytest.raises(PruningError, match="overflow or are not numbers; choose dtype"):
-        repair(lm, some(lm), WINDOWS, "least-squares")
+        fit_repair(lm, some(lm), WINDOWS, "least-squares")
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
@@ -68,7 +69,7 @@ def test_mistakes_are_named_before_any_work(changes, message):
     lm = tiny_lm(tiny_model("llama"))
     given = {"mask": some(lm), "windows": WINDOWS, "how": "least-squares"} | changes
     with pytest.raises(PruningError, match=message):
-        repair(lm, **given)
+        fit_repair(lm, **given)
     assert lm.meter.tokens == 0
 
 
@@ -84,13 +85,13 @@ def test_one_projections_second_moments_exist_at_a_time(model, monkeypatch):
 
     monkeypatch.setattr(SecondMoments, "of", watched)
     lm = tiny_lm(model)
-    repair(lm, some(lm), WINDOWS, "least-squares")
+    fit_repair(lm, some(lm), WINDOWS, "least-squares")
     assert len(alive) >= 5
 
 
 def test_tokens_are_counted():
     lm = tiny_lm(tiny_model("llama"))
-    repair(lm, some(lm), WINDOWS, "bias")  # each layer: inputs for each projection, and its run
+    fit_repair(lm, some(lm), WINDOWS, "bias")  # each layer: inputs for each projection, and its run
     assert lm.meter.tokens == 3 * WINDOWS.numel()
-    repair(lm, some(lm), WINDOWS, "least-squares")  # and inputs and run of the dense model's
+    fit_repair(lm, some(lm), WINDOWS, "least-squares")  # and inputs and run of the dense model's
     assert lm.meter.tokens == 8 * WINDOWS.numel()

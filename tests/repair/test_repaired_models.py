@@ -14,8 +14,9 @@ from pgprune import PruningError
 from pgprune.export.export import ExportConfig, check_format, export
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
-from pgprune.repair.config import REPAIR, added_parameters
-from pgprune.repair.repair import Repair, applied, repair
+from pgprune.repair.config import REPAIR_FILE, added_parameters
+from pgprune.repair.fit import fit_repair
+from pgprune.repair.repair import Repair, repaired
 from pgprune.runs.any_model import check_source, load_any
 from pgprune.runs.run import Run
 from pgprune.surgery.architecture import assemble
@@ -31,11 +32,11 @@ def repaired_run(folder, model, mask, how) -> tuple[Run, torch.Tensor]:
     """A finished run that left a repair, and the logits that it measured."""
     units = PruningUnits.of(model)
     lm = MaskedLM(model, units)
-    found = repair(lm, mask, WINDOWS, how)
-    with applied(lm, found):
+    found = fit_repair(lm, mask, WINDOWS, how)
+    with repaired(lm, found):
         expected = lm.logits(mask[None], tokens())[0]
     run = finished_run(folder, model, units, mask, repair=how)
-    found.save(run.path / REPAIR)
+    found.save(run.path / REPAIR_FILE)
     results = json.loads((run.path / "results.json").read_text())
     results["parameters"]["pruned"] += added_parameters(lm, found)
     results["perplexity"]["pruned"] = {"code": 9.876, "prose": 10.5}
@@ -52,8 +53,8 @@ def test_surgery_with_a_repair_is_the_masked_model_with_it(model, how):
     lm = MaskedLM(model, units)
     for name in PATTERNS:
         mask = patterns(units)[name]
-        found = repair(lm, mask, WINDOWS, how)
-        with applied(lm, found):
+        found = fit_repair(lm, mask, WINDOWS, how)
+        with repaired(lm, found):
             expected = lm.logits(mask[None], ids)[0]
         smaller = prune(model, units, mask, found)
         assert_close(in_pieces(smaller, ids), expected)
@@ -68,8 +69,8 @@ def test_gated_mlps_that_were_refitted_in_turns():
     model = tiny_model("qwen3")
     units, ids = PruningUnits.of(model), tokens()
     lm, mask = MaskedLM(model, units), patterns(units)["some"]
-    found = repair(lm, mask, WINDOWS, "alternating")
-    with applied(lm, found):
+    found = fit_repair(lm, mask, WINDOWS, "alternating")
+    with repaired(lm, found):
         expected = lm.logits(mask[None], ids)[0]
     assert_close(prune(model, units, mask, found)(ids).logits, expected)
 
@@ -78,8 +79,8 @@ def test_gated_mlps_that_were_refitted_in_turns():
 def test_refitted_layers_of_a_shallower_model(model, granularity):
     units, ids = PruningUnits.of(model, granularity), tokens()
     lm, mask = MaskedLM(model, units), patterns(units)["layer 1"]
-    found = repair(lm, mask, WINDOWS, "least-squares")
-    with applied(lm, found):
+    found = fit_repair(lm, mask, WINDOWS, "least-squares")
+    with repaired(lm, found):
         expected = lm.logits(mask[None], ids)[0]
     smaller = prune(model, units, mask, found)
     assert type(smaller) is type(model), "no code of ours is needed"
@@ -90,7 +91,7 @@ def test_nothing_is_shared_and_the_dense_model_is_untouched(model):
     units = PruningUnits.of(model)
     lm, mask = MaskedLM(model, units), patterns(units)["some"]
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    found = repair(lm, mask, WINDOWS, "least-squares")
+    found = fit_repair(lm, mask, WINDOWS, "least-squares")
     values = {key: weight.clone() for key, weight in found.weights.items()}
     for parameter in prune(model, units, mask, found).parameters():
         parameter.data.zero_()
@@ -146,7 +147,7 @@ def test_what_is_evaluated_of_a_half_precision_checkpoint_is_what_is_shipped(tmp
     mask = patterns(units)["some"]
     run = finished_run(tmp_path, model, units, mask, dtype="auto", repair="bias")
     wide = MaskedLM(tiny_model("mistral", torch.bfloat16).float(), units)  # as a CPU evaluates it
-    repair(wide, mask, WINDOWS, "bias").save(run.path / REPAIR)
+    fit_repair(wide, mask, WINDOWS, "bias").save(run.path / REPAIR_FILE)
     folder = export(run, ExportConfig())
     weights = load_file(folder / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
@@ -169,7 +170,9 @@ def test_biases_that_a_stock_architecture_lacks(family, tmp_path, monkeypatch):
     model = tiny_model(family)
     mask = equal_layers(PruningUnits.of(model), channels=6, heads=1)
     run, _ = repaired_run(tmp_path, model, mask, "bias")
-    monkeypatch.setattr("pgprune.export.reship.repaired", lambda *_: pytest.fail("work was done"))
+    monkeypatch.setattr(
+        "pgprune.export.reship.chosen_repair", lambda *_: pytest.fail("work was done")
+    )
     advice = "no place; use --repair least-squares"
     for how in ("auto", "bias"):
         refuses(
@@ -211,7 +214,7 @@ def test_a_repair_that_is_missing_damaged_or_of_another_model(tmp_path):
     model = tiny_model("llama")
     mask = patterns(PruningUnits.of(model))["some"]
     run, _ = repaired_run(tmp_path, model, mask, "least-squares")
-    path = run.path / REPAIR
+    path = run.path / REPAIR_FILE
     Repair(biases={(7, "heads"): torch.zeros(32)}).save(path)
     refuses(run, "heads of layer 7 are of another model")
     for damage in (lambda: path.write_bytes(path.read_bytes()[:-9]), path.unlink):

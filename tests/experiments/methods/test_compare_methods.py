@@ -17,7 +17,8 @@ from pgprune.experiments.method_plots import hamming_distances, plot_all
 from pgprune.experiments.method_records import read_records
 from pgprune.experiments.method_report import tables
 from pgprune.models.losses import model_perplexity
-from pgprune.repair.repair import applied, repair
+from pgprune.repair.fit import fit_repair
+from pgprune.repair.repair import repaired
 from pgprune.runs.results import perplexities
 from pgprune.runs.run import Run
 
@@ -54,7 +55,9 @@ def test_a_repair_is_that_of_the_runs_own_mask_and_windows(done, script):
     run = Run.open(done / record["run"])
     problem = comparison_running._problem(run, record["seed"])
     mask = load_file(run.path / "mask.safetensors")["mask"]
-    with applied(problem.lm, repair(problem.lm, mask, problem.stream.head(8), "least-squares")):
+    with repaired(
+        problem.lm, fit_repair(problem.lm, mask, problem.stream.head(8), "least-squares")
+    ):
         windows = evaluation_windows(problem.data, problem.tokenizer)
         expected = perplexities(problem.lm, {"mask": mask}, windows)["mask"]
     assert record["perplexity"] == pytest.approx(expected, rel=1e-12)

@@ -29,10 +29,10 @@ def test_what_is_measured_is_not_measured_again(compare, tmp_path, monkeypatch, 
             raise Crash
         return real(*asked)
 
-    monkeypatch.setattr(comparison_running, "repair", crash_at_the_second)
+    monkeypatch.setattr(comparison_running, "fit_repair", crash_at_the_second)
     with pytest.raises(Crash):
         compare(tmp_path, *few)
-    monkeypatch.setattr(comparison_running, "repair", real)
+    monkeypatch.setattr(comparison_running, "fit_repair", real)
     before = lines(tmp_path)
     assert len(before) == 3
     monkeypatch.setattr(
@@ -42,7 +42,7 @@ def test_what_is_measured_is_not_measured_again(compare, tmp_path, monkeypatch, 
     assert lines(tmp_path)[:3] == before and len(lines(tmp_path)) == 4
     assert "2 cells, 1 measured before" in capsys.readouterr().err
 
-    monkeypatch.setattr(comparison_running, "repair", lambda *_: pytest.fail("repaired twice"))
+    monkeypatch.setattr(comparison_running, "fit_repair", lambda *_: pytest.fail("repaired twice"))
     assert compare(tmp_path, *few) == 0
     assert len(lines(tmp_path)) == 4
     assert "2 cells, 2 measured before" in capsys.readouterr().err

@@ -1,0 +1,157 @@
+"""Fits a repair: weights or biases of what a mask keeps, in closed form, without gradients."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pgprune.errors import PruningError
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.units import Group
+from pgprune.repair.least_squares import LeastSquares
+from pgprune.repair.projection import Projection
+from pgprune.repair.refit import (
+    Solution,
+    best_in_turns,
+    best_weights,
+    mean_bias,
+    refit_layers,
+)
+from pgprune.repair.repair import Repair
+
+REPAIRS = ("bias", "least-squares", "alternating")
+"""Every way to fit a repair, by name."""
+
+DAMPING = 1e-2
+
+
+@torch.no_grad()
+def fit_repair(
+    lm: MaskedLM, mask: Tensor, windows: Tensor, how: str, damping: float = DAMPING
+) -> Repair:
+    """Refits what a mask keeps, layer by layer on the activations of the pruned, repaired model.
+
+    ``bias`` gives back what pruned inputs add on average: b + W mean(x), over the pruned x. FLAP,
+    whose idea it is, takes the dense model's means; here they are of the inputs that the projection
+    gets in the pruned model.
+
+    ``least-squares`` refits the weights, and the bias where there is one already, so that the
+    hidden states after each block come as near as they can to those of the dense model. What
+    earlier layers got wrong is part of this target, so blocks that lost nothing make up for those
+    that are gone. A projection that lost all its inputs keeps its bias only, if it has one.
+
+    ``alternating`` does the same, and refits the down and up projections of gated MLPs in turns, as
+    ``pgprune.repair.gated_mlp`` describes. It holds the activations of one MLP for all the text.
+
+    Args:
+        lm: the frozen model.
+        mask: (n,) of zeros and ones, 1 keeps.
+        windows: calibration token ids, (N, T).
+        how: ``bias``, ``least-squares`` or ``alternating``.
+        damping: of the last two, relative to the mean square of an input.
+
+    Returns:
+        The repair, in the model's number format.
+
+    Raises:
+        PruningError: an unknown ``how``, a mask over other units, no text, a damping below 0 or
+            not finite, activations that overflow, singular second moments without damping.
+    """
+    if how not in REPAIRS:
+        raise PruningError(f"repair {how!r} is unknown; choose one of {', '.join(REPAIRS)}")
+    if mask.shape != (lm.units.n,):
+        raise PruningError(f"the mask must have shape ({lm.units.n},), got {tuple(mask.shape)}")
+    _check_damping(damping)
+    if how == "bias":
+        return _refit(lm, mask, windows, _bias, "projection")
+
+    def solve(projection: Projection) -> Solution:
+        if projection.intact:
+            return {}
+        if how == "alternating" and _alternates(projection):
+            return best_in_turns(projection, damping)
+        return best_weights(projection, projection.least_squares(damping))
+
+    return _refit(lm, mask, windows, solve, "stream")
+
+
+@torch.no_grad()
+def choose_and_refit(
+    lm: MaskedLM,
+    windows: Tensor,
+    choose: Callable[[LeastSquares, Group], Tensor],
+    target: str = "projection",
+    damping: float = DAMPING,
+    alternating: bool = False,
+) -> tuple[Tensor, Repair]:
+    """Prunes projection by projection, refitting each before the next one is looked at.
+
+    Args:
+        lm: the frozen model; its units are heads, channels or both.
+        windows: calibration token ids, (N, T).
+        choose: which units of a group to keep, (units,) bool.
+        target: as in ``refit_layers``.
+        damping: as in ``repair``.
+        alternating: gated MLPs are refitted as by that repair.
+
+    Returns:
+        The mask, (n,) uint8, and the repair.
+
+    Raises:
+        PruningError: as ``repair``.
+    """
+    _check_damping(damping)
+    mask = lm.units.ones()
+    lm.meter.add(alternating * windows.numel())  # layers run once more, for the gates
+
+    def solve(projection: Projection) -> Solution:
+        group = projection.group
+        if group is None:
+            return {}
+        problem = projection.least_squares(damping)
+        mask[group.start : group.stop] = choose(problem, group).to(mask)
+        if alternating and _alternates(projection):
+            del problem
+            return best_in_turns(projection, damping)
+        return best_weights(projection, problem)
+
+    repair = _refit(lm, mask, windows, solve, target)
+    return mask, repair
+
+
+def _bias(projection: Projection) -> Solution:
+    return {} if projection.kept.all() else mean_bias(projection)
+
+
+def _alternates(projection: Projection) -> bool:
+    """Whether there are kept channels of a gated MLP."""
+    gated = projection.lm.gated and projection.kind == "channels"
+    return gated and bool(projection.kept.any())
+
+
+def _refit(
+    lm: MaskedLM,
+    mask: Tensor,
+    windows: Tensor,
+    solve: Callable[[Projection], Solution],
+    target: str,
+) -> Repair:
+    """Runs ``refit_layers`` and collects the solutions, on the CPU in the model's number format."""
+    repair = Repair()
+
+    def solve_and_collect(projection: Projection) -> Solution:
+        solution = solve(projection)
+        for kind, (weight, bias) in solution.items():
+            if weight is not None:
+                repair.weights[projection.seen.layer, kind] = weight.to("cpu", lm.dtype)
+            if bias is not None:
+                repair.biases[projection.seen.layer, kind] = bias.to("cpu", lm.dtype)
+        return solution
+
+    refit_layers(lm, mask, windows, solve_and_collect, target)
+    return repair
+
+
+def _check_damping(damping: float) -> None:
+    if not 0 <= damping < float("inf"):
+        raise PruningError(f"damping {damping!r} is not a number from 0; try {DAMPING}")
