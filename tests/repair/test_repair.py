@@ -81,7 +81,7 @@ def reference_fit(linear, inputs, targets, kept, damping):
 
 @torch.no_grad()
 def reference_repair(model, units, mask, damping):
-    """A plain copy of the model without what is pruned, smaller by least squares."""
+    """A plain copy of the model without what is pruned, repaired by least squares."""
     smaller = zeroed(model, units, mask)
     for layer in range(units.layers):
         dense = seen_by(model, layer)

@@ -20,7 +20,7 @@ from pgprune.experiments import method_runner as comparison_running
 
 def test_what_is_measured_is_not_measured_again(compare, tmp_path, monkeypatch, capsys):
     few = ("--methods", "magnitude", "random", "--rates", "0.33", "--seeds=1")
-    real, count = comparison_running.repair, 0
+    real, count = comparison_running.fit_repair, 0
 
     def crash_at_the_second(*asked):
         nonlocal count
