@@ -1,4 +1,4 @@
-r"""Chooses the hyperparameters of experiments/tuned: every agent gets the same number of trials.
+r"""Chooses the settings in experiments/benchmark_settings: every agent gets the same number of trials.
 
     python benchmarks/tune_agents.py --tasks DIR:0.4 --calibration a.jsonl --output tuning
     python benchmarks/tune_agents.py --output tuning --report --into docs/benchmark/tuning.md
@@ -20,7 +20,7 @@ from pgprune.errors import PruningError
 from pgprune.experiments.agent_cells import BenchmarkConfig, agent_options, plan
 from pgprune.experiments.agent_runner import run
 from pgprune.experiments.agent_scores import Scores, read_records
-from pgprune.experiments.hyperparameters import TUNED, read_hyperparameters
+from pgprune.experiments.hyperparameters import BENCHMARK_SETTINGS, read_hyperparameters
 from pgprune.utils.command_line import ArgumentParser, from_arguments, given, run_command
 from pgprune.utils.files import saving
 from pgprune.utils.markdown import check_page, grid, renew_page, spread
@@ -40,7 +40,9 @@ def main() -> int:
         check_page(Path(config.into), MARKER)
     failed = 0
     if not config.report:
-        directory = TUNED if config.hyperparameters is None else Path(config.hyperparameters)
+        directory = (
+            BENCHMARK_SETTINGS if config.hyperparameters is None else Path(config.hyperparameters)
+        )
         named = [one for agent in arguments.agents for one in trials(agent, directory)]
         cells = plan(named, arguments.tasks, config.all_seeds, reference=False)
         data = from_arguments(DataConfig, arguments)

@@ -41,7 +41,7 @@ class BenchmarkConfig(CellsConfig):
     hyperparameters: str | None = option(
         None,
         "directory of AGENT.yaml files with the agents' options",
-        unset="the tuned ones that come with the package",
+        unset="benchmark_settings of the package, chosen at 500 evaluations",
     )
     into: str | None = option(
         None,

@@ -20,7 +20,7 @@ from pgprune.experiments.agent_cells import (
 )
 from pgprune.experiments.agent_scores import RECORDS, read_records, record_key
 from pgprune.experiments.cells import check_same, place_of
-from pgprune.experiments.hyperparameters import TUNED, read_hyperparameters
+from pgprune.experiments.hyperparameters import BENCHMARK_SETTINGS, read_hyperparameters
 from pgprune.experiments.unattended import train
 from pgprune.masking.units import LayerShape, PruningUnits, shapes_of
 from pgprune.models.load import ModelConfig, check_model
@@ -90,7 +90,9 @@ def missing(
     """The work that is left, after a check of everything that can be checked; as ``run``."""
     output = Path(config.output)
     check_place(output)
-    directory = TUNED if config.hyperparameters is None else Path(config.hyperparameters)
+    directory = (
+        BENCHMARK_SETTINGS if config.hyperparameters is None else Path(config.hyperparameters)
+    )
     work = [_work(cell, config, given, directory) for cell in cells]
     shapes = dict[str, list[LayerShape]]()
     for model in dict.fromkeys(cell.task.model for cell in cells):

@@ -1,4 +1,4 @@
-"""Hyperparameters in YAML, a file for each agent, in the style of rl-zoo: ``tuned/AGENT.yaml``.
+"""Hyperparameters in YAML, a file for each agent, in the style of rl-zoo: ``benchmark_settings/AGENT.yaml``.
 
 Its entries hold options of train_agent.py: ``default`` for every task, and what differs from it for
 a granularity, or for a task as MODEL, MODEL:RATE or MODEL:RATE:GRANULARITY. The entry ``search``
@@ -20,7 +20,7 @@ from pgprune.metrics.initialization import InitConfig
 from pgprune.utils.files import read_text
 from pgprune.utils.options import load_yaml
 
-TUNED = Path(__file__).parent / "tuned"
+BENCHMARK_SETTINGS = Path(__file__).parent / "benchmark_settings"
 DEFAULT, SEARCH = "default", "search"
 
 
@@ -51,7 +51,7 @@ class Hyperparameters:
         return [dict(zip(self.search, each, strict=True)) for each in values]
 
 
-def read_hyperparameters(agent: str, directory: Path = TUNED) -> Hyperparameters:
+def read_hyperparameters(agent: str, directory: Path = BENCHMARK_SETTINGS) -> Hyperparameters:
     """The hyperparameters of an agent.
 
     Args:

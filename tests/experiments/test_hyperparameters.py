@@ -6,7 +6,7 @@ from pgprune.agents.training.settings import AGENTS
 from pgprune.errors import PruningError
 from pgprune.experiments.agent_cells import BenchmarkCell, BenchmarkConfig, BenchmarkTask
 from pgprune.experiments.agent_runner import settings_of
-from pgprune.experiments.hyperparameters import TUNED, read_hyperparameters
+from pgprune.experiments.hyperparameters import BENCHMARK_SETTINGS, read_hyperparameters
 
 TASKS = [BenchmarkTask("builtin", 0.5), BenchmarkTask("builtin", 0.3, "layers")]
 
@@ -16,7 +16,7 @@ def settings(agent, task, own):
 
 
 def test_every_agent_has_a_file_and_every_file_an_agent():
-    assert {path.stem for path in TUNED.iterdir()} == set(AGENTS)
+    assert {path.stem for path in BENCHMARK_SETTINGS.iterdir()} == set(AGENTS)
 
 
 @pytest.mark.parametrize("agent", AGENTS)
