@@ -1,4 +1,4 @@
-"""Hyperparameters in YAML, a file for each agent, in the style of rl-zoo: ``benchmark_settings/AGENT.yaml``.
+"""Hyperparameters in YAML for the benchmark of agents: ``benchmark_settings/AGENT.yaml``.
 
 Its entries hold options of train_agent.py: ``default`` for every task, and what differs from it for
 a granularity, or for a task as MODEL, MODEL:RATE or MODEL:RATE:GRANULARITY. The entry ``search``
