@@ -1,4 +1,4 @@
-r"""Chooses the settings in experiments/benchmark_settings: every agent gets the same number of trials.
+r"""Chooses the settings in experiments/benchmark_settings with six trials for every agent.
 
     python benchmarks/tune_agents.py --tasks DIR:0.4 --calibration a.jsonl --output tuning
     python benchmarks/tune_agents.py --output tuning --report --into docs/benchmark/tuning.md
