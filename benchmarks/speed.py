@@ -1,7 +1,7 @@
 """Measures what a mask evaluation costs beside the dense model, in one run.
 
     python benchmarks/speed.py --output DIR                          # 100M parameters, on a CPU
-    python benchmarks/speed.py --shapes builtin,100m --prune-rates 0.5
+    python benchmarks/speed.py --shapes builtin 100m --prune-rates 0.5
     python benchmarks/speed.py --shapes llama-2-7b --output DIR      # random weights, on a GPU
 
 Every round does all the work of a shape once: the plain Hugging Face forward with its loss (blocks
@@ -25,7 +25,7 @@ from transformers.utils import logging
 from pgprune.errors import PruningError
 from pgprune.models.load import DTYPES, ModelConfig
 from pgprune.surgery.random_models import SHAPES
-from pgprune.utils.command_line import ArgumentParser, from_arguments, numbers, run_command
+from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
 from pgprune.utils.devices import choose_device
 from pgprune.utils.files import check_new
 from pgprune.utils.markdown import has_place, renew
@@ -37,14 +37,12 @@ _MARKER = "speed"
 
 @dataclass(frozen=True)
 class SpeedConfig(Config):
-    """Measurement: which models, how often, and where.
+    """Measurement: which models, how often, and where."""
 
-    Raises:
-        PruningError: a shape or a list of numbers that is not understood.
-    """
-
-    shapes: str = option("100m", f"models to measure, of {', '.join(['builtin', *SHAPES])}")
-    prune_rates: str = option("0.3,0.5,0.7", "rates of the random masks")
+    shapes: tuple[str, ...] = option(("100m",), "models to measure", choices=["builtin", *SHAPES])
+    prune_rates: tuple[float, ...] = option(
+        (0.3, 0.5, 0.7), "rates of the random masks", above=0, below=1
+    )
     batch_size: int = option(8, "sequences of a batch", minimum=1)
     sequence_length: int = option(128, "tokens of each", minimum=2)
     repeats: int = option(7, "rounds", minimum=1)
@@ -67,25 +65,6 @@ class SpeedConfig(Config):
     )
     into: str | None = option(None, "a Markdown page with a place for the table", unset="none")
 
-    def __post_init__(self) -> None:
-        """Refuses what is not understood before any model is made."""
-        for name in self.names:
-            if name not in ("builtin", *SHAPES):
-                known = ", ".join(["builtin", *SHAPES])
-                raise PruningError(f"the shape {name!r} is unknown; choose of {known}")
-        if not all(rate < 1 for rate in self.rates):
-            raise PruningError(f"--prune-rates must be inside (0, 1), not {self.prune_rates!r}")
-
-    @property
-    def names(self) -> list[str]:
-        """The shapes."""
-        return self.shapes.split(",")
-
-    @property
-    def rates(self) -> list[float]:
-        """The prune rates."""
-        return numbers(self.prune_rates, "--prune-rates")
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Parses the options, measures, and prints and writes what was found."""
@@ -100,10 +79,10 @@ def main(arguments: list[str] | None = None) -> None:
     console.width = max(console.width, 100)  # of the table
     batch = (config.batch_size, config.sequence_length)
     shapes = {}
-    for name in config.names:
+    for name in config.shapes:
         console.print(f"measuring {name}, {config.repeats} rounds")
         model = load(name, device, config.dtype)
-        shapes[name] = measure(model, config.rates, batch, config.repeats, clock)
+        shapes[name] = measure(model, config.prune_rates, batch, config.repeats, clock)
         del model
     agent, host = measure_agent(config.repeats, clock), measure_host(config.repeats, clock)
     command = ["python", "benchmarks/speed.py", *words]
@@ -125,7 +104,7 @@ def check(config: SpeedConfig) -> torch.device:
             be written cannot be.
     """
     device = choose_device(config.device)
-    for name in config.names:
+    for name in config.shapes:
         if name in NEED_A_GPU and device.type == "cpu":
             raise PruningError(
                 f"the shape {name} is measured on a GPU only and the device is the CPU; take "

@@ -85,7 +85,7 @@ class ComparisonConfig(CellsConfig):
         below=1,
         unset="0.3 as in the paper, or the nearest that is measured",
     )
-    tasks: str | None = same_option(EvaluationConfig, "tasks", None)
+    tasks: tuple[str, ...] | None = same_option(EvaluationConfig, "tasks", None)
     task_data: str | None = same_option(EvaluationConfig, "task_data", None)
     limit: int | None = same_option(EvaluationConfig, "limit", None)
 

@@ -2,7 +2,7 @@
 
     python scripts/benchmark_inference.py DENSE PRUNED ...
     python scripts/benchmark_inference.py builtin runs/NAME --output runs/NAME/latency
-    python scripts/benchmark_inference.py --shape 100m --prune-rates 0.3,0.5 --round-to 1,64
+    python scripts/benchmark_inference.py --shape 100m --prune-rates 0.3 0.5 --round-to 1 64
 
 A model is `builtin`, a hub id, a directory (dense or exported) or a finished run. With --shape,
 random weights and random masks stand in for models, so that nothing needs to be downloaded.

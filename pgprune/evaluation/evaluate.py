@@ -57,10 +57,9 @@ class EvaluationConfig(Config):
         400, "windows of each text, at most, from its beginning; 0 for all of it", minimum=0
     )
     batch_size: int = option(8, "windows or answers of one call", minimum=1)
-    tasks: str | None = option(
+    tasks: tuple[str, ...] | None = option(
         None,
-        f"zero-shot tasks: paper ({', '.join(PAPER_TASKS)}), or names of lm-eval's "
-        "tasks of multiple choice or of local files, joined by commas",
+        "zero-shot tasks: paper (seven), lm-eval's names or local task files",
         unset="paper with --task-data, none without",
     )
     task_data: str | None = option(
@@ -83,10 +82,9 @@ class EvaluationConfig(Config):
     @property
     def task_names(self) -> list[str]:
         """The tasks to do."""
-        if self.tasks == "paper" or (self.tasks is None and self.task_data is not None):
-            return list(PAPER_TASKS)
-        names = (name.strip() for name in (self.tasks or "").split(","))
-        return list(dict.fromkeys(name for name in names if name))
+        asked = self.tasks or (("paper",) if self.task_data is not None else ())
+        names = (PAPER_TASKS if name == "paper" else [name] for name in asked)
+        return list(dict.fromkeys(chain.from_iterable(names)))
 
 
 class Evaluation:

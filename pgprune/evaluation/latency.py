@@ -27,7 +27,6 @@ from pgprune.models.load import DTYPES, ModelConfig
 from pgprune.models.losses import next_token_logits
 from pgprune.runs.any_model import check_source, load_any
 from pgprune.surgery.random_models import ShapeConfig, random_models
-from pgprune.utils.command_line import numbers, whole_numbers
 from pgprune.utils.devices import choose_device
 from pgprune.utils.files import check_new
 from pgprune.utils.memory import memory_of
@@ -39,14 +38,10 @@ Models = Mapping[str, PreTrainedModel]
 
 @dataclass(frozen=True)
 class LatencyConfig(Config):
-    """Measurement: what is timed, how often, and where.
+    """Measurement: what is timed, how often, and where."""
 
-    Raises:
-        PruningError: a list of numbers that is not understood.
-    """
-
-    batch_sizes: str = option("1,8", "numbers of prompts in a batch")
-    sequence_lengths: str = option("128,384", "tokens of a prompt")
+    batch_sizes: tuple[int, ...] = option((1, 8), "prompts in a batch", minimum=1)
+    sequence_lengths: tuple[int, ...] = option((128, 384), "tokens of a prompt", minimum=1)
     new_tokens: int = option(32, "tokens decoded after each prompt", minimum=1)
     repeats: int = option(7, "rounds over all models", minimum=1)
     threads: int | None = option(None, "CPU threads", minimum=1, unset="torch's choice")
@@ -64,15 +59,10 @@ class LatencyConfig(Config):
         unset="none, only the table is printed",
     )
 
-    def __post_init__(self) -> None:
-        """Refuses lists that are not understood."""
-        assert self.settings
-
     @property
     def settings(self) -> list[tuple[int, int]]:
         """Every batch size with every sequence length."""
-        batches = whole_numbers(self.batch_sizes, "--batch-sizes")
-        return list(product(batches, whole_numbers(self.sequence_lengths, "--sequence-lengths")))
+        return list(product(self.batch_sizes, self.sequence_lengths))
 
 
 @dataclass(frozen=True)
@@ -171,12 +161,13 @@ def load_models(sources: list[str], shapes: ShapeConfig, config: LatencyConfig) 
         return _load(sources, config)
     if sources:
         raise PruningError("give models or --shape, not both: their speeds do not compare")
-    rates = numbers(shapes.prune_rates, "--prune-rates")
-    round_to = whole_numbers(shapes.round_to, "--round-to")
     device = choose_device(config.device)
     own = torch.float32 if device.type == "cpu" else torch.bfloat16
     dtype = DTYPES.get(config.dtype, own)
-    return random_models(shapes.shape, rates, round_to, device, dtype, config.attn_implementation)
+    return random_models(
+        *(shapes.shape, shapes.prune_rates, shapes.round_to),
+        *(device, dtype, config.attn_implementation),
+    )
 
 
 def _load(sources: list[str], config: LatencyConfig) -> Models:

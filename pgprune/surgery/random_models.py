@@ -4,6 +4,7 @@ A random mask with the budget's exact counts is cut out of a dense random LLaMA,
 learned one: how fast a model is depends on how much each layer keeps, not on which units.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Any
@@ -66,18 +67,18 @@ class ShapeConfig(Config):
         choices=list(SHAPES),
         unset="compare the models that are named",
     )
-    prune_rates: str = option("0.3,0.5", "with --shape: prune rates to compare")
-    round_to: str = option(
-        "1,8",
-        "with --shape: what every layer's number of channels is a multiple of, each "
-        "for each rate; matrix kernels are slower at odd numbers",
+    prune_rates: tuple[float, ...] = option(
+        (0.3, 0.5), "with --shape: prune rates to compare", above=0, below=1
+    )
+    round_to: tuple[int, ...] = option(
+        (1, 8), "with --shape: round channels per layer to multiples of these", minimum=1
     )
 
 
 def random_models(
     shape: str,
-    prune_rates: list[float],
-    round_to: list[int],
+    prune_rates: Sequence[float],
+    round_to: Sequence[int],
     device: torch.device,
     dtype: torch.dtype,
     attn_implementation: str = "sdpa",
@@ -116,7 +117,7 @@ def random_models(
 
 
 def _random_masks(
-    units: PruningUnits, prune_rates: list[float], round_to: list[int], seed: int
+    units: PruningUnits, prune_rates: Sequence[float], round_to: Sequence[int], seed: int
 ) -> dict[str, Tensor]:
     """Masks (n,) of the same random scores by the names of the models that they leave."""
     generator = torch.Generator().manual_seed(seed)

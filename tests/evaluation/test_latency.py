@@ -74,7 +74,7 @@ def test_models_take_turns_and_the_order_alternates(models, monkeypatch):
 
     monkeypatch.setattr(latency, "_work", work)
     monkeypatch.setattr(latency, "memory_of", lambda work, device: 7)
-    config = LatencyConfig(batch_sizes="2", sequence_lengths="8", new_tokens=4, repeats=3)
+    config = LatencyConfig(batch_sizes=(2,), sequence_lengths=(8,), new_tokens=4, repeats=3)
     dense, pruned = measure(models, config)
     assert turns == [
         "dense",
@@ -89,7 +89,7 @@ def test_models_take_turns_and_the_order_alternates(models, monkeypatch):
 
 
 def test_every_model_is_measured_in_every_setting(models):
-    config = LatencyConfig("1,2", "8,16", new_tokens=2, repeats=2, threads=1)
+    config = LatencyConfig((1, 2), (8, 16), new_tokens=2, repeats=2, threads=1)
     told = []
     found = measure(models, config, told.append)
     expected = [(b, t, name) for b in (1, 2) for t in (8, 16) for name in models]
@@ -205,7 +205,7 @@ def folder(models, tmp_path_factory) -> Path:
     return folder
 
 
-QUICK = ("--batch-sizes=2", "--sequence-lengths=8,16", "--new-tokens=2", "--repeats=2")
+QUICK = ("--batch-sizes=2", "--new-tokens=2", "--repeats=2", "--sequence-lengths", "8", "16")
 
 
 def test_the_command(folder, tmp_path, capsys):
@@ -226,7 +226,7 @@ def test_the_command(folder, tmp_path, capsys):
 
 
 def test_random_weights_need_no_model(tiny_shape, capsys):
-    benchmark("--shape=100m", "--prune-rates=0.5", "--round-to=1,8", *QUICK)
+    benchmark("--shape=100m", "--prune-rates=0.5", "--round-to", "1", "8", *QUICK)
     assert "by 8" in " ".join(capsys.readouterr().out.split())
 
 
@@ -235,12 +235,13 @@ def test_random_weights_need_no_model(tiny_shape, capsys):
     [
         ([], "nothing to measure; give models or runs, or --shape"),
         (["builtin", "--shape=100m"], "not both"),
-        (["builtin", "--batch-sizes=1,x"], "--batch-sizes must be positive numbers .* '1,x'"),
-        (["builtin", "--sequence-lengths=1.5"], "--sequence-lengths must be whole numbers"),
+        (["builtin", "--batch-sizes=x"], "--batch-sizes: must be a whole number .* 'x'"),
+        (["builtin", "--batch-sizes=1,8"], "write --batch-sizes 1 8, not 1,8"),
+        (["builtin", "--sequence-lengths=1.5"], "--sequence-lengths: must be a whole number"),
         (["builtin", "--sequence-lengths=500"], r"builtin has a context of 512 .* 500 \+ 32"),
         (["builtin", "nowhere/"], "'nowhere/' does not exist"),
-        (["--shape=100m", "--prune-rates=30"], "prune rate 30.0 is not a number inside"),
-        (["--shape=100m", "--round-to=0"], "--round-to must be positive"),
+        (["--shape=100m", "--prune-rates=30"], "--prune-rates: .* below 1, not 30"),
+        (["--shape=100m", "--round-to=0"], "--round-to: .* at least 1, not 0"),
         (["--shape=7b"], "shape.* must be one of 100m, llama-2-7b"),
         (["builtin", "--repeats=0"], "repeats.* at least 1"),
     ],

@@ -263,8 +263,8 @@ def test_which_tasks_are_done():
         return EvaluationConfig(**options).task_names
 
     assert names() == []
-    assert names(task_data="folder") == names(tasks="paper") == list(PAPER_TASKS)
-    assert names(tasks="piqa, arc_easy,piqa", task_data="folder") == ["piqa", "arc_easy"]
+    assert names(task_data="folder") == names(tasks=("paper",)) == list(PAPER_TASKS)
+    assert names(tasks=("piqa", "arc_easy", "piqa"), task_data="folder") == ["piqa", "arc_easy"]
 
 
 @pytest.mark.parametrize(

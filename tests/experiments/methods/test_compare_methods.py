@@ -78,7 +78,15 @@ def test_zero_shot_tasks_are_done_by_the_models_that_the_perplexities_are_of(
     monkeypatch.setattr(comparison_running, "Harness", Student)
     for module in (comparison_running, script):
         monkeypatch.setattr(module, "load_tasks", lambda names, folder: names)
-    few = ("--methods", "flap:method-samples=8", "--rates=0.33", "--tasks=quiz,riddle", "--limit=7")
+    few = (
+        "--methods",
+        "flap:method-samples=8",
+        "--rates=0.33",
+        "--limit=7",
+        "--tasks",
+        "quiz",
+        "riddle",
+    )
     assert compare(tmp_path, *few) == 0
     own, repaired = read_records(tmp_path)
     verdict = {"accuracy": 0.5, "verdict": "above chance"}
