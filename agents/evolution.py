@@ -119,7 +119,7 @@ class Evolution(Agent):
         for count, stop in self._stages():
             alive = torch.cat([alive[:1], _best(sums, alive[1:], count)])  # the parent, offspring
             rows = masks[alive].to(self.env.problem.lm.device)
-            sums[alive] += self.env.judge(rows, batch[done:stop]).sum(1).to("cpu", torch.float64)
+            sums[alive] += self.env.evaluate(rows, batch[done:stop]).sum(1).to("cpu", torch.float64)
             if not done:
                 first = sums[1:] / stop  # (K,)
             done = stop

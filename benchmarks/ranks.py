@@ -24,7 +24,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from pgprune.agents.training.ranks_team import Ranks, serve
-from pgprune.envs.judge import Alone, Judge
+from pgprune.envs.judge import Evaluate, Judge
 from pgprune.errors import PruningError
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
@@ -101,10 +101,10 @@ def measure(judge: Judge, team: Ranks, config: RanksConfig) -> dict[str, Any]:
     masks = torch.stack([budget.round(row) for row in scores])  # (K, n)
     size = (config.batch_size, config.sequence_length)
     ids = torch.randint(int(lm.model.config.vocab_size), size, generator=generator)  # type: ignore
-    judge.enlist(team)
+    judge.share(team)
     alone, together = [], []  # masks a second
     for done in range(-1, config.repeats):  # the first round warms up
-        one, losses = _rate(judge.alone, masks, ids)
+        one, losses = _rate(judge.local, masks, ids)
         every, same = _rate(judge, masks, ids)
         if not torch.equal(losses, same):
             raise PruningError("the processes have found other losses than the main one alone")
@@ -134,7 +134,7 @@ def describe(report: dict[str, Any]) -> str:
     )
 
 
-def _rate(judge: Alone, masks: Tensor, ids: Tensor) -> tuple[float, Tensor]:
+def _rate(judge: Evaluate, masks: Tensor, ids: Tensor) -> tuple[float, Tensor]:
     """Masks a second, and their losses."""
     started = time.perf_counter()
     losses = judge(masks, ids).cpu()

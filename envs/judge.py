@@ -15,102 +15,106 @@ from pgprune.repair.repair import repaired
 from pgprune.utils.memory import within_memory
 from pgprune.utils.transfer import send
 
-Alone = Callable[[Tensor, Tensor], Tensor]
-"""Masks (k, n) and token ids (B, T) to losses (k, B), on one model."""
+Evaluate = Callable[[Tensor, Tensor], Tensor]
+"""Masks (k, n) and token ids (B, T) to losses (k, B), in this process."""
 
 
-class Team(Protocol):
-    """Replicas of the model that share the masks of a step."""
+class Replicas(Protocol):
+    """Copies of the model in other processes that share the masks of a step."""
 
     @property
     def size(self) -> int:
         """How many replicas evaluate masks at the same time."""
 
     def ready(self, model: str) -> None:
-        """Waits until all replicas are loaded, and makes sure that they have this fingerprint.
+        """Waits until all replicas are loaded.
+
+        Args:
+            model: the fingerprint that they must have.
 
         Raises:
             PruningError: one cannot be loaded, or is of another model.
         """
 
-    def losses(self, masks: Tensor, input_ids: Tensor, alone: Alone) -> Tensor:
-        """The losses of masks (k, n) that differ on (B, T) tokens, (k, B) on the host.
+    def losses(self, masks: Tensor, input_ids: Tensor, local: Evaluate) -> Tensor:
+        """Evaluates different masks: (k, n) on (B, T) tokens -> (k, B), on the host.
 
         Args:
-            masks: in an order in which those that share work are neighbours.
+            masks: in an order in which masks that share work are neighbours.
             input_ids: the batch.
-            alone: evaluates masks in this process.
+            local: evaluates masks in this process.
         """
 
-    def follow(self, mask: Tensor, alone: Callable[[Tensor], None]) -> None:
-        """Lets all replicas judge with repairs that follow a mask (n,), this one by ``alone``."""
+    def follow(self, mask: Tensor, local: Callable[[Tensor], None]) -> None:
+        """Lets the repairs of all replicas follow a mask (n,); ``local`` does so here."""
 
     def close(self) -> None:
-        """Sends the replicas home; again, it does nothing."""
+        """Stops the replicas. Safe to call twice."""
 
 
 class Judge:
-    """Judges masks as the rewards want it: as they are, filled, or repaired.
+    """Evaluates masks as the rewards want it: as they are, filled, or repaired.
 
     Args:
-        lm: the frozen model.
-        fill: what pruned inputs are in place of zero.
-
-    Attributes:
-        lm: the frozen model, whose tokens count what the whole team was asked.
-        repair: of each mask before it is judged, with its weights; None for none.
+        lm: the frozen model, whose meter counts the tokens of all replicas.
+        fill: stands in place of pruned inputs, which are zero by default.
     """
 
     def __init__(self, lm: MaskedLM, fill: Fill | None = None) -> None:
         self.lm = lm
-        self.repair: NearbyRepair | None = None
         self._fill = fill
-        self._team: Team | None = None
+        self._repair: NearbyRepair | None = None
+        self._replicas: Replicas | None = None
 
     def __call__(self, masks: Tensor, input_ids: Tensor) -> Tensor:
-        """The losses: (K, n) and (B, T) int64 -> (K, B), on the model's device.
+        """Computes losses: (K, n) and (B, T) int64 -> (K, B), on the model's device.
 
         Raises:
             ResourceError: there is not enough memory, or a replica is lost.
         """
-        if self._team is None or len(masks) == 1:
-            return self.alone(masks, input_ids)
+        if self._replicas is None or len(masks) == 1:
+            return self.local(masks, input_ids)
         rows, where = distinct(masks)
+        # Replicas evaluate equal masks once, but the count must not depend on who evaluates.
         with self.lm.meter.counting(len(masks) * input_ids.numel()):
-            losses = self._team.losses(rows, input_ids, self.alone)  # (rows, B)
+            losses = self._replicas.losses(rows, input_ids, self.local)  # (rows, B)
         return send(losses[where], self.lm.device)
 
-    def alone(self, masks: Tensor, input_ids: Tensor) -> Tensor:
-        """The same without the team."""
+    def local(self, masks: Tensor, input_ids: Tensor) -> Tensor:
+        """Computes the same losses without replicas."""
         with within_memory():
-            if self.repair is None:
+            if self._repair is None:
                 return self.lm.losses(masks, input_ids, self._fill)
             losses = list[Tensor]()
-            for mask in masks:
-                with repaired(self.lm, self.repair(mask)):
+            for mask in masks:  # each has weights of its own, so no two share a pass
+                with repaired(self.lm, self._repair(mask)):
                     losses.append(self.lm.losses(mask[None], input_ids))
             return torch.cat(losses)
 
-    def follow(self, mask: Tensor) -> None:
-        """Lets the repairs follow a mask (n,)."""
-        assert self.repair is not None
-        with within_memory():
-            if self._team is None:
-                self.repair.follow(mask)
-            else:
-                self._team.follow(mask, self.repair.follow)
+    def use(self, repair: NearbyRepair) -> None:
+        """Gives each mask the weights of a repair from now on."""
+        self._repair = repair
 
-    def enlist(self, team: Team) -> None:
+    def follow(self, mask: Tensor) -> None:
+        """Lets the repair follow a mask (n,), here and in all replicas."""
+        assert self._repair is not None
+        with within_memory():
+            if self._replicas is None:
+                self._repair.follow(mask)
+            else:
+                self._replicas.follow(mask, self._repair.follow)
+
+    def share(self, replicas: Replicas) -> None:
         """Shares the masks of a step with replicas, once they are ready.
 
         Raises:
             PruningError: one of them cannot work.
         """
-        team.ready(fingerprint(*self.lm.model.parameters()))
-        self._team = team
+        replicas.ready(fingerprint(*self.lm.model.parameters()))
+        self._replicas = replicas
 
-    def dismiss(self) -> None:
-        """Goes on alone."""
-        if self._team is not None:
-            self._team.close()
-        self._team = None
+    def stop(self) -> None:
+        """Stops the replicas, and evaluates in this process alone. Safe to call twice."""
+        if self._replicas is not None:
+            self._replicas.close()
+        self._replicas = None

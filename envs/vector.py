@@ -187,6 +187,21 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         flags = torch.full_like(loss, ended, dtype=torch.bool)
         return observations, rewards, out(flags), out(torch.zeros_like(flags)), info
 
+    def evaluate(self, masks: Tensor, input_ids: Tensor) -> Tensor:
+        """Evaluates any number of masks on given sequences, as rewards do, without a step.
+
+        Args:
+            masks: zeros and ones, (M, n).
+            input_ids: a batch of ``stream.next()`` or a part of it, (B, T).
+
+        Returns:
+            The loss of each mask on each sequence, (M, B), on the model's device.
+
+        Raises:
+            ResourceError: there is not enough memory, or a replica is lost.
+        """
+        return self.judge(masks, input_ids)
+
     def render(self) -> tuple[Any, ...] | None:
         """Draws the kept share by layer and kind of each row's last mask.
 
@@ -234,10 +249,10 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
     def _losses(self, masks: Tensor) -> Tensor:
         """The mean loss of each mask (K, n) on its next batch, (K,) float64."""
         if self.shared_batch:
-            losses = self.judge(masks, self.stream.next())  # (K, B)
+            losses = self.evaluate(masks, self.stream.next())  # (K, B)
         else:
             batches = zip(masks.split(1), self.streams, strict=True)
-            losses = torch.cat([self.judge(mask, stream.next()) for mask, stream in batches])
+            losses = torch.cat([self.evaluate(mask, stream.next()) for mask, stream in batches])
         return losses.double().mean(dim=1)
 
     def _observations(self, kept_shares: Tensor) -> Tensor:

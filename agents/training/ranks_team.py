@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.distributed import Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
-from pgprune.envs.judge import Alone, Judge
+from pgprune.envs.judge import Evaluate, Judge
 from pgprune.errors import PruningError, ResourceError
 from pgprune.models.load import fingerprint
 from pgprune.utils.process_ids import rank, world_size
@@ -72,7 +72,7 @@ class Ranks:
                         "the same one on every host"
                     )
 
-    def losses(self, masks: Tensor, input_ids: Tensor, alone: Alone) -> Tensor:
+    def losses(self, masks: Tensor, input_ids: Tensor, local: Evaluate) -> Tensor:
         """The losses of masks (k, n) on (B, T) tokens, a part of the masks by each process."""
         own, *parts = masks.to("cpu", torch.uint8).tensor_split(self.size)
         asked = [(line, part) for line, part in zip(self._lines, parts, strict=True) if len(part)]
@@ -81,20 +81,20 @@ class Ranks:
                 line.send(torch.tensor([_LOSSES, *part.shape, *input_ids.shape]))
                 line.send(part)
                 line.send(input_ids.cpu())
-            losses = [alone(own, input_ids).cpu()]  # each (k', B)
+            losses = [local(own, input_ids).cpu()]  # each (k', B)
             for line, part in asked:
                 self._check(line)
                 answer = line.receive((len(part), len(input_ids)), torch.float64)
                 losses.append(answer.to(losses[0].dtype))
         return torch.cat(losses)
 
-    def follow(self, mask: Tensor, alone: Callable[[Tensor], None]) -> None:
-        """Lets all processes follow a mask (n,); ``alone`` is what this one does."""
+    def follow(self, mask: Tensor, local: Callable[[Tensor], None]) -> None:
+        """Lets all processes follow a mask (n,); ``local`` is what this one does."""
         with self._attentive():
             for line in self._lines:
                 line.send(torch.tensor([_FOLLOW, 1, len(mask), 0, 0]))
                 line.send(mask[None].to("cpu", torch.uint8))
-            alone(mask)
+            local(mask)
             for line in self._lines:
                 self._check(line)
 

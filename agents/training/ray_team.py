@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pgprune.envs.judge import Alone, Judge
+from pgprune.envs.judge import Evaluate, Judge
 from pgprune.errors import PruningError, ResourceError
 from pgprune.models.load import fingerprint
 
@@ -67,17 +67,17 @@ class Actors:
                     "one on every node"
                 )
 
-    def losses(self, masks: Tensor, input_ids: Tensor, alone: Alone) -> Tensor:
+    def losses(self, masks: Tensor, input_ids: Tensor, local: Evaluate) -> Tensor:
         """The losses of masks (k, n) on (B, T) tokens, a part of the masks by each actor."""
         parts = masks.cpu().tensor_split(min(len(masks), self.size))
         tasks = [(part.numpy(), input_ids.cpu().numpy()) for part in parts]
         return torch.cat([torch.tensor(losses) for losses in self._answers("losses", tasks)])
 
-    def follow(self, mask: Tensor, alone: Callable[[Tensor], None]) -> None:
-        """Lets all actors follow a mask (n,), and ``alone`` this process."""
+    def follow(self, mask: Tensor, local: Callable[[Tensor], None]) -> None:
+        """Lets all actors follow a mask (n,), and ``local`` this process."""
         self._followed = mask.to("cpu", torch.uint8).numpy()
         self._answers("follow", [(self._followed,)] * self.size)
-        alone(mask)
+        local(mask)
 
     def close(self) -> None:
         """Ends the actors; again, it does nothing."""

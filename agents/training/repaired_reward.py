@@ -44,7 +44,7 @@ class RepairedReward:
         self.followed: Tensor | None = None
         self._env = env
         self._every = every
-        env.judge.repair = NearbyRepair(env.problem.lm, windows, damping)
+        env.judge.use(NearbyRepair(env.problem.lm, windows, damping))
 
     def follow(self, mask: Tensor) -> None:
         """Takes the moments in the repaired model of a mask, (n,)."""

@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from pgprune.agents.training import ranks_team as distributed
 from pgprune.agents.training.ranks_team import Ranks
 from pgprune.agents.training.ray_team import Actors
-from pgprune.agents.training.repaired_reward import REFIT_WINDOWS, RepairedReward
+from pgprune.agents.training.repaired_reward import REFIT_WINDOWS
 from pgprune.agents.training.settings import Settings
 from pgprune.envs import LLMPruningVectorEnv
-from pgprune.envs.judge import Judge, Team
+from pgprune.envs.judge import Judge, Replicas
+from pgprune.envs.nearby_repair import NearbyRepair
 from pgprune.errors import PruningError
 from pgprune.masking.problem import Problem, make_problem
 from pgprune.utils import process_ids as ranks
@@ -17,7 +18,7 @@ from pgprune.utils.options import dump_yaml, from_dict, load_yaml
 
 
 @contextmanager
-def team_of(settings: Settings) -> Iterator[Team | None]:
+def team_of(settings: Settings) -> Iterator[Replicas | None]:
     """The replicas that share the masks of a run, which begin to load; None for a run alone.
 
     Raises:
@@ -70,12 +71,12 @@ def judge_of(text: str) -> Judge:
     env = make_env(settings, problem)
     if settings.refits:
         windows = problem.stream.head(settings.init.init_samples)[:REFIT_WINDOWS]
-        RepairedReward(env, windows, settings.repair.repair_damping)
+        env.judge.use(NearbyRepair(problem.lm, windows, settings.repair.repair_damping))
     return env.judge
 
 
 def make_env(settings: Settings, problem: Problem) -> LLMPruningVectorEnv:
-    """The environment of a run; ``RepairedReward`` lets it judge with refitted weights."""
+    """The environment of a run; ``Judge.use`` lets it evaluate with refitted weights."""
     reward = "plain" if settings.refits else settings.agent.reward
     return LLMPruningVectorEnv(settings.masks, reward=reward, problem=problem)
 

@@ -22,7 +22,7 @@ from pgprune.agents.training.results import plot, summarise
 from pgprune.agents.training.run_state import Record
 from pgprune.agents.training.settings import STARTS_OVER, Settings
 from pgprune.data.stream import evaluation_windows
-from pgprune.envs.judge import Team
+from pgprune.envs.judge import Replicas
 from pgprune.errors import PruningError
 from pgprune.evaluation.sample import sample_text
 from pgprune.export.export import check_format
@@ -56,7 +56,9 @@ class Training:
         PruningError: anything that cannot work, before any long work.
     """
 
-    def __init__(self, settings: Settings, view: TrainingView, team: Team | None = None) -> None:
+    def __init__(
+        self, settings: Settings, view: TrainingView, team: Replicas | None = None
+    ) -> None:
         self._started = time.monotonic()
         self.settings = settings
         self.view = view
@@ -75,7 +77,7 @@ class Training:
         self._validation = self.problem.stream.head(VALIDATION_WINDOWS)
         self._env = make_env(settings, self.problem)
         if team is not None:
-            self._env.judge.enlist(team)
+            self._env.judge.share(team)
         self._repaired_reward: RepairedReward | None = None
         self.record = Record()
         self._earlier_seconds = 0.0
@@ -153,7 +155,7 @@ class Training:
                 return not interrupted()
 
             agent.learn(total, after_step)
-        self._env.judge.dismiss()
+        self._env.judge.stop()
         self._save(run, agent)
         return self._finish(run, agent, completed=agent.steps >= last)
 
@@ -185,7 +187,7 @@ class Training:
         """
         mask, record, env = agent.mask(), self.record, self._env
         rows = mask[None].to(self.problem.lm.device)  # (1, n)
-        losses = [env.judge(rows, batch) for batch in self._validation.split(8)]  # (1, B) each
+        losses = [env.evaluate(rows, batch) for batch in self._validation.split(8)]  # (1, B) each
         record.validation_loss = float(torch.cat(losses, dim=1).double().mean())
         if record.validation_loss < record.best_loss or "best" not in record.masks:
             record.best_loss = record.validation_loss

@@ -116,7 +116,7 @@ def test_rewards_follow_the_answer(problem: Problem) -> None:
     nearby = NearbyRepair(problem.lm, windows)
     assert follow.followed is not None
     nearby.follow(follow.followed)
-    for mask, losses in zip(masks, env.judge(masks, batch), strict=True):
+    for mask, losses in zip(masks, env.evaluate(masks, batch), strict=True):
         with repaired(problem.lm, nearby(mask)):
             expected = problem.lm.losses(mask[None], batch)[0]
         torch.testing.assert_close(losses, expected)

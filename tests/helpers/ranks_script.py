@@ -33,7 +33,7 @@ def judge_of(trouble: str) -> Judge:
         raise PruningError("there is no model here")
     model = tiny_model("opt" if trouble == "another model" else "llama")
     judge = Judge(MaskedLM(model, PruningUnits.of(model), "sliced"))
-    judge.repair = NearbyRepair(judge.lm, tokens(4, 12))
+    judge.use(NearbyRepair(judge.lm, tokens(4, 12)))
     if trouble == "no memory":
         judge.lm.losses = no_memory
     if trouble == "late":
@@ -60,7 +60,7 @@ def main(trouble: str) -> None:
         distributed._ANSWER = timedelta(seconds=1)
     team = Ranks(trouble)
     try:
-        judge.enlist(team)
+        judge.share(team)
         if trouble == "killed":
             time.sleep(20)  # as a metric does that takes its time
         for rows in (masks, masks[:2], masks[[0, 0, 1, 0]], masks[:1]):
@@ -76,7 +76,7 @@ def main(trouble: str) -> None:
         print(error)
     else:
         print("the same")
-    judge.dismiss()
+    judge.stop()
     team.close()
 
 
