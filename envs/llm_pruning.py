@@ -107,14 +107,17 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
     | `round_to`            | int     | `1`                | channels of a layer: multiples of N |
     | `batch_size`          | int     | `8`                | sequences of a calibration batch    |
     | `sequence_length`     | int     | `128`              | tokens of a sequence                |
-    | `calibration_samples` | int     | `None`             | revisit that many sequences only    |
+    | `calibration_samples` | int     | `None`             | revisit this many sequences only    |
     | `evaluation_windows`  | int     | `400`              | windows of each evaluation text     |
     | `reward`              | str     | `"plain"`          | or `repaired`: pruned at the mean   |
     | `budget_penalty`      | float   | `0.0`              | weight of the excess in the reward  |
     | `horizon`             | int     | `1`                | steps of an episode                 |
     | `executor`            | str     | `"auto"`           | `masked` or `sliced` evaluation     |
     | `kernels`             | str     | `"plain"`          | or `triton`: of `sliced`, on a GPU  |
+    | `compile_head`        | bool    | `False`            | compile head and loss, for a GPU    |
     | `device`, `dtype`     | str     | `"auto"`           | of the model                        |
+    | `device_map`          | str     | `None`             | `auto`: spread over all devices     |
+    | `attn_implementation` | str     | `"sdpa"`           | attention kernel of transformers    |
     | `seed`                | int     | `None`             | of the stream; 0 or the `problem`'s |
     | `render_mode`         | str     | `None`             | `ansi` or `rgb_array`: kept shares  |
     | `problem`             | Problem | `None`             | model, text and budget, loaded      |

@@ -14,14 +14,13 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from pgprune.data.stream import DataConfig, evaluation_windows
+from pgprune.data.stream import evaluation_windows
 from pgprune.envs import rendering
 from pgprune.envs.judge import Judge
 from pgprune.envs.reward import check_reward, reward_fill
 from pgprune.errors import PruningError
 from pgprune.masking.perplexity import perplexity
-from pgprune.masking.problem import Problem, PruningConfig, make_problem
-from pgprune.models.load import ModelConfig
+from pgprune.masking.problem import Problem, PruningConfig
 from pgprune.utils.transfer import read, send
 
 Array = npt.NDArray[Any] | Tensor
@@ -50,62 +49,41 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         self,
         num_envs: int = 1,
         *,
-        model: str = "builtin",
-        calibration: str = "builtin",
-        evaluation: str = "builtin",
-        granularity: str = "heads+channels",
-        channel_block: int = 1,
-        prune_rate: float = 0.4,
-        budget: str = "per-kind",
-        scope: str = "global",
-        round_to: int = 1,
-        batch_size: int = 8,
-        sequence_length: int = 128,
-        calibration_samples: int | None = None,
-        evaluation_windows: int = 400,
         reward: str = "plain",
         budget_penalty: float = 0.0,
         horizon: int = 1,
         shared_batch: bool = True,
-        executor: str = "auto",
-        kernels: str = "plain",
-        device: str = "auto",
-        dtype: str = "auto",
         seed: int | None = None,
         render_mode: str | None = None,
         problem: Problem | None = None,
+        **options: Any,
     ) -> None:
         """Loads the model and the text, unless they come with ``problem``.
 
-        ``num_envs`` is K, the masks of a step. ``shared_batch=False`` gives each row a calibration
-        stream of its own. The other arguments are in the table in ``LLMPruningEnv``.
+        Args:
+            num_envs: K, the masks of a step.
+            reward: see the table in ``LLMPruningEnv``, as for all that follows.
+            budget_penalty: weight of the excess in the reward.
+            horizon: steps of an episode.
+            shared_batch: all rows share one batch; else each row has its own stream.
+            seed: of the calibration stream.
+            render_mode: ``None``, ``ansi`` or ``rgb_array``.
+            problem: model, text and budget, loaded.
+            **options: fields of ``ModelConfig``, ``DataConfig`` and ``PruningConfig``, without a
+                problem.
 
         Raises:
             PruningError: an argument that is not allowed.
         """
         self._check_arguments(num_envs, horizon, budget_penalty, render_mode)
+        granularity = options.get("granularity", PruningConfig.granularity)
         check_reward(reward, problem.units.granularity if problem else granularity)
         if problem is None:
-            data = DataConfig(
-                calibration=calibration,
-                evaluation=evaluation,
-                sequence_length=sequence_length,
-                batch_size=batch_size,
-                calibration_samples=calibration_samples,
-                evaluation_windows=evaluation_windows,
+            problem = Problem.make(seed or 0, num_envs, **options)
+        elif options:
+            raise PruningError(
+                f"{', '.join(options)} cannot be given beside a problem, which is loaded already"
             )
-            pruning = PruningConfig(
-                prune_rate=prune_rate,
-                granularity=granularity,
-                channel_block=channel_block,
-                budget=budget,
-                scope=scope,
-                round_to=round_to,
-                executor=executor,
-                kernels=kernels,
-            )
-            config = ModelConfig(model=model, device=device, dtype=dtype)
-            problem = make_problem(config, data, pruning, seed or 0, masks_per_step=num_envs)
         self.problem = problem
         self.units = problem.units
         self.budget = problem.budget

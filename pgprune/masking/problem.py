@@ -1,6 +1,7 @@
 """A pruning problem: the frozen model, its units, the budget and the calibration stream."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -92,6 +93,35 @@ class Problem:
     stream: CalibrationStream
     tokenizer: PreTrainedTokenizerBase
     data: DataConfig
+
+    @classmethod
+    def make(cls, seed: int = 0, masks_per_step: int = 2, **options: Any) -> "Problem":
+        """Loads a problem from options by name, whichever config they belong to.
+
+        Args:
+            seed: of the calibration stream.
+            masks_per_step: as in ``make_problem``.
+            **options: fields of ``ModelConfig``, ``DataConfig`` and ``PruningConfig``.
+
+        Raises:
+            PruningError: an unknown option, or what ``make_problem`` refuses.
+        """
+        kinds = (ModelConfig, DataConfig, PruningConfig)
+        parts: dict[type[Config], dict[str, Any]] = {kind: {} for kind in kinds}
+        where = {name: kind for kind in kinds for name in kind.__dataclass_fields__}
+        for name, value in options.items():
+            if name not in where:
+                raise PruningError(
+                    f"unknown argument {name!r}; the known ones are {', '.join(where)}"
+                )
+            parts[where[name]][name] = value
+        return make_problem(
+            ModelConfig(**parts[ModelConfig]),
+            DataConfig(**parts[DataConfig]),
+            PruningConfig(**parts[PruningConfig]),
+            seed,
+            masks_per_step,
+        )
 
 
 def make_problem(

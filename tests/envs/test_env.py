@@ -2,7 +2,10 @@
 
 import doctest
 import pickle
+import re
 import warnings
+from dataclasses import fields
+from inspect import signature
 from typing import Any
 
 import gymnasium as gym
@@ -15,8 +18,10 @@ from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 import pgprune
 from helpers.tiny import ID
+from pgprune.data.stream import DataConfig
 from pgprune.envs import LLMPruningEnv, LLMPruningVectorEnv, llm_pruning
-from pgprune.masking.problem import Problem
+from pgprune.masking.problem import Problem, PruningConfig
+from pgprune.models.load import ModelConfig
 
 # ---------------------------------------------------------------- Gymnasium's rules
 
@@ -194,9 +199,28 @@ def test_what_is_not_a_mask_is_refused(problem: Problem, action: Any, message: s
         ({"num_envs": 0}, "num_envs 0"),
         ({"horizon": 0}, "horizon 0"),
         ({"budget_penalty": -1.0}, "budget_penalty -1.0"),
-        ({"render_mode": "human"}, "'human' is unknown; choose one of ansi, rgb_array"),
+        ({"render_mode": "human"}, "'human'.*ansi, rgb_array"),
+        ({"pruning_rate": 0.4}, "'pruning_rate'.*prune_rate"),
+        ({"prune_rate": 1.4}, "prune_rate.*below 1"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(argument: dict[str, Any], message: str) -> None:
     with pytest.raises(pgprune.PruningError, match=message):
         LLMPruningVectorEnv(**argument)
+
+
+def test_a_problem_leaves_no_argument_for_its_configs(problem: Problem) -> None:
+    with pytest.raises(pgprune.PruningError, match="prune_rate"):
+        LLMPruningVectorEnv(problem=problem, prune_rate=0.2)
+
+
+def test_the_documentation_names_every_argument() -> None:
+    configs = (ModelConfig, DataConfig, PruningConfig)
+    known = {field.name for config in configs for field in fields(config)}
+    known |= signature(LLMPruningVectorEnv).parameters.keys() - {"num_envs", "options"}
+    rows = re.findall(
+        r"^ *\| (`.*?) *\| (?:str|int|float|bool|Problem)", LLMPruningEnv.__doc__, re.M
+    )
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == known - {
+        "shared_batch"
+    }
