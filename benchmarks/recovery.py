@@ -67,12 +67,11 @@ def one_shot(run: Path, output: Path) -> None:
     """Writes the model that the mask leaves which a run started from, unless it is there."""
     if output.exists():
         return
-    from pgprune.runs.finished import load_source
-    from pgprune.runs.run import Run
+    from pgprune.runs.finished import FinishedRun
     from pgprune.surgery.layers import prune
     from pgprune.utils.files import new_directory
 
-    source = load_source(Run.open(run))
+    source = FinishedRun.open(run).load()
     model = prune(source.model, source.units, load_file(run / "mask.safetensors")["initial"])
     with new_directory(output) as directory:
         model.save_pretrained(directory)

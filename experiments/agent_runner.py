@@ -24,7 +24,7 @@ from pgprune.experiments.hyperparameters import BENCHMARK_SETTINGS, read_hyperpa
 from pgprune.experiments.unattended import train
 from pgprune.masking.units import LayerShape, PruningUnits, shapes_of
 from pgprune.models.load import ModelConfig, check_model
-from pgprune.runs.finished import read_results
+from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
 from pgprune.utils.command_line import ArgumentParser
 from pgprune.utils.devices import choose_device
@@ -167,7 +167,7 @@ def measure(work: Work) -> None:
     try:
         if not (path.exists() and Run.open(path).finished):
             train(settings_of(work.words), ["python", "scripts/train_agent.py", *work.words])
-        found = _found(work, read_results(Run.open(path)))
+        found = _found(work, FinishedRun.open(path).results)
     except PruningError as error:
         found = {"error": " ".join(str(error).split())}
     add_line(output / RECORDS, about | found)

@@ -19,7 +19,8 @@ from pgprune.export.export import check_format
 from pgprune.masking.problem import TOKENS_PER_TIMESTEP, PruningConfig, make_problem
 from pgprune.methods import BUDGET, GRANULARITY, METHODS, SLICING, MethodConfig, Pruned
 from pgprune.models.load import ModelConfig, fingerprint
-from pgprune.repair.config import REPAIR_FILE, RepairConfig, chosen_repair
+from pgprune.repair.config import RepairConfig, chosen_repair
+from pgprune.runs.files import RunFile
 from pgprune.runs.plots import plot_kept_shares
 from pgprune.runs.results import Table, facts, perplexities, with_repair
 from pgprune.runs.run import Run
@@ -188,13 +189,13 @@ class Baseline:
         tensors: dict[str, Tensor] = {"mask": pruned.mask}
         if pruned.importance is not None:
             tensors["scores"] = pruned.importance.scores
-        run.write_mask("mask", tensors, units.describe())
+        run.write_mask(tensors, units.describe())
         with saving(run.path, "free some space and prune again"):
             if pruned.repair is not None:
-                pruned.repair.save(run.path / REPAIR_FILE)
+                pruned.repair.save(run.path / RunFile.REPAIR)
             if pruned.slices is not None:
                 pruned.slices.save(run.path)
         (shares,) = units.kept_shares(pruned.mask[None])
-        path = run.path / "plots" / "kept_shares.png"
+        path = run.path / RunFile.PLOTS / "kept_shares.png"
         plot_kept_shares(path, units.groups, shares, target=budget.target_share)
         run.write_results(results)

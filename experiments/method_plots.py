@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pgprune.experiments.method_cells import AGENTS
 from pgprune.experiments.method_records import read_records
 from pgprune.experiments.method_rows import Row, columns_of, nearest_rate, rates_of, rows_of
-from pgprune.runs.finished import read_mask
+from pgprune.runs.learned_mask import LearnedMask
 from pgprune.utils.figures import plain_ticks, save_figure
 from pgprune.utils.jsonl import Record
 
@@ -123,7 +123,7 @@ def hamming_distances(
     for record in (one for one in records if "error" not in one):
         wanted = (record["model"], record["rate"], record["granularity"]) == (model, rate, _FINE)
         if wanted and record["mask"] is not None and (output / record["run"]).exists():
-            mask = read_mask(output / record["mask"]).mask.numpy()
+            mask = LearnedMask.read(output / record["mask"]).mask.numpy()
             # Units come layer by layer, and the layers of every known family are alike.
             masks[record["method"]][record["seed"]] = mask.reshape(record["layers"], -1)
     distances: Distances = {}

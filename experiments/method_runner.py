@@ -17,18 +17,17 @@ from pgprune.errors import PruningError
 from pgprune.evaluation.zero_shot import Harness, load_tasks
 from pgprune.experiments.method_cells import Cell, needs
 from pgprune.experiments.method_records import add_record
-from pgprune.export.reship import repaired_on
 from pgprune.masking.problem import Problem, PruningConfig, make_problem
 from pgprune.models.load import ModelConfig, check_model
-from pgprune.repair.config import REPAIR_FILE, added_parameters
+from pgprune.repair.config import added_parameters
 from pgprune.repair.fit import fit_repair
 from pgprune.repair.repair import Repair, repaired
 from pgprune.runs.any_model import load_any
-from pgprune.runs.finished import read_mask, read_results
+from pgprune.runs.files import RunFile
+from pgprune.runs.finished import FinishedRun
 from pgprune.runs.results import perplexities
 from pgprune.runs.run import Run
 from pgprune.surgery.layers import prune
-from pgprune.surgery.stream_slices import RECORD
 from pgprune.utils.jsonl import Record
 from pgprune.utils.memory import memory_of
 
@@ -78,7 +77,7 @@ def measure(task: Task, prune: Prune) -> None:
     try:
         if not (path.exists() and Run.open(path).finished):
             prune(task)
-        base = base_record(task, Run.open(path))
+        base = base_record(task, FinishedRun.open(path))
     except PruningError as error:
         return add_record(output, failure(cell, "none", error))
     if "none" in task.repairs:
@@ -100,7 +99,7 @@ def failure(cell: Cell, how: str, error: PruningError) -> Record:
     return {**_about(cell), "repair": how, "error": " ".join(str(error).split())}
 
 
-def base_record(task: Task, run: Run) -> Record:
+def base_record(task: Task, run: FinishedRun) -> Record:
     """The record of a run as its method leaves it.
 
     Args:
@@ -110,9 +109,9 @@ def base_record(task: Task, run: Run) -> Record:
     Raises:
         PruningError: the run is damaged.
     """
-    results, cell = read_results(run), task.cell
-    own = (run.path / REPAIR_FILE).exists() or (run.path / RECORD).exists()
-    has_mask = not (run.path / RECORD).exists()
+    results, cell = run.results, task.cell
+    sliced = (run.path / RunFile.SLICES).exists()
+    own = sliced or (run.path / RunFile.REPAIR).exists()
     cost = results.get("method_cost", results)
     record = {
         **_about(cell),
@@ -129,7 +128,7 @@ def base_record(task: Task, run: Run) -> Record:
         "mask_evaluations": results["mask_evaluations"],
         "tokens": cost["tokens"],
         "run": cell.path.as_posix(),
-        "mask": f"{cell.path.as_posix()}/mask.safetensors" if has_mask else None,
+        "mask": None if sliced else f"{cell.path.as_posix()}/{RunFile.MASK}",
     }
     if task.tasks and "none" in task.repairs:
         loaded = load_any(str(run.path))
@@ -149,9 +148,9 @@ def repaired_record(task: Task, base: Record, problem: Problem, how: str) -> Rec
     Raises:
         PruningError: the mask is damaged, or the repair fails.
     """
-    lm, run = problem.lm, Run.open(Path(task.output) / task.cell.path)
-    mask = read_mask(run.path / "mask.safetensors").mask
-    windows = problem.stream.head(repaired_on(run))
+    lm, run = problem.lm, FinishedRun.open(Path(task.output) / task.cell.path)
+    mask = run.learned_mask().mask
+    windows = problem.stream.head(run.repair_windows)
     found: list[Repair] = []
     before, started = lm.meter.tokens, time.monotonic()
     memory = memory_of(lambda: found.append(fit_repair(lm, mask, windows, how)), lm.device)

@@ -17,7 +17,7 @@ from rich.console import Console
 from transformers.utils import logging
 
 from pgprune.export.export import ExportConfig, export, parameters_in
-from pgprune.runs.run import Run
+from pgprune.runs.finished import FinishedRun
 from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("run", metavar="RUN", help="directory of a finished run")
     arguments = parser.parse_args()
     console = Console(highlight=False, markup=False, soft_wrap=True)
-    run, config = Run.open(arguments.run), from_arguments(ExportConfig, arguments)
+    run, config = FinishedRun.open(arguments.run), from_arguments(ExportConfig, arguments)
     output = export(run, config, note=console.print)
     size = sum(file.stat().st_size for file in output.iterdir() if file.is_file())
     count = parameters_in(output)

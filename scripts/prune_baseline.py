@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from pgprune.experiments.baseline import Baseline, BaselineSettings
 from pgprune.export.export import ExportConfig, export
+from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import check_output
 from pgprune.runs.view import TrainingView, print_next, print_results
 from pgprune.utils.command_line import ArgumentParser, run_command
@@ -33,7 +34,7 @@ def main() -> int:
         run, results = Baseline(settings, view.note).run(["python", *sys.argv])
         print_results(results, console)
         if settings.run.export is not None:
-            directory = export(run, ExportConfig(format=settings.run.export))
+            directory = export(FinishedRun.open(run.path), ExportConfig(format=settings.run.export))
             view.note(f"\nthe pruned model is in {directory}")
     except KeyboardInterrupt:
         console.print("interrupted")

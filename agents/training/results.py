@@ -15,6 +15,8 @@ from pgprune.errors import PruningError
 from pgprune.export.export import ExportConfig, export
 from pgprune.masking.problem import Problem
 from pgprune.repair.repair import Repair
+from pgprune.runs.files import RunFile
+from pgprune.runs.finished import FinishedRun
 from pgprune.runs.plots import plot_kept_shares, plot_learning_curve
 from pgprune.runs.results import facts
 from pgprune.runs.run import Run
@@ -70,8 +72,8 @@ def plot(run: Run, problem: Problem, record: Record) -> None:
     """Writes plots/learning_curve.png and plots/kept_shares.png, where matplotlib is there."""
     masks = torch.stack([record.masks["masked"], record.masks["initial"]])
     learned, initial = problem.units.kept_shares(masks)
-    plots = run.path / "plots"
-    plot_learning_curve(run.path / "progress.csv", plots / "learning_curve.png")
+    plots = run.path / RunFile.PLOTS
+    plot_learning_curve(run.path / RunFile.PROGRESS, plots / "learning_curve.png")
     target = problem.budget.target_share
     plot_kept_shares(plots / "kept_shares.png", problem.units.groups, learned, initial, target)
 
@@ -93,7 +95,7 @@ def export_once(run: Run, format: str, note: Callable[[str], object]) -> Path:
     try:
         directory = run.path / format
         if not directory.exists():  # it appears when it is complete
-            export(run, ExportConfig(format=format), note)
+            export(FinishedRun.open(run.path), ExportConfig(format=format), note)
         return directory
     except PruningError as error:
         path = shlex.quote(str(run.path))

@@ -30,8 +30,8 @@ from pgprune.masking.problem import make_problem
 from pgprune.masking.token_meter import TokenMeter
 from pgprune.metrics import METRICS, Importance
 from pgprune.models.load import fingerprint
-from pgprune.repair.config import REPAIR_FILE
 from pgprune.repair.repair import Repair
+from pgprune.runs.files import RunFile
 from pgprune.runs.results import perplexities, with_repair
 from pgprune.runs.run import Run
 from pgprune.runs.view import TrainingView
@@ -272,8 +272,8 @@ class Training:
         del tensors["masked"]
         if repair is not None:
             with run.saving():
-                repair.save(run.path / REPAIR_FILE)
-        run.write_mask("mask", tensors, self.problem.units.describe())
+                repair.save(run.path / RunFile.REPAIR)
+        run.write_mask(tensors, self.problem.units.describe())
         plot(run, self.problem, self.record)
         results = summarise(
             settings, self.problem, self.windows, self.record, agent, completed, repair

@@ -32,7 +32,8 @@ from pgprune.masking.perplexity import bos_rule, tokenizer_identity
 from pgprune.models.load import ModelConfig, fingerprint
 from pgprune.models.losses import model_perplexity
 from pgprune.runs.any_model import LoadedModel, check_source, load_any, short_name
-from pgprune.runs.run import EVALUATIONS, Run
+from pgprune.runs.files import RunFile
+from pgprune.runs.finished import FinishedRun
 from pgprune.utils.files import append_line, check_place, saving
 from pgprune.utils.jsonl import finite
 from pgprune.utils.memory import within_memory
@@ -75,7 +76,7 @@ class EvaluationConfig(Config):
     output: str | None = option(
         None,
         f"file to add the results to, a JSON object a line; a run's own results are "
-        f"also added to its {EVALUATIONS}",
+        f"also added to its {RunFile.EVALUATIONS}",
         unset="none",
     )
 
@@ -197,9 +198,9 @@ class Evaluation:
             self._sets[key] = evaluation_sets(data, tokenizer)
         return self._sets[key]
 
-    def _store(self, record: Record, run: Run | None) -> None:
+    def _store(self, record: Record, run: FinishedRun | None) -> None:
         line = json.dumps(finite(record), allow_nan=False)
-        paths = [run.path / EVALUATIONS] if run is not None else []
+        paths = [run.path / RunFile.EVALUATIONS] if run is not None else []
         paths += [Path(self._config.output)] if self._config.output is not None else []
         for path in paths:
             with saving(path, "free some space or choose another --output"):

@@ -18,15 +18,14 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 from pgprune.errors import PruningError, first_line
 from pgprune.export.gguf import check_gguf, check_scope, holds_biases
 from pgprune.export.gguf_files import gguf_parameters, load_gguf, read_vocabulary
-from pgprune.export.reround import rounded_again
-from pgprune.export.reship import shipped
+from pgprune.export.reround import reround
+from pgprune.export.reship import reship
 from pgprune.export.writers import WRITERS, window, write_llama_cpp, write_portable
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.models.load import DTYPES
 from pgprune.repair.config import adds_biases
 from pgprune.repair.fit import REPAIRS
-from pgprune.runs.finished import Source, load_source
-from pgprune.runs.run import Run
+from pgprune.runs.finished import FinishedRun, LoadedRun
 from pgprune.runs.settings import FORMATS
 from pgprune.utils.files import check_new, new_directory, saving
 from pgprune.utils.options import Config, option
@@ -87,11 +86,13 @@ class ExportConfig(Config):
     )
 
 
-def export(run: Run, config: ExportConfig, note: Callable[[str], object] = lambda _: None) -> Path:
+def export(
+    run: FinishedRun, config: ExportConfig, note: Callable[[str], object] = lambda _: None
+) -> Path:
     """Writes the model that a run has pruned.
 
     Args:
-        run: a run with results.
+        run: the run.
         config: format and directory.
         note: is told how what is exported differs from what the run has measured, if it does.
 
@@ -108,26 +109,26 @@ def export(run: Run, config: ExportConfig, note: Callable[[str], object] = lambd
     check_new(output)
     vocabulary = _vocabulary(config)
     write = _writer(config, vocabulary)
-    source = load_source(run)
-    if source.slices is not None:
+    loaded = run.load()
+    if loaded.slices is not None:
         _check_sliced(run, config)
     if config.format == "gguf":
-        check_gguf(source.model, source.tokenizer, vocabulary)
-        for sentence in window(source):
+        check_gguf(loaded.model, loaded.tokenizer, vocabulary)
+        for sentence in window(loaded):
             note(sentence)
-    _check_repair(config, source)
-    known = len(source.notes)
+    _check_repair(config, loaded)
+    known = len(loaded.notes)
     if config.uniform or config.round_to is not None:
-        source = rounded_again(run, source, config.uniform, config.round_to or source.round_to)
-    source = shipped(run, source, config.repair, config.repair_damping)
-    for sentence in source.notes[known:]:
+        loaded = reround(loaded, config.uniform, config.round_to or loaded.round_to)
+    loaded = reship(loaded, config.repair, config.repair_damping)
+    for sentence in loaded.notes[known:]:
         note(sentence)
     if config.dtype != "auto":
-        source.model.to(DTYPES[config.dtype])  # type: ignore[arg-type]
+        loaded.model.to(DTYPES[config.dtype])  # type: ignore[arg-type]
     try:
         remedy = "free some space or choose another --output"
         with saving(output, remedy), new_directory(output) as directory:
-            write(source, directory)
+            write(loaded, directory)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise PruningError(f"cannot write {output}: {first_line(error)}; {remedy}") from error
     return output
@@ -184,7 +185,7 @@ def _vocabulary(config: ExportConfig) -> dict[str, Any] | None:
 
 def _writer(
     config: ExportConfig, vocabulary: dict[str, Any] | None
-) -> Callable[[Source, Path], object]:
+) -> Callable[[LoadedRun, Path], object]:
     if not config.portable:
         write = WRITERS[config.format]
         return write if vocabulary is None else partial(write_llama_cpp, vocabulary=vocabulary)
@@ -196,7 +197,7 @@ def _writer(
     return write_portable
 
 
-def _check_sliced(run: Run, config: ExportConfig) -> None:
+def _check_sliced(run: FinishedRun, config: ExportConfig) -> None:
     """Refuses what a narrower residual stream cannot be."""
     if config.repair not in ("auto", "none"):
         raise PruningError(
@@ -210,15 +211,15 @@ def _check_sliced(run: Run, config: ExportConfig) -> None:
         )
 
 
-def _check_repair(config: ExportConfig, source: Source) -> None:
+def _check_repair(config: ExportConfig, loaded: LoadedRun) -> None:
     """Refuses a repair that cannot be, before it is made."""
     if config.repair == "auto" and config.repair_damping is not None:
         raise PruningError(
             "--repair-damping is for a repair that is made now, but --repair auto takes the run's "
             "own; choose --repair least-squares or alternating, or leave it out"
         )
-    if adds_biases(MaskedLM(source.model, source.units), config.repair, source.repair):
-        _check_biases(config.format, config.uniform, source.model.config)
+    if adds_biases(MaskedLM(loaded.model, loaded.units), config.repair, loaded.repair):
+        _check_biases(config.format, config.uniform, loaded.model.config)
 
 
 def _check_biases(format: str, uniform: bool, dense: PretrainedConfig) -> None:

@@ -22,7 +22,8 @@ from pgprune.export.gguf_files import copy_vocabulary, load_gguf
 from pgprune.export.gguf_vocabulary import write_vocabulary
 from pgprune.masking.units import LayerShape
 from pgprune.models.families import family_of
-from pgprune.runs.finished import Source
+from pgprune.runs.finished import LoadedRun
+from pgprune.runs.model_card import base_name
 from pgprune.surgery.architecture import PrunedLayer
 from pgprune.surgery.portable import ghost_channels, portable_layers
 
@@ -48,18 +49,15 @@ _FIXED_ROPE = ("default", "linear", "llama3")  # the same frequencies for texts 
 
 
 @torch.no_grad()
-def write_gguf(
-    source: Source, path: Path, name: str, vocabulary: Mapping[str, Any] | None = None
-) -> int:
+def write_gguf(loaded: LoadedRun, path: Path, vocabulary: Mapping[str, Any] | None = None) -> int:
     """Writes the model that a run has pruned.
 
     Matrices are written in the model's number format, the rest in float32; of float64 there is
     none, float32 takes its place.
 
     Args:
-        source: the run.
+        loaded: the run.
         path: the new file.
-        name: of the dense model.
         vocabulary: the tokenizer as ``read_vocabulary`` returns it; None takes the model's own.
 
     Returns:
@@ -70,19 +68,19 @@ def write_gguf(
             tokenizer cannot be written.
         OSError: the disk is full or refuses.
     """
-    model, units = source.model, source.units
+    model, units = loaded.model, loaded.units
     config = model.config
     architecture, factors = _architecture(config), _rope_factors(model)
-    ghosts = ghost_channels(source.round_to, units.shapes[0].channels)
-    layers = portable_layers(model, units, source.mask, ghosts, source.repair)
+    ghosts = ghost_channels(loaded.round_to, units.shapes[0].channels)
+    layers = portable_layers(model, units, loaded.mask, ghosts, loaded.repair)
     if architecture == "qwen3":
         _check_equal(layers)
     gguf = load_gguf()
     with closing(gguf.GGUFWriter(path, architecture)) as writer:
-        writer.add_name(f"{name}, pruned")
+        writer.add_name(f"{base_name(loaded.run)}, pruned")
         writer.add_file_type(_file_type(model.dtype))
         _write_shapes(writer, config, layers, units.shapes[0])
-        _write_vocabulary(writer, source.tokenizer, config.vocab_size, vocabulary)
+        _write_vocabulary(writer, loaded.tokenizer, config.vocab_size, vocabulary)
         parameters = 0
         for key, weight in _tensors(model, layers, units.shapes[0], architecture):
             parameters += weight.numel()

@@ -15,40 +15,38 @@ from pgprune.masking.budget import Budget
 from pgprune.masking.problem import PruningConfig
 from pgprune.masking.rounding import check_round_to
 from pgprune.masking.units import PruningUnits
-from pgprune.runs.finished import Source
-from pgprune.runs.run import Run
+from pgprune.runs.finished import LoadedRun
 from pgprune.surgery.architecture import stock_type
 
 
-def rounded_again(run: Run, source: Source, uniform: bool, round_to: int) -> Source:
+def reround(loaded: LoadedRun, uniform: bool, round_to: int) -> LoadedRun:
     """Rounds what a run has learned to a mask of the same prune rate with friendlier numbers.
 
     Args:
-        run: the run.
-        source: what was loaded of it.
+        loaded: the run.
         uniform: whether all layers keep equally many heads and equally many channels.
         round_to: what the number of channels that a layer keeps is a multiple of.
 
     Returns:
-        The source itself where its mask is so already; else with the new mask and a note that
+        The run itself where its mask is so already; else with the new mask and a note that
         says so. Its results and its repair are still those of the run's own mask.
 
     Raises:
         PruningError: the units, the prune rate or the architecture do not allow such a mask; the
             run kept no probabilities.
     """
-    units = source.units
+    units = loaded.units
     check_round_to(units, round_to)
-    mask = source.mask
+    mask = loaded.mask
     if not _is_so(units, mask, uniform, round_to):
-        mask = _budget(run, units, uniform, round_to).round(_scores(run, source, uniform))
+        mask = _budget(loaded, uniform, round_to).round(_scores(loaded, uniform))
     if uniform:
-        _check_stock(source, mask)
-    source = replace(source, round_to=round_to)
-    if torch.equal(mask, source.mask):
-        return source
-    note = _note(source, mask, uniform, round_to)
-    return replace(source, mask=mask, notes=(*source.notes, note))
+        _check_stock(loaded, mask)
+    loaded = replace(loaded, round_to=round_to)
+    if torch.equal(mask, loaded.mask):
+        return loaded
+    note = _note(loaded, mask, uniform, round_to)
+    return replace(loaded, mask=mask, notes=(*loaded.notes, note))
 
 
 def _is_so(units: PruningUnits, mask: Tensor, uniform: bool, round_to: int) -> bool:
@@ -72,28 +70,28 @@ def _kept(units: PruningUnits, mask: Tensor) -> dict[str, list[int]]:
     }
 
 
-def _budget(run: Run, units: PruningUnits, uniform: bool, round_to: int) -> Budget:
-    pruning = run.config("pruning", PruningConfig)
+def _budget(loaded: LoadedRun, uniform: bool, round_to: int) -> Budget:
+    pruning = loaded.run.config("pruning", PruningConfig)
     kind, scope = ("per-kind", "uniform") if uniform else (pruning.budget, pruning.scope)
-    return Budget(units, pruning.prune_rate, kind, scope, round_to)
+    return Budget(loaded.units, pruning.prune_rate, kind, scope, round_to)
 
 
-def _scores(run: Run, source: Source, uniform: bool) -> Tensor:
+def _scores(loaded: LoadedRun, uniform: bool) -> Tensor:
     """What to round again; scores of a method need not compare between layers."""
-    learned = source.learned
+    learned = loaded.learned
     if learned.scores is None or not (learned.probable or uniform):
         raise PruningError(
-            f"the run {run.path} kept no probabilities that could be rounded again; search once "
-            "more with --scope uniform or --round-to"
+            f"the run {loaded.run.path} kept no probabilities that could be rounded again; search "
+            "once more with --scope uniform or --round-to"
         )
     return learned.scores
 
 
-def _check_stock(source: Source, mask: Tensor) -> None:
+def _check_stock(loaded: LoadedRun, mask: Tensor) -> None:
     """Refuses equal layers that no stock architecture holds."""
-    units, config = source.units, source.model.config
+    units, config = loaded.units, loaded.model.config
     heads = _kept(units, mask).get("heads")
-    biases = any(name.endswith(".bias") for name, _ in source.model.named_parameters())
+    biases = any(name.endswith(".bias") for name, _ in loaded.model.named_parameters())
     if heads is None or stock_type(config, units, heads[0], biases) is not None:
         return
     kept = heads[0] * units.shapes[0].query_heads_per_group
@@ -104,14 +102,14 @@ def _check_stock(source: Source, mask: Tensor) -> None:
     )
 
 
-def _note(source: Source, mask: Tensor, uniform: bool, round_to: int) -> str:
+def _note(loaded: LoadedRun, mask: Tensor, uniform: bool, round_to: int) -> str:
     """Says that this is not the learned mask."""
     aims = ["all layers keep equally many heads and equally many channels"] if uniform else []
     if round_to > 1:
         aims.append(f"every layer keeps a multiple of {round_to} channels")
-    units, scores = source.units, "probabilities" if source.learned.probable else "scores"
+    units, scores = loaded.units, "probabilities" if loaded.learned.probable else "scores"
     return (
         f"This is not the run's own mask: the {scores} behind that were rounded again so that "
         f"{' and '.join(aims)}, which prunes {units.prune_rate(mask):.2%} instead of "
-        f"{units.prune_rate(source.mask):.2%}."
+        f"{units.prune_rate(loaded.mask):.2%}."
     )

@@ -10,61 +10,60 @@ from pgprune.export.gguf import context_length, write_gguf
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.models.load import PRUNED
 from pgprune.repair.repair import Repair, repaired
-from pgprune.runs.finished import Source
-from pgprune.runs.model_card import model_card, public_name
+from pgprune.runs.finished import LoadedRun
+from pgprune.runs.model_card import base_name, model_card
 from pgprune.surgery.architecture import assemble
 from pgprune.surgery.layers import zero_pruned
 from pgprune.surgery.portable import ghost_channels, portable_layers
 from pgprune.utils.files import write_file
 
 
-def _write_hf(source: Source, directory: Path) -> PreTrainedModel:
+def _write_hf(loaded: LoadedRun, directory: Path) -> PreTrainedModel:
     """The physically smaller model, as ``from_pretrained`` reads it."""
-    return _save(source, source.pruned(), "hf", directory)
+    return _save(loaded, loaded.pruned(), "hf", directory)
 
 
-def write_portable(source: Source, directory: Path) -> PreTrainedModel:
+def write_portable(loaded: LoadedRun, directory: Path) -> PreTrainedModel:
     """The same with attention and an MLP in every layer.
 
     Args:
-        source: the run.
+        loaded: the run.
         directory: to write to.
 
     Returns:
         What was written.
     """
-    units = source.units
-    channels = ghost_channels(source.round_to, units.shapes[0].channels)
-    layers = portable_layers(source.model, units, source.mask, channels, source.repair)
-    return _save(source, assemble(source.model, units, layers), "portable", directory)
+    units = loaded.units
+    channels = ghost_channels(loaded.round_to, units.shapes[0].channels)
+    layers = portable_layers(loaded.model, units, loaded.mask, channels, loaded.repair)
+    return _save(loaded, assemble(loaded.model, units, layers), "portable", directory)
 
 
-def _write_masked(source: Source, directory: Path) -> PreTrainedModel:
+def _write_masked(loaded: LoadedRun, directory: Path) -> PreTrainedModel:
     """The dense shapes with zeros, for tools that know nothing."""
-    model = zero_pruned(source.model, source.units, source.mask)
+    model = zero_pruned(loaded.model, loaded.units, loaded.mask)
     model.config.use_cache = True  # evaluating masks does without
-    with repaired(MaskedLM(model, source.units), source.repair or Repair()):
-        return _save(source, model, "masked", directory)
+    with repaired(MaskedLM(model, loaded.units), loaded.repair or Repair()):
+        return _save(loaded, model, "masked", directory)
 
 
 def write_llama_cpp(
-    source: Source, directory: Path, vocabulary: dict[str, Any] | None = None
+    loaded: LoadedRun, directory: Path, vocabulary: dict[str, Any] | None = None
 ) -> None:
     """One file for llama.cpp, Ollama and LM Studio.
 
     Args:
-        source: the run.
+        loaded: the run.
         directory: to write to.
         vocabulary: the tokenizer as ``read_vocabulary`` returns it; None takes the model's own.
     """
-    name = public_name(source.sections["model"]["model"])
-    parameters = write_gguf(source, directory / "model.gguf", name, vocabulary)
-    notes = (*source.notes, *_ghosts(source, parameters), *window(source))
-    card = model_card(name, "gguf", False, parameters, source.results, source.sections, notes)
+    parameters = write_gguf(loaded, directory / "model.gguf", vocabulary)
+    notes = (*loaded.notes, *_ghosts(loaded, parameters), *window(loaded))
+    card = model_card(loaded.run, "gguf", False, parameters, notes)
     write_file(directory / "README.md", card.encode())
 
 
-WRITERS: dict[str, Callable[[Source, Path], object]] = {
+WRITERS: dict[str, Callable[[LoadedRun, Path], object]] = {
     "hf": _write_hf,
     "masked": _write_masked,
     "gguf": write_llama_cpp,
@@ -72,17 +71,17 @@ WRITERS: dict[str, Callable[[Source, Path], object]] = {
 """What writes each format."""
 
 
-def _save(source: Source, model: PreTrainedModel, kind: str, directory: Path) -> PreTrainedModel:
+def _save(loaded: LoadedRun, model: PreTrainedModel, kind: str, directory: Path) -> PreTrainedModel:
     """Writes a model with all that belongs to it."""
-    name = public_name(source.sections["model"]["model"])
-    provenance = dict(getattr(model.config, "pgprune", {}), base_model=name, format=kind)
+    base = base_name(loaded.run)
+    provenance = dict(getattr(model.config, "pgprune", {}), base_model=base, format=kind)
     model.config.pgprune = provenance
     model.save_pretrained(directory)
-    source.tokenizer.save_pretrained(directory)
+    loaded.tokenizer.save_pretrained(directory)
     remote = model.config.model_type.startswith(PRUNED)
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    notes = (*source.notes, *_differences(source, model, kind, parameters))
-    card = model_card(name, kind, remote, parameters, source.results, source.sections, notes)
+    notes = (*loaded.notes, *_differences(loaded, model, kind, parameters))
+    card = model_card(loaded.run, kind, remote, parameters, notes)
     write_file(directory / "README.md", card.encode())
     for file in directory.glob("*.safetensors"):  # which safetensors lets nobody else read
         file.chmod(0o644)
@@ -90,11 +89,11 @@ def _save(source: Source, model: PreTrainedModel, kind: str, directory: Path) ->
 
 
 def _differences(
-    source: Source, model: PreTrainedModel, kind: str, parameters: int
+    loaded: LoadedRun, model: PreTrainedModel, kind: str, parameters: int
 ) -> Iterator[str]:
     """What a user of the model might stumble over, in sentences for its card."""
     if kind == "portable":
-        yield from _ghosts(source, parameters)
+        yield from _ghosts(loaded, parameters)
     config, heads = model.config, getattr(model.config, "num_attention_heads", 0)
     if (
         not config.model_type.startswith(PRUNED)
@@ -106,7 +105,7 @@ def _differences(
             f"reads but that is not part of stock `{config.model_type}` configurations. Programs "
             "that ignore it cannot load this model; for vLLM choose `--model-impl transformers`."
         )
-    family, saved = source.model.config.model_type, model.config.model_type
+    family, saved = loaded.model.config.model_type, model.config.model_type
     if saved != family and not saved.startswith(PRUNED):
         yield (
             f"Saved as the architecture `{saved}`, which here is the same network as `{family}` "
@@ -114,9 +113,9 @@ def _differences(
         )
 
 
-def _ghosts(source: Source, parameters: int) -> Iterator[str]:
+def _ghosts(loaded: LoadedRun, parameters: int) -> Iterator[str]:
     """Says what portable layers have more than the mask has left."""
-    counted = int(source.results["parameters"]["pruned"])
+    counted = int(loaded.run.results["parameters"]["pruned"])
     if parameters != counted:
         yield (
             f"Portable: no layer lacks attention or MLP, so this file holds {parameters:,} "
@@ -125,16 +124,16 @@ def _ghosts(source: Source, parameters: int) -> Iterator[str]:
         )
 
 
-def window(source: Source) -> Iterator[str]:
+def window(loaded: LoadedRun) -> Iterator[str]:
     """Says that a GGUF file is for shorter texts than the model, if it is.
 
     Args:
-        source: the run.
+        loaded: the run.
 
     Yields:
         At most one sentence.
     """
-    config = source.model.config
+    config = loaded.model.config
     length = context_length(config)
     if length < config.max_position_embeddings:
         yield (

@@ -8,8 +8,8 @@ from transformers import PretrainedConfig
 from pgprune.data.stream import DataConfig
 from pgprune.errors import PruningError
 from pgprune.models.load import ModelConfig
+from pgprune.runs.finished import FinishedRun
 from pgprune.runs.model_card import public_name
-from pgprune.runs.run import Run
 from pgprune.utils.options import Config, option, same_option
 
 
@@ -46,7 +46,7 @@ class FinetuningConfig(Config):
     quiet: bool = option(False, "print nothing but errors")
 
 
-def output_of(source: str, run: Run | None, asked: str | None) -> Path:
+def output_of(source: str, run: FinishedRun | None, asked: str | None) -> Path:
     """Where the result goes.
 
     Args:
@@ -80,7 +80,7 @@ def refuse_zeros(source: str, model_config: PretrainedConfig) -> None:
         )
 
 
-def data_of(source: str, run: Run | None, model_config: PretrainedConfig) -> str:
+def data_of(source: str, run: FinishedRun | None, model_config: PretrainedConfig) -> str:
     """The text that a model was calibrated on.
 
     Args:
@@ -99,7 +99,7 @@ def data_of(source: str, run: Run | None, model_config: PretrainedConfig) -> str
     raise PruningError(f"nothing says what {source!r} was calibrated on; give --data")
 
 
-def evaluation_of(config: FinetuningConfig, run: Run | None) -> DataConfig:
+def evaluation_of(config: FinetuningConfig, run: FinishedRun | None) -> DataConfig:
     """The evaluation text: the run's own where nothing else is asked.
 
     Raises:

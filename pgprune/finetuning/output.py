@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 from pgprune.errors import PruningError, first_line
 from pgprune.models.load import PRUNED
 from pgprune.runs.any_model import LoadedModel
-from pgprune.runs.finished import read_results
-from pgprune.runs.model_card import model_card, public_name, public_names
-from pgprune.runs.run import EVALUATIONS, Run
+from pgprune.runs.files import RunFile
+from pgprune.runs.finished import FinishedRun
+from pgprune.runs.model_card import base_name, model_card, public_name, public_names
 from pgprune.surgery.architecture import savable_generation_config
 from pgprune.utils.files import append_line, new_directory, saving, write_file
 from pgprune.utils.jsonl import finite
@@ -41,8 +41,7 @@ def write_finetuned(
     """
     provenance = dict(getattr(model.config, "pgprune", None) or {}, finetuned=True)
     if loaded.run is not None:
-        base = public_name(loaded.run.sections["model"]["model"])
-        provenance |= {"base_model": base, "format": "hf"}
+        provenance |= {"base_model": base_name(loaded.run), "format": "hf"}
     model.config.pgprune = provenance
     model.generation_config = savable_generation_config(model, model.config)
     text = json.dumps(finite(_published(loaded, record)), indent=2, allow_nan=False) + "\n"
@@ -59,14 +58,14 @@ def write_finetuned(
         raise PruningError(f"cannot write {output}: {first_line(error)}; {remedy}") from error
 
 
-def add_to_run(run: Run | None, record: Mapping[str, Any]) -> None:
+def add_to_run(run: FinishedRun | None, record: Mapping[str, Any]) -> None:
     """Adds the record to the evaluations of the run that the model came from, if any.
 
     Raises:
         PruningError: the disk is full or refuses.
     """
     if run is not None:
-        path = run.path / EVALUATIONS
+        path = run.path / RunFile.EVALUATIONS
         with saving(path, "the finetuned model is complete; free some space"):
             append_line(path, json.dumps(finite(record), allow_nan=False))
 
@@ -90,10 +89,8 @@ def _card(loaded: LoadedModel) -> str:
     """The card of the model before: its own, or one that is made."""
     readme = Path(loaded.source).expanduser() / "README.md"
     if loaded.run is not None:
-        base = public_name(loaded.run.sections["model"]["model"])
         remote = loaded.model.config.model_type.startswith(PRUNED)
-        results = read_results(loaded.run)
-        return model_card(base, "hf", remote, loaded.parameters, results, loaded.run.sections)
+        return model_card(loaded.run, "hf", remote, loaded.parameters)
     if readme.is_file():
         return readme.read_text(encoding="utf-8", errors="replace")
     name = public_name(loaded.source)

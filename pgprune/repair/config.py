@@ -10,9 +10,6 @@ from pgprune.repair.projection import KINDS
 from pgprune.repair.repair import Repair
 from pgprune.utils.options import Config, option
 
-REPAIR_FILE = "repair.safetensors"
-"""The file of a run that holds its repair."""
-
 
 @dataclass(frozen=True)
 class RepairConfig(Config):

@@ -17,8 +17,8 @@ from pgprune.models.load import (
     load_model,
     move_model,
 )
-from pgprune.runs.finished import load_source, read_mask, read_repair, read_results
-from pgprune.runs.run import Run
+from pgprune.runs.files import RunFile
+from pgprune.runs.finished import FinishedRun
 from pgprune.utils.devices import choose_device
 
 
@@ -40,7 +40,7 @@ class LoadedModel:
     name: str
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    run: Run | None
+    run: FinishedRun | None
 
     @property
     def parameters(self) -> int:
@@ -96,8 +96,8 @@ def check_source(
     run = run_at(source)
     if run is None:
         return check_model(ModelConfig(source, device, dtype), pruned=True)
-    read_repair(run, read_results(run))
-    read_mask(run.path / "mask.safetensors")
+    run.repair()
+    run.learned_mask()
     return check_model(ModelConfig(run.config("model", ModelConfig).model, device, dtype))
 
 
@@ -110,11 +110,11 @@ def short_name(source: str) -> str:
     return f"{path.parent.name}/{path.name}" if _is_run(path.parent) else path.name
 
 
-def run_at(source: str) -> Run | None:
+def run_at(source: str) -> FinishedRun | None:
     """The run at a source, None where the source is a model.
 
     Raises:
-        PruningError: the source is a GGUF model, or a run that cannot be read.
+        PruningError: the source is a GGUF model, or a run that has no results or cannot be read.
     """
     path = Path(source).expanduser()
     if path.suffix == ".gguf" or (
@@ -124,20 +124,22 @@ def run_at(source: str) -> Run | None:
             f"{source!r} is a GGUF model, which llama.cpp loads and transformers does not; give "
             "the run that it was exported from, or its export with --format hf"
         )
-    return Run.open(path) if _is_run(path) else None
+    return FinishedRun.open(path) if _is_run(path) else None
 
 
 def _is_run(path: Path) -> bool:
-    return (path / "config.yaml").is_file() and not (path / "config.json").exists()
+    return (path / RunFile.CONFIG).is_file() and not (path / "config.json").exists()
 
 
-def _load_run(run: Run, config: ModelConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load_run(
+    run: FinishedRun, config: ModelConfig
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The pruned model of a run, and its tokenizer."""
     device = choose_device(config.device)
     dtype = choose_dtype(config, device)
-    source = load_source(run)
-    model = source.pruned()
+    loaded = run.load()
+    model = loaded.pruned()
     if dtype != "auto":
         model = model.to(dtype)  # type: ignore[arg-type]
     model.set_attn_implementation(config.attn_implementation)
-    return move_model(model, device).eval().requires_grad_(False), source.tokenizer
+    return move_model(model, device).eval().requires_grad_(False), loaded.tokenizer

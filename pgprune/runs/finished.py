@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -13,72 +13,159 @@ from pgprune.errors import PruningError, first_line
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.load import ModelConfig, fingerprint, load_model
-from pgprune.repair.config import REPAIR_FILE
 from pgprune.repair.repair import Repair, check_repair
+from pgprune.runs.files import RunFile
+from pgprune.runs.learned_mask import LearnedMask
 from pgprune.runs.run import Run
 from pgprune.surgery.layers import prune
 from pgprune.surgery.slice_model import slice_model
-from pgprune.surgery.stream_slices import RECORD, Slices
+from pgprune.surgery.stream_slices import Slices
 
 _HALF = ("bfloat16", "float16")
-_TIE = 1e-9  # far less than probabilities differ by that are not saturated
 
 
-@dataclass(frozen=True)
-class LearnedMask:
-    """A run's mask and what it says of itself.
+class FinishedRun(Run):
+    """A run that has results; ``FinishedRun.open`` reads them, and the methods read the rest.
+
+    Args:
+        path: the directory.
+        sections: the content of config.yaml, as plain values.
+        results: the content of results.json; None reads it.
 
     Attributes:
-        mask: (n,) uint8, 1 keeps.
-        granularity: of its units.
-        channel_block: channels of one unit.
-        parameters: of all its units together.
-        scores: (n,) float64, what the mask was rounded from: the final keep probabilities, where
-            they tie with a preference for what the initial mask keeps, or a method's scores. None
-            where the run kept neither.
-        probable: whether the scores are probabilities, which compare between layers.
+        path: the directory.
+        sections: the content of config.yaml, as plain values.
+        results: the content of results.json.
+
+    Raises:
+        PruningError: there are no results yet, or they are damaged.
     """
 
-    mask: Tensor
-    granularity: str
-    channel_block: int
-    parameters: int
-    scores: Tensor | None
-    probable: bool
+    def __init__(
+        self,
+        path: Path,
+        sections: dict[str, dict[str, Any]],
+        results: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(path, sections)
+        self.results = _read_results(path) if results is None else results
+
+    @property
+    def repair_windows(self) -> int:
+        """Calibration windows that a repair reads: those of the method, or of the agent's start."""
+        samples = self.sections.get("init", {}).get("init_samples", 128)
+        return int(self.sections.get("method", {}).get("method_samples", samples))
+
+    def learned_mask(self) -> LearnedMask:
+        """Reads the mask that the run has learned.
+
+        Raises:
+            PruningError: there is none, or it is truncated or not a mask.
+        """
+        return LearnedMask.read(self.path / RunFile.MASK)
+
+    def repair(self) -> Repair | None:
+        """Reads the repair of the mask; None where the run has none.
+
+        Raises:
+            PruningError: it is missing or damaged.
+        """
+        table, path = self.results.get("perplexity", {}), self.path / RunFile.REPAIR
+        differs = "masked" in table and table.get("pruned") != table["masked"]
+        return Repair.load(path) if differs or path.exists() else None
+
+    def slices(self) -> Slices | None:
+        """Reads what is kept of the residual stream; None where the method did not slice it.
+
+        Raises:
+            PruningError: a file of it is missing or damaged.
+        """
+        return Slices.load(self.path) if (self.path / RunFile.SLICES).exists() else None
+
+    def load(self) -> "LoadedRun":
+        """Loads the dense model on the CPU, with the mask and what belongs to it.
+
+        Raises:
+            PruningError: a file of the run is missing or damaged, the model cannot be loaded, or
+                the mask or the repair is of another model.
+        """
+        learned, asked = self.learned_mask(), self.config("model", ModelConfig)
+        model, tokenizer = load_model(
+            replace(asked, device="cpu", device_map=None, dtype=_export_dtype(asked))
+        )
+        units = PruningUnits.of(model, learned.granularity, learned.channel_block)
+        self._check_model(asked.model, model, units, learned)
+        slices, repair = self.slices(), self.repair()
+        if repair is not None:
+            check_repair(MaskedLM(model, units), repair)
+        return LoadedRun(
+            run=self,
+            model=model,
+            tokenizer=tokenizer,
+            units=units,
+            learned=learned,
+            mask=learned.mask,
+            repair=repair,
+            slices=slices,
+            round_to=self.sections.get("pruning", {}).get("round_to", 1),
+            notes=() if slices is None else (str(slices),),
+        )
+
+    def _check_model(
+        self, name: str, model: PreTrainedModel, units: PruningUnits, learned: LearnedMask
+    ) -> None:
+        """Refuses a model that the run was not started on."""
+        if units.n != len(learned.mask) or units.prunable != learned.parameters:
+            raise PruningError(
+                f"the mask of {self.path} is of another model: it is over {len(learned.mask):,} "
+                f"units of {learned.parameters:,} parameters, but {name!r} has {units.n:,} of "
+                f"{units.prunable:,}; put the model back that the run was started on"
+            )
+        expected = self.sections.get("decided", {}).get("model_fingerprint")
+        if expected not in (None, fingerprint(*model.parameters())):
+            raise PruningError(
+                f"the model {name!r} has other weights than when the run {self.path} was started; "
+                "put the old ones back"
+            )
 
 
 @dataclass(frozen=True)
-class Source:
-    """A finished run, loaded: everything that a format needs.
+class LoadedRun:
+    """A finished run with its dense model: everything that an export needs.
+
+    An export may ship another mask or repair than the run's own; ``replace`` makes that copy.
 
     Attributes:
+        run: with the results and the settings of what is shipped.
         model: the dense model, on the CPU; a writer may change it.
         tokenizer: of the model.
         units: of the model, as the mask counts them.
-        mask: (n,) uint8, 1 keeps.
-        results: the content of results.json.
-        sections: of config.yaml.
         learned: the mask that the run ended with, and what it was rounded from.
-        round_to: what every layer's number of channels is meant to be a multiple of.
-        notes: sentences on how the mask differs from the learned one, for people.
-        slices: what is kept of the residual stream, where the method sliced it.
+        mask: what is shipped, (n,) uint8, 1 keeps.
         repair: what comes with the mask.
+        slices: what is kept of the residual stream, where the method sliced it.
+        round_to: the number of channels of every layer should be a multiple of this.
+        notes: sentences on how the mask differs from the learned one, for people.
     """
 
+    run: FinishedRun
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     units: PruningUnits
-    mask: Tensor
-    results: dict[str, Any]
-    sections: dict[str, dict[str, Any]]
     learned: LearnedMask
+    mask: Tensor
+    repair: Repair | None = None
+    slices: Slices | None = None
     round_to: int = 1
     notes: tuple[str, ...] = ()
-    slices: Slices | None = None
-    repair: Repair | None = None
+
+    @property
+    def has_learned_mask(self) -> bool:
+        """Whether the mask is the one that the run ended with."""
+        return torch.equal(self.mask, self.learned.mask)
 
     def pruned(self) -> PreTrainedModel:
-        """The physically smaller model.
+        """Makes the physically smaller model.
 
         Raises:
             PruningError: the mask leaves no layer, or the slices are of another model.
@@ -88,127 +175,11 @@ class Source:
         return prune(self.model, self.units, self.mask, self.repair)
 
 
-def load_source(run: Run) -> Source:
-    """Loads what a run was about and what came out of it.
-
-    Args:
-        run: a run with results.
-
-    Raises:
-        PruningError: as ``export``.
-    """
-    results = read_results(run)
-    learned = read_mask(run.path / "mask.safetensors")
-    model_config = run.config("model", ModelConfig)
-    model, tokenizer = load_model(
-        replace(model_config, device="cpu", device_map=None, dtype=_dtype(model_config))
-    )
-    units = PruningUnits.of(model, learned.granularity, learned.channel_block)
-    if units.n != len(learned.mask) or units.prunable != learned.parameters:
-        raise PruningError(
-            f"the mask of {run.path} is of another model: it is over {len(learned.mask):,} units "
-            f"of {learned.parameters:,} parameters, but {model_config.model!r} has {units.n:,} of "
-            f"{units.prunable:,}; put the model back that the run was started on"
-        )
-    expected = run.sections.get("decided", {}).get("model_fingerprint")
-    if expected not in (None, fingerprint(*model.parameters())):
-        raise PruningError(
-            f"the model {model_config.model!r} has other weights than when the run {run.path} was "
-            "started; put the old ones back"
-        )
-    round_to = run.sections.get("pruning", {}).get("round_to", 1)
-    slices = Slices.load(run.path) if (run.path / RECORD).exists() else None
-    repair = read_repair(run, results)
-    if repair is not None:
-        check_repair(MaskedLM(model, units), repair)
-    return Source(
-        model,
-        tokenizer,
-        units,
-        learned.mask,
-        results,
-        run.sections,
-        learned,
-        round_to,
-        notes=() if slices is None else (str(slices),),
-        slices=slices,
-        repair=repair,
-    )
-
-
-def read_repair(run: Run, results: dict[str, Any]) -> Repair | None:
-    """Reads what comes with a run's mask.
-
-    Args:
-        run: with results.
-        results: the content of its results.json.
-
-    Returns:
-        The repair; None where the run has none.
-
-    Raises:
-        PruningError: it is missing or damaged.
-    """
-    table, path = results.get("perplexity", {}), run.path / REPAIR_FILE
-    differs = "masked" in table and table.get("pruned") != table["masked"]
-    return Repair.load(path) if differs or path.exists() else None
-
-
-def read_mask(path: Path) -> LearnedMask:
-    """Reads the mask that a run has learned.
-
-    Args:
-        path: its mask.safetensors.
-
-    Raises:
-        PruningError: there is none, or it is truncated or not a mask.
-    """
+def _read_results(run: Path) -> dict[str, Any]:
+    path = run / RunFile.RESULTS
     if not path.exists():
         raise PruningError(
-            f"there is no {path}: a run writes it when it ends; go on with it by --resume"
-        )
-    try:
-        with safe_open(path, "pt") as file:
-            described = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        mask = tensors["mask"]
-        learned = LearnedMask(
-            mask,
-            described["granularity"],
-            int(described["channel_block"]),
-            int(described["parameters"]),
-            _scores(tensors),
-            "probabilities" in tensors,
-        )
-        if mask.ndim == 1 and bool(((mask == 0) | (mask == 1)).all()):
-            return learned
-        reason = "it holds other values than 0 and 1"
-    except KeyError as error:
-        reason = f"it lacks {error}"
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = first_line(error)
-    raise PruningError(f"the mask {path} is damaged ({reason}); take the run's own file")
-
-
-def _scores(tensors: dict[str, Tensor]) -> Tensor | None:
-    """Final keep probabilities, many of which are exactly 1, with something to order those by."""
-    scores = tensors.get("probabilities", tensors.get("scores"))
-    if scores is None or scores.shape != tensors["mask"].shape:
-        return None
-    tied = "probabilities" in tensors and "initial" in tensors
-    return scores.double() + (_TIE * tensors["initial"] if tied else 0)
-
-
-def read_results(run: Run) -> dict[str, Any]:
-    """The content of a run's results.json.
-
-    Raises:
-        PruningError: there is none yet, or it is damaged.
-    """
-    path = run.path / "results.json"
-    if not path.exists():
-        raise PruningError(
-            f"{run.path} has no results yet; go on with it by train_agent.py --resume {run.path}"
+            f"{run} has no results yet; go on with it by train_agent.py --resume {run}"
         )
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -219,7 +190,7 @@ def read_results(run: Run) -> dict[str, Any]:
     return results
 
 
-def _dtype(config: ModelConfig) -> str:
+def _export_dtype(config: ModelConfig) -> str:
     """The number format to export in: the run's own, else the checkpoint's half precision.
 
     Half-precision weights that a run has evaluated in float32 lose nothing by going back.

@@ -7,6 +7,8 @@ from typing import Any
 import yaml
 
 from pgprune.repair.config import RepairConfig, describe
+from pgprune.runs.finished import FinishedRun
+from pgprune.runs.run import Run
 
 _ROWS = {
     "dense": "dense model",
@@ -29,28 +31,25 @@ that."""
 
 
 def model_card(
-    base: str,
+    run: FinishedRun,
     kind: str,
     remote_code: bool,
     parameters: int,
-    results: Mapping[str, Any],
-    sections: Mapping[str, Mapping[str, Any]],
     notes: Sequence[str] = (),
 ) -> str:
     """Writes the card.
 
     Args:
-        base: name of the dense model.
+        run: with the results and settings of what is shipped.
         kind: the export format.
         remote_code: whether loading needs ``trust_remote_code`` where pgprune is not imported.
         parameters: of the exported model, tied ones once.
-        results: the content of the run's results.json.
-        sections: of the run's config.yaml.
         notes: paragraphs on what is special about this model.
 
     Returns:
         Markdown with the hub's metadata on top.
     """
+    base, results, sections = base_name(run), run.results, run.sections
     metadata: dict[str, Any] = {
         "library_name": "gguf" if kind == "gguf" else "transformers",
         "pipeline_tag": "text-generation",
@@ -159,6 +158,11 @@ def _repair(results: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]
         own = "masked" in table and table["pruned"] != table["masked"]
         return "the method's own" if own else "none"
     return describe(config)
+
+
+def base_name(run: Run) -> str:
+    """The name of the dense model of a run, without the folders of this machine."""
+    return public_name(run.sections["model"]["model"])
 
 
 def public_name(model: str) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pgprune.runs.files import RunFile
+
 _log = logging.getLogger(__name__)
 
 
@@ -26,8 +28,8 @@ class ProgressLog:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._csv = directory / "progress.csv"
-        self._board_directory = directory / "tensorboard"
+        self._csv = directory / RunFile.PROGRESS
+        self._board_directory = directory / RunFile.TENSORBOARD
         self._board: Any = None
         self._rows: list[_Row] = []
 

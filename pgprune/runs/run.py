@@ -17,6 +17,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from pgprune.errors import PruningError
+from pgprune.runs.files import RunFile
 from pgprune.runs.progress import ProgressLog
 from pgprune.utils.files import (
     check_new,
@@ -35,9 +36,6 @@ from pgprune.utils.versions import versions
 
 RUNS = Path("runs")
 
-EVALUATIONS = "evaluations.jsonl"
-"""The file of a run that holds what the evaluate command found."""
-
 
 class Run:
     """A run's directory, made by ``Run.create`` or ``Run.open``; close it or use it in a ``with``.
@@ -54,7 +52,7 @@ class Run:
         self.path = path
         self.sections = sections
         self._progress = ProgressLog(path)
-        self._checkpoint = path / "checkpoint" / "checkpoint.safetensors"
+        self._checkpoint = path / RunFile.CHECKPOINT
 
     @classmethod
     def create(
@@ -80,10 +78,12 @@ class Run:
         """
         check_output(output)
         path = Path(output) if output is not None else RUNS / default_name
-        files = {
-            "config.yaml": dump_yaml(configs),
-            "command.txt": shlex.join(command) + "\n",
-            "versions.txt": "".join(f"{name} {version}\n" for name, version in versions().items()),
+        files: dict[str, str] = {
+            RunFile.CONFIG: dump_yaml(configs),
+            RunFile.COMMAND: shlex.join(command) + "\n",
+            RunFile.VERSIONS: "".join(
+                f"{name} {version}\n" for name, version in versions().items()
+            ),
         }
         with saving(path, "free some space or choose another --output"):
             return cls.open(make_directory(path, files, numbered=output is None))
@@ -102,11 +102,11 @@ class Run:
             PruningError: no such directory, not a run, or an unreadable configuration.
         """
         path = Path(path)
-        config = path / "config.yaml"
+        config = path / RunFile.CONFIG
         if not path.is_dir():
             raise PruningError(f"there is no run at {path}; give the directory of a run")
         if not config.exists():
-            raise PruningError(f"{path} is not a run: it has no config.yaml")
+            raise PruningError(f"{path} is not a run: it has no {RunFile.CONFIG}")
         return cls(path, load_yaml(read_text(config), str(config)))
 
     def config(self, section: str, config: type[C]) -> C:
@@ -122,7 +122,7 @@ class Run:
         Raises:
             PruningError: the section is absent, or has a setting that is unknown or wrong.
         """
-        source = f"{self.path / 'config.yaml'}, section {section!r}"
+        source = f"{self.path / RunFile.CONFIG}, section {section!r}"
         if section not in self.sections:
             raise PruningError(f"{source} is absent: this is not a run of this command")
         return from_dict(config, self.sections[section], source)
@@ -131,7 +131,7 @@ class Run:
     def finished(self) -> bool:
         """Whether the results of the whole run are written, not those of an interrupted one."""
         try:
-            results = json.loads((self.path / "results.json").read_text(encoding="utf-8"))
+            results = json.loads((self.path / RunFile.RESULTS).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
         return bool(results.get("completed", True))
@@ -188,31 +188,23 @@ class Run:
         if record["fingerprint"] != self._fingerprint():
             raise PruningError(
                 f"the checkpoint {self._checkpoint} is of another model or other settings than "
-                f"{self.path / 'config.yaml'}; delete it and --resume again to start the run over"
+                f"{self.path / RunFile.CONFIG}; delete it and --resume again to start the run over"
             )
         self._progress.rewind(record["progress_bytes"])
         return tensors, record["state"]
 
-    def write_mask(
-        self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-    ) -> Path:
-        """Writes ``<name>.safetensors``.
+    def write_mask(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Writes mask.safetensors.
 
         Args:
-            name: the file's name without its ending.
-            tensors: masks, and whatever belongs to them.
+            tensors: ``mask``, and whatever belongs to it.
             metadata: texts by name.
-
-        Returns:
-            Where it lies.
 
         Raises:
             PruningError: the disk is full or refuses.
         """
-        path = self.path / f"{name}.safetensors"
         with self.saving():
-            write_file(path, tensor_bytes(tensors, metadata))
-        return path
+            write_file(self.path / RunFile.MASK, tensor_bytes(tensors, metadata))
 
     def write_results(self, results: Mapping[str, Any]) -> None:
         """Writes results.json, the last file of a run: with it the run is finished.
@@ -227,7 +219,7 @@ class Run:
         text = json.dumps(finite(results), indent=2, allow_nan=False) + "\n"
         with self.saving():
             self._progress.flush()
-            write_file(self.path / "results.json", text.encode())
+            write_file(self.path / RunFile.RESULTS, text.encode())
 
     def close(self) -> None:
         """Writes what is logged but not yet on the disk."""

@@ -29,6 +29,7 @@ from pgprune.masking.units import PruningUnits
 from pgprune.models import losses as scoring
 from pgprune.models.losses import model_perplexity, sequence_losses
 from pgprune.runs.any_model import load_any
+from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
 from pgprune.utils.command_line import run_command
 from pgprune.utils.files import append_line
@@ -108,7 +109,7 @@ def test_tokenizers_are_told_apart(tmp_path):
 
 
 def test_a_run_beside_its_dense_model_and_its_export(run, text, arguments, tmp_path, capsys):
-    exported = export(Run.open(run), ExportConfig(output=str(tmp_path / "exported")))
+    exported = export(FinishedRun.open(run), ExportConfig(output=str(tmp_path / "exported")))
     files = {path: path.read_bytes() for path in exported.iterdir()}
     sources, kept = [arguments["model"], run, exported], tmp_path / "new" / "all.jsonl"
     assert evaluate(*sources, text, *FEW, f"--output={kept}") == 0

@@ -18,6 +18,7 @@ from pgprune import PruningError
 from pgprune.export.export import ExportConfig, export
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
+from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
 from pgprune.utils.command_line import run_command
 from pgprune.utils.files import new_directory
@@ -152,7 +153,7 @@ def test_a_mask_that_is_missing_or_damaged(run):
     refuses(run, "mask.safetensors is damaged")
     save_file({"mask": whole}, path)
     refuses(run, "damaged .it lacks 'granularity'")
-    run.write_mask("mask", {"mask": whole * 2}, PruningUnits.of(tiny_model("llama")).describe())
+    run.write_mask({"mask": whole * 2}, PruningUnits.of(tiny_model("llama")).describe())
     refuses(run, "other values than 0 and 1")
     path.unlink()
     refuses(run, "there is no .*mask.safetensors")
@@ -224,7 +225,7 @@ def test_a_run_of_the_training_command(tmp_path, monkeypatch):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
     monkeypatch.setattr(sys, "argv", [str(TRAIN), *options, "--quiet"])
     assert runpy.run_path(str(TRAIN))["main"]() == 0
-    run = Run.open(tmp_path / "run")
+    run = FinishedRun.open(tmp_path / "run")
     directory = export(run, ExportConfig())
     results = json.loads((run.path / "results.json").read_text())
     assert numbers(directory) == results["parameters"]["pruned"]

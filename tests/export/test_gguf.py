@@ -16,8 +16,8 @@ from pgprune import PruningError
 from pgprune.export.export import ExportConfig, export, parameters_in
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
-from pgprune.repair.config import REPAIR_FILE
 from pgprune.repair.fit import fit_repair
+from pgprune.runs.files import RunFile
 from pgprune.surgery.architecture import assemble
 from pgprune.surgery.portable import portable_layers
 
@@ -115,7 +115,7 @@ def test_biases_of_a_repair_are_in_the_file(family, tmp_path):
     mask = patterns(units)["layer 0 and some"]
     found = fit_repair(MaskedLM(model, units), mask, tokens(batch=6, length=20), "bias")
     run = gguf_run(tmp_path, model, units, mask, None)
-    found.save(run.path / REPAIR_FILE)
+    found.save(run.path / RunFile.REPAIR)
     folder = export(run, ExportConfig(format="gguf"))
     written = weights(reader(folder))
     layers = portable_layers(model, units, mask, repair=found)

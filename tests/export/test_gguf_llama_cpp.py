@@ -23,9 +23,9 @@ from pgprune.export.export import ExportConfig, export
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.load import ModelConfig, load_model
-from pgprune.repair.config import REPAIR_FILE
 from pgprune.repair.fit import fit_repair
 from pgprune.repair.repair import repaired
+from pgprune.runs.files import RunFile
 from pgprune.surgery.layers import prune
 
 llama_cpp = pytest.importorskip("llama_cpp", reason="needs pip install llama-cpp-python")
@@ -106,7 +106,7 @@ def test_repaired_models(family, how, tmp_path):
     with repaired(lm, found):
         expected = lm.logits(mask[None], ids)[0, 0]
     run = gguf_run(tmp_path, model, units, mask)
-    found.save(run.path / REPAIR_FILE)
+    found.save(run.path / RunFile.REPAIR)
     path = export(run, ExportConfig(format="gguf"))
     assert float((logits(path, ids, (9,)) - expected).abs().max()) < TOLERANCE
 

@@ -22,9 +22,11 @@ from pgprune.agents.training.settings import Settings
 from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.export.export import ExportConfig, export
 from pgprune.models.load import ModelConfig, load_model
-from pgprune.repair.config import REPAIR_FILE, RepairConfig
+from pgprune.repair.config import RepairConfig
 from pgprune.repair.repair import Repair
 from pgprune.runs.any_model import load_any
+from pgprune.runs.files import RunFile
+from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "export.py"
@@ -73,7 +75,7 @@ def test_the_repair_changes_what_is_shipped_and_not_what_is_learned(runs):
     plain = results(runs["none"])
     masks = load_file(runs["none"] / "mask.safetensors")
     assert plain["perplexity"]["masked"] == plain["perplexity"]["pruned"]
-    assert not (runs["none"] / REPAIR_FILE).exists()
+    assert not (runs["none"] / RunFile.REPAIR).exists()
     for how in ("bias", "least-squares"):
         found = results(runs[how])
         assert found.keys() == plain.keys()
@@ -82,7 +84,7 @@ def test_the_repair_changes_what_is_shipped_and_not_what_is_learned(runs):
         assert found["perplexity"]["pruned"] != found["perplexity"]["masked"]
         others = load_file(runs[how] / "mask.safetensors")
         assert all(torch.equal(masks[name], others[name]) for name in masks)
-        repair = Repair.load(runs[how] / REPAIR_FILE)
+        repair = Repair.load(runs[how] / RunFile.REPAIR)
         assert bool(repair.weights) == (how == "least-squares")
         added = sum(len(bias) for bias in repair.biases.values())
         assert found["parameters"]["pruned"] == plain["parameters"]["pruned"] + added
@@ -94,7 +96,7 @@ def test_the_repair_changes_what_is_shipped_and_not_what_is_learned(runs):
 @pytest.mark.parametrize("how", ["bias", "least-squares"])
 def test_what_is_shipped_is_what_was_measured(runs, how, tmp_path):
     run = runs[how]
-    folder = export(Run.open(run), ExportConfig(output=str(tmp_path / "hf")))
+    folder = export(FinishedRun.open(run), ExportConfig(output=str(tmp_path / "hf")))
     expected = results(run)["perplexity"]["pruned"]["text"]
     assert measured(run, folder) == pytest.approx(expected)
     assert measured(run, run) == pytest.approx(expected)
@@ -149,7 +151,7 @@ def test_a_resumed_run_has_the_same_repair(
         train(*repaired_options, "--repair=least-squares", f"--output={run}", "--quiet")
     assert train(f"--resume={run}", "--quiet") == 0
     assert_same_run(undisturbed, run)
-    assert same_repair(undisturbed / REPAIR_FILE, run / REPAIR_FILE)
+    assert same_repair(undisturbed / RunFile.REPAIR, run / RunFile.REPAIR)
 
 
 def test_a_run_of_an_earlier_version_goes_on_and_is_exported(runs, tmp_path):
@@ -161,10 +163,12 @@ def test_a_run_of_an_earlier_version_goes_on_and_is_exported(runs, tmp_path):
     found = results(run)
     del found["parameters"]["masked"]
     (run / "results.json").write_text(json.dumps(found))
-    folder = export(Run.open(run), ExportConfig())
+    folder = export(FinishedRun.open(run), ExportConfig())
     assert numbers(folder) == found["parameters"]["pruned"]
     assert "| repair | none |" in (folder / "README.md").read_text()
-    again = export(Run.open(run), ExportConfig(repair="bias", output=str(tmp_path / "bias")))
+    again = export(
+        FinishedRun.open(run), ExportConfig(repair="bias", output=str(tmp_path / "bias"))
+    )
     assert "| repair | bias |" in (again / "README.md").read_text()
 
 
@@ -187,8 +191,8 @@ def test_a_format_without_biases_is_refused_before_a_run_exists(repaired_options
 def test_a_repair_made_on_export_is_the_one_that_the_run_would_have_made(runs, how, tmp_path):
     notes: list[str] = []
     config = ExportConfig(repair=how, output=str(tmp_path / "new"))
-    new = export(Run.open(runs["none"]), config, note=notes.append)
-    old = export(Run.open(runs[how]), ExportConfig(output=str(tmp_path / "old")))
+    new = export(FinishedRun.open(runs["none"]), config, note=notes.append)
+    old = export(FinishedRun.open(runs[how]), ExportConfig(output=str(tmp_path / "old")))
     mine, theirs = (load_file(folder / "model.safetensors") for folder in (new, old))
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
@@ -208,8 +212,8 @@ def test_a_repair_made_on_export_is_the_one_that_the_run_would_have_made(runs, h
 def test_the_repair_of_a_run_can_be_left_out(runs, tmp_path):
     notes: list[str] = []
     config = ExportConfig(repair="none", output=str(tmp_path / "new"))
-    new = export(Run.open(runs["bias"]), config, note=notes.append)
-    old = export(Run.open(runs["none"]), ExportConfig(output=str(tmp_path / "old")))
+    new = export(FinishedRun.open(runs["bias"]), config, note=notes.append)
+    old = export(FinishedRun.open(runs["none"]), ExportConfig(output=str(tmp_path / "old")))
     mine, theirs = (load_file(folder / "model.safetensors") for folder in (new, old))
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
     assert notes[0].startswith("Without the run's repair. Perplexity: ")
@@ -218,7 +222,7 @@ def test_the_repair_of_a_run_can_be_left_out(runs, tmp_path):
 def test_damping_is_followed(runs, tmp_path):
     folders = [
         export(
-            Run.open(runs["none"]),
+            FinishedRun.open(runs["none"]),
             ExportConfig(repair="least-squares", repair_damping=damping, output=str(tmp_path / n)),
         )
         for n, damping in (("weak", 0.01), ("strong", 100.0))
@@ -231,7 +235,7 @@ def test_damping_is_followed(runs, tmp_path):
 def test_another_mask_gets_a_repair_of_its_own(runs, tmp_path):
     run, notes = runs["least-squares"], []
     config = ExportConfig(uniform=True, output=str(tmp_path / "uniform"))
-    folder = export(Run.open(run), config, note=notes.append)
+    folder = export(FinishedRun.open(run), config, note=notes.append)
     of_the_mask, of_the_repair = notes
     assert "This is not the run's own mask" in of_the_mask
     value = measured(run, folder)
@@ -243,13 +247,13 @@ def test_another_mask_gets_a_repair_of_its_own(runs, tmp_path):
     assert of_the_repair in card and f"| this model | {value:.2f} |" in card
     assert json.loads((folder / "config.json").read_text())["model_type"] == "mistral"
     plain = ExportConfig(uniform=True, repair="none", output=str(tmp_path / "plain"))
-    assert measured(run, export(Run.open(run), plain)) != pytest.approx(value)
+    assert measured(run, export(FinishedRun.open(run), plain)) != pytest.approx(value)
 
 
 def test_a_bias_repair_of_another_mask(runs, tmp_path):
     run = runs["bias"]
     config = ExportConfig(round_to=2, output=str(tmp_path / "rounded"))
-    folder = export(Run.open(run), config)
+    folder = export(FinishedRun.open(run), config)
     card = (folder / "README.md").read_text()
     assert f"| this model | {measured(run, folder):.2f} |" in card
     assert f"{numbers(folder):,} of {results(run)['parameters']['dense']:,} parameters" in card

@@ -11,6 +11,7 @@ from pgprune.agents.training.settings import Settings
 from pgprune.masking.units import PruningUnits
 from pgprune.models.load import ModelConfig, fingerprint
 from pgprune.repair.config import RepairConfig
+from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
 
 
@@ -21,7 +22,7 @@ def finished_run(
     mask: torch.Tensor,
     dtype: str = "float64",
     repair: str = "auto",
-) -> Run:
+) -> FinishedRun:
     """A finished run of a model whose answer is a mask."""
     model.save_pretrained(folder / "model")
     letters_tokenizer().save_pretrained(folder / "model")
@@ -31,7 +32,7 @@ def finished_run(
     )
     decided = {"model_fingerprint": fingerprint(*model.parameters())}
     run = Run.create(str(folder / "run"), settings.sections(decided), ["python"], "toy")
-    run.write_mask("mask", {"mask": mask}, units.describe())
+    run.write_mask({"mask": mask}, units.describe())
     dense = sum(parameter.numel() for parameter in model.parameters())
     perplexity = {"code": 12.345, "prose": float("inf")}
     run.write_results(
@@ -51,7 +52,7 @@ def finished_run(
             "versions": {"pgprune": "0.1.0"},
         }
     )
-    return run
+    return FinishedRun.open(run.path)
 
 
 def numbers(directory: Path) -> int:

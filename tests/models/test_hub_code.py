@@ -18,9 +18,9 @@ from pgprune.hub_code.modeling_pgprune import PGPruneQwen2Config, cache_slots
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.registration import PREFIXES, pruned_classes, register_with_transformers
-from pgprune.repair.config import REPAIR_FILE
 from pgprune.repair.fit import fit_repair
 from pgprune.repair.repair import repaired
+from pgprune.runs.files import RunFile
 
 CODE = "modeling_pgprune.py"
 
@@ -40,7 +40,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         run = finished_run(folder, model, units, mask)
         lm = MaskedLM(model, units)
         found = fit_repair(lm, mask, tokens(batch=6, length=20), "bias")
-        found.save(run.path / REPAIR_FILE)
+        found.save(run.path / RunFile.REPAIR)
         folders[family] = export(run, ExportConfig(output=str(folder / "hf")))
         with repaired(lm, found):
             expected = lm.logits(mask[None], tokens())[0]

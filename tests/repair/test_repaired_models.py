@@ -14,10 +14,11 @@ from pgprune import PruningError
 from pgprune.export.export import ExportConfig, check_format, export
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
-from pgprune.repair.config import REPAIR_FILE, added_parameters
+from pgprune.repair.config import added_parameters
 from pgprune.repair.fit import fit_repair
 from pgprune.repair.repair import Repair, repaired
 from pgprune.runs.any_model import check_source, load_any
+from pgprune.runs.files import RunFile
 from pgprune.runs.run import Run
 from pgprune.surgery.architecture import assemble
 from pgprune.surgery.layers import prune
@@ -36,7 +37,7 @@ def repaired_run(folder, model, mask, how) -> tuple[Run, torch.Tensor]:
     with repaired(lm, found):
         expected = lm.logits(mask[None], tokens())[0]
     run = finished_run(folder, model, units, mask, repair=how)
-    found.save(run.path / REPAIR_FILE)
+    found.save(run.path / RunFile.REPAIR)
     results = json.loads((run.path / "results.json").read_text())
     results["parameters"]["pruned"] += added_parameters(lm, found)
     results["perplexity"]["pruned"] = {"code": 9.876, "prose": 10.5}
@@ -147,7 +148,7 @@ def test_what_is_evaluated_of_a_half_precision_checkpoint_is_what_is_shipped(tmp
     mask = patterns(units)["some"]
     run = finished_run(tmp_path, model, units, mask, dtype="auto", repair="bias")
     wide = MaskedLM(tiny_model("mistral", torch.bfloat16).float(), units)  # as a CPU evaluates it
-    fit_repair(wide, mask, WINDOWS, "bias").save(run.path / REPAIR_FILE)
+    fit_repair(wide, mask, WINDOWS, "bias").save(run.path / RunFile.REPAIR)
     folder = export(run, ExportConfig())
     weights = load_file(folder / "model.safetensors")
     assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
@@ -214,7 +215,7 @@ def test_a_repair_that_is_missing_damaged_or_of_another_model(tmp_path):
     model = tiny_model("llama")
     mask = patterns(PruningUnits.of(model))["some"]
     run, _ = repaired_run(tmp_path, model, mask, "least-squares")
-    path = run.path / REPAIR_FILE
+    path = run.path / RunFile.REPAIR
     Repair(biases={(7, "heads"): torch.zeros(32)}).save(path)
     refuses(run, "heads of layer 7 are of another model")
     for damage in (lambda: path.write_bytes(path.read_bytes()[:-9]), path.unlink):

@@ -179,7 +179,7 @@ def test_a_metric_that_the_first_step_did_not_name(tmp_path):
 
 def test_the_results_finish_a_run():
     run = make()
-    run.write_mask("mask", {"mask": torch.ones(3, dtype=torch.uint8)}, {"model": "builtin"})
+    run.write_mask({"mask": torch.ones(3, dtype=torch.uint8)}, {"model": "builtin"})
     run.write_results({"perplexity": {"dense": {"code": 3.5}}, "bad": math.nan, "list": (1, 2)})
     assert Run.open(run.path).finished
     assert json.loads((run.path / "results.json").read_text()) == {

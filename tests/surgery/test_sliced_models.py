@@ -22,6 +22,7 @@ from pgprune.methods.slicegpt import find_slices
 from pgprune.models.load import ModelConfig, load_model
 from pgprune.models.losses import model_perplexity
 from pgprune.runs.any_model import load_any
+from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
 from pgprune.runs.settings import RunConfig
 from pgprune.surgery.slice_model import slice_model
@@ -103,7 +104,7 @@ def run(arguments, tmp_path_factory) -> Path:
 
 def test_a_run_exports_what_it_has_evaluated(run, tmp_path):
     found = results(run)
-    folder = export(Run.open(run), ExportConfig(output=str(tmp_path / "hf")))
+    folder = export(FinishedRun.open(run), ExportConfig(output=str(tmp_path / "hf")))
     config = ModelConfig(model=str(folder), device="cpu", dtype="float64")
     loaded, tokenizer = load_model(config, pruned=True)
     assert parameters(loaded) == parameters_in(folder) == found["parameters"]["pruned"]
@@ -121,7 +122,7 @@ def test_a_run_can_be_loaded_and_not_exported_otherwise(run):
     assert small.config.slice_width == Slices.load(run).width
     for other in ({"format": "masked"}, {"portable": True}, {"uniform": True}, {"round_to": 8}):
         with pytest.raises(PruningError, match="only --format hf can hold"):
-            export(Run.open(run), ExportConfig(**other))
+            export(FinishedRun.open(run), ExportConfig(**other))
 
 
 WITHOUT_PGPRUNE = """

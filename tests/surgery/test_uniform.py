@@ -21,6 +21,7 @@ from pgprune.export.export import ExportConfig, export
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.load import ModelConfig, load_model
+from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
 from pgprune.surgery.layers import prune
 
@@ -120,7 +121,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [(True, None, [3, 3, 3]), (True, 2, [2, 2, 2]), (False, 2, [2, 2, 4])],
 )
 def test_probabilities_are_rounded_again(searched, uniform, round_to, channels, tmp_path):
-    run, notes = Run.open(searched), []
+    run, notes = FinishedRun.open(searched), []
     config = ExportConfig(uniform=uniform, round_to=round_to, output=str(tmp_path / "hf"))
     folder = export(run, config, note=notes.append)
     weights = load_file(folder / "model.safetensors")
@@ -152,7 +153,7 @@ def measured(run: Run, folder: Path) -> float:
 
 def test_the_best_units_by_probability_stay(searched, tmp_path):
     """All zeros of the exported model are the least probable units of their layers."""
-    run = Run.open(searched)
+    run = FinishedRun.open(searched)
     tensors = load_file(searched / "mask.safetensors")
     config = ExportConfig("masked", uniform=True, output=str(tmp_path / "masked"))
     weights = load_file(export(run, config) / "model.safetensors")
@@ -184,7 +185,7 @@ def test_searching_uniformly(arguments, tmp_path, monkeypatch):
     options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     monkeypatch.setattr(sys, "argv", ["train_agent.py", *options, "--quiet"])
     assert runpy.run_path(str(SCRIPTS / "train_agent.py"))["main"]() == 0
-    run, notes = Run.open(tmp_path / "run"), []
+    run, notes = FinishedRun.open(tmp_path / "run"), []
     folder = export(run, ExportConfig(uniform=True), note=notes.append)
     assert notes == []
     config = json.loads((folder / "config.json").read_text())
@@ -202,7 +203,7 @@ def test_scores_of_a_method_order_the_units_of_a_layer(tmp_path):
     run.sections["data"] |= {"evaluation": str(tmp_path / "text.txt"), "sequence_length": 16}
     scores = units.layer * 100.0 + torch.arange(units.n) % 7
     tensors = {"mask": patterns(units)["layer 1"], "scores": scores}
-    run.write_mask("mask", tensors, units.describe())
+    run.write_mask(tensors, units.describe())
     notes = []
     config = ExportConfig("masked", uniform=True)
     weights = load_file(export(run, config, note=notes.append) / "model.safetensors")

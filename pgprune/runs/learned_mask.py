@@ -1,0 +1,79 @@
+"""The mask that a run has learned, with the scores that it was rounded from, as its file says."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pgprune.errors import PruningError, first_line
+
+_TIE = 1e-9  # far less than probabilities differ by that are not saturated
+
+
+@dataclass(frozen=True)
+class LearnedMask:
+    """The mask of a run, and what the run says of it.
+
+    Attributes:
+        mask: (n,) uint8, 1 keeps.
+        granularity: of its units.
+        channel_block: channels of one unit.
+        parameters: of all its units together.
+        scores: (n,) float64, what the mask was rounded from: the final keep probabilities, where
+            they tie with a preference for what the initial mask keeps, or a method's scores. None
+            where the run kept neither.
+        probable: whether the scores are probabilities, which compare between layers.
+    """
+
+    mask: Tensor
+    granularity: str
+    channel_block: int
+    parameters: int
+    scores: Tensor | None
+    probable: bool
+
+    @classmethod
+    def read(cls, path: Path) -> "LearnedMask":
+        """Reads the mask that a run has learned.
+
+        Args:
+            path: its mask.safetensors.
+
+        Raises:
+            PruningError: there is none, or it is truncated or not a mask.
+        """
+        if not path.exists():
+            raise PruningError(
+                f"there is no {path}: a run writes it when it ends; go on with it by --resume"
+            )
+        try:
+            with safe_open(path, "pt") as file:
+                described = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            mask = tensors["mask"]
+            learned = cls(
+                mask,
+                described["granularity"],
+                int(described["channel_block"]),
+                int(described["parameters"]),
+                _scores(tensors),
+                "probabilities" in tensors,
+            )
+            if mask.ndim == 1 and bool(((mask == 0) | (mask == 1)).all()):
+                return learned
+            reason = "it holds other values than 0 and 1"
+        except KeyError as error:
+            reason = f"it lacks {error}"
+        except (SafetensorError, OSError, ValueError) as error:
+            reason = first_line(error)
+        raise PruningError(f"the mask {path} is damaged ({reason}); take the run's own file")
+
+
+def _scores(tensors: dict[str, Tensor]) -> Tensor | None:
+    """Final keep probabilities, many of which are exactly 1, with something to order those by."""
+    scores = tensors.get("probabilities", tensors.get("scores"))
+    if scores is None or scores.shape != tensors["mask"].shape:
+        return None
+    tied = "probabilities" in tensors and "initial" in tensors
+    return scores.double() + (_TIE * tensors["initial"] if tied else 0)
