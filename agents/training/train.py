@@ -265,7 +265,6 @@ class Training:
         with self._evaluating():
             table = self.record.perplexity | perplexities(lm, rows, self.windows)
             self.record.perplexity = with_repair(lm, table, mask, repair, self.windows)
-            # The last thing that is asked of the model, which is a pruned one from here on.
             samples = sample_text(lm, mask, self.problem.tokenizer, self.windows, repair)
         self._count()
         tensors = {**masks, "mask": mask, "probabilities": agent.probabilities}

@@ -8,9 +8,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.pruned import pruned
 from pgprune.models.losses import next_token_logits
 from pgprune.repair.repair import Repair, repaired
-from pgprune.surgery.layers import zero_pruned
 
 PROMPTS = 2
 PROMPT_TOKENS = 32
@@ -29,8 +29,7 @@ def sample_text(
     Decoding is greedy, so that nothing but the mask and its repair makes the difference.
 
     Args:
-        lm: the model. What the mask prunes is set to zero in it for good: no second model is held
-            in memory, and the text is that of the smaller model.
+        lm: the model; its weights stay as they are.
         mask: (n,) of zeros and ones.
         tokenizer: of the model.
         windows: of evaluation text by its name, (N, T) int64.
@@ -45,9 +44,8 @@ def sample_text(
     new = min(NEW_TOKENS, limit - prompts.shape[1])
     lm.meter.add(2 * len(prompts) * (prompts.shape[1] + new - 1))
     dense = continue_greedily(model, prompts, new)
-    zero_pruned(model, lm.units, mask)
-    with repaired(lm, repair or Repair()):
-        pruned = continue_greedily(model, prompts, new)
+    with pruned(lm, mask), repaired(lm, repair or Repair()):
+        smaller = continue_greedily(model, prompts, new)
     return [
         {
             "text": name,
@@ -55,7 +53,7 @@ def sample_text(
             "dense": _continuation(tokenizer, prompt, own),
             "pruned": _continuation(tokenizer, prompt, other),
         }
-        for name, prompt, own, other in zip(names, prompts, dense, pruned, strict=True)
+        for name, prompt, own, other in zip(names, prompts, dense, smaller, strict=True)
     ]
 
 

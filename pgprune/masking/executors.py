@@ -47,23 +47,8 @@ def run_masked(call: LayerCall, states: Tensor, mask: LayerMask) -> Tensor:
     if "layer" in mask.parts:
         keep = mask.parts["layer"][:, :, None, None].bool().to(states.device)  # (K, 1, 1, 1)
         return torch.where(keep, call(states.flatten(0, 1)).view_as(states), states)
-    family = mask.family
-    inputs = {family.output: mask.output_columns(), family.down: mask.parts.get("channels")}
-    outputs = {family.output: mask.parts.get("attention"), family.down: mask.parts.get("mlp")}
-    hooks = [
-        _multiply_inputs(call.layer.get_submodule(path), keep, mask.fill.get(path))
-        for path, keep in inputs.items()
-        if keep is not None
-    ] + [
-        _multiply_outputs(call.layer.get_submodule(path), keep, mask.fill.get(path))
-        for path, keep in outputs.items()
-        if keep is not None
-    ]
-    try:
+    with multiplied(call.layer, mask):
         return call(states.flatten(0, 1)).view_as(states)
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
 def run_sliced(
@@ -86,6 +71,28 @@ def run_sliced(
         parts += _sliced_channels(layer, mask, rows.channels)
     with attention, products(parts):
         return call(state)[None]
+
+
+@contextmanager
+def multiplied(layer: nn.Module, mask: LayerMask) -> Iterator[None]:
+    """Multiplies what masks prune of a layer's blocks by zero, as long as the context lasts."""
+    family = mask.family
+    inputs = {family.output: mask.output_columns(), family.down: mask.parts.get("channels")}
+    outputs = {family.output: mask.parts.get("attention"), family.down: mask.parts.get("mlp")}
+    hooks = [
+        _multiply_inputs(layer.get_submodule(path), keep, mask.fill.get(path))
+        for path, keep in inputs.items()
+        if keep is not None
+    ] + [
+        _multiply_outputs(layer.get_submodule(path), keep, mask.fill.get(path))
+        for path, keep in outputs.items()
+        if keep is not None
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 EXECUTORS: dict[str, Callable[[LayerCall, Tensor, LayerMask], Tensor]] = {

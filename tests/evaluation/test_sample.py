@@ -53,6 +53,7 @@ def test_the_texts_are_those_of_the_dense_and_of_the_smaller_model(model, patter
             assert sample["prompt"] == tokenizer.decode(prompt)
             whole = tokenizer.decode(torch.cat([prompt, new]))
             assert sample[kind] == whole.removeprefix(sample["prompt"])
+    assert torch.equal(model(prompts).logits, dense(prompts).logits), "the model is dense again"
     assert lm.meter.tokens == 2 * 2 * (20 + 44 - 1), "a context of 64 tokens is full with 20 + 44"
 
 

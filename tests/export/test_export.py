@@ -123,7 +123,7 @@ def refuses(run: Run, message: str, output: str | None = None) -> None:
     """One clear sentence, and nothing is left behind."""
     before = sorted(run.path.parent.rglob("*"))
     with pytest.raises(PruningError, match=message) as error:
-        export(run, ExportConfig(output=output))
+        export(FinishedRun.open(run.path), ExportConfig(output=output))
     assert "\n" not in str(error.value)
     assert sorted(run.path.parent.rglob("*")) == before
 
