@@ -162,7 +162,9 @@ def repaired_record(task: Task, base: Record, problem: Problem, how: str) -> Rec
         perplexity = perplexities(lm, {"repaired": mask}, sets)["repaired"]
     model: Any = lm.model
     pruned = prune(model, problem.units, mask, found[0]) if task.tasks else None
-    kept = lm.parameters - problem.units.pruned_parameters(mask) + added_parameters(lm, found[0])
+    kept = (
+        lm.parameters - problem.units.pruned_parameters(mask) + added_parameters(lm.model, found[0])
+    )
     record = base | {
         "repair": how,
         "parameters": base["parameters"] | {"pruned": kept},

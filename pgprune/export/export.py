@@ -157,7 +157,7 @@ def check_format(
     if format == "gguf":
         check_gguf(lm.model, tokenizer)  # type: ignore[arg-type]
         check_scope(lm.model.config, lm.units.granularity, scope)  # type: ignore[arg-type]
-    if adds_biases(lm, repair):
+    if adds_biases(lm.model, lm.units, repair):
         _check_biases(format, False, lm.model.config)  # type: ignore[arg-type]
 
 
@@ -218,7 +218,7 @@ def _check_repair(config: ExportConfig, loaded: LoadedRun) -> None:
             "--repair-damping is for a repair that is made now, but --repair auto takes the run's "
             "own; choose --repair least-squares or alternating, or leave it out"
         )
-    if adds_biases(MaskedLM(loaded.model, loaded.units), config.repair, loaded.repair):
+    if adds_biases(loaded.model, loaded.units, config.repair, loaded.repair):
         _check_biases(config.format, config.uniform, loaded.model.config)
 
 

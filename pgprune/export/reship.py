@@ -53,7 +53,7 @@ def reship(loaded: LoadedRun, how: str = "auto", damping: float | None = None) -
     with _masked_lm(loaded) as lm:
         new = chosen_repair(lm, loaded.mask, _calibration(loaded, wanted), wanted)
         table = _perplexity(loaded, lm, new)
-        added = added_parameters(lm, new)
+        added = added_parameters(lm.model, new)
     sections = loaded.run.sections | {"repair": asdict(wanted)}
     run = FinishedRun(loaded.run.path, sections, _results(loaded, table, added))
     note = _note(loaded, run.results, wanted)

@@ -179,9 +179,7 @@ class MaskedLM:
 
     def linear(self, layer: int, kind: str) -> nn.Linear:
         """The projection whose inputs are ``heads`` or ``channels``, or the ``up`` projection."""
-        family = self._family
-        paths = {"heads": family.output, "channels": family.down, "up": family.expand[-1]}
-        return linear_at(self._layers[layer], paths[kind])
+        return linear_at(self._layers[layer], self._family.projections[kind])
 
     def projection(self, layer: int, kind: str) -> Tensor:
         """Weight of the projection whose inputs a kind of unit masks: (D, inputs)."""

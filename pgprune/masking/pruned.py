@@ -1,4 +1,4 @@
-"""Lends a dense model as the pruned one, for code that runs the model itself, as generation does."""
+"""Lends a dense model as the pruned one, for code that calls the model itself."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

@@ -57,6 +57,16 @@ class Family:
     positions: str | None = None
     gguf: str | None = None
 
+    @property
+    def projections(self) -> dict[str, str]:
+        """Paths of the projections that a repair refits, by the kind of unit that they belong to.
+
+        A mask prunes inputs of the output (``heads``) and the down projection (``channels``), and
+        outputs of the up projection of a gated MLP (``up``).
+        """
+        gated = {"up": self.expand[-1]} if len(self.expand) > 1 else {}
+        return {"heads": self.output, "channels": self.down} | gated
+
 
 _LLAMA = Family(
     layers="model.layers",
@@ -119,6 +129,19 @@ def family_of(config: Any) -> Family:
             "supported, because a norm would still act where a block is gone; take another size"
         )
     return FAMILIES[model_type]
+
+
+def projection_of(model: nn.Module, layer: int, kind: str) -> nn.Linear | None:
+    """Returns a projection of ``Family.projections``; None where the model has none such.
+
+    Args:
+        model: a causal LM of a known family.
+        layer: index of the layer.
+        kind: ``heads``, ``channels`` or ``up``.
+    """
+    family = family_of(model.config)
+    layers, path = decoder_layers(model, family), family.projections.get(kind)
+    return linear_at(layers[layer], path) if path is not None and layer < len(layers) else None
 
 
 def decoder_layers(model: nn.Module, family: Family) -> nn.ModuleList:

@@ -2,9 +2,11 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.units import PruningUnits
+from pgprune.models.families import projection_of
 from pgprune.repair.fit import DAMPING, REPAIRS, fit_repair
 from pgprune.repair.projection import KINDS
 from pgprune.repair.repair import Repair
@@ -64,22 +66,28 @@ def describe(config: RepairConfig) -> str:
     return f"{config.repair}, damping {config.repair_damping:g}" if damped else config.repair
 
 
-def adds_biases(lm: MaskedLM, how: str, own: Repair | None = None) -> bool:
+def adds_biases(model: nn.Module, units: PruningUnits, how: str, own: Repair | None = None) -> bool:
     """Whether a repair gives biases to projections that have none.
 
     Args:
-        lm: the frozen model.
+        model: the dense model.
+        units: of the model.
         how: a choice of ``RepairConfig``.
         own: what ``auto`` is.
     """
     if how == "auto":
-        return added_parameters(lm, own) > 0
-    kinds = [kind for kind in KINDS if kind in lm.units.kinds]
-    layers = range(lm.units.layers)
-    return how == "bias" and any(lm.linear(i, kind).bias is None for i in layers for kind in kinds)
+        return added_parameters(model, own) > 0
+    kinds = [kind for kind in KINDS if kind in units.kinds]
+    keys = ((layer, kind) for layer in range(units.layers) for kind in kinds)
+    return how == "bias" and any(_lacks_bias(model, key) for key in keys)
 
 
-def added_parameters(lm: MaskedLM, repair: Repair | None) -> int:
+def added_parameters(model: nn.Module, repair: Repair | None) -> int:
     """Parameters of the biases that a repair adds where the model has none."""
     biases = repair.biases if repair is not None else {}
-    return sum(len(bias) for key, bias in biases.items() if lm.linear(*key).bias is None)
+    return sum(len(bias) for key, bias in biases.items() if _lacks_bias(model, key))
+
+
+def _lacks_bias(model: nn.Module, key: tuple[int, str]) -> bool:
+    linear = projection_of(model, *key)
+    return linear is not None and linear.bias is None

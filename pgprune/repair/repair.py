@@ -7,12 +7,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pgprune.errors import PruningError
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.models.families import Family
-from pgprune.repair.projection import KINDS
+from pgprune.models.families import Family, projection_of
 from pgprune.repair.refit import holding
 from pgprune.utils.files import tensor_bytes, write_file
 
@@ -40,11 +39,10 @@ class Repair:
             layer: index of the layer.
             family: of the model.
         """
-        paths = {"heads": family.output, "channels": family.down, "up": family.expand[-1]}
         parts = {"weight": self.weights, "bias": self.biases}
         return {
             f"{path}.{name}": part[layer, kind]
-            for kind, path in paths.items()
+            for kind, path in family.projections.items()
             for name, part in parts.items()
             if (layer, kind) in part
         }
@@ -99,7 +97,7 @@ def repaired(lm: MaskedLM, repair: Repair) -> Iterator[None]:
     Raises:
         PruningError: the repair is of another model.
     """
-    check_repair(lm, repair)
+    check_repair(lm.model, repair)
     with ExitStack() as stack:
         for key in sorted(repair.weights.keys() | repair.biases.keys()):
             new = repair.weights.get(key), repair.biases.get(key)
@@ -107,32 +105,25 @@ def repaired(lm: MaskedLM, repair: Repair) -> Iterator[None]:
         yield
 
 
-def check_repair(lm: MaskedLM, repair: Repair) -> None:
+def check_repair(model: nn.Module, repair: Repair) -> None:
     """Makes sure that a model has the projections that a repair is of.
 
     Args:
-        lm: the model.
+        model: the dense model.
         repair: what may be put into it.
 
     Raises:
         PruningError: the repair is of another model.
     """
     for layer, kind in sorted(repair.weights.keys() | repair.biases.keys()):
-        _check_fit(lm, layer, kind, repair)
-
-
-def _check_fit(lm: MaskedLM, layer: int, kind: str, repair: Repair) -> None:
-    """Makes sure that there is such a projection, and that it has the shape."""
-    kinds = (*KINDS, "up") if lm.gated else KINDS
-    fits = layer < lm.units.layers and kind in kinds
-    if fits:
-        shape = lm.projection(layer, kind).shape
+        linear = projection_of(model, layer, kind)
         weight, bias = repair.weights.get((layer, kind)), repair.biases.get((layer, kind))
-        fits = (weight is None or weight.shape == shape) and (
-            bias is None or bias.shape == shape[:1]
+        fits = linear is not None and (
+            (weight is None or weight.shape == linear.weight.shape)
+            and (bias is None or bias.shape == (linear.out_features,))
         )
-    if not fits:
-        raise PruningError(
-            f"the repair's {kind} of layer {layer} are of another model; take the repair of the "
-            "run that pruned this one"
-        )
+        if not fits:
+            raise PruningError(
+                f"the repair's {kind} of layer {layer} are of another model; take the repair of "
+                "the run that pruned this one"
+            )

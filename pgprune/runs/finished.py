@@ -10,7 +10,6 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pgprune.errors import PruningError, first_line
-from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.load import ModelConfig, fingerprint, load_model
 from pgprune.repair.repair import Repair, check_repair
@@ -97,7 +96,7 @@ class FinishedRun(Run):
         self._check_model(asked.model, model, units, learned)
         slices, repair = self.slices(), self.repair()
         if repair is not None:
-            check_repair(MaskedLM(model, units), repair)
+            check_repair(model, repair)
         return LoadedRun(
             run=self,
             model=model,

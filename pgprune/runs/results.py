@@ -87,7 +87,7 @@ def facts(
             "dense": lm.parameters,
             "prunable": units.prunable,
             "masked": masked,
-            "pruned": masked + added_parameters(lm, repair),
+            "pruned": masked + added_parameters(lm.model, repair),
         },
         "evaluation": {
             "sequence_length": problem.data.sequence_length,

@@ -19,17 +19,16 @@ from pgprune.repair.fit import fit_repair
 from pgprune.repair.repair import Repair, repaired
 from pgprune.runs.any_model import check_source, load_any
 from pgprune.runs.files import RunFile
-from pgprune.runs.run import Run
+from pgprune.runs.finished import FinishedRun
 from pgprune.surgery.architecture import assemble
 from pgprune.surgery.layers import prune
 from pgprune.surgery.portable import portable_layers
-from pgprune.utils.files import write_file
 
 WINDOWS = tokens(batch=6, length=20)
 PATTERNS = ["some", "all heads of layer 1", "all channels of layer 1", "layer 0 and some"]
 
 
-def repaired_run(folder, model, mask, how) -> tuple[Run, torch.Tensor]:
+def repaired_run(folder, model, mask, how) -> tuple[FinishedRun, torch.Tensor]:
     """A finished run that left a repair, and the logits that it measured."""
     units = PruningUnits.of(model)
     lm = MaskedLM(model, units)
@@ -38,10 +37,9 @@ def repaired_run(folder, model, mask, how) -> tuple[Run, torch.Tensor]:
         expected = lm.logits(mask[None], tokens())[0]
     run = finished_run(folder, model, units, mask, repair=how)
     found.save(run.path / RunFile.REPAIR)
-    results = json.loads((run.path / "results.json").read_text())
-    results["parameters"]["pruned"] += added_parameters(lm, found)
-    results["perplexity"]["pruned"] = {"code": 9.876, "prose": 10.5}
-    write_file(run.path / "results.json", json.dumps(results).encode())
+    run.results["parameters"]["pruned"] += added_parameters(lm.model, found)
+    run.results["perplexity"]["pruned"] = {"code": 9.876, "prose": 10.5}
+    run.write_results(run.results)
     return run, expected
 
 
@@ -59,7 +57,7 @@ def test_surgery_with_a_repair_is_the_masked_model_with_it(model, how):
             expected = lm.logits(mask[None], ids)[0]
         smaller = prune(model, units, mask, found)
         assert_close(in_pieces(smaller, ids), expected)
-        added = added_parameters(lm, found)
+        added = added_parameters(lm.model, found)
         assert parameters(smaller) == parameters(model) - units.pruned_parameters(mask) + added
         assert (added > 0) == (how == "bias" and model.config.model_type not in ("llama", "opt"))
         portable = assemble(model, units, portable_layers(model, units, mask, 4, found))
