@@ -156,7 +156,7 @@ def test_what_is_evaluated_of_a_half_precision_checkpoint_is_what_is_shipped(tmp
 # ---------------------------------------------------------------- what is refused
 
 
-def refuses(run: Run, message: str, **options) -> None:
+def refuses(run: FinishedRun, message: str, **options) -> None:
     before = sorted(run.path.rglob("*"))
     with pytest.raises(PruningError, match=message) as error:
         export(run, ExportConfig(**options))
