@@ -1,46 +1,35 @@
-"""What agents act in where they have a choice: masks, scores of units, or densities of layers."""
+"""Action spaces: masks, scores of units, or densities of layers."""
+
+from collections.abc import Sequence
 
 from pgprune.errors import PruningError
-
-ON_POLICY = ("ppo", "a2c", "trpo")  # by Stable-Baselines3
-OFF_POLICY = ("sac", "td3")
-
-ACTIONS: dict[str, tuple[str, ...]] = {
-    "cma-es": ("density", "score"),
-    **dict.fromkeys(ON_POLICY, ("mask", "density", "score")),
-    **dict.fromkeys(OFF_POLICY, ("density", "score")),
-}
-"""What each agent that has a choice can act in, the first by default."""
 
 KINDS = ("mask", "density", "score")
 MOST_SCORES = 10_000
 
 
-def chosen_action(agent: str, action: str | None) -> str | None:
-    """What an agent acts in.
+def chosen_action(agent: str, possible: Sequence[str], action: str | None) -> str | None:
+    """Returns the kind of action of an agent: one of ``KINDS``, None if it has no choice.
 
     Args:
         agent: its name.
-        action: one of ``KINDS``, or None for the agent's own.
-
-    Returns:
-        One of ``KINDS``; None if it has no choice.
+        possible: the kinds that it can learn, the default first.
+        action: the kind that was asked for; None takes the default.
 
     Raises:
-        PruningError: it cannot act as it is asked to.
+        PruningError: it was asked for another kind than the possible ones.
     """
-    possible = ACTIONS.get(agent, ())
     if action in possible or action is None:
         return action or next(iter(possible), None)
     can = " or ".join(possible) or "what it always does; leave the option out"
     raise PruningError(f"action {action} does not fit agent {agent}, which acts in {can}")
 
 
-def check_scores(action: str, units: int) -> None:
+def check_scores(action: str | None, units: int) -> None:
     """Refuses a score for each unit where there are too many to be searched or learned.
 
     Args:
-        action: one of ``KINDS``.
+        action: one of ``KINDS``, or None.
         units: how many there are.
 
     Raises:

@@ -152,7 +152,7 @@ class Auto(Agent):
         noise = torch.cat([half, -half])  # (K, groups)
         masks = self._masks(self.mean + self.deviation * noise)  # (K, n)
         losses = self._losses(masks)  # (K,)
-        if self._enough(losses.isfinite(), least=2):
+        if self._can_learn(losses.isfinite(), least=2):
             self._follow(noise[losses.nan_to_num(torch.inf).argsort(stable=True)])
             # Steps 1, 2, ... weigh 1, 2, ...: an average that forgets where it came from.
             self.average = self.average.lerp(self.mean, 2 / (self.steps + 2))
@@ -165,7 +165,7 @@ class Auto(Agent):
         masks = sample(self.keep, self.config.population, self._generator)  # (K, n)
         losses = self._losses(masks)  # (K,)
         usable = losses.isfinite()
-        if self._enough(usable, least=2):
+        if self._can_learn(usable, least=2):
             advantage = advantages(losses[usable], "leave-one-out", 0.0)
             step = gradient(masks[usable], advantage, self.keep, "preconditioned")
             rate = unit_learning_rate(steps) * cosine(done / steps)

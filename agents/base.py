@@ -4,6 +4,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -15,9 +16,13 @@ from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pgprune.agents.actions import check_scores
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.errors import PruningError
 from pgprune.masking.problem import TOKENS_PER_TIMESTEP
+from pgprune.masking.units import PruningUnits
+from pgprune.metrics import Importance
+from pgprune.metrics.initialization import InitConfig
 from pgprune.utils.files import saving, tensor_bytes, write_file
 from pgprune.utils.transfer import read
 
@@ -67,6 +72,41 @@ class Agent(ABC):
         self.steps = self.skipped = self.in_vain = 0
         self._generator = torch.Generator().manual_seed(seed)
         self._other_generator = torch.Generator().manual_seed(seed)  # learning must not see it
+
+    @classmethod
+    def from_settings(
+        cls,
+        env: LLMPruningVectorEnv,
+        config: Any,
+        importance: Importance,
+        init: InitConfig,
+        seed: int,
+        action: str | None = None,
+    ) -> "Agent":
+        """Makes the agent of a run, before its first step.
+
+        Args:
+            env: the vector environment, with ``config.masks`` masks in a step.
+            config: the agent's options.
+            importance: of the units, by the metric of the run.
+            init: how keep probabilities are made of it, for agents that have some.
+            seed: of the masks and of the calibration stream.
+            action: the kind of action, None if the agent has no choice.
+
+        Raises:
+            PruningError: the options do not fit the environment.
+        """
+        make: Callable[..., Agent] = cls
+        return make(env, config, importance, seed, *([] if action is None else [action]))
+
+    @classmethod
+    def check_units(cls, units: PruningUnits, action: str | None) -> None:
+        """Makes sure, before any long work, that an agent can act on a model's units.
+
+        Raises:
+            PruningError: there are too many of them for its action, or too few.
+        """
+        check_scores(action, units.n)
 
     @property
     def probabilities(self) -> Tensor:
@@ -136,24 +176,25 @@ class Agent(ABC):
 
     def steps_for(self, total_timesteps: int) -> int:
         """Steps that ``total_timesteps`` mean at this batch size and number of masks."""
-        return max(1, math.ceil(total_timesteps * TOKENS_PER_TIMESTEP / self._step_tokens))
+        return max(1, math.ceil(total_timesteps * TOKENS_PER_TIMESTEP / self.step_tokens))
 
     @property
     def timesteps(self) -> int:
         """Mask evaluations done, in units of 1,024 tokens."""
-        return self.steps * self._step_tokens // TOKENS_PER_TIMESTEP
+        return self.steps * self.step_tokens // TOKENS_PER_TIMESTEP
 
     @property
-    def _step_tokens(self) -> int:
+    def step_tokens(self) -> int:
+        """Tokens that a step evaluates, those of all its masks."""
         stream = self.env.stream
         return self.env.num_envs * stream.batch_size * stream.sequence_length
 
     def _losses(self, masks: Tensor) -> Tensor:
         """The losses of masks (K, n) on the next batch, (K,) float64, on the host."""
-        (losses,) = read(self._losses_there(masks))  # the one wait for the device in a step
+        (losses,) = read(self._losses_on_device(masks))  # the one wait for the device in a step
         return losses
 
-    def _losses_there(self, masks: Tensor) -> Tensor:
+    def _losses_on_device(self, masks: Tensor) -> Tensor:
         """The same on the model's device, without waiting for it if the masks are on the host."""
         return -torch.as_tensor(self.env.step(masks)[1])
 
@@ -175,7 +216,7 @@ class Agent(ABC):
         """Mean keep probability of each kind of unit, (kinds,), where the policy is."""
         return self.budget.units.kind_shares(self.probabilities[None])[0]
 
-    def _enough(self, finite: Tensor, least: int = 1) -> bool:
+    def _can_learn(self, finite: Tensor, least: int = 1) -> bool:
         """Counts losses that are not finite, (K,), and whether the others are enough."""
         self.skipped += int((~finite).sum())
         enough = int(finite.sum()) >= least
@@ -237,3 +278,22 @@ class Agent(ABC):
 def lowest(losses: Tensor) -> float:
     """The lowest of losses, (K,), that is a number; inf if there is none."""
     return float(losses.nan_to_num(torch.inf, torch.inf).min())
+
+
+def load_package(agent: str, package: str, extra: str) -> Any:
+    """Imports a package that an agent needs.
+
+    Args:
+        agent: its name.
+        package: to import.
+        extra: of pgprune, which installs the package.
+
+    Raises:
+        PruningError: it is not installed.
+    """
+    try:
+        return import_module(package)
+    except ImportError as error:
+        raise PruningError(
+            f"agent {agent} needs the package {package}; run `pip install 'pgprune[{extra}]'`"
+        ) from error

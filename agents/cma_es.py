@@ -19,14 +19,14 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from pgprune.agents.actions import check_scores
-from pgprune.agents.base import Agent, lowest
+from pgprune.agents.base import Agent, load_package, lowest
 from pgprune.agents.offsets import masks_of, scores_of
 from pgprune.errors import PruningError
 from pgprune.masking.units import PruningUnits
 from pgprune.metrics import Importance
 from pgprune.utils.options import Config, option
 
+PACKAGE = ("cma", "search")  # and the extra that installs it
 Numbers = npt.NDArray[np.float64]
 
 
@@ -81,11 +81,26 @@ class CMAES(Agent):
         self.config = config or CMAESConfig(cma_population=env.num_envs)
         self.action = action
         units = self.budget.units
-        check_scores(action, units.n)
-        self._dimensions = check_dimensions(action, units)
+        self.check_units(units, action)
+        self._dimensions = dimensions(action, units)
+        self._cma = load_package("cma-es", *PACKAGE)
         self._search = self._new_search(seed)
         self.scores = scores_of(self.env, importance, seed)
         self.losses = torch.empty(0, self.config.cma_population, dtype=torch.float64)
+
+    @classmethod
+    def check_units(cls, units: PruningUnits, action: str | None) -> None:
+        """Makes sure that the search has two dimensions or more, and not too many.
+
+        Raises:
+            PruningError: it does not.
+        """
+        super().check_units(units, action)
+        if (count := dimensions(action, units)) < 2:
+            raise PruningError(
+                f"cma-es needs 2 dimensions or more, but there is {count} to choose; take a finer "
+                "--granularity or another agent"
+            )
 
     @property
     def mean(self) -> Tensor:
@@ -140,7 +155,7 @@ class CMAES(Agent):
         offsets = self._search.ask()
         masks = masks_of(torch.tensor(np.array(offsets)), self.scores, self.budget)  # (K, n)
         losses = self._losses(masks)  # (K,)
-        self._enough(losses.isfinite(), least=_least(losses))
+        self._can_learn(losses.isfinite(), least=_least(losses))
         self._tell(offsets, losses)
         self.losses = torch.cat([self.losses, losses[None]])
         self.steps += 1
@@ -165,39 +180,12 @@ class CMAES(Agent):
             "verbose": -9,
         }
         start = np.zeros(self._dimensions)
-        return load_cma().CMAEvolutionStrategy(start, self.config.cma_deviation, options)
+        return self._cma.CMAEvolutionStrategy(start, self.config.cma_deviation, options)
 
 
-def check_dimensions(action: str, units: PruningUnits) -> int:
-    """How many dimensions there are to search.
-
-    Args:
-        action: ``density`` or ``score``.
-        units: to choose from.
-
-    Raises:
-        PruningError: one alone, which the library cannot search.
-    """
-    dimensions = units.n if action == "score" else len(units.groups)
-    if dimensions < 2:
-        raise PruningError(
-            f"cma-es needs 2 dimensions or more, but there is {dimensions} to choose; take a finer "
-            "--granularity or another agent"
-        )
-    return dimensions
-
-
-def load_cma() -> Any:
-    """The package cma.
-
-    Raises:
-        PruningError: it is not installed.
-    """
-    try:
-        import cma
-    except ImportError as error:
-        raise PruningError("agent cma-es needs pip install 'pgprune[search]'") from error
-    return cma
+def dimensions(action: str | None, units: PruningUnits) -> int:
+    """How many offsets there are to search: one for each unit, or for each (layer, kind)."""
+    return units.n if action == "score" else len(units.groups)
 
 
 def _least(losses: Tensor) -> int:

@@ -95,7 +95,7 @@ class Evolution(Agent):
         return self._mutated(self._other_generator)
 
     @property
-    def _step_tokens(self) -> int:
+    def step_tokens(self) -> int:
         """Tokens of a generation: each stage judges its masks and the parent on what is new."""
         sequences = done = 0
         for count, stop in self._stages():
@@ -123,7 +123,7 @@ class Evolution(Agent):
             if not done:
                 first = sums[1:] / stop  # (K,)
             done = stop
-        if self._enough(first.isfinite()):
+        if self._can_learn(first.isfinite()):
             self.parent = masks[int(_best(sums, alive, 1))].clone()
         self.steps += 1
         return self._figures(first, {"rollout/best_loss": lowest(sums[alive]) / done})

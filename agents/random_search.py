@@ -85,7 +85,7 @@ class RandomSearch(Agent):
         masks = torch.cat([self.best[None], fresh])  # (K, n)
         losses = self._losses(masks)  # (K,)
         finite = losses.isfinite()
-        if self._enough(finite):
+        if self._can_learn(finite):
             self.best = masks[losses.where(finite, torch.inf).argmin()].clone()
         self.steps += 1
         return self._figures(losses, {"rollout/best_loss": lowest(losses)})

@@ -2,13 +2,12 @@
 
 Each step draws N_s masks from the keep probabilities s, evaluates them on one calibration batch,
 moves s against the policy gradient (Eq. 7) and projects it back onto the budget (Theorem 1).
-No back-propagation, no optimizer state: the agent is s, one baseline and one random generator.
-It lives on the model's device. A step's masks are drawn as soon as the step before has moved s, so
-that they come to the host with the losses of that step: one wait for the device in a step.
+There is no back-propagation and no optimizer state: the agent is s, one baseline and one random
+generator, on the model's device.
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,9 +27,16 @@ from pgprune.agents.estimators import (
     moving_average,
     sample,
 )
+from pgprune.envs import LLMPruningVectorEnv
 from pgprune.errors import PruningError
-from pgprune.metrics import METRICS
-from pgprune.metrics.initialization import initial_probabilities, metric_name
+from pgprune.metrics import METRICS, Importance
+from pgprune.metrics.initialization import (
+    PROGRESSIVE,
+    InitConfig,
+    initial_probabilities,
+    metric_name,
+    progressive_rates,
+)
 from pgprune.utils.options import Config, option
 from pgprune.utils.transfer import read
 
@@ -118,27 +124,6 @@ def default_learning_rate(total_timesteps: int, granularity: str = "heads+channe
     return min(cap, 2e-3 * 30_000 / total_timesteps)
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """The masks of the next step, drawn before they are asked for.
-
-    Attributes:
-        source: keep probabilities as the step before left them, (n,).
-        stage: of progressive pruning.
-        generator: the generator's state before the draw.
-        probabilities: keep probabilities on the stage's budget, (n,).
-        masks: (K, n) uint8 on the model's device.
-        seen: the same masks, on the host as soon as they are read.
-    """
-
-    source: Tensor
-    stage: int
-    generator: Tensor
-    probabilities: Tensor
-    masks: Tensor
-    seen: Tensor
-
-
 class Reinforce(Agent):
     """The paper's agent, with the verbs of Stable-Baselines3.
 
@@ -160,7 +145,6 @@ class Reinforce(Agent):
 
     saved_tensors = ("probabilities",)
     saved_values = ("average", *COUNTS)
-    probabilities: Tensor = torch.empty(0)  # the policy's own, not the answer's
 
     def __init__(
         self,
@@ -184,10 +168,38 @@ class Reinforce(Agent):
         device = self.env.problem.lm.device
         self.probabilities = initial.to(device, torch.float64)  # (n,)
         self.average: float | None = None
-        self._drawn: Drawn | None = None
         self._generator, self._other_generator = (
             torch.Generator(device).manual_seed(seed) for _ in range(2)
         )
+
+    @property
+    def probabilities(self) -> Tensor:
+        """Keep probabilities s, (n,) float64 on the model's device."""
+        return self._probabilities
+
+    @probabilities.setter
+    def probabilities(self, probabilities: Tensor) -> None:
+        self._probabilities = probabilities
+
+    @classmethod
+    def from_settings(
+        cls,
+        env: LLMPruningVectorEnv,
+        config: Any,
+        importance: Importance,
+        init: InitConfig,
+        seed: int,
+        action: str | None = None,
+    ) -> Agent:
+        """Makes the agent of a run; arguments and errors are as in ``Agent``."""
+        rates, start, transform = None, env.budget, init.init_transform
+        if init.init == PROGRESSIVE:
+            rates = progressive_rates(start.prune_rate)
+            start = start.with_rate(rates[0])
+            if transform == "auto":  # score-const would start from the mask of the full rate
+                transform = "sigmoid-norm"
+        initial = initial_probabilities(importance, start, transform, init.init_constant)
+        return cls(env, config, initial, rates, seed)
 
     def learning_rate(self, total_steps: int, total_timesteps: int) -> float:
         """The step size of the current step; each stage of progressive pruning starts anew."""
@@ -205,32 +217,43 @@ class Reinforce(Agent):
         """One mask from the Bernoulli policy, (n,) uint8."""
         return sample(self.probabilities, 1, self._other_generator)[0]
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a resume needs, as if the next step's masks had not been drawn yet."""
-        tensors, values = super().state()
-        if self._drawn is not None:
-            tensors["generator"] = self._drawn.generator
-        return tensors, values
-
-    def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Continues from what ``state`` returned; raises what every agent's does."""
-        super().restore(tensors, values)
-        self._drawn = None
-
     def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
         """One step of Algorithm 1; returns its figures."""
+        config, kind = self.config, self.config.sampling
         stage, _ = self._stage(self.steps, total_steps)
-        rate = self.learning_rate(total_steps, total_timesteps)
-        drawn = self._masks_of(stage)
-        losses, control = self._controlled(drawn.seen)  # (K,), and what else is subtracted
-        sampling, least = self.config.sampling, 2 if self.config.baseline == "leave-one-out" else 1
-        usable = complete((losses - control).isfinite(), sampling)  # (K,)
-        average, moved = self._moved(drawn, losses.where(usable, math.nan) - control, rate)
-        moved = self._stages[stage].project(moved)
-        self.probabilities = torch.where(usable.sum() >= least, moved, drawn.probabilities)
-        found = (losses, usable, average, self._shares())
-        losses, usable, average, shares = self._read(found, total_steps)
-        if self._enough(usable, least):
+        budget, rate = self._stages[stage], self.learning_rate(total_steps, total_timesteps)
+
+        # 1. Draw masks from the policy (Eq. 2). Only probabilities that come from elsewhere may be
+        # off the budget: the initial ones, and those of the stage before.
+        s = self.probabilities
+        if self.steps == 0 or len(self._stages) > 1:
+            s = budget.project(s)
+        masks = sample(s, config.masks_per_step, self._generator, kind)  # (K, n)
+
+        # 2. Evaluate them on the next batch, beside the dense model if its loss is the control.
+        dense = config.control == "dense"
+        rows = torch.cat([masks, torch.ones_like(masks[:1])]) if dense else masks
+        found = self._losses_on_device(rows)  # (K,), or (K + 1,)
+        losses, control = (found[:-1], found[-1]) if dense else (found, 0.0)
+        usable = complete((losses - control).isfinite(), kind)  # (K,)
+        gains = losses.where(usable, math.nan) - control
+
+        # 3. Move the baseline, which has the losses of this step inside it (Eq. 8).
+        before: Tensor | float = gains.nanmean()
+        if self.average is not None or config.baseline_start == "zero":
+            before = self.average or 0.0
+        average = moving_average(before, gains, config.window)
+
+        # 4. Estimate the policy gradient (Eq. 7), step against it, and project onto the budget
+        # (Theorem 1). Too few losses move nothing; torch.where decides without a wait for them.
+        advantage = advantages(gains, config.baseline, average)  # (K,)
+        step = gradient(masks, advantage, s, config.score, kind)  # (n,)
+        least = 2 if config.baseline == "leave-one-out" else 1
+        self.probabilities = torch.where(usable.sum() >= least, budget.project(s - rate * step), s)
+
+        # 5. Read on the host what is logged and counted, all at once.
+        losses, usable, average, shares = read(losses, usable, average, self._shares())
+        if self._can_learn(usable, least):
             self.average = float(average)
         self.steps += 1
         baseline = math.nan if self.average is None else self.average
@@ -241,51 +264,6 @@ class Reinforce(Agent):
         """The stage that a step belongs to, and the share of the stage that is done."""
         stage, rest = divmod(step * len(self._stages), total_steps)
         return stage, rest / total_steps
-
-    def _masks_of(self, stage: int) -> Drawn:
-        """The masks of this step: those that were drawn ahead, unless s or its stage changed."""
-        drawn, self._drawn = self._drawn, None
-        if drawn is not None:
-            if drawn.source is self.probabilities and drawn.stage == stage:
-                return drawn
-            self._generator.set_state(drawn.generator)
-        return self._draw(self.steps, stage)
-
-    def _draw(self, step: int, stage: int) -> Drawn:
-        """Draws the masks of a step, without waiting for the device."""
-        before, source = self._generator.get_state(), self.probabilities
-        may_begin = step == 0 or len(self._stages) > 1
-        probabilities = self._stages[stage].project(source) if may_begin else source
-        count, sampling = self.config.masks_per_step, self.config.sampling
-        masks = sample(probabilities, count, self._generator, sampling)  # (K, n)
-        return Drawn(source, stage, before, probabilities, masks, seen=masks)
-
-    def _read(self, found: tuple[Tensor, ...], total_steps: int) -> tuple[Tensor, ...]:
-        """What this step found on the host, and with it the masks of the next one."""
-        if (step := self.steps + 1) >= total_steps:
-            return read(*found)
-        drawn = self._draw(step, self._stage(step, total_steps)[0])
-        *on_host, seen = read(*found, drawn.masks)
-        self._drawn = replace(drawn, seen=seen)
-        return tuple(on_host)
-
-    def _controlled(self, masks: Tensor) -> tuple[Tensor, Tensor | float]:
-        """The losses of masks (K, n) on the next batch, (K,) float64, and the control variate."""
-        if self.config.control == "none":
-            return self._losses_there(masks), 0.0
-        losses = self._losses_there(torch.cat([masks, torch.ones_like(masks[:1])]))
-        return losses[:-1], losses[-1]
-
-    def _moved(self, drawn: Drawn, losses: Tensor, rate: float) -> tuple[Tensor, Tensor]:
-        """Eqs. (8) and (7), without the projection: the moving average, and s, (n,)."""
-        before: Tensor | float = losses.nanmean()
-        if self.average is not None or self.config.baseline_start == "zero":
-            before = self.average or 0.0
-        average = moving_average(before, losses, self.config.window)
-        advantage = advantages(losses, self.config.baseline, average)
-        score, sampling = self.config.score, self.config.sampling
-        step = gradient(drawn.masks, advantage, drawn.probabilities, score, sampling)
-        return average, drawn.probabilities - rate * step
 
     def _from_metric(self, name: str) -> Tensor:
         problem = self.env.problem

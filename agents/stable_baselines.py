@@ -1,34 +1,75 @@
-"""What the agents by Stable-Baselines3 have in common: PPO, A2C, TRPO, SAC and TD3.
+"""The agent around an algorithm of Stable-Baselines3: PPO, A2C, TRPO, SAC or TD3.
 
-A step is one rollout of K masks, which share a batch, and the library's own update. A policy over
-masks (``--action mask``) is brought back onto the budget after each update, by one shift of its
-logits; actions in a ``Box`` are on the budget by the environment's wrappers.
+``sb3_on_policy.py`` and ``sb3_off_policy.py`` have the algorithms' options. A step is one
+rollout of K masks, which share a batch, and the library's own update. A policy over masks
+(``--action mask``) is brought back onto the budget after each update, by one shift of its logits;
+actions in a ``Box`` are on the budget by the environment's wrappers.
 """
 
 import math
-from importlib import import_module
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor
 
-from pgprune.agents.actions import check_scores, chosen_action
-from pgprune.agents.base import Agent, lowest
+from pgprune.agents.actions import chosen_action
+from pgprune.agents.base import Agent, load_package, lowest
 from pgprune.agents.logits import logits_of, on_budget
 from pgprune.agents.offsets import importance_of
 from pgprune.agents.randomness import Randomness
-from pgprune.agents.sb3_config import Sb3Config
 from pgprune.envs import VectorDensityAction, VectorScoreAction
 from pgprune.errors import PruningError
 from pgprune.metrics import Importance
 from pgprune.metrics.initialization import initial_probabilities
+from pgprune.utils.options import Config
 
 NO_RESUME = (
     "a checkpoint holds the policy, but not the optimizer, the replay buffer and the random state "
     "of Stable-Baselines3"
 )
+
+
+@dataclass(frozen=True)
+class Sb3Config(Config):
+    """Base of the options of one algorithm; the names of its fields begin with its own.
+
+    Attributes:
+        name: of the algorithm.
+        package: that it is in.
+        actions: kinds of actions that it can learn, the default first.
+        reference: whether one mask of each step is that of the start.
+        figures: of the library's log that a run shows.
+    """
+
+    name: ClassVar[str]
+    package: ClassVar[str] = "stable_baselines3"
+    actions: ClassVar[tuple[str, ...]] = ("mask", "density", "score")
+    reference: ClassVar[bool] = False
+    figures: ClassVar[tuple[str, ...]]
+
+    @property
+    def masks(self) -> int:
+        """Masks of a step, the start's included where there is a reference."""
+        raise NotImplementedError
+
+    @property
+    def learning_rate(self) -> float:
+        """Step size in the first step; it falls to 0 over the run."""
+        raise NotImplementedError
+
+    def algorithm(self, env: Any, start: Tensor, rate: Any, seed: int) -> Any:
+        """Makes the library's algorithm.
+
+        Args:
+            env: a ``PruningVecEnv``.
+            start: logits or means to begin with, (d,).
+            rate: step size, by how much of the run is left.
+            seed: of everything random.
+        """
+        raise NotImplementedError
 
 
 class Sb3Agent(Agent):
@@ -58,10 +99,10 @@ class Sb3Agent(Agent):
         action: str | None = None,
     ) -> None:
         super().__init__(env, config.masks, seed)
-        check_package(config)
+        load_package(config.name, config.package, "agents")
         self.config = config
-        self.action = chosen_action(config.name, action) or "mask"
-        check_scores(self.action, self.budget.units.n)
+        self.action = chosen_action(config.name, config.actions, action) or config.actions[0]
+        self.check_units(self.budget.units, self.action)
         importance = importance_of(self.env, importance, seed)
         self._scores = importance.scores.cpu()
         self._start = self._first_action(initial_probabilities(importance, self.budget).cpu())
@@ -171,7 +212,7 @@ class Sb3Agent(Agent):
 
     def _worth_learning(self, *_: Any) -> bool:
         """Whether the rewards tell masks apart; else the library drops the rollout."""
-        return self._enough(self._venv.losses.isfinite(), least=2) and self._venv.informative
+        return self._can_learn(self._venv.losses.isfinite(), least=2) and self._venv.informative
 
     def _predicted(self, deterministic: bool) -> Tensor:
         """A mask by the policy, (n,) uint8."""
@@ -180,18 +221,3 @@ class Sb3Agent(Agent):
         actions, _ = self.algorithm.predict(observation, deterministic=deterministic)
         rows = self._venv.env_actions(actions)
         return (rows if self.action == "mask" else self._wrapped.actions(rows))[0].to(torch.uint8)
-
-
-def check_package(config: Sb3Config) -> None:
-    """Makes sure that an algorithm's package is installed.
-
-    Raises:
-        PruningError: it is not.
-    """
-    try:
-        import_module(config.package)
-    except ImportError:
-        raise PruningError(
-            f"agent {config.name} needs the package {config.package}; run "
-            "`pip install 'pgprune[agents]'`"
-        ) from None

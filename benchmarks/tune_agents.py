@@ -14,7 +14,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from pgprune.agents.training.settings import AGENTS
+from pgprune.agents.registry import AGENTS
 from pgprune.data.stream import DataConfig
 from pgprune.errors import PruningError
 from pgprune.experiments.agent_cells import BenchmarkConfig, agent_options, plan

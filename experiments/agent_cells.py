@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from pgprune.agents.registry import AGENTS
 from pgprune.errors import PruningError
 from pgprune.experiments.cells import CellsConfig, check_names, model_name, named_options, words
-from pgprune.experiments.method_cells import AGENTS
 from pgprune.masking.units import GRANULARITIES
 from pgprune.utils.options import option
 

@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +63,7 @@ def check_names(models: Iterable[str]) -> None:
 
 
 def named_options(
-    text: str, kind: str, names: Sequence[str], taken: Sequence[str]
+    text: str, kind: str, names: Collection[str], taken: Sequence[str]
 ) -> tuple[str, dict[str, str]]:
     """A name and the options that follow it: ``name:option=value,option=value``.
 

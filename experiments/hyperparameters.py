@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from pgprune.agents.training.settings import AGENTS, Settings
+from pgprune.agents.registry import AGENTS
 from pgprune.errors import PruningError
 from pgprune.experiments.agent_cells import BenchmarkTask, is_rate
 from pgprune.experiments.cells import model_name
@@ -107,5 +107,5 @@ def _field(key: str, agent: str, path: Path) -> str:
 
 
 def _names(agent: str) -> Iterable[str]:
-    configs = (Settings.configs()[agent.replace("-", "_")], InitConfig)
+    configs = (AGENTS[agent].config, InitConfig)
     return [each.name for config in configs for each in fields(config)]

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pgprune.agents.registry import AGENTS
 from pgprune.data.stream import DataConfig
 from pgprune.errors import PruningError
 from pgprune.evaluation.evaluate import EvaluationConfig
@@ -25,12 +26,6 @@ from pgprune.experiments.cells import (
 from pgprune.methods import METHODS
 from pgprune.repair.fit import REPAIRS
 from pgprune.utils.options import option, same_option
-
-AGENTS = (
-    *("auto", "reinforce", "random-search", "cma-es", "evolution"),
-    *("ppo", "a2c", "trpo", "sac", "td3"),
-)
-"""Methods that are agents of train_agent.py; the others are methods of prune_baseline.py."""
 
 ALL = (
     *METHODS,

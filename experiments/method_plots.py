@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from pgprune.experiments.method_cells import AGENTS
+from pgprune.agents.registry import AGENTS
 from pgprune.experiments.method_records import read_records
 from pgprune.experiments.method_rows import Row, columns_of, nearest_rate, rates_of, rows_of
 from pgprune.runs.learned_mask import LearnedMask

@@ -4,7 +4,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from pgprune.agents.training.settings import STARTS_OVER, Settings, resumed
+from pgprune.agents.training.settings import Settings, resumed
 from pgprune.agents.training.train import Training
 from pgprune.runs.run import Run
 from pgprune.runs.view import TrainingView
@@ -21,7 +21,7 @@ def train(settings: Settings, command: Sequence[str]) -> None:
         PruningError: anything that cannot work.
     """
     path = Path(str(settings.run.output))
-    if path.exists() and settings.agent.agent in STARTS_OVER:
+    if path.exists() and settings.entry.no_resume:
         shutil.rmtree(path)
     run = Run.open(path) if path.exists() else None
     training = Training(resumed(run) if run else settings, TrainingView("", quiet=True))

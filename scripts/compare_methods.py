@@ -19,6 +19,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
+from pgprune.agents.registry import AGENTS
 from pgprune.agents.training.settings import Settings
 from pgprune.data.documents import calibration_documents, evaluation_documents
 from pgprune.data.stream import DataConfig, check_sequence_length
@@ -26,7 +27,6 @@ from pgprune.errors import PruningError
 from pgprune.evaluation.zero_shot import load_tasks
 from pgprune.experiments.baseline import Baseline, BaselineSettings
 from pgprune.experiments.method_cells import (
-    AGENTS,
     ALL,
     Cell,
     ComparisonConfig,

@@ -63,9 +63,8 @@ def judge_of(text: str) -> Judge:
         PruningError: anything that cannot work here.
     """
     sections = load_yaml(text, "the settings")
-    settings = Settings(
-        **{name: from_dict(kind, sections[name]) for name, kind in Settings.configs().items()}
-    )
+    configs = Settings.configs().items()
+    settings = Settings.of({name: from_dict(kind, sections[name]) for name, kind in configs})
     seed, masks = settings.run.seed, settings.masks
     problem = make_problem(settings.model, settings.data, settings.pruning, seed, masks)
     env = make_env(settings, problem)

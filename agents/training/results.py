@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from pgprune.agents.base import Agent
+from pgprune.agents.registry import AGENTS
 from pgprune.agents.training.run_state import Record
-from pgprune.agents.training.settings import STARTS_OVER, Settings
+from pgprune.agents.training.settings import Settings
 from pgprune.errors import PruningError
 from pgprune.export.export import ExportConfig, export
 from pgprune.masking.problem import Problem
@@ -110,7 +111,7 @@ def next_commands(results: dict[str, Any], run: Run) -> list[str]:
     path, model = shlex.quote(str(run.path)), shlex.quote(results["model"])
     if not results["completed"]:
         resume = f"python scripts/train_agent.py --resume {path}"
-        return [] if results["agent"] in STARTS_OVER else [resume]
+        return [] if AGENTS[results["agent"]].no_resume else [resume]
     higher = min(0.9, results["prune_rate"]["requested"] + 0.1)
     compare = f"python scripts/benchmark_inference.py {model} {path}    # how much faster it is"
     smaller = f"python scripts/export.py {path}    # the smaller model, for transformers"

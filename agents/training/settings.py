@@ -1,21 +1,13 @@
 """All settings of a training run in one place: from the command line, to config.yaml and back."""
 
 import argparse
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
-from pgprune.agents.a2c import A2cConfig
-from pgprune.agents.actions import ACTIONS, KINDS, OFF_POLICY, ON_POLICY, chosen_action
-from pgprune.agents.auto import AutoConfig
-from pgprune.agents.cma_es import CMAESConfig
-from pgprune.agents.evolution import EvolutionConfig
-from pgprune.agents.ppo import PpoConfig
-from pgprune.agents.random_search import RandomSearchConfig
+from pgprune.agents.actions import KINDS, chosen_action
+from pgprune.agents.registry import AGENTS, Entry, section_of
 from pgprune.agents.reinforce import ReinforceConfig, default_learning_rate
-from pgprune.agents.sac import SacConfig
-from pgprune.agents.stable_baselines import NO_RESUME
-from pgprune.agents.td3 import Td3Config
-from pgprune.agents.trpo import TrpoConfig
 from pgprune.data.stream import DataConfig
 from pgprune.envs.reward import REWARDS
 from pgprune.errors import PruningError
@@ -28,12 +20,6 @@ from pgprune.runs.settings import RunConfig, Sections
 from pgprune.utils.command_line import given
 from pgprune.utils.options import Config, option
 
-AGENTS = ("reinforce", "auto", "random-search", "cma-es", "evolution", *ON_POLICY, *OFF_POLICY)
-"""Each has a section of its name in ``Settings`` and, but for reinforce, a class in making.py."""
-
-STARTS_OVER = dict.fromkeys((*ON_POLICY, *OFF_POLICY), NO_RESUME)
-"""Agents that cannot go on with a run, and why."""
-
 
 @dataclass(frozen=True)
 class AgentConfig(Config):
@@ -44,14 +30,14 @@ class AgentConfig(Config):
         "the algorithm: the paper's (reinforce), the recommended one, which needs a "
         "tenth of the evaluations (auto), or a search or an algorithm of Stable-Baselines3 to "
         "compare with",
-        choices=list(AGENTS),
+        choices=AGENTS,
     )
     action: str | None = option(
         None,
         "what an agent that has a choice acts in: masks, how much each layer keeps of "
         "each kind (density), or a score for each unit",
         choices=list(KINDS),
-        unset=", ".join(f"{name}: {kinds[0]}" for name, kinds in ACTIONS.items()),
+        unset=", ".join(f"{name}: {it.actions[0]}" for name, it in AGENTS.items() if it.actions),
     )
     reward: str = option(
         "plain",
@@ -90,7 +76,11 @@ class TrainingRunConfig(RunConfig):
 
 @dataclass(frozen=True)
 class Settings(Sections):
-    """One frozen config for each concern; the fields' names are the sections of config.yaml."""
+    """One frozen config for each concern; the fields' names are the sections of config.yaml.
+
+    Attributes:
+        agents: options of agents by their section, which are sections of config.yaml as well.
+    """
 
     agent: AgentConfig = AgentConfig()
     run: TrainingRunConfig = TrainingRunConfig()
@@ -99,26 +89,25 @@ class Settings(Sections):
     pruning: PruningConfig = PruningConfig()
     repair: RepairConfig = RepairConfig()
     init: InitConfig = InitConfig()
-    reinforce: ReinforceConfig = ReinforceConfig()
-    auto: AutoConfig = AutoConfig()
-    random_search: RandomSearchConfig = RandomSearchConfig()
-    cma_es: CMAESConfig = CMAESConfig()
-    evolution: EvolutionConfig = EvolutionConfig()
-    ppo: PpoConfig = PpoConfig()
-    a2c: A2cConfig = A2cConfig()
-    trpo: TrpoConfig = TrpoConfig()
-    sac: SacConfig = SacConfig()
-    td3: Td3Config = Td3Config()
+    agents: Mapping[str, Config] = field(default_factory=dict)
 
-    later: ClassVar[tuple[str, ...]] = (
-        "repair",
-        "auto",
-        "random_search",
-        "cma_es",
-        "evolution",
-        *ON_POLICY,
-        *OFF_POLICY,
-    )
+    @classmethod
+    def configs(cls) -> dict[str, type[Config]]:
+        """The class of each section; every agent of the registry has one."""
+        agents = {section_of(name): entry.config for name, entry in AGENTS.items()}
+        return super().configs() | agents
+
+    @classmethod
+    def later(cls) -> Collection[str]:
+        """Sections that runs of earlier versions lack; the paper's agent was there first."""
+        return {*super().later(), *map(section_of, AGENTS)} - {"reinforce"}
+
+    @classmethod
+    def of(cls, sections: Mapping[str, Any]) -> Self:
+        """The settings of sections by name; an absent one has its defaults."""
+        agents = {name: sections[name] for name in map(section_of, AGENTS) if name in sections}
+        shared = {name: config for name, config in sections.items() if name not in agents}
+        return cls(**shared, agents=agents)
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Self:
@@ -130,8 +119,9 @@ class Settings(Sections):
         """
         settings = super().from_arguments(arguments)
         agent = settings.agent.agent
-        chosen_action(agent, settings.agent.action)
-        if agent != "reinforce" and settings.init.init == PROGRESSIVE:
+        entry = settings.entry
+        chosen_action(agent, entry.actions, settings.agent.action)
+        if not entry.stages and settings.init.init == PROGRESSIVE:
             raise PruningError(
                 f"init {PROGRESSIVE} raises the prune rate in stages, which agent {agent} does not "
                 "have; choose another init, or agent reinforce"
@@ -163,20 +153,31 @@ class Settings(Sections):
         """Masks of a step."""
         return self.own.masks
 
+    def section(self, name: str) -> Any:
+        """The config of a section."""
+        if name in map(section_of, AGENTS):
+            return self.agents.get(name) or self.configs()[name]()
+        return super().section(name)
+
+    @property
+    def entry(self) -> Entry:
+        """The agent's entry in the registry."""
+        return AGENTS[self.agent.agent]
+
     @property
     def own(self) -> Any:
-        """The section of the agent."""
-        return getattr(self, self.agent.agent.replace("-", "_"))
+        """The agent's options."""
+        return self.section(section_of(self.agent.agent))
 
     @property
     def action(self) -> str | None:
         """What the agent acts in, None if it has no choice."""
-        return chosen_action(self.agent.agent, self.agent.action)
+        return chosen_action(self.agent.agent, self.entry.actions, self.agent.action)
 
     @property
     def learns_densities(self) -> bool:
         """Whether what it chooses is how much each layer keeps of each kind."""
-        return self.agent.agent in ("auto", "random-search") or self.action == "density"
+        return self.entry.densities or self.action == "density"
 
     @property
     def metric(self) -> str:
@@ -185,15 +186,14 @@ class Settings(Sections):
         Raises:
             PruningError: it does not score the units.
         """
-        fine = "stream-error-refit" if self.refits else "stream-error"
-        if self.agent.agent == "reinforce":
-            fine = "wanda-sp"
+        searching = "stream-error-refit" if self.refits else "stream-error"
+        fine = self.entry.metric or searching
         return metric_name(self.init.init, self.pruning.granularity, fine)
 
     @property
     def learning_rate(self) -> float:
         """The step size of reinforce: the asked one, or the formula's."""
-        asked = self.reinforce.learning_rate
+        asked = self.section("reinforce").learning_rate
         if asked is not None:
             return asked
         return default_learning_rate(self.run.total_timesteps, self.pruning.granularity)
@@ -232,13 +232,13 @@ def resumed(run: Run, export: str | None = None, ray_actors: int | None = None) 
     """
     settings, decided = Settings.from_run(run), run.sections.get("decided", {})
     agent = settings.agent.agent
-    if agent in STARTS_OVER and not run.finished:
+    if (reason := settings.entry.no_resume) and not run.finished:
         raise PruningError(
-            f"agent {agent} cannot go on with {run.path}, because {STARTS_OVER[agent]}; start a "
-            "new run"
+            f"agent {agent} cannot resume {run.path}, because {reason}; start a new run"
         )
     executor = decided.get("executor", settings.pruning.executor)
-    rate = decided.get("learning_rate", settings.reinforce.learning_rate)
+    reinforce: ReinforceConfig = settings.section("reinforce")
+    rate = decided.get("learning_rate", reinforce.learning_rate)
     return replace(
         settings,
         run=replace(
@@ -247,5 +247,5 @@ def resumed(run: Run, export: str | None = None, ray_actors: int | None = None) 
             ray_actors=ray_actors or settings.run.ray_actors,
         ),
         pruning=replace(settings.pruning, executor=executor),
-        reinforce=replace(settings.reinforce, learning_rate=rate),
+        agents={**settings.agents, "reinforce": replace(reinforce, learning_rate=rate)},
     )

@@ -20,7 +20,7 @@ from pgprune.agents.training.repaired_reward import REFIT_WINDOWS, RepairedRewar
 from pgprune.agents.training.replicas import make_env
 from pgprune.agents.training.results import plot, summarise
 from pgprune.agents.training.run_state import Record
-from pgprune.agents.training.settings import STARTS_OVER, Settings
+from pgprune.agents.training.settings import Settings
 from pgprune.data.stream import evaluation_windows
 from pgprune.envs.judge import Replicas
 from pgprune.errors import PruningError
@@ -122,7 +122,7 @@ class Training:
                 losses are not finite.
         """
         settings = self.settings
-        run.resumable = settings.agent.agent not in STARTS_OVER
+        run.resumable = settings.entry.no_resume is None
         checkpoint = run.load_checkpoint()
         if checkpoint is None:
             agent = make_agent(settings, self._env, self._initialise())

@@ -1,9 +1,10 @@
 """What every command that leaves a run is asked: the seed, and what becomes of the run."""
 
 import argparse
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 from pgprune.runs.run import Run
 from pgprune.utils.command_line import ArgumentParser, from_arguments
@@ -42,16 +43,24 @@ class RunConfig(Config):
 class Sections:
     """Base of a frozen dataclass with one config for each concern, all with defaults.
 
-    The fields' names are the sections of config.yaml. What ``later`` names is absent in runs of
-    earlier versions, which did what its defaults say.
+    The fields' names are the sections of config.yaml.
     """
 
-    later: ClassVar[tuple[str, ...]] = ("repair",)
+    @classmethod
+    def configs(cls) -> dict[str, type[Config]]:
+        """The class of each section."""
+        found = {field.name: field.default for field in fields(cls)}  # type: ignore[arg-type]
+        return {name: type(config) for name, config in found.items() if isinstance(config, Config)}
 
     @classmethod
-    def configs(cls) -> dict[str, Any]:
-        """The dataclass of each section."""
-        return {field.name: type(field.default) for field in fields(cls)}  # type: ignore[arg-type]
+    def later(cls) -> Collection[str]:
+        """Sections that runs of earlier versions lack, which did what the defaults say."""
+        return ("repair",)
+
+    @classmethod
+    def of(cls, sections: Mapping[str, Any]) -> Self:
+        """The settings of sections by name; an absent one has its defaults."""
+        return cls(**sections)
 
     @classmethod
     def add_to(cls, parser: ArgumentParser) -> None:
@@ -62,9 +71,8 @@ class Sections:
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Self:
         """The settings of a new run, from parsed options."""
-        return cls(
-            **{name: from_arguments(config, arguments) for name, config in cls.configs().items()}
-        )
+        configs = cls.configs().items()
+        return cls.of({name: from_arguments(config, arguments) for name, config in configs})
 
     @classmethod
     def from_run(cls, run: Run) -> Self:
@@ -73,15 +81,14 @@ class Sections:
         Raises:
             PruningError: its config.yaml lacks a section or holds a wrong value.
         """
-        absent = [name for name in cls.later if name not in run.sections]
-        return cls(
-            **{
-                name: run.config(name, config)
-                for name, config in cls.configs().items()
-                if name not in absent
-            }
-        )
+        absent = [name for name in cls.later() if name not in run.sections]
+        configs = cls.configs().items()
+        return cls.of({n: run.config(n, config) for n, config in configs if n not in absent})
+
+    def section(self, name: str) -> Any:
+        """The config of a section."""
+        return getattr(self, name)
 
     def sections(self, decided: dict[str, Any]) -> dict[str, Config | dict[str, Any]]:
         """The sections of config.yaml; ``decided`` holds what was chosen from the settings."""
-        return {name: getattr(self, name) for name in self.configs()} | {"decided": decided}
+        return {name: self.section(name) for name in self.configs()} | {"decided": decided}

@@ -27,7 +27,7 @@ def agent_for(lm: AdditiveLM, population: int = 10, seed: int = 0, **options: An
 
 
 def learned(agent: Auto, steps: int) -> Auto:
-    return agent.learn(steps * agent._step_tokens // 1024 or 1)
+    return agent.learn(steps * agent.step_tokens // 1024 or 1)
 
 
 def test_it_finds_how_layers_compare() -> None:
@@ -157,7 +157,7 @@ def test_losses_that_are_not_numbers_are_the_worst_of_a_step() -> None:
 def test_a_saved_agent_goes_on_as_if_nothing_had_happened(allocation: int, tmp_path: Path) -> None:
     undisturbed = learned(agent_for(layered(), seed=3, allocation=allocation), 12)
     killed = agent_for(layered(), seed=3, allocation=allocation)
-    total = 12 * killed._step_tokens // 1024 or 1
+    total = 12 * killed.step_tokens // 1024 or 1
     killed.learn(total, lambda agent, _: agent.steps < 7)
     killed.save(tmp_path / "agent.safetensors")
     resumed = agent_for(layered(), seed=9, allocation=allocation)

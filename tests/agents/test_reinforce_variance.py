@@ -23,7 +23,7 @@ def agent_for(lm: AdditiveLM, masks: int = 2, **options: str | float) -> Reinfor
 
 
 def learned(agent: Reinforce, steps: int) -> Reinforce:
-    return agent.learn(steps * agent._step_tokens / 1024)
+    return agent.learn(steps * agent.step_tokens / 1024)
 
 
 @pytest.mark.parametrize(
@@ -46,8 +46,8 @@ def variance(agent: Reinforce, steps: int = 200) -> float:
         seen.append(agent.probabilities - start)
         agent.probabilities = start
 
-    learned_by = agent.steps_for(steps * agent._step_tokens / 1024)
-    agent.learn(learned_by * agent._step_tokens / 1024, again)
+    learned_by = agent.steps_for(steps * agent.step_tokens / 1024)
+    agent.learn(learned_by * agent.step_tokens / 1024, again)
     return float(torch.stack(seen).var(dim=0).sum())
 
 

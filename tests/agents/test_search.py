@@ -45,7 +45,7 @@ def agent_for(
 
 
 def learned(agent: Any, steps: int) -> Any:
-    return agent.learn(steps * agent._step_tokens / 1024)
+    return agent.learn(steps * agent.step_tokens / 1024)
 
 
 # ---------------------------------------------------------------- what all of them do
@@ -145,8 +145,8 @@ def test_every_token_is_counted(kind: type[Agent], problem: Problem) -> None:
     agent = kind(env, config, ranked)
     before = problem.lm.meter.tokens
     learned(agent, 3)
-    assert problem.lm.meter.tokens - before == 3 * agent._step_tokens
-    assert agent.timesteps == 3 * agent._step_tokens // 1024
+    assert problem.lm.meter.tokens - before == 3 * agent.step_tokens
+    assert agent.timesteps == 3 * agent.step_tokens // 1024
 
 
 # ---------------------------------------------------------------- cma-es
@@ -192,7 +192,7 @@ def test_stages_halve_the_masks_and_double_the_tokens() -> None:
     agent = agent_for(Evolution, layered(), batch=8)
     assert agent._stages() == [(16, 2), (8, 4), (4, 8)]
     sequences = 17 * 2 + 9 * 2 + 5 * 4  # the parent is judged on all of them
-    assert agent._step_tokens == sequences * 8
+    assert agent.step_tokens == sequences * 8
     assert agent_for(Evolution, layered(), batch=1)._stages() == [(16, 1)]
     one = agent_for(Evolution, layered(), batch=8, config={"stages": 1})
     assert one._stages() == [(16, 8)]

@@ -10,14 +10,10 @@ import torch
 from helpers.layered import UNITS, importance, layered, left_to_gain
 from helpers.tiny import AdditiveLM, toy_problem, toy_units
 from pgprune import PruningError
-from pgprune.agents.a2c import A2cConfig
 from pgprune.agents.logits import BOUND, logits_of, on_budget
-from pgprune.agents.ppo import PpoConfig
-from pgprune.agents.sac import SacConfig
-from pgprune.agents.sb3_config import Sb3Config
-from pgprune.agents.stable_baselines import Sb3Agent
-from pgprune.agents.td3 import Td3Config
-from pgprune.agents.trpo import TrpoConfig
+from pgprune.agents.sb3_off_policy import SacConfig, Td3Config
+from pgprune.agents.sb3_on_policy import A2cConfig, PpoConfig, TrpoConfig
+from pgprune.agents.stable_baselines import Sb3Agent, Sb3Config
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.masking.budget import Budget
 from pgprune.metrics import Importance
@@ -37,7 +33,7 @@ def agent_for(config: Sb3Config, action: str | None = None, seed: int = 0) -> Sb
 
 
 def learned(agent: Sb3Agent, steps: int) -> Sb3Agent:
-    return agent.learn(steps * agent._step_tokens // 1024)
+    return agent.learn(steps * agent.step_tokens // 1024)
 
 
 # ---------------------------------------------------------------- what they learn
@@ -84,7 +80,7 @@ def test_the_same_seed_finds_the_same_whatever_else_draws(config: Sb3Config) -> 
         agent.draw()
 
     first, second, other = (agent_for(config, seed=seed) for seed in (3, 3, 4))
-    total = 4 * first._step_tokens // 1024 or 1
+    total = 4 * first.step_tokens // 1024 or 1
     first.learn(total)
     second.learn(total, disturbed)
     other.learn(total)

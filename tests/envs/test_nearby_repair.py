@@ -110,7 +110,7 @@ def test_rewards_follow_the_answer(problem: Problem) -> None:
             refits.append(agent.steps)
         return True
 
-    agent.learn(8 * agent._step_tokens // 1024 or 1, callback)
+    agent.learn(8 * agent.step_tokens // 1024 or 1, callback)
     assert refits == [step for step in range(1, agent.steps + 1) if step % 3 == 0]
     masks, batch = torch.stack([agent.mask(), half(problem.units)]), windows[:4]
     nearby = NearbyRepair(problem.lm, windows)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pgprune.agents.training.settings import AGENTS
+from pgprune.agents.registry import AGENTS
 from pgprune.errors import PruningError
 from pgprune.experiments.agent_cells import BenchmarkCell, BenchmarkConfig, BenchmarkTask
 from pgprune.experiments.agent_runner import settings_of

@@ -1,6 +1,7 @@
 """scripts/train_agent.py with the searches: crashes, options, mistakes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,8 @@ from pgprune.agents.base import Agent
 from pgprune.agents.cma_es import CMAES
 from pgprune.agents.evolution import Evolution
 from pgprune.agents.random_search import RandomSearch
-from pgprune.agents.training import settings
+from pgprune.agents.registry import AGENTS
 from pgprune.agents.training.settings import Settings
-from pgprune.experiments import method_cells as comparison
 from pgprune.runs.run import Run
 
 pytest.importorskip("cma")
@@ -109,12 +109,9 @@ def test_mistakes_are_refused_before_a_run_exists(
 def test_what_cannot_go_on_says_why(
     undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(settings.STARTS_OVER, "reinforce", "it forgets")
+    forgetful = replace(AGENTS["reinforce"], no_resume="it forgets")
+    monkeypatch.setitem(AGENTS, "reinforce", forgetful)
     (tmp_path / "config.yaml").write_text((undisturbed / "config.yaml").read_text())
-    with pytest.raises(PruningError, match="reinforce cannot go on with .* because it forgets"):
+    with pytest.raises(PruningError, match="reinforce cannot resume .* because it forgets"):
         train(f"--resume={tmp_path}")
     assert train(f"--resume={undisturbed}") == 0, "a finished run has nothing to go on with"
-
-
-def test_comparisons_know_all_agents() -> None:
-    assert sorted(comparison.AGENTS) == sorted(settings.AGENTS)

@@ -34,7 +34,7 @@ def test_a_crashed_run_says_why_it_cannot_go_on(
     with monkeypatch.context() as patched, pytest.raises(Crash):
         patched.setattr(Sb3Agent, "_learn_step", crash)
         train(*options, "--agent=ppo", f"--output={run}")
-    with pytest.raises(PruningError, match="agent ppo cannot go on .*; start a new run"):
+    with pytest.raises(PruningError, match="agent ppo cannot resume .*; start a new run"):
         train(f"--resume={run}")
     stopped = {"completed": False, "model": "builtin", "agent": "ppo"}
     assert next_commands(stopped, Run.open(run)) == [], "nothing that it would refuse"

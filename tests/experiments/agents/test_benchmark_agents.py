@@ -167,7 +167,7 @@ def test_failures_have_a_sentence_and_are_tried_again_only_if_asked(benchmark, t
     [
         (
             ["--agents", "alphago"],
-            "agent 'alphago' is unknown; choose all, or one of auto, reinforce",
+            "agent 'alphago' is unknown; choose all, or one of reinforce, auto",
         ),
         (["--agents", "auto:seed=1"], "seed in agent 'auto:seed=1' is the comparison's"),
         (["--agents", "auto:deviation=-1"], "agent 'auto:deviation=-1': .*deviation"),
@@ -177,7 +177,7 @@ def test_failures_have_a_sentence_and_are_tried_again_only_if_asked(benchmark, t
         (["--tasks", "builtin:1.5"], "task 'builtin:1.5' is not MODEL:RATE"),
         (["--tasks", "builtin:0.5:atoms"], "task 'builtin:0.5:atoms' is not MODEL:RATE"),
         (["--tasks", "nowhere/:0.5"], "nowhere"),
-        (["--recommended=atuo"], "agent 'atuo' is unknown; choose all, or one of auto"),
+        (["--recommended=atuo"], "agent 'atuo' is unknown; choose all, or one of reinforce, auto"),
         (["--seeds=0"], "--seeds: must be a whole number at least 1"),
         (["--hyperparameters=nowhere"], "there is no directory nowhere"),
         (["--into=nowhere.md"], "there is no page nowhere.md"),

@@ -81,7 +81,7 @@ def test_other_settings_need_another_directory(compare, done):
     [
         (
             ["--methods", "alphago"],
-            "method 'alphago' is unknown; choose all, or one of auto, reinforce",
+            "method 'alphago' is unknown; choose all, or one of reinforce, auto",
         ),
         (["--methods", "flap:nonsense=1"], "method 'flap:nonsense=1': unrecognized arguments"),
         (["--methods", "flap:seed=1"], "seed in method 'flap:seed=1' is the comparison's"),
