@@ -22,7 +22,6 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.families import decoder_layers, family_of, linear_at
 from pgprune.models.load import DTYPES, ModelConfig, load_model
-from pgprune.models.losses import release_logits
 from pgprune.surgery.random_models import SHAPES, random_models
 from pgprune.utils.memory import memory_of
 
@@ -110,18 +109,20 @@ def measure(
         model.config.vocab_size, batch, generator=torch.Generator().manual_seed(0)
     ).to(clock.device)
     works: dict[str, Work] = {"dense": partial(dense_work, model, ids)}
+    models: dict[str, MaskedLM] = {}
     operations = {}
     for rate in rates:
         generator = torch.Generator().manual_seed(0)
         mask = Budget(units, rate).round(torch.rand(units.n, generator=generator))
         for way, (executor, kernels) in ways(clock.device).items():
-            lm = MaskedLM(model, units, executor, kernels)
-            works[f"{way} {rate:g}"] = partial(executor_work, lm, mask, ids)
+            name = f"{way} {rate:g}"
+            models[name] = MaskedLM(model, units, executor, kernels)
+            works[name] = partial(executor_work, models[name], mask, ids)
         weights = kept_weights(model, units, mask)
         operations[f"{rate:g}"] = 2 * ids.numel() * sum(weight.numel() for weight in weights)
         works[f"products {rate:g}"] = partial(products_work, weights, ids.numel())
     try:
-        memory = {name: _memory(work, clock) for name, work in works.items()}
+        memory = {name: _memory(work, models.get(name), clock) for name, work in works.items()}
         rounds = _in_turn(works, repeats, clock)
     except torch.OutOfMemoryError as error:
         raise PruningError(
@@ -250,10 +251,11 @@ def kept_weights(model: PreTrainedModel, units: PruningUnits, mask: Tensor) -> l
     return [*weights, model.get_output_embeddings().weight]
 
 
-def _memory(work: Work, clock: Clock) -> int | None:
+def _memory(work: Work, lm: MaskedLM | None, clock: Clock) -> int | None:
     """The most bytes that a piece of work takes, the second time that it is done."""
     work(clock)
-    release_logits()  # which would be there already
+    if lm is not None:
+        lm.release_memory()  # else the second time finds it there
     return memory_of(partial(work, clock), clock.device)
 
 

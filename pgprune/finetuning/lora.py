@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from pgprune.errors import PruningError
 from pgprune.finetuning.instructions import TrainingWindows
 from pgprune.models.families import FAMILIES, decoder_layers
-from pgprune.models.losses import LOGITS_BYTES, token_losses
+from pgprune.models.losses import chunk_tokens, token_losses
 from pgprune.utils.memory import within_memory
 from pgprune.utils.options import Config, option
 
@@ -229,7 +229,7 @@ class LoraTrainer:
         # The head's gradients end here, so that no more than one chunk of logits is ever kept.
         leaf, total = states.detach().requires_grad_(), 0.0
         head = self._model.get_output_embeddings().weight
-        chunk = max(64, LOGITS_BYTES // (4 * head.shape[0]))
+        chunk = chunk_tokens(head.shape[0])
         for part, target in zip(leaf.split(chunk), targets.split(chunk), strict=True):
             with self._autocast():
                 loss = token_losses(self._model, part, target).sum() / count

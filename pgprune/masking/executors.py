@@ -1,7 +1,7 @@
 """Two ways to run one decoder layer under K masks, with the same result.
 
-``masked`` multiplies: all masks in one batch at the price of dense layers. ``sliced`` computes
-kept units only: one mask after another, each at the price of what it keeps.
+``masked`` multiplies by the masks: one batch for all masks, at the cost of dense layers.
+``sliced`` computes kept units only: one mask after another, each at the cost of what it keeps.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from pgprune.errors import PruningError
 from pgprune.masking.kept_weights import (
     KERNELS,
-    Part,
+    KeptWeight,
     Products,
     aligned,
     calling,
@@ -43,9 +43,9 @@ class LayerCall:
 
 
 def run_masked(call: LayerCall, states: Tensor, mask: LayerMask) -> Tensor:
-    """All K masks as one batch: states (K, B, T, D) -> (K, B, T, D)."""
-    if "layer" in mask.parts:
-        keep = mask.parts["layer"][:, :, None, None].bool().to(states.device)  # (K, 1, 1, 1)
+    """Runs a layer under K masks as one batch: states (K, B, T, D) -> (K, B, T, D)."""
+    if "layer" in mask.by_kind:
+        keep = mask.by_kind["layer"][:, :, None, None].bool().to(states.device)  # (K, 1, 1, 1)
         return torch.where(keep, call(states.flatten(0, 1)).view_as(states), states)
     with multiplied(call.layer, mask):
         return call(states.flatten(0, 1)).view_as(states)
@@ -54,22 +54,22 @@ def run_masked(call: LayerCall, states: Tensor, mask: LayerMask) -> Tensor:
 def run_sliced(
     call: LayerCall, states: Tensor, mask: LayerMask, products: Products = gathered
 ) -> Tensor:
-    """One mask, kept units only: states (1, B, T, D) -> (1, B, T, D)."""
+    """Runs the kept units of a layer under one mask: states (1, B, T, D) -> (1, B, T, D)."""
     (state,) = states
-    if "layer" in mask.parts:
-        return call(state)[None] if mask.parts["layer"][0] else states
+    if "layer" in mask.by_kind:
+        return call(state)[None] if mask.by_kind["layer"][0] else states
     layer, rows = call.layer, mask.rows(state.device)
-    parts: list[Part] = []
+    weights: list[KeptWeight] = []
     attention: AbstractContextManager[None] = nullcontext()
     if rows.heads:
-        parts += _sliced_heads(layer, mask, rows)
+        weights += _sliced_heads(layer, mask, rows)
         attention = _head_count(layer, mask, rows.heads)
     elif rows.heads is not None:
         constant = _constant(layer, mask, mask.family.output, rows.queries)
         attention = _no_attention(layer, mask.family, constant)
     if rows.channels is not None:
-        parts += _sliced_channels(layer, mask, rows.channels)
-    with attention, products(parts):
+        weights += _sliced_channels(layer, mask, rows.channels)
+    with attention, products(weights):
         return call(state)[None]
 
 
@@ -77,8 +77,8 @@ def run_sliced(
 def multiplied(layer: nn.Module, mask: LayerMask) -> Iterator[None]:
     """Multiplies what masks prune of a layer's blocks by zero, as long as the context lasts."""
     family = mask.family
-    inputs = {family.output: mask.output_columns(), family.down: mask.parts.get("channels")}
-    outputs = {family.output: mask.parts.get("attention"), family.down: mask.parts.get("mlp")}
+    inputs = {family.output: mask.output_columns(), family.down: mask.by_kind.get("channels")}
+    outputs = {family.output: mask.by_kind.get("attention"), family.down: mask.by_kind.get("mlp")}
     hooks = [
         _multiply_inputs(layer.get_submodule(path), keep, mask.fill.get(path))
         for path, keep in inputs.items()
@@ -105,10 +105,10 @@ EXECUTORS: dict[str, Callable[[LayerCall, Tensor, LayerMask], Tensor]] = {
 def executor_of(
     name: str, kernels: str, device: torch.device
 ) -> Callable[[LayerCall, Tensor, LayerMask], Tensor]:
-    """An executor by its name, with kernels of ``masking.kept_weights`` if it is sliced.
+    """Returns an executor by its name; a sliced one multiplies with the kernels.
 
     Raises:
-        PruningError: an unknown executor, or kernels that it cannot have on this device.
+        PruningError: an unknown executor, or kernels that it cannot use on this device.
     """
     if name not in EXECUTORS:
         raise PruningError(f"executor {name!r} is unknown; choose one of {', '.join(EXECUTORS)}")
@@ -117,68 +117,70 @@ def executor_of(
 
 
 def _multiply_inputs(module: nn.Module, keep: Tensor, fill: Tensor | None) -> RemovableHandle:
-    """Lets a projection get its inputs where they are kept, (K, inputs), else their fill."""
+    """Replaces pruned inputs of a projection by their fill; keep is (K, inputs)."""
     return module.register_forward_pre_hook(
         lambda module, args: (_multiply(args[0], keep, fill), *args[1:])
     )
 
 
 def _multiply_outputs(module: nn.Module, keep: Tensor, fill: Tensor | None) -> RemovableHandle:
-    """Lets a projection give its outputs where its block is kept, (K, 1), else those of a fill."""
-    gone = None if fill is None else module(fill)  # (D,)
-    return module.register_forward_hook(lambda module, args, output: _multiply(output, keep, gone))
+    """Replaces the outputs of a pruned block by those for its fill; keep is (K, 1)."""
+    constant = None if fill is None else module(fill)  # (D,)
+    return module.register_forward_hook(
+        lambda module, args, output: _multiply(output, keep, constant)
+    )
 
 
 def _multiply(tensor: Tensor, keep: Tensor, fill: Tensor | None) -> Tensor:
-    """Multiplies (K*B, T, F), or OPT's (K*B*T, F), by (K, F) or (K, 1); 0 times inf is 0.
+    """Multiplies (K*B, T, F), or OPT's (K*B*T, F), by (K, F) or (K, 1); fills with (F,) if given.
 
-    What is not kept becomes ``fill`` (F,), if there is one.
+    It selects and does not multiply, so that an overflow in a pruned unit, 0 times inf, becomes 0.
     """
-    rows = tensor.view(len(keep), -1, tensor.shape[-1])
+    rows = tensor.view(len(keep), -1, tensor.shape[-1])  # (K, B*T, F)
     kept = keep[:, None].to(tensor.device, torch.bool)
     return rows.where(kept, 0 if fill is None else fill).view_as(tensor)
 
 
-def _sliced_heads(layer: nn.Module, mask: LayerMask, rows: KeptRows) -> list[Part]:
-    """The attention projections with the kept kv groups."""
+def _sliced_heads(layer: nn.Module, mask: LayerMask, rows: KeptRows) -> list[KeptWeight]:
+    """Returns the kept weights of the attention projections."""
     family, keys, queries = mask.family, rows.keys, rows.queries
     constant = _constant(layer, mask, family.output, queries)
     return [
-        Part(linear_at(layer, family.key), keys, len(keys)),
-        Part(linear_at(layer, family.value), keys, len(keys)),
-        Part(linear_at(layer, family.query), queries, len(queries)),
-        Part(linear_at(layer, family.output), queries, len(queries), True, constant),
+        KeptWeight(linear_at(layer, family.key), keys, len(keys)),
+        KeptWeight(linear_at(layer, family.value), keys, len(keys)),
+        KeptWeight(linear_at(layer, family.query), queries, len(queries)),
+        KeptWeight(linear_at(layer, family.output), queries, len(queries), True, constant),
     ]
 
 
-def _sliced_channels(layer: nn.Module, mask: LayerMask, kept: Tensor) -> list[Part]:
-    """The MLP projections with the kept channels, and some that are all zero."""
+def _sliced_channels(layer: nn.Module, mask: LayerMask, kept: Tensor) -> list[KeptWeight]:
+    """Returns the kept weights of the MLP projections, with rows of zeros to fill cache lines."""
     family = mask.family
     down = linear_at(layer, family.down)
     size = aligned(len(kept), down.weight.dtype)
     constant = _constant(layer, mask, family.down, kept)
-    rows = [Part(linear_at(layer, path), kept, size) for path in family.expand]
-    return [*rows, Part(down, kept, size, True, constant)]
+    rows = [KeptWeight(linear_at(layer, path), kept, size) for path in family.expand]
+    return [*rows, KeptWeight(down, kept, size, True, constant)]
 
 
 def _constant(layer: nn.Module, mask: LayerMask, path: str, kept: Tensor) -> Tensor | None:
-    """What a projection gives besides the part of the kept inputs (i,): (D,), or None for nothing.
+    """Returns the constant part of a projection's output for kept inputs (i,): (D,) or None.
 
-    Its bias, unless its block is pruned as a whole, and the part of what pruned inputs are.
+    It is the bias, unless the block is pruned as a whole, plus what the fill of pruned inputs adds.
     """
     projection = linear_at(layer, path)
-    if path in mask.fill:
+    if path in mask.fill:  # W fill + b over the pruned inputs
         fill = mask.fill[path]  # (inputs,)
         return projection(fill.index_fill(0, kept.to(fill.device), 0))
     bias: Tensor | None = projection.bias
     if bias is None:
         return None
-    return torch.zeros_like(bias) if {"attention", "mlp"} & mask.parts.keys() else bias
+    return torch.zeros_like(bias) if {"attention", "mlp"} & mask.by_kind.keys() else bias
 
 
 @contextmanager
 def _head_count(layer: nn.Module, mask: LayerMask, kv_heads: int) -> Iterator[None]:
-    """Tells an attention module that reads its number of heads how many are left."""
+    """Sets the number of heads of an attention module that reads it (OPT) while the body runs."""
     name = mask.family.head_count
     if name is None:
         yield
@@ -195,7 +197,7 @@ def _head_count(layer: nn.Module, mask: LayerMask, kv_heads: int) -> Iterator[No
 def _no_attention(
     layer: nn.Module, family: Family, constant: Tensor | None
 ) -> AbstractContextManager[None]:
-    """Makes the attention module return a constant (D,), or zeros, without computing."""
+    """Lets the attention module return a constant (D,) or zeros and compute nothing."""
 
     def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
         nothing = torch.zeros_like(hidden_states)

@@ -1,11 +1,12 @@
-"""Projections of a layer with kept rows or columns of their weights: gathered, or by index.
+"""Lets the projections of a layer multiply by kept rows or columns of their weights only.
 
-``plain`` gathers them, and the projections have the result in place of their weights. ``triton``
-leaves them where they are: kernels read them by index. Both give the same up to rounding.
+``plain`` gathers kept rows into a new matrix that takes the place of the weight. ``triton``
+(experimental) leaves the weight where it is and reads kept rows by index. Both give the same result
+up to rounding.
 
-Rows are contiguous in memory and columns are not, so projections whose inputs are pruned lie
-transposed. Matrix kernels want widths that fill whole cache lines (on a CPU, a product with 1,029
-outputs takes 1.5 times as long as one with 1,040), so wide matrices end in a few rows of zeros.
+Rows are contiguous in memory and columns are not, so projections whose inputs are pruned are stored
+transposed. Matrix kernels are fast where widths fill whole cache lines (on a CPU, a product with
+1,029 outputs takes 1.5 times as long as one with 1,040), so wide matrices end in rows of zeros.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,19 +20,19 @@ from torch import Tensor, nn
 from pgprune.errors import PruningError
 from pgprune.models.families import Family, linear_at
 
-_LINE_BYTES = 64  # what the width of a gathered matrix is a multiple of
-_LEAST_LINES = 16  # narrower ones stay as they are, so that zeros are a sixteenth at most
+_LINE_BYTES = 64  # the width of a wide gathered matrix is a multiple of this
+_LEAST_LINES = 16  # narrower ones stay as they are, so at most a sixteenth of the rows is zero
 
 
-class Part(NamedTuple):
-    """What is kept of one projection.
+class KeptWeight(NamedTuple):
+    """The kept rows or columns of one projection's weight.
 
     Attributes:
         projection: the module.
-        kept: indices of the rows of its weight, or of its columns, (r,) int64.
-        size: how many it has after that, at least r; those beyond are zero.
-        columns: whether columns are kept.
-        constant: what is added then, (D,) with its bias in it; None for nothing.
+        kept: indices of the kept rows, or columns, of its weight, (r,) int64.
+        size: rows or columns of the result, at least r; those beyond r are zero.
+        columns: whether columns are kept, else rows.
+        constant: added to the output where columns are kept, (D,), bias included; None for nothing.
     """
 
     projection: nn.Linear
@@ -41,66 +42,66 @@ class Part(NamedTuple):
     constant: Tensor | None = None
 
 
-Products = Callable[[Sequence[Part]], AbstractContextManager[None]]
-"""Lets projections compute these parts of themselves."""
+Products = Callable[[Sequence[KeptWeight]], AbstractContextManager[None]]
+"""Lets projections multiply by kept weights only while the body runs."""
 
 
 @contextmanager
-def gathered(parts: Sequence[Part]) -> Iterator[None]:
-    """Puts kept weights, in matrices of their own, in the place of the projections' weights."""
-    own = [part.projection._parameters for part in parts]  # past the checks, which take their time
-    dense = [dict(parameters) for parameters in own]
+def gathered(weights: Sequence[KeptWeight]) -> Iterator[None]:
+    """Puts gathered matrices in the place of the projections' weights."""
+    # Writing into _parameters skips the checks of nn.Module, which take longer than a small copy.
+    modules = [weight.projection._parameters for weight in weights]
+    dense = [dict(parameters) for parameters in modules]
     try:
-        for part, parameters in zip(parts, own, strict=True):
-            parameters |= _kept(part, parameters)
+        for weight, parameters in zip(weights, modules, strict=True):
+            parameters |= _gathered_parameters(weight, parameters)
         yield
     finally:
-        for parameters, before in zip(own, dense, strict=True):
+        for parameters, before in zip(modules, dense, strict=True):
             parameters |= before
 
 
-def _kept(part: Part, parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The kept weights of a projection by their names in it."""
-    weight, bias = parameters["weight"], parameters["bias"]
-    if part.columns:  # which are rows where they are laid out
-        kept = {"weight": gather(weight.t(), part.kept, part.size).t()}
-        return kept if part.constant is None else kept | {"bias": part.constant}
-    kept = {"weight": gather(weight, part.kept, part.size)}
-    return kept if bias is None else kept | {"bias": gather(bias, part.kept, part.size)}
+def _gathered_parameters(kept: KeptWeight, dense: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the parameters of a projection after gathering, by name."""
+    weight, bias = dense["weight"], dense["bias"]
+    if kept.columns:  # stored transposed, see lay_out: columns are rows in memory
+        gathered = {"weight": gather(weight.t(), kept.kept, kept.size).t()}
+        return gathered if kept.constant is None else gathered | {"bias": kept.constant}
+    gathered = {"weight": gather(weight, kept.kept, kept.size)}
+    return gathered if bias is None else gathered | {"bias": gather(bias, kept.kept, kept.size)}
 
 
 @contextmanager
-def indexed(parts: Sequence[Part]) -> Iterator[None]:
-    """Lets the projections call Triton kernels, which read kept weights by index."""
-    from pgprune.masking.kernels import columns_product, rows_product  # which need Triton
+def indexed(weights: Sequence[KeptWeight]) -> Iterator[None]:
+    """Lets the projections call Triton kernels that read kept weights by index; experimental."""
+    from pgprune.masking.kernels import columns_product, rows_product  # these import Triton
 
     with ExitStack() as stack:
-        for part in parts:
-            projection, weight = part.projection, part.projection.weight
-            kept = part.kept.to(weight.device)
-            if part.columns:
-                own = partial(columns_product, weight=weight, columns=kept, bias=part.constant)
+        for projection, kept, size, columns, constant in weights:
+            weight, index = projection.weight, kept.to(projection.weight.device)
+            if columns:
+                product = partial(columns_product, weight=weight, columns=index, bias=constant)
             else:
-                bias, size = projection.bias, part.size
-                own = partial(rows_product, weight=weight, rows=kept, bias=bias, size=size)
-            stack.enter_context(calling(projection, own))
+                bias = projection.bias
+                product = partial(rows_product, weight=weight, rows=index, bias=bias, size=size)
+            stack.enter_context(calling(projection, product))
         yield
 
 
 KERNELS: dict[str, Products] = {"plain": gathered, "triton": indexed}
-"""How kept rows and columns are multiplied, by name."""
+"""The ways to multiply by kept weights, by name."""
 
 
 def check_kernels(kernels: str, executor: str, device: torch.device) -> None:
-    """Makes sure that an executor can have some kernels on a device.
+    """Checks that an executor can use kernels on a device.
 
     Args:
         kernels: a name in ``KERNELS``.
-        executor: ``masked``, ``sliced``, or ``auto``, which is sliced with any but plain ones.
+        executor: ``masked``, ``sliced``, or ``auto``, which becomes sliced with triton.
         device: of the model.
 
     Raises:
-        PruningError: they are unknown, for another executor or another device, or Triton is absent.
+        PruningError: unknown kernels, the wrong executor or device for them, or no Triton.
     """
     if kernels not in KERNELS:
         raise PruningError(f"kernels {kernels!r} are unknown; choose one of {', '.join(KERNELS)}")
@@ -126,24 +127,24 @@ def check_kernels(kernels: str, executor: str, device: torch.device) -> None:
 
 @contextmanager
 def calling(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Lets a module call a function in place of its own ``forward``."""
-    own = module.__dict__.get("forward")  # accelerate's hooks put one there
+    """Lets a module call a function in place of its own ``forward`` while the body runs."""
+    before = module.__dict__.get("forward")  # hooks of accelerate set one on the instance
     module.forward = forward
     try:
         yield
     finally:
-        if own is None:
+        if before is None:
             del module.forward
         else:
-            module.forward = own
+            module.forward = before
 
 
 @torch.no_grad()
 def lay_out(layers: Iterable[nn.Module], family: Family) -> None:
-    """Transposes how the output and down projections lie in memory, in place.
+    """Stores the weights of output and down projections transposed in memory, in place.
 
-    The parameters stay what they were, in shape and value; only their strides change, so there
-    is no second copy, and a model that is laid out works as any other.
+    Shapes and values stay; only strides change. There is no second copy of the weights, and the
+    model works as before.
 
     Args:
         layers: decoder layers.
@@ -156,13 +157,13 @@ def lay_out(layers: Iterable[nn.Module], family: Family) -> None:
 
 
 def aligned(count: int, dtype: torch.dtype) -> int:
-    """How many rows to gather for a number of units: at least as many, to fill cache lines."""
+    """Rounds a number of rows up to whole cache lines, where it is large enough."""
     line = _LINE_BYTES // dtype.itemsize
     return count if count < _LEAST_LINES * line else -(-count // line) * line
 
 
 def gather(rows: Tensor, kept: Tensor, size: int) -> Tensor:
-    """The kept rows, then zeros.
+    """Copies the kept rows and appends zeros.
 
     Args:
         rows: (R, ...).

@@ -1,8 +1,8 @@
-"""Driving a Hugging Face decoder layer by layer, without copying its code.
+"""Runs a Hugging Face decoder layer by layer, without a copy of its code.
 
-Stations stand in for the decoder layers during one call of the model. They record the arguments
-that each layer would get (rotary embeddings, attention mask), and the last one hands all of them to
-whoever drives.
+During one call of the model, recorders stand in for the decoder layers. Each records the arguments
+that its layer would get (rotary embeddings, attention mask), and the last one passes the calls of
+all layers to a function that runs them.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,12 +14,12 @@ from transformers import masking_utils
 
 from pgprune.masking.executors import LayerCall
 
-Drive = Callable[[Tensor, list[LayerCall]], Tensor]
-"""Runs layers: the states before the first one, (N, T, D), and the calls of all, to those after."""
+RunLayers = Callable[[Tensor, list[LayerCall]], Tensor]
+"""Runs all layers: the states before the first, (N, T, D), and the calls, to the states after."""
 
 
-class Stations:
-    """The stations of a decoder.
+class LayerDriver:
+    """Replaces the layers of a decoder by a function.
 
     Args:
         decoder: the module that has ``layers``.
@@ -29,32 +29,32 @@ class Stations:
         layers: Any = decoder.layers
         self._decoder = decoder
         self._layers = layers
-        self._stations = nn.ModuleList(map(_Station, layers))
+        self._recorders = nn.ModuleList(map(_LayerRecorder, layers))
 
     @contextmanager
-    def driven(self, drive: Drive) -> Iterator[None]:
-        """Lets the decoder leave its layers to ``drive``."""
-        stations: Any = self._stations
+    def layers_run_by(self, run_layers: RunLayers) -> Iterator[None]:
+        """Lets ``run_layers`` run the layers when the model is called in the body."""
+        recorders: Any = self._recorders
 
         def last(hidden: Tensor) -> Tensor:
-            return drive(hidden, [station.call for station in stations])
+            return run_layers(hidden, [recorder.call for recorder in recorders])
 
-        stations[-1].then = last
-        self._decoder.layers = self._stations
+        recorders[-1].then = last
+        self._decoder.layers = self._recorders
         try:
             with _one_sequence_a_row():
                 yield
         finally:
             self._decoder.layers = self._layers
-            stations[-1].then = None  # which holds what it drives on
+            recorders[-1].then = None  # the closure would keep its tensors alive
 
 
 @contextmanager
 def _one_sequence_a_row() -> Iterator[None]:
     """Tells transformers that no row packs several sequences.
 
-    It would find out by reading the positions, in each forward pass, and the host would wait for
-    all that the device still has to do.
+    Without this it reads the positions in each forward pass to find out, and the host waits for all
+    work that the device still has.
     """
     search = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda position_ids: None
@@ -64,8 +64,8 @@ def _one_sequence_a_row() -> Iterator[None]:
         masking_utils.find_packed_sequence_indices = search
 
 
-class _Station(nn.Module):
-    """Stands in for one decoder layer: records how it would be called."""
+class _LayerRecorder(nn.Module):
+    """Stands in for one decoder layer and records how it would be called."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

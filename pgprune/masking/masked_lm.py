@@ -1,12 +1,13 @@
-"""The frozen language model under masks: its losses, and what its projections see.
+"""The frozen language model under masks: its losses, and the inputs of its projections.
 
-The decoder is driven layer by layer through the model's own modules (see ``stations``), so no
-modelling code is copied, and every family works alike.
+The layers run one by one through the model's own modules (see ``layer_driver``), so no modelling
+code is copied and all families share this code.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -14,28 +15,27 @@ from torch import Tensor, nn
 from pgprune.errors import PruningError
 from pgprune.masking.executors import LayerCall, executor_of
 from pgprune.masking.kept_weights import lay_out
-from pgprune.masking.layer_driver import Drive, Stations
+from pgprune.masking.layer_driver import LayerDriver, RunLayers
 from pgprune.masking.layer_mask import Fill, LayerMask, prepare
 from pgprune.masking.mask_tree import distinct, run_tree
 from pgprune.masking.token_meter import TokenMeter
 from pgprune.masking.units import PruningUnits
 from pgprune.models.families import decoder_layers, family_of, linear_at
-from pgprune.models.losses import token_losses
+from pgprune.models.losses import LogitsMemory, token_losses
 from pgprune.utils.transfer import send
 
-_PASS_TOKENS = 2048  # through the layers at once, so that any number of masks fits in memory
-_TREE_TOKENS = 8192  # of masks that run one after another and share what they agree on
+_TREE_TOKENS = 8192  # a pass of masks that run one after another and share common layers
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What the output and down projections of one dense layer get as input.
+    """The inputs of the output and down projections of one dense layer.
 
     Attributes:
         layer: index of the layer.
         states: hidden states before the layer, one (b, T, D) for each chunk of the sequences, on
-            the host, where there is room for those of all the text.
-        run: runs the layer as it is now and yields what ``inputs`` describes.
+            the host, which has room for those of all the text.
+        run: runs the layer with its present weights and yields ``inputs``.
     """
 
     layer: int
@@ -46,14 +46,14 @@ class Observation:
     def inputs(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Yields the inputs of the output and down projections, chunk by chunk of the sequences.
 
-        They are (b, T, query heads * head_dim) and (b, T, channels). Asked again, the layer runs
-        again: with other weights in its output projection, the MLP gets other inputs.
+        They are (b, T, query heads * head_dim) and (b, T, channels). Each access runs the layer
+        again, so after a change of the output projection, the MLP gets other inputs.
         """
         return self.run()
 
 
 class MaskedLM:
-    """A frozen causal LM that evaluates masks; the only place that touches its layers.
+    """A frozen causal LM that evaluates masks. Only this class touches its layers.
 
     Args:
         model: a causal LM of a known family.
@@ -61,15 +61,17 @@ class MaskedLM:
         executor: ``masked`` multiplies the inputs of the output and down projections by the mask
             and runs all K masks as one batch; ``sliced`` computes the kept units only, one mask
             after another. Both give the same losses.
-        kernels: how the sliced executor multiplies, ``plain`` or ``triton``.
-        compile_head: whether ``torch.compile`` makes one function of head and loss, whose shapes
-            are the same for all masks.
+        kernels: how the sliced executor multiplies, ``plain`` or ``triton`` (experimental).
+        compile_head: whether ``torch.compile`` fuses head and loss, whose shapes are the same for
+            all masks (experimental).
+        pass_tokens: tokens that run through the layers together, so that memory does not grow with
+            the number of masks.
 
     Attributes:
         meter: counts the tokens asked of the model, K * B * T for each call of ``losses``.
 
     Raises:
-        PruningError: an unknown executor, or kernels that it cannot have.
+        PruningError: an unknown executor, or kernels that it cannot use.
     """
 
     def __init__(
@@ -79,22 +81,26 @@ class MaskedLM:
         executor: str = "masked",
         kernels: str = "plain",
         compile_head: bool = False,
+        *,
+        pass_tokens: int = 2048,
     ) -> None:
         self.model = model.eval().requires_grad_(False)
         self.units = units
         self.executor = executor
+        self.pass_tokens = pass_tokens
         self._compile_head = compile_head
+        self._logits_memory = LogitsMemory()
         self._run = executor_of(executor, kernels, self.device)
         self.meter = TokenMeter()
         self._family = family_of(model.config)
         self._layers = decoder_layers(model, self._family)
-        self._stations = Stations(model.get_submodule(self._family.layers.rpartition(".")[0]))
+        self._driver = LayerDriver(model.get_submodule(self._family.layers.rpartition(".")[0]))
         if executor == "sliced" and {"heads", "channels"} & set(units.kinds):
             lay_out(self._layers, self._family)
 
     @property
     def device(self) -> torch.device:
-        """Where token ids enter the model."""
+        """Device of the embeddings, where token ids enter the model."""
         return self.model.get_input_embeddings().weight.device  # type: ignore[operator]
 
     @property
@@ -104,7 +110,7 @@ class MaskedLM:
 
     @property
     def parameters(self) -> int:
-        """Parameters of the dense model, tied ones once."""
+        """Number of parameters of the dense model; tied ones count once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
     @torch.no_grad()
@@ -114,27 +120,26 @@ class MaskedLM:
         Args:
             masks: (K, n) of zeros and ones, any dtype and device.
             input_ids: (B, T) int64.
-            fill: what pruned inputs are in place of zero, as ``pgprune.fill`` describes.
+            fill: values of pruned inputs in place of zero.
 
         Returns:
             (K, B) float32 in nats (float64 for a float64 model), on the model's device.
         """
-        return self._in_passes(masks, input_ids, lambda part: self._losses(part, input_ids, fill))
+        return self._in_passes(masks, input_ids, lambda few: self._losses(few, input_ids, fill))
 
     @torch.no_grad()
     def logits(self, masks: Tensor, input_ids: Tensor) -> Tensor:
-        """Next-token logits under each mask, (K, B, T, vocabulary); for small inputs."""
-        return self._in_passes(
-            masks, input_ids, lambda part: self._head(self._hidden(part, input_ids))
-        )
+        """Computes next-token logits under each mask, (K, B, T, vocabulary), for small inputs."""
+        head = self.model.get_output_embeddings()  # type: ignore[operator]
+        return self._in_passes(masks, input_ids, lambda few: head(self._hidden(few, input_ids)))
 
     @torch.no_grad()
     def observe(self, mask: Tensor, input_ids: Tensor) -> Iterator[Observation]:
         """Yields, layer by layer, the inputs of the output and down projections.
 
-        A layer is observed dense, on the outputs of the masked layers before it. Its part of the
-        mask is read only after its observation was yielded, so a metric may decide layer by
-        layer, writing into ``mask`` as it goes (Wanda-sp does).
+        A layer is observed dense, on the outputs of the masked layers before it. The mask of a
+        layer is read after its observation was yielded, so a metric may decide layer by layer and
+        write into ``mask`` between two observations, as Wanda-sp does.
 
         Args:
             mask: (n,), read layer by layer.
@@ -143,11 +148,11 @@ class MaskedLM:
         self.meter.add(2 * input_ids.numel())
         states, prepared = [], []
         for chunk_ids in self._chunks(input_ids):
-            hidden, every = self._capture(chunk_ids)
+            hidden, calls = self._capture(chunk_ids)
             states.append(hidden.cpu())  # (b, T, D)
-            prepared.append(every)
+            prepared.append(calls)
         for index in range(self.units.layers):
-            calls = [every[index] for every in prepared]
+            calls = [chunk_calls[index] for chunk_calls in prepared]
             before = tuple(states)
             yield Observation(index, before, partial(map, self._watch, calls, before))
             layer_mask = LayerMask(mask[None], self.units, index, self._family)
@@ -178,69 +183,83 @@ class MaskedLM:
         return len(self._family.expand) > 1
 
     def linear(self, layer: int, kind: str) -> nn.Linear:
-        """The projection whose inputs are ``heads`` or ``channels``, or the ``up`` projection."""
+        """Returns the projection whose inputs are ``heads`` or ``channels``, or the ``up`` one."""
         return linear_at(self._layers[layer], self._family.projections[kind])
 
     def projection(self, layer: int, kind: str) -> Tensor:
-        """Weight of the projection whose inputs a kind of unit masks: (D, inputs)."""
+        """Returns the weight of the projection whose inputs a kind of unit masks, (D, inputs)."""
         return self.linear(layer, kind).weight
 
+    def release_memory(self) -> None:
+        """Gives back the memory that is kept for logits between calls."""
+        self._logits_memory = LogitsMemory()
+
     def _chunks(self, input_ids: Tensor) -> tuple[Tensor, ...]:
-        """Sequences that run through the layers together: (b, T) each, on the model's device."""
-        return send(input_ids, self.device).split(max(1, _PASS_TOKENS // input_ids.shape[1]))
+        """Splits sequences into passes through the layers, (b, T) each, on the model's device."""
+        return send(input_ids, self.device).split(max(1, self.pass_tokens // input_ids.shape[1]))
 
     def _in_passes(
         self, masks: Tensor, input_ids: Tensor, compute: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """Checks and counts masks (K, n) and computes (K, ...) of as many at once as fit."""
+        """Checks and counts masks (K, n), and computes (K, ...) pass by pass."""
         if masks.ndim != 2 or masks.shape[1] != self.units.n:
             raise PruningError(
                 f"masks must have shape (K, {self.units.n}), got {tuple(masks.shape)}"
             )
         self.meter.add(len(masks) * input_ids.numel())
         if self.executor == "masked":
-            together = max(1, _PASS_TOKENS // input_ids.numel())
-            return torch.cat([compute(part) for part in send(masks, self.device).split(together)])
+            together = max(1, self.pass_tokens // input_ids.numel())
+            return torch.cat([compute(few) for few in send(masks, self.device).split(together)])
         together = max(1, _TREE_TOKENS // input_ids.numel())
         rows, where = distinct(masks)
-        results = [result for part in rows.split(together) for result in compute(part)]
+        results = [result for few in rows.split(together) for result in compute(few)]
         return torch.stack([results[row] for row in where])
 
     def _losses(self, masks: Tensor, input_ids: Tensor, fill: Fill | None) -> Tensor:
-        """The losses of one pass, (K, B); those of a sliced mask are the same in any company."""
+        """Computes the losses of one pass, (K, B)."""
         targets = send(input_ids, self.device)[:, 1:]  # (B, T-1)
         hidden = self._hidden(masks, input_ids, fill)[:, :, :-1]  # (K, B, T-1, D)
+        # Mask by mask, so that a mask's loss does not depend on the other masks of the pass.
         rows = [
-            token_losses(self.model, own.flatten(0, 1), targets.flatten(), self._compile_head)
-            for own in hidden
+            token_losses(
+                self.model,
+                states.flatten(0, 1),
+                targets.flatten(),
+                compiled=self._compile_head,
+                memory=self._logits_memory,
+            )
+            for states in hidden
         ]
         return torch.stack(rows).view(-1, *targets.shape).mean(dim=2).to(self.device)
 
     def _hidden(self, masks: Tensor, input_ids: Tensor, fill: Fill | None = None) -> Tensor:
-        """Last hidden states after the final norm under the masks of a pass, (K, B, T, D)."""
+        """Computes the hidden states after the final norm under masks (K, n): (K, B, T, D)."""
         run, units, family = self._run, self.units, self._family
         layers = range(units.layers)
         ids = send(input_ids, self.device)
 
-        def drive(hidden: Tensor, calls: list[LayerCall]) -> Tensor:
-            if self.executor == "sliced":
-                parts = [
-                    [LayerMask(mask[None], units, index, family, fill) for index in layers]
-                    for mask in masks
-                ]
-                prepare([part for each in parts for part in each], self.device)
-                return torch.cat(run_tree(run, calls, hidden[None], parts)).flatten(0, 1)
-            together = hidden.unflatten(0, (len(masks), -1))  # (K, B, T, D)
-            for index, call in enumerate(calls):
-                together = run(call, together, LayerMask(masks, units, index, family, fill))
-            return together.flatten(0, 1)
+        def run_tree_of_masks(hidden: Tensor, calls: list[LayerCall]) -> Tensor:
+            by_layer = [
+                [LayerMask(mask[None], units, index, family, fill) for index in layers]
+                for mask in masks
+            ]
+            prepare(list(chain.from_iterable(by_layer)), self.device)
+            return torch.cat(run_tree(run, calls, hidden[None], by_layer)).flatten(0, 1)
 
-        if self.executor == "masked":
-            ids = ids.repeat(len(masks), 1)  # (K*B, T)
-        return self._decode(ids, drive).unflatten(0, (len(masks), -1))
+        def run_batch_of_masks(hidden: Tensor, calls: list[LayerCall]) -> Tensor:
+            states = hidden.unflatten(0, (len(masks), -1))  # (K, B, T, D)
+            for index, call in enumerate(calls):
+                states = run(call, states, LayerMask(masks, units, index, family, fill))
+            return states.flatten(0, 1)
+
+        if self.executor == "sliced":
+            hidden = self._decode(ids, run_tree_of_masks)
+        else:
+            hidden = self._decode(ids.repeat(len(masks), 1), run_batch_of_masks)  # (K*B, T, D)
+        return hidden.unflatten(0, (len(masks), -1))
 
     def _capture(self, input_ids: Tensor) -> tuple[Tensor, list[LayerCall]]:
-        """The embeddings (B, T, D) and the calls of all layers, without running any layer."""
+        """Returns the embeddings (B, T, D) and the calls of all layers, and runs no layer."""
         captured: list[tuple[Tensor, list[LayerCall]]] = []
 
         def keep(hidden: Tensor, calls: list[LayerCall]) -> Tensor:
@@ -250,9 +269,9 @@ class MaskedLM:
         self._decode(input_ids, keep)
         return captured[0]
 
-    def _decode(self, input_ids: Tensor, drive: Drive) -> Tensor:
-        """Runs the base model with ``drive`` in place of its layers; (N, T) -> (N, T, D)."""
-        with self._stations.driven(drive):
+    def _decode(self, input_ids: Tensor, run_layers: RunLayers) -> Tensor:
+        """Runs the base model with a function in place of its layers: (N, T) -> (N, T, D)."""
+        with self._driver.layers_run_by(run_layers):
             output = self.model.base_model(input_ids=input_ids, use_cache=False)  # type: ignore
         return output.last_hidden_state
 
@@ -271,8 +290,5 @@ class MaskedLM:
         finally:
             for hook in hooks:
                 hook.remove()
-        batch = hidden.shape[:2]  # OPT's MLP sees tokens in one row
+        batch = hidden.shape[:2]  # OPT flattens (b, T) before its MLP
         return seen[self._family.output], seen[self._family.down].view(*batch, -1)
-
-    def _head(self, hidden: Tensor) -> Tensor:
-        return self.model.get_output_embeddings()(hidden)  # type: ignore[operator]

@@ -31,7 +31,7 @@ def pruned(lm: MaskedLM, mask: Tensor) -> Iterator[None]:
         for index, layer in enumerate(decoder_layers(lm.model, family)):
             part = LayerMask(mask[None], lm.units, index, family)
             stack.enter_context(multiplied(layer, part))
-            if "layer" in part.parts and not part.parts["layer"][0]:
+            if "layer" in part.by_kind and not part.by_kind["layer"][0]:
                 hook = layer.register_forward_hook(_skip)
                 stack.callback(hook.remove)
         yield

@@ -1,9 +1,8 @@
 """The loss of a frozen model as a differentiable function of a real-valued mask.
 
-For the methods that learn masks by back-propagation, which is what policy gradient does without.
-The weights stay frozen, so a backward pass computes the gradients of activations only and costs
-about as much as the forward pass; but all activations of a batch are in memory at once, which
-``MaskedLM`` never needs.
+Methods that learn masks by back-propagation use it; policy gradient does not need it. The weights
+stay frozen, so a backward pass computes gradients of activations only and costs about as much as a
+forward pass. All activations of a batch are in memory at once, which ``MaskedLM`` never needs.
 """
 
 from collections.abc import Iterator
@@ -17,40 +16,42 @@ from torch.utils.checkpoint import checkpoint
 from pgprune.masking.layer_mask import LayerMask
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.models.families import Family, decoder_layers, family_of
-from pgprune.models.losses import LOGITS_BYTES, token_losses
+from pgprune.models.losses import chunk_tokens, token_losses
 
 
-def soft_losses(lm: MaskedLM, mask: Tensor, input_ids: Tensor) -> Tensor:
-    """Mean next-token cross-entropy of each sequence under one mask of any real values.
+def soft_losses(
+    lm: MaskedLM, mask: Tensor, input_ids: Tensor, *, chunk: int | None = None
+) -> Tensor:
+    """Computes the mean next-token cross-entropy of each sequence under one real-valued mask.
 
-    The mask multiplies what ``MaskedLM`` switches on and off: the inputs of the attention output
-    and MLP down projections, the outputs of blocks, or what a layer adds to the residual stream.
-    At zeros and ones the losses are those of ``lm.losses``. The batch counts once in
-    ``lm.meter``, and once more when gradients flow back through it.
+    The mask multiplies the inputs of the attention output and MLP down projections, the outputs of
+    blocks, or the difference that a layer adds to the residual stream. At zeros and ones the losses
+    are those of ``lm.losses``. ``lm.meter`` counts the batch once, and again in a backward pass.
 
     Args:
         lm: the frozen model.
         mask: (n,) floating point; gradients flow to it.
         input_ids: (B, T) int64.
+        chunk: tokens whose logits are in memory together; None for ``chunk_tokens``.
 
     Returns:
         (B,) in nats, at least float32, on the model's device.
     """
-    _count(lm, input_ids)
+    lm.meter.add(input_ids.numel())
     ids = input_ids.to(lm.device)
     with _multiplied(lm, mask):
         output = lm.model.base_model(input_ids=ids, use_cache=False)  # type: ignore[operator]
     hidden = output.last_hidden_state[:, :-1].flatten(0, 1)  # (B*(T-1), D)
-    losses = _token_losses(lm.model, hidden, ids[:, 1:].flatten())
+    losses = _token_losses(lm.model, hidden, ids[:, 1:].flatten(), chunk)
     losses = losses.view(len(ids), -1).mean(dim=1).to(lm.device)
     if losses.requires_grad:
-        losses.register_hook(lambda gradient: _count(lm, input_ids))
+        losses.register_hook(lambda gradient: lm.meter.add(input_ids.numel()))
     return losses
 
 
 @contextmanager
 def _multiplied(lm: MaskedLM, mask: Tensor) -> Iterator[None]:
-    """Hooks that multiply by the mask, in all layers, while the body runs."""
+    """Multiplies by the mask in all layers while the body runs."""
     family = family_of(lm.model.config)
     hooks = []
     for index, layer in enumerate(decoder_layers(lm.model, family)):
@@ -63,10 +64,10 @@ def _multiplied(lm: MaskedLM, mask: Tensor) -> Iterator[None]:
 
 
 def _hooks(layer: nn.Module, mask: LayerMask, family: Family) -> list[Any]:
-    if "layer" in mask.parts:
-        return _residual_hooks(layer, mask.parts["layer"][0])
-    inputs = {family.output: mask.output_columns(), family.down: mask.parts.get("channels")}
-    outputs = {family.output: mask.parts.get("attention"), family.down: mask.parts.get("mlp")}
+    if "layer" in mask.by_kind:
+        return _residual_hooks(layer, mask.by_kind["layer"][0])
+    inputs = {family.output: mask.output_columns(), family.down: mask.by_kind.get("channels")}
+    outputs = {family.output: mask.by_kind.get("attention"), family.down: mask.by_kind.get("mlp")}
     return [
         layer.get_submodule(path).register_forward_pre_hook(
             lambda module, args, keep=keep[0]: (args[0] * keep.to(args[0]), *args[1:])
@@ -83,7 +84,7 @@ def _hooks(layer: nn.Module, mask: LayerMask, family: Family) -> list[Any]:
 
 
 def _residual_hooks(layer: nn.Module, keep: Tensor) -> list[Any]:
-    """Multiplies what a layer adds to the residual stream; keep is (1,)."""
+    """Multiplies what a layer adds to the residual stream: x + m (layer(x) - x); keep m is (1,)."""
 
     def scale(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> Any:
         whole = isinstance(output, tuple)
@@ -94,18 +95,14 @@ def _residual_hooks(layer: nn.Module, keep: Tensor) -> list[Any]:
     return [layer.register_forward_hook(scale)]
 
 
-def _count(lm: MaskedLM, input_ids: Tensor) -> None:
-    lm.meter.add(input_ids.numel())
-
-
-def _token_losses(model: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    """As ``token_losses``; logits of more than a chunk are computed again in the backward pass."""
+def _token_losses(model: nn.Module, hidden: Tensor, targets: Tensor, chunk: int | None) -> Tensor:
+    """Computes ``token_losses``; the backward pass recomputes the logits of several chunks."""
     vocabulary = model.get_output_embeddings().weight.shape[0]  # type: ignore[operator]
-    chunk = max(64, LOGITS_BYTES // (4 * vocabulary))
+    chunk = chunk or chunk_tokens(vocabulary)
     if len(targets) <= chunk:
-        return token_losses(model, hidden, targets)
-    parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+        return token_losses(model, hidden, targets, chunk=chunk)
     losses = [
-        checkpoint(token_losses, model, part, wanted, use_reentrant=False) for part, wanted in parts
+        checkpoint(token_losses, model, states, following, chunk=chunk, use_reentrant=False)
+        for states, following in zip(hidden.split(chunk), targets.split(chunk), strict=True)
     ]
     return torch.cat(losses)

@@ -52,7 +52,7 @@ def compensation(lm: MaskedLM, moments: dict[tuple[int, str], Moments], mask: Te
     repair = Repair()
     for (layer, kind), of_inputs in moments.items():
         part = LayerMask(mask[None], lm.units, layer, family)
-        kept = part.output_columns() if kind == "heads" else part.parts.get("channels")
+        kept = part.output_columns() if kind == "heads" else part.by_kind.get("channels")
         if kept is None or bool(kept.all()):
             continue
         linear = lm.linear(layer, kind)

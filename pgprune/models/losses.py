@@ -1,8 +1,7 @@
 """Next-token losses that never hold the logits of more than a chunk of tokens."""
 
-import threading
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -13,45 +12,69 @@ from transformers import Cache, PreTrainedModel
 from pgprune.errors import PruningError, first_line
 
 LOGITS_BYTES = 64 * 2**20
-"""Of one chunk of float32 logits; the loss needs about three such."""
+"""Size of one chunk of float32 logits. The loss needs about three times as much."""
 
-_kept = threading.local()  # the memory of a chunk, so that not every chunk's is mapped anew
+
+class LogitsMemory:
+    """Memory for the logits of a chunk that is used again by the next chunk.
+
+    Memory of this size would otherwise be mapped from the system page by page for every chunk,
+    which takes longer than the loss. Not to be shared by threads.
+    """
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0)
+
+    def take(self, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+        """Returns memory of undefined content, (rows, columns), which the next call reuses."""
+        if self._memory.dtype != dtype or self._memory.numel() < rows * columns:
+            self._memory = torch.empty(rows * columns, dtype=dtype)
+        return self._memory[: rows * columns].view(rows, columns)
+
+
+def chunk_tokens(vocabulary: int) -> int:
+    """Returns how many tokens have float32 logits of ``LOGITS_BYTES``, at least 64."""
+    return max(64, LOGITS_BYTES // (4 * vocabulary))
 
 
 def token_losses(
-    model: nn.Module, hidden: Tensor, targets: Tensor, compiled: bool = False
+    model: nn.Module,
+    hidden: Tensor,
+    targets: Tensor,
+    *,
+    compiled: bool = False,
+    chunk: int | None = None,
+    memory: LogitsMemory | None = None,
 ) -> Tensor:
-    """Cross-entropy of tokens, computed in at least float32.
+    """Computes the cross-entropy of tokens, in at least float32.
 
     Args:
         model: a causal LM, for its head.
         hidden: last hidden states after the final norm, (N, D).
         targets: the tokens that follow, (N,) int64.
-        compiled: by one function that ``torch.compile`` makes of head and loss.
+        compiled: whether ``torch.compile`` fuses head and loss (experimental).
+        chunk: tokens whose logits are in memory together; None for ``chunk_tokens``.
+        memory: for logits; None for new memory.
 
     Returns:
         (N,) in nats.
 
     Raises:
-        PruningError: they cannot be compiled here.
+        PruningError: head and loss cannot be compiled here.
     """
     head = model.get_output_embeddings()  # type: ignore[operator]
-    chunk = max(64, LOGITS_BYTES // (4 * head.weight.shape[0]))
+    chunk = chunk or chunk_tokens(head.weight.shape[0])
     losses = _compiled_losses if compiled else _losses
     if not compiled and _works_in_place(head, hidden):
-        losses, chunk = _losses_in_place, 2 * chunk  # there is nothing beside the logits
-    parts = zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    return torch.cat([losses(head, part, wanted) for part, wanted in parts])
-
-
-def release_logits() -> None:
-    """Gives back the memory that this thread keeps for logits."""
-    _kept.__dict__.clear()
+        # The only tensor of this size is the logits, so a chunk may be twice as large.
+        losses, chunk = partial(_losses_in_place, memory=memory or LogitsMemory()), 2 * chunk
+    chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)
+    return torch.cat([losses(head, states, following) for states, following in chunks])
 
 
 @torch.no_grad()
 def sequence_losses(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
-    """Mean next-token cross-entropy of each sequence: (B, T) int64 -> (B,) in nats."""
+    """Computes the mean next-token cross-entropy of each sequence: (B, T) -> (B,) in nats."""
     embeddings: Any = model.get_input_embeddings()
     ids = input_ids.to(embeddings.weight.device)
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, D)
@@ -62,10 +85,10 @@ def sequence_losses(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
 def next_token_logits(
     model: PreTrainedModel, input_ids: Tensor, cache: Cache | None = None
 ) -> tuple[Tensor, Cache]:
-    """Logits after the last token of each text, and the cache to go on from.
+    """Computes the logits after the last token of each text, and the cache to resume from.
 
-    What ``logits_to_keep=1`` gives, without its price: there the head gets a slice of all hidden
-    states, for which torch copies the head's weights on a CPU, once for each text.
+    The result is that of ``logits_to_keep=1``, but faster on a CPU: that option gives the head a
+    slice of all hidden states, for which torch copies the head's weights once for each text.
 
     Args:
         model: a causal LM.
@@ -83,19 +106,18 @@ def next_token_logits(
 
 
 def model_perplexity(model: PreTrainedModel, windows: Tensor, batch_size: int = 8) -> float:
-    """Perplexity of a model as it is: exp of the mean cross-entropy over all predicted tokens.
+    """Computes a model's perplexity: exp of the mean cross-entropy over all predicted tokens.
 
-    The same number that ``evaluation.perplexity`` gives for a mask that keeps everything, for any
-    causal LM, pruned ones included.
+    It equals ``masking.perplexity`` for a mask that keeps everything, and takes any causal LM,
+    pruned ones included.
 
     Args:
         model: a causal LM.
-        windows: token ids, (N, T) int64; each window is read on its own, so its first token is
-            not predicted.
+        windows: token ids, (N, T) int64; the first token of each window is not predicted.
         batch_size: windows of one call.
 
     Returns:
-        The perplexity, whose mean is taken in float64. It is NaN if any loss is, and inf where it
+        The perplexity, with the mean taken in float64. It is NaN if any loss is, and inf if it
         overflows.
     """
     losses = [sequence_losses(model, batch).cpu() for batch in windows.split(batch_size)]
@@ -107,33 +129,24 @@ def _losses(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
 
 
 def _works_in_place(head: nn.Module, hidden: Tensor) -> bool:
-    """Whether a head is a plain projection on a CPU whose logits need no gradient and no cast."""
+    """Tells if a head is a plain projection on a CPU whose logits need no gradient and no cast."""
     if torch.is_grad_enabled() or type(head) is not nn.Linear:
         return False
     on_cpu = head.weight.is_cpu and hidden.is_cpu
     return on_cpu and head.weight.dtype in (torch.float32, torch.float64)
 
 
-def _losses_in_place(head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
-    """As ``_losses`` up to rounding; logits become log-probabilities in memory that is kept.
-
-    Memory of this size would else come from the system page by page, anew for every chunk.
-    """
-    logits = _memory(len(hidden), len(head.weight), head.weight.dtype)  # (N, vocabulary)
+def _losses_in_place(
+    head: nn.Linear, hidden: Tensor, targets: Tensor, memory: LogitsMemory
+) -> Tensor:
+    """Computes ``_losses`` up to rounding; log-probabilities overwrite the logits."""
+    logits = memory.take(len(hidden), len(head.weight), head.weight.dtype)  # (N, vocabulary)
     if head.bias is None:
         torch.mm(hidden, head.weight.T, out=logits)
     else:
         torch.addmm(head.bias, hidden, head.weight.T, out=logits)
     torch.log_softmax(logits, 1, out=logits)
     return F.nll_loss(logits, targets.to(logits.device), reduction="none")
-
-
-def _memory(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """Memory of this thread, (rows, columns), whose content is of no use."""
-    kept: Tensor | None = getattr(_kept, "memory", None)
-    if kept is None or kept.dtype != dtype or kept.numel() < rows * columns:
-        kept = _kept.memory = torch.empty(rows * columns, dtype=dtype)
-    return kept[: rows * columns].view(rows, columns)
 
 
 def _compiled_losses(head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgprune.errors import PruningError
-from pgprune.masking.layer_mask import LayerMask
+from pgprune.masking.layer_mask import LayerMask, rows_of_groups
 from pgprune.masking.units import LayerShape, PruningUnits
 from pgprune.models.families import Family, decoder_layers, family_of
 from pgprune.repair.repair import Repair
@@ -164,7 +164,7 @@ def zero_pruned(model: PreTrainedModel, units: PruningUnits, mask: Tensor) -> Pr
 
 def _gone(part: LayerMask, block: str) -> bool:
     """Whether a mask prunes a whole block, and not the units in it."""
-    keep = part.parts.get(block, part.parts.get("layer"))
+    keep = part.by_kind.get(block, part.by_kind.get("layer"))
     return keep is not None and not bool(keep[0, 0])
 
 
@@ -247,8 +247,10 @@ Cuts = Iterator[tuple[str, int, Tensor]]
 
 def head_cuts(groups: Tensor, shape: LayerShape, family: Family, layer: nn.Module) -> Cuts:
     """Where kv groups (h,) lie: names of parameters, dimensions and indices along them."""
-    rows = _expand(groups, shape.head_dim)
-    queries = _expand(groups, shape.head_dim * shape.query_heads_per_group)
+    rows, queries = (
+        torch.from_numpy(rows_of_groups(groups.numpy(), width))
+        for width in (shape.head_dim, shape.head_dim * shape.query_heads_per_group)
+    )
     for path, index in ((family.key, rows), (family.value, rows), (family.query, queries)):
         for name, _ in layer.get_submodule(path).named_parameters():
             yield f"{path}.{name}", 0, index
@@ -261,8 +263,3 @@ def channel_cuts(channels: Tensor, shape: LayerShape, family: Family, layer: nn.
         for name, _ in layer.get_submodule(path).named_parameters():
             yield f"{path}.{name}", 0, channels
     yield f"{family.down}.weight", 1, channels
-
-
-def _expand(groups: Tensor, width: int) -> Tensor:
-    """Indices of all rows of groups of a width: (h,) -> (h * width,)."""
-    return (groups[:, None] * width + torch.arange(width)).flatten()

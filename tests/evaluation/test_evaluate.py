@@ -17,7 +17,7 @@ from helpers.command import results
 from helpers.evaluate_command import SCRIPT, evaluate, lines
 from helpers.finished_run import finished_run
 from helpers.masks import patterns
-from helpers.tiny import VOCABULARY, letters_tokenizer, tokens
+from helpers.tiny import letters_tokenizer, tokens
 from pgprune import PruningError
 from pgprune.data.stream import DataConfig, evaluation_sets
 from pgprune.evaluation import evaluate as model_evaluation
@@ -26,8 +26,7 @@ from pgprune.export.export import ExportConfig, export
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.perplexity import perplexity, tokenizer_identity
 from pgprune.masking.units import PruningUnits
-from pgprune.models import losses as scoring
-from pgprune.models.losses import model_perplexity, sequence_losses
+from pgprune.models.losses import model_perplexity
 from pgprune.runs.any_model import load_any
 from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
@@ -67,18 +66,6 @@ def test_a_dense_model_has_the_perplexity_that_transformers_says(model, monkeypa
     with torch.no_grad():
         expected = math.exp(model(input_ids=windows, labels=windows).loss)
     assert model_perplexity(model, windows) == pytest.approx(expected)
-    whole = sequence_losses(model, windows)
-    sizes = []
-
-    def keep(rows: int, columns: int, dtype: torch.dtype) -> torch.Tensor:
-        sizes.append((rows, columns))
-        return memory(rows, columns, dtype)
-
-    memory = scoring._memory
-    monkeypatch.setattr(scoring, "_memory", keep)
-    monkeypatch.setattr(scoring, "LOGITS_BYTES", 1)
-    torch.testing.assert_close(sequence_losses(model, windows), whole, rtol=0, atol=1e-12)
-    assert sizes == [(128, VOCABULARY), (46, VOCABULARY)], "never more logits than one chunk"
 
 
 def test_bytes_are_counted_of_the_documents_that_were_taken(tmp_path):

@@ -10,7 +10,6 @@ import torch
 from helpers.masks import patterns
 from helpers.tiny import tiny_model, tokens
 from pgprune import PruningError
-from pgprune.finetuning import lora
 from pgprune.finetuning.instructions import TrainingWindows
 from pgprune.finetuning.lora import LoraConfig, LoraTrainer, projections
 from pgprune.masking.units import PruningUnits
@@ -106,7 +105,6 @@ def test_a_model_of_which_only_biases_are_left_is_refused():
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")
 def test_updates_are_those_of_autograd_and_adamw(model, monkeypatch):
     """Against the loss that Hugging Face computes, on all logits at once."""
-    monkeypatch.setattr(lora, "LOGITS_BYTES", 1)
     monkeypatch.setattr("pgprune.models.losses.LOGITS_BYTES", 1)
     reference = copy.deepcopy(model)
     trainer = trained(model.requires_grad_(False), steps=3, warmup=0.5, epochs=2, rank=2, alpha=3.0)

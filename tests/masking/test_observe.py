@@ -8,7 +8,6 @@ import torch
 from helpers.far_device import FarDevice, take
 from helpers.masks import patterns
 from helpers.tiny import VOCABULARY, layers_of, projections_of, tiny_model, tokens, zeroed
-from pgprune.masking import masked_lm
 from pgprune.masking.executors import EXECUTORS
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
@@ -47,9 +46,9 @@ def test_observe_sees_what_the_projections_of_the_dense_model_get(model, executo
     )
 
 
-def test_states_of_all_the_text_are_kept_on_the_host(model, monkeypatch):
-    monkeypatch.setattr(masked_lm, "_PASS_TOKENS", 18)  # two chunks
-    lm, ids = MaskedLM(model, PruningUnits.of(model), "sliced"), tokens(batch=3)
+def test_states_of_all_the_text_are_kept_on_the_host(model):
+    ids = tokens(batch=3)
+    lm = MaskedLM(model, PruningUnits.of(model), "sliced", pass_tokens=18)  # two chunks
     mask = (torch.rand(lm.units.n, generator=torch.Generator().manual_seed(0)) < 0.6).byte()
     expected = [(seen.states, list(seen.inputs)) for seen in lm.observe(mask, ids)]
     take(model)
@@ -84,12 +83,12 @@ def test_observe_reads_a_mask_that_is_written_as_it_goes():
     torch.testing.assert_close(seen, observed(lm, given, ids))
 
 
-def test_observations_may_be_read_late_and_come_in_chunks(monkeypatch):
+def test_observations_may_be_read_late_and_come_in_chunks():
     model, ids = tiny_model("opt"), tokens(batch=5)
     lm = MaskedLM(model, PruningUnits.of(model))
     mask = patterns(lm.units)["some"]
     whole = observed(lm, mask, ids)
-    monkeypatch.setattr(masked_lm, "_PASS_TOKENS", 2 * ids.shape[1])
+    lm.pass_tokens = 2 * ids.shape[1]
     late = [list(observation.inputs) for observation in list(lm.observe(mask, ids))]
     assert [[len(attention) for attention, _ in chunks] for chunks in late] == [[2, 2, 1]] * 3
     joined = [tuple(torch.cat(part) for part in zip(*chunks, strict=True)) for chunks in late]

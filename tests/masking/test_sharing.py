@@ -7,8 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from helpers.masks import case_of, patterns
-from helpers.tiny import layers_of, projections_of, tiny_model, tokens
-from pgprune.masking import kept_weights as projections
+from helpers.tiny import CONFIGS, layers_of, projections_of, tiny_model, tokens
 from pgprune.masking.executors import EXECUTORS
 from pgprune.masking.kept_weights import aligned, gather
 from pgprune.masking.masked_lm import MaskedLM
@@ -86,10 +85,10 @@ def test_what_is_shared_counts_as_often_as_it_is_asked():
 # ---------------------------------------------------------------- the layout of weights
 
 
-@pytest.fixture
-def always_aligned(monkeypatch):
-    """Widths are rounded up even where zeros are most of what is computed."""
-    monkeypatch.setattr(projections, "_LEAST_LINES", 0)
+@pytest.fixture(params=list(CONFIGS))
+def wide(request):
+    """A model of each family whose MLPs are so wide that gathered matrices end in zeros."""
+    return tiny_model(request.param, **dict.fromkeys(("intermediate_size", "ffn_dim"), 1160))
 
 
 def test_wide_matrices_fill_cache_lines_and_narrow_ones_stay_as_they_are():
@@ -102,24 +101,23 @@ def test_gathered_rows_end_in_zeros():
     assert gather(rows, torch.tensor([1, 3]), 3).tolist() == [[3, 4], [7, 8], [0, 0]]
 
 
-def test_rows_of_zeros_change_nothing(model, always_aligned):
-    case = case_of(model)
+def test_rows_of_zeros_change_nothing(wide):
+    case = case_of(wide)
     error = case.logits("sliced") - case.reference()
     assert float(error.abs().max()) <= 1e-10, case.worst(error)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_rows_of_zeros_cost_no_exactness(model, dtype, always_aligned):
-    model.to(torch.bfloat16).to(torch.float64)
-    case = case_of(model)
+def test_rows_of_zeros_cost_no_exactness(wide, dtype):
+    case = case_of(wide.to(torch.bfloat16).to(torch.float64))
     exact = case.logits("masked", torch.float64)
     size = case.size(case.logits("sliced", dtype) - exact)
     plain = case.size(case.reference(dtype) - exact)
     assert bool((size <= 1.5 * plain).all()), case.names[int((size / plain).argmax())]
 
 
-def test_an_overflow_inside_a_pruned_unit_stays_out_of_the_zeros(always_aligned):
-    model, ids = tiny_model("llama"), tokens()
+def test_an_overflow_inside_a_pruned_unit_stays_out_of_the_zeros():
+    model, ids = tiny_model("llama", intermediate_size=1160), tokens()
     lm = MaskedLM(model, PruningUnits.of(model, "channels"), "sliced")
     model.model.layers[1].mlp.up_proj.weight.data[3] = torch.inf
     mask = lm.units.ones()[None]

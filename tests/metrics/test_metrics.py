@@ -9,7 +9,6 @@ import torch
 
 from helpers.tiny import layers_of, projections_of, tiny_model, tokens, zeroed
 from pgprune import PruningError
-from pgprune.masking import masked_lm
 from pgprune.masking.budget import Budget
 from pgprune.masking.executors import EXECUTORS
 from pgprune.masking.masked_lm import MaskedLM
@@ -61,10 +60,10 @@ def naive_wanda_sp(model, ids, units, keep):
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("channel_block", [1, 3])
 def test_wanda_sp_is_column_norms_times_activations_on_pruned_inputs(
-    model, executor, channel_block, monkeypatch
+    model, executor, channel_block
 ):
-    monkeypatch.setattr(masked_lm, "_PASS_TOKENS", 30)  # several chunks of windows
     lm, ids, budget = problem(model, channel_block=channel_block, executor=executor)
+    lm.pass_tokens = 30  # several chunks of windows
     scores, mask = naive_wanda_sp(copy.deepcopy(model), ids, lm.units, keep=0.5)
     importance = wanda_sp(lm, ids, budget, seed=0)
     torch.testing.assert_close(importance.scores, scores, rtol=1e-5, atol=0)  # sums in float32

@@ -5,7 +5,6 @@ import torch
 
 from helpers.tiny import layers_of, projections_of, tiny_model, tokens
 from pgprune import PruningError
-from pgprune.masking import masked_lm
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
@@ -16,12 +15,8 @@ WINDOWS = tokens(batch=6, length=12)
 
 
 def masked(model, granularity="heads+channels", channel_block=1) -> MaskedLM:
-    return MaskedLM(model, PruningUnits.of(model, granularity, channel_block))
-
-
-@pytest.fixture(autouse=True)
-def several_chunks(monkeypatch):
-    monkeypatch.setattr(masked_lm, "_PASS_TOKENS", 30)
+    units = PruningUnits.of(model, granularity, channel_block)
+    return MaskedLM(model, units, pass_tokens=30)  # several chunks of windows
 
 
 @torch.no_grad()

@@ -7,7 +7,6 @@ from helpers.masks import patterns
 from helpers.tiny import layers_of, projections_of, tiny_model, tokens, zeroed
 from pgprune import PruningError
 from pgprune.data.stream import DataConfig, evaluation_windows
-from pgprune.masking import masked_lm
 from pgprune.masking.executors import EXECUTORS
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.perplexity import perplexity
@@ -113,9 +112,9 @@ def same_model(lm, mask, found, expected) -> None:
 
 
 @pytest.mark.parametrize("granularity", ["heads+channels", "heads", "blocks", "layers"])
-def test_least_squares_is_what_a_reference_solver_finds(model, granularity, monkeypatch):
-    monkeypatch.setattr(masked_lm, "_PASS_TOKENS", 50)  # several chunks of windows
+def test_least_squares_is_what_a_reference_solver_finds(model, granularity):
     lm = tiny_lm(model, granularity)
+    lm.pass_tokens = 50  # several chunks of windows
     mask = some(lm)
     expected = reference_repair(model, lm.units, mask, damping=0.1)
     found = fit_repair(lm, mask, WINDOWS, "least-squares", damping=0.1)
