@@ -26,10 +26,11 @@ lint: $(DEVELOPED)
 	$(BIN)/ruff format --check .
 	rm -rf build/lint
 	mkdir -p build/lint
-	cp -r pgprune scripts build/lint
+	cp -r pgprune build/lint
 	cp -r envs agents experiments build/lint/pgprune
+	cp -r scripts build/lint/pgprune/commands
 	cd build/lint && ../../$(BIN)/mypy --config-file ../../pyproject.toml \
-		--cache-dir ../../.mypy_cache pgprune scripts
+		--cache-dir ../../.mypy_cache pgprune
 
 clean:
 	rm -rf $(VENV) build .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -40,17 +40,13 @@ _SHARPNESS = 2.0  # of keep probabilities, by standard deviations of scores from
 class AutoConfig(Config):
     """The recommended agent: how widely it looks, and how long at layers only."""
 
-    population: int = option(10, "auto: masks of a step, in antithetic pairs", minimum=2)
+    population: int = option(10, "auto: masks per step, in antithetic pairs", minimum=2)
     deviation: float = option(
-        0.3,
-        "auto: standard deviation of the offsets at the beginning, in standard "
-        "deviations of the metric's scores",
-        above=0,
+        0.3, "auto: initial spread of the offsets, in standard deviations of the scores", above=0
     )
     allocation: int | None = option(
         None,
-        "auto: evaluations that learn how much each layer keeps of each kind; the "
-        "others learn single units",
+        "auto: evaluations spent on how much each layer keeps, before single units",
         minimum=1,
         unset=f"{_ALLOCATION} of {_MANY:,} or more, else all",
     )

@@ -34,12 +34,9 @@ Numbers = npt.NDArray[np.float64]
 class CMAESConfig(Config):
     """CMA-ES: how widely it looks."""
 
-    cma_population: int = option(10, "cma-es: masks of a step", minimum=4)
+    cma_population: int = option(10, "cma-es: masks per step", minimum=4)
     cma_deviation: float = option(
-        0.3,
-        "cma-es: standard deviation of the offsets at the beginning, in standard "
-        "deviations of the metric's scores",
-        above=0,
+        0.3, "cma-es: initial spread of the offsets, in standard deviations of the scores", above=0
     )
 
     @property

@@ -30,17 +30,13 @@ _MOST_SWITCHES = 3  # between groups, of a mutation
 class EvolutionConfig(Config):
     """Evolution: how many masks it tries, and how far they may be from their parent."""
 
-    offspring: int = option(16, "evolution: masks made of the parent in a step", minimum=1)
+    offspring: int = option(16, "evolution: children of the parent mask in each step", minimum=1)
     stages: int = option(
-        3,
-        "evolution: stages of selection, each of the better half of the masks on twice "
-        "the tokens, the last on a whole batch",
-        minimum=1,
+        3, "evolution: rounds of selection; each doubles the tokens and halves the masks", minimum=1
     )
     reach: float = option(
         0.1,
-        "evolution: most that a switch moves between two groups, as a share of the "
-        "smaller one's units (one unit at least)",
+        "evolution: largest share of a group's units that one mutation moves",
         above=0,
         maximum=1,
     )

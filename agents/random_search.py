@@ -24,13 +24,10 @@ class RandomSearchConfig(Config):
     """Random search: how widely it looks."""
 
     candidates: int = option(
-        10, "random-search: masks of a step, the best so far among them", minimum=2
+        10, "random-search: masks per step, including the best so far", minimum=2
     )
     spread: float = option(
-        0.3,
-        "random-search: standard deviation of the offsets, in standard deviations of "
-        "the metric's scores",
-        above=0,
+        0.3, "random-search: spread of the offsets, in standard deviations of the scores", above=0
     )
 
     @property

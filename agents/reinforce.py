@@ -45,37 +45,39 @@ from pgprune.utils.transfer import read
 class ReinforceConfig(Config):
     """REINFORCE: the estimator and its step size."""
 
-    masks_per_step: int = option(2, "masks drawn on each batch (the paper's N_s)", minimum=1)
-    window: int = option(5, "window T of the moving-average baseline", minimum=1)
+    masks_per_step: int = option(
+        2, "reinforce: masks drawn on each batch (the paper's N_s)", minimum=1
+    )
+    window: int = option(5, "reinforce: window T of the moving-average baseline", minimum=1)
     learning_rate: float | None = option(
-        None, "step size", above=0, unset="by the formula in docs/reinforce.md"
+        None, "reinforce: step size", above=0, unset="by the formula in docs/reinforce.md"
     )
     schedule: str = option(
-        "cosine", "step size over time: down to 0, or constant", choices=["cosine", "constant"]
+        "cosine",
+        "reinforce: step size over time: falls to 0, or stays",
+        choices=["cosine", "constant"],
     )
     score: str = option(
         "preconditioned",
-        "(m-s)/sqrt(s(1-s)) as in the released code, or (m-s)/(s(1-s)) as in Eq. 7 (paper)",
+        "reinforce: gradient of released code (preconditioned) or Eq. 7 (paper)",
         choices=list(SCORES),
     )
     baseline: str = option(
-        "moving-average", "what is subtracted from the losses", choices=list(BASELINES)
+        "moving-average", "reinforce: what is subtracted from the losses", choices=list(BASELINES)
     )
     baseline_start: str = option(
         "first-loss",
-        "moving average before the first step: that step's mean loss, or zero (Algorithm 1)",
+        "reinforce: initial average: the first step's mean loss, or 0 (Algorithm 1)",
         choices=["first-loss", "zero"],
     )
     sampling: str = option(
         "independent",
-        "how masks of a step are drawn: independently, or in antithetic pairs (DisARM), whose "
-        "difference needs no baseline",
+        "reinforce: draw masks independently or in antithetic pairs (DisARM)",
         choices=list(SAMPLINGS),
     )
     control: str = option(
         "none",
-        "what else is subtracted from the losses: the loss of the unpruned model on the same batch "
-        "(dense), for one more evaluation a step",
+        "reinforce: subtract the dense model's loss too; one more evaluation a step",
         choices=list(CONTROLS),
     )
 

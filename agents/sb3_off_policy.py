@@ -23,8 +23,8 @@ class SacConfig(Sb3Config):
     Source: Haarnoja et al. 2018, arXiv 1812.05905.
     """
 
-    sac_masks: int = option(11, "sac: masks of a step, the start's included", minimum=3)
-    sac_learning_rate: float = option(3e-3, "sac: Adam's step size, down to 0", above=0)
+    sac_masks: int = option(11, "sac: masks per step, including the initial one", minimum=3)
+    sac_learning_rate: float = option(3e-3, "sac: initial step size of Adam, falls to 0", above=0)
 
     name: ClassVar[str] = "sac"
     actions: ClassVar[tuple[str, ...]] = ("density", "score")
@@ -55,9 +55,11 @@ class Td3Config(Sb3Config):
     Source: Fujimoto et al. 2018, arXiv 1802.09477.
     """
 
-    td3_masks: int = option(11, "td3: masks of a step, the start's included", minimum=3)
-    td3_learning_rate: float = option(3e-3, "td3: Adam's step size, down to 0", above=0)
-    td3_noise: float = option(0.5, "td3: deviation of the noise on actions from -1 to 1", above=0)
+    td3_masks: int = option(11, "td3: masks per step, including the initial one", minimum=3)
+    td3_learning_rate: float = option(3e-3, "td3: initial step size of Adam, falls to 0", above=0)
+    td3_noise: float = option(
+        0.5, "td3: standard deviation of the noise on actions in [-1, 1]", above=0
+    )
 
     name: ClassVar[str] = "td3"
     actions: ClassVar[tuple[str, ...]] = ("density", "score")

@@ -21,10 +21,12 @@ class PpoConfig(Sb3Config):
     Source: Schulman et al. 2017, arXiv 1707.06347.
     """
 
-    ppo_masks: int = option(16, "ppo: masks of a step", minimum=2)
-    ppo_learning_rate: float = option(0.05, "ppo: Adam's step size, down to 0", above=0)
-    ppo_epochs: int = option(4, "ppo: updates in a step", minimum=1)
-    ppo_clip: float = option(0.2, "ppo: how far a ratio can move from 1", above=0, below=1)
+    ppo_masks: int = option(16, "ppo: masks per step", minimum=2)
+    ppo_learning_rate: float = option(0.05, "ppo: initial step size of Adam, falls to 0", above=0)
+    ppo_epochs: int = option(4, "ppo: updates per step", minimum=1)
+    ppo_clip: float = option(
+        0.2, "ppo: largest distance of a unit's ratio from 1", above=0, below=1
+    )
 
     name: ClassVar[str] = "ppo"
     figures: ClassVar[tuple[str, ...]] = ("train/approx_kl", "train/clip_fraction")
@@ -56,8 +58,10 @@ class A2cConfig(Sb3Config):
     Source: Mnih et al. 2016, arXiv 1602.01783.
     """
 
-    a2c_masks: int = option(16, "a2c: masks of a step", minimum=2)
-    a2c_learning_rate: float = option(0.05, "a2c: RMSprop's step size, down to 0", above=0)
+    a2c_masks: int = option(16, "a2c: masks per step", minimum=2)
+    a2c_learning_rate: float = option(
+        0.05, "a2c: initial step size of RMSprop, falls to 0", above=0
+    )
 
     name: ClassVar[str] = "a2c"
     figures: ClassVar[tuple[str, ...]] = ("train/policy_loss",)
@@ -90,9 +94,9 @@ class TrpoConfig(Sb3Config):
     Source: Schulman et al. 2015, arXiv 1502.05477.
     """
 
-    trpo_masks: int = option(16, "trpo: masks of a step", minimum=2)
+    trpo_masks: int = option(16, "trpo: masks per step", minimum=2)
     trpo_target_kl: float = option(
-        0.002, "trpo: divergence that a step may have, in nats a unit", above=0
+        0.002, "trpo: largest divergence of a step, in nats per unit", above=0
     )
 
     name: ClassVar[str] = "trpo"

@@ -44,14 +44,14 @@ class RanksConfig(Config):
     """Measurement: which model, how much, and where."""
 
     shape: str = option("100m", "model to measure", choices=["builtin", *SHAPES])
-    prune_rate: float = option(0.5, "rate of the random masks", above=0, below=1)
+    prune_rate: float = option(0.5, "prune rate of the random masks", above=0, below=1)
     masks: int = option(4, "masks that each process evaluates in a round", minimum=1)
-    batch_size: int = option(8, "sequences of a batch", minimum=1)
-    sequence_length: int = option(128, "tokens of each", minimum=2)
+    batch_size: int = option(8, "sequences per batch", minimum=1)
+    sequence_length: int = option(128, "tokens of each sequence", minimum=2)
     repeats: int = option(7, "rounds", minimum=1)
     device: str = same_option(ModelConfig, "device", "auto")
     output: str | None = option(
-        None, "a new directory for ranks.json", unset="none, it is only printed"
+        None, "new directory for ranks.json", unset="none, the result is printed", metavar="DIR"
     )
 
 

@@ -41,15 +41,15 @@ class SpeedConfig(Config):
 
     shapes: tuple[str, ...] = option(("100m",), "models to measure", choices=["builtin", *SHAPES])
     prune_rates: tuple[float, ...] = option(
-        (0.3, 0.5, 0.7), "rates of the random masks", above=0, below=1
+        (0.3, 0.5, 0.7), "prune rates of the random masks", above=0, below=1
     )
-    batch_size: int = option(8, "sequences of a batch", minimum=1)
-    sequence_length: int = option(128, "tokens of each", minimum=2)
+    batch_size: int = option(8, "sequences per batch", minimum=1)
+    sequence_length: int = option(128, "tokens of each sequence", minimum=2)
     repeats: int = option(7, "rounds", minimum=1)
     threads: int | None = option(None, "CPU threads", minimum=1, unset="torch's choice")
     clock: str = option(
         "wall",
-        "wall, or the processor time of one CPU thread, for a machine that other work shares",
+        "wall time, or processor time of one CPU thread (for a shared machine)",
         choices=list(CLOCKS),
     )
     device: str = same_option(ModelConfig, "device", "auto")
@@ -60,10 +60,13 @@ class SpeedConfig(Config):
     )
     output: str | None = option(
         None,
-        "a new directory for speed.json, its table and its plot",
-        unset="none, only the table is printed",
+        "new directory for speed.json, its table and its plot",
+        unset="none, the table is printed",
+        metavar="DIR",
     )
-    into: str | None = option(None, "a Markdown page with a place for the table", unset="none")
+    into: str | None = option(
+        None, "Markdown page with a place for the table", unset="none", metavar="FILE"
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:

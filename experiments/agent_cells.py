@@ -32,27 +32,30 @@ _OURS = (
 class BenchmarkConfig(CellsConfig):
     """Benchmark: how much is measured, where it goes and what is shown of it."""
 
-    output: str = option("benchmark", "directory of the runs, of benchmark.jsonl, tables and plots")
+    output: str = option(
+        "benchmark", "directory of the runs, benchmark.jsonl, tables and plots", metavar="DIR"
+    )
     seeds: int = option(5, "seeds of every agent", minimum=1)
-    first_seed: int = option(0, "the first of them", minimum=0)
+    first_seed: int = option(0, "first seed", minimum=0)
     total_timesteps: int = option(
         500, "mask evaluations of every agent, each on 1,024 tokens", minimum=1
     )
     hyperparameters: str | None = option(
         None,
-        "directory of AGENT.yaml files with the agents' options",
+        "directory of AGENT.yaml files with options of the agents",
         unset="benchmark_settings of the package, chosen at 500 evaluations",
+        metavar="DIR",
     )
     into: str | None = option(
         None,
-        "Markdown page whose text between <!-- benchmark --> and <!-- end --> becomes "
-        "the report, with the plots in plots/ beside it",
-        unset="the report is printed",
+        "Markdown page whose section between <!-- benchmark --> marks is replaced",
+        unset="print the report",
+        metavar="FILE",
     )
     recommended: str = option(
-        "auto", "agent that is compared with --against, seed by seed, by perplexity"
+        "auto", "agent compared with --against, seed by seed, by perplexity", metavar="AGENT"
     )
-    against: str = option("reinforce", "agent to compare it with")
+    against: str = option("reinforce", "agent that --recommended is compared with", metavar="AGENT")
 
     def __post_init__(self) -> None:
         """Refuses values out of range, and agents to compare that are none."""

@@ -22,12 +22,12 @@ class CellsConfig(Config):
 
     workers: int | None = option(
         None,
-        "cells at a time, each with one CPU thread and, if there are GPUs, with one of them",
+        "cells measured at a time, each on one CPU thread and at most one GPU",
         minimum=1,
-        unset="one for each GPU, else for each CPU core, at most 8",
+        unset="one per GPU, else one per CPU core, at most 8",
     )
-    retry: bool = option(False, "try again what failed with an error before")
-    report: bool = option(False, "measure nothing, make tables and plots of what there is")
+    retry: bool = option(False, "measure again the cells that failed with an error")
+    report: bool = option(False, "measure nothing, only write the tables and plots")
     device: str = same_option(ModelConfig, "device", "auto")
     dtype: str = same_option(ModelConfig, "dtype", "auto")
 

@@ -52,33 +52,32 @@ class ComparisonConfig(CellsConfig):
     """Comparison: how much is measured, where it goes and what is shown of it."""
 
     output: str = option(
-        "comparison", "directory of the runs, of comparison.jsonl, tables and plots"
+        "comparison", "directory of the runs, comparison.jsonl, tables and plots", metavar="DIR"
     )
     seeds: int = option(
-        3,
-        "seeds 0, 1, ... of methods that draw at random; the others get seed 0, which "
-        "for them shuffles calibration windows only",
-        minimum=1,
+        3, "seeds of methods that draw at random; the others run with seed 0", minimum=1
     )
-    seeds_for_all: bool = option(False, "all seeds for every method, as windows differ too")
+    seeds_for_all: bool = option(
+        False, "run every method with all seeds (they shuffle the calibration windows)"
+    )
     timesteps: int = option(
         2000,
-        "evaluations on 1,024 tokens of everything that learns: the agent, "
-        "gumbel-softmax and hard-concrete",
+        "evaluations of agents and methods that learn, each on 1,024 tokens",
         minimum=1,
     )
     into: str | None = option(
         None,
-        "Markdown page whose text between <!-- MARKER --> and <!-- end --> becomes the tables",
-        unset="the tables are printed",
+        "Markdown page whose section between the --marker comments is replaced",
+        unset="print the tables",
+        metavar="FILE",
     )
-    marker: str = option("comparison", "--into: name of the place in the page")
+    marker: str = option("comparison", "--into: name of the section in the page")
     at_rate: float | None = option(
         None,
-        "prune rate of the columns for seconds and memory, and of the Hamming distances",
+        "prune rate of the seconds, memory and Hamming distances shown",
         above=0,
         below=1,
-        unset="0.3 as in the paper, or the nearest that is measured",
+        unset="0.3, or the nearest one that was measured",
     )
     tasks: tuple[str, ...] | None = same_option(EvaluationConfig, "tasks", None)
     task_data: str | None = same_option(EvaluationConfig, "task_data", None)

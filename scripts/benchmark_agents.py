@@ -1,9 +1,9 @@
 r"""Compare agents: agents x tasks x seeds at equal numbers of mask evaluations.
 
-    python scripts/benchmark_agents.py --agents auto reinforce ppo --tasks builtin:0.5 --seeds 3
-    python scripts/benchmark_agents.py --agents all --tasks DIR:0.3 DIR:0.5:layers \
+    pgprune benchmark --agents auto reinforce ppo --tasks builtin:0.5 --seeds 3
+    pgprune benchmark --agents all --tasks DIR:0.3 DIR:0.5:layers \
         --calibration a.jsonl --evaluation b.jsonl --output benchmark
-    python scripts/benchmark_agents.py --output benchmark --report --into docs/benchmark/README.md
+    pgprune benchmark --output benchmark --report --into docs/benchmark/README.md
 
 Every cell is a run in the output directory, and its figures are a line of benchmark.jsonl; what is
 there is not measured again, so the command can be killed and repeated at any time. Options of
@@ -41,21 +41,23 @@ def main() -> int:
 
 def make_parser() -> ArgumentParser:
     """The options: lists of what is compared, and the settings of all cells."""
-    parser = ArgumentParser(__doc__)
-    group = parser.add_argument_group("What is compared")
+    parser = ArgumentParser(
+        __doc__, main=("seeds", "total_timesteps", "calibration", "evaluation", "output")
+    )
+    group = parser.main_group
     group.add_argument(
         "--agents",
         nargs="+",
         default=["all"],
         metavar="X",
-        help="agents of train_agent.py, each maybe with options (all)",
+        help="agents of pgprune train, each with options or without (default: all)",
     )
     group.add_argument(
         "--tasks",
         nargs="+",
         default=["builtin:0.5"],
         metavar="X",
-        help="MODEL:RATE or MODEL:RATE:GRANULARITY (builtin:0.5)",
+        help="MODEL:RATE or MODEL:RATE:GRANULARITY (default: builtin:0.5)",
     )
     parser.add(BenchmarkConfig)
     parser.add(DataConfig)

@@ -1,14 +1,13 @@
-"""Measure how much faster and smaller pruned models are than the first one that is named.
+"""Measure how much faster and smaller models are than the first one on the command line.
 
-    python scripts/benchmark_inference.py DENSE PRUNED ...
-    python scripts/benchmark_inference.py builtin runs/NAME --output runs/NAME/latency
-    python scripts/benchmark_inference.py --shape 100m --prune-rates 0.3 0.5 --round-to 1 64
+    pgprune bench-inference DENSE PRUNED ...
+    pgprune bench-inference builtin runs/NAME --output runs/NAME/latency
+    pgprune bench-inference --shape 100m --prune-rates 0.3 0.5 --round-to 1 64
 
 A model is `builtin`, a hub id, a directory (dense or exported) or a finished run. With --shape,
 random weights and random masks stand in for models, so that nothing needs to be downloaded.
 """
 
-import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -18,24 +17,30 @@ from pgprune.evaluation.latency import LatencyConfig, load_models, measure
 from pgprune.evaluation.latency_report import make_report, print_report, write_report
 from pgprune.surgery.random_models import ShapeConfig
 from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
+from pgprune.utils.command_names import command_words
 
 
 def main() -> None:
-    """Parses the options, measures, and prints and writes what was found."""
+    """Parses the options, measures, and prints and writes the results."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    parser = ArgumentParser(__doc__, LatencyConfig, ShapeConfig)
-    parser.add_argument("models", metavar="MODEL", nargs="*", help="the first is the reference")
-    arguments = parser.parse_args()
+    arguments = make_parser().parse_args()
     config = from_arguments(LatencyConfig, arguments)
     console = Console(highlight=False)
     models = load_models(arguments.models, from_arguments(ShapeConfig, arguments), config)
     measurements = measure(models, config, lambda text: console.print(f"measuring {text}"))
-    report = make_report(models, measurements, config, ["python", *sys.argv])
+    report = make_report(models, measurements, config, command_words())
     print_report(report, console)
     if config.output is not None:
         write_report(report, Path(config.output))
         console.print(f"written to {config.output}", soft_wrap=True, markup=False)
+
+
+def make_parser() -> ArgumentParser:
+    """Returns the parser of the options."""
+    parser = ArgumentParser(__doc__, LatencyConfig, ShapeConfig, main=())
+    parser.add_argument("models", metavar="MODEL", nargs="*", help="the first is the reference")
+    return parser
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 r"""Compare pruning methods: methods x rates x models x seeds, as tables and the paper's figures.
 
-    python scripts/compare_methods.py --methods wanda-sp flap reinforce --rates 0.3 0.5
-    python scripts/compare_methods.py --methods all --models builtin DIR --calibration a.jsonl \
+    pgprune compare --methods wanda-sp flap reinforce --rates 0.3 0.5
+    pgprune compare --methods all --models builtin DIR --calibration a.jsonl \
         --evaluation b.jsonl --output comparison
-    python scripts/compare_methods.py --output comparison --report --into docs/results.md
+    pgprune compare --output comparison --report --into docs/results.md
 
 Every cell is a run in the output directory, and its figures are lines of comparison.jsonl; what is
 there is not measured again, so the command can be killed and repeated at any time. Besides the
@@ -41,6 +41,7 @@ from pgprune.experiments.method_report import report
 from pgprune.experiments.method_runner import Task, measure
 from pgprune.experiments.unattended import train
 from pgprune.models.load import ModelConfig, check_model
+from pgprune.repair.fit import REPAIRS
 from pgprune.utils.command_line import ArgumentParser, from_arguments, given, run_command
 from pgprune.utils.files import check_place
 from pgprune.utils.jsonl import close_line
@@ -67,21 +68,20 @@ def main() -> int:
 
 def make_parser() -> ArgumentParser:
     """The options: lists of what is compared, and the settings of all cells."""
-    parser = ArgumentParser(__doc__)
-    group = parser.add_argument_group("What is compared")
+    parser = ArgumentParser(__doc__, main=("seeds", "calibration", "evaluation", "output"))
 
     def add(name: str, default: Sequence[object], text: str, kind: type = str) -> None:
         shown = " ".join(map(str, default))
-        group.add_argument(
-            name, nargs="+", default=default, type=kind, metavar="X", help=f"{text} ({shown})"
+        text = f"{text} (default: {shown})"
+        parser.main_group.add_argument(
+            name, nargs="+", default=default, type=kind, metavar="X", help=text
         )
 
-    every = f"methods, each maybe with options; all is {', '.join(ALL)}"
-    add("--methods", ["all"], every)
+    add("--methods", ["all"], f"methods and agents, each with options or without\n{', '.join(ALL)}")
     add("--rates", [0.2, 0.3, 0.4, 0.5], "prune rates", float)
     add("--models", ["builtin"], "builtin, hub ids or directories of models")
-    repairs = "how the mask of every cell is repaired, besides none: bias, least-squares, "
-    add("--repairs", ["none", "least-squares"], f"{repairs}alternating")
+    known = ", ".join(["none", *REPAIRS])
+    add("--repairs", ["none", "least-squares"], f"repairs of every cell's mask\n{known}")
     parser.add(ComparisonConfig)
     parser.add(DataConfig)
     return parser

@@ -1,9 +1,9 @@
 """Measure models and runs: perplexity on text, and accuracy on zero-shot tasks.
 
-    python scripts/evaluate.py runs/NAME                    # the run's pruned model
-    python scripts/evaluate.py builtin runs/NAME            # beside the dense one
-    python scripts/evaluate.py MODEL runs/NAME --evaluation wikitext:wikitext-2-raw-v1:test
-    python scripts/evaluate.py MODEL runs/NAME --evaluation none --tasks paper
+    pgprune evaluate runs/NAME                    # the run's pruned model
+    pgprune evaluate builtin runs/NAME            # beside the dense one
+    pgprune evaluate MODEL runs/NAME --evaluation wikitext:wikitext-2-raw-v1:test
+    pgprune evaluate MODEL runs/NAME --evaluation none --tasks paper
 
 Models are `builtin`, hub ids, and directories, exported ones included. All are shown side by side.
 The results of a run are added to its evaluations.jsonl. Perplexity in papers is often that of
@@ -24,11 +24,7 @@ def main() -> int:
     """Parses the options, evaluates, and prints the tables."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    parser = ArgumentParser(__doc__, EvaluationConfig)
-    parser.add_argument(
-        "models", metavar="MODEL_OR_RUN", nargs="+", help="model or run; ratios are to the first"
-    )
-    arguments = parser.parse_intermixed_args()
+    arguments = make_parser().parse_intermixed_args()
     models = list(dict.fromkeys(arguments.models))
     evaluation = Evaluation(models, from_arguments(EvaluationConfig, arguments))
     console = Console(highlight=False)
@@ -44,10 +40,19 @@ def main() -> int:
     return 0
 
 
+def make_parser() -> ArgumentParser:
+    """Returns the parser of the options."""
+    parser = ArgumentParser(__doc__, EvaluationConfig, main=())
+    parser.add_argument(
+        "models", metavar="MODEL_OR_RUN", nargs="+", help="the first is the reference of ratios"
+    )
+    return parser
+
+
 def evaluate(
     evaluation: Evaluation, models: Sequence[str], records: list[Record], console: Console
 ) -> None:
-    """Adds the records of all models to a list, and prints each as it comes."""
+    """Appends the records of all models to a list and prints each when it is measured."""
     for model in models:
         for record in evaluation.records(model):
             records.append(record)

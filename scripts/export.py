@@ -1,11 +1,11 @@
 """Turn a finished run into a model that ordinary tools load.
 
-    python scripts/export.py runs/NAME                                   # a smaller model
-    python scripts/export.py runs/NAME --format masked --output DIR      # dense shapes with zeros
-    python scripts/export.py runs/NAME --uniform --round-to 32           # a stock architecture
-    python scripts/export.py runs/NAME --portable                        # for vLLM and SGLang
-    python scripts/export.py runs/NAME --repair least-squares            # weights refitted
-    python scripts/export.py runs/NAME --format gguf                     # for llama.cpp, Ollama
+    pgprune export runs/NAME                                   # a smaller model
+    pgprune export runs/NAME --format masked --output DIR      # dense shapes with zeros
+    pgprune export runs/NAME --uniform --round-to 32           # a stock architecture
+    pgprune export runs/NAME --portable                        # for vLLM and SGLang
+    pgprune export runs/NAME --repair least-squares            # weights refitted
+    pgprune export runs/NAME --format gguf                     # for llama.cpp, Ollama
 
 Weights, tokenizer and a card with the run's numbers appear together, or not at all.
 """
@@ -22,12 +22,10 @@ from pgprune.utils.command_line import ArgumentParser, from_arguments, run_comma
 
 
 def main() -> None:
-    """Parses the options, exports, and says where the model lies."""
+    """Parses the options, exports, and prints where the model is and how to load it."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    parser = ArgumentParser(__doc__, ExportConfig)
-    parser.add_argument("run", metavar="RUN", help="directory of a finished run")
-    arguments = parser.parse_args()
+    arguments = make_parser().parse_args()
     console = Console(highlight=False, markup=False, soft_wrap=True)
     run, config = FinishedRun.open(arguments.run), from_arguments(ExportConfig, arguments)
     output = export(run, config, note=console.print)
@@ -38,8 +36,15 @@ def main() -> None:
     console.print(f"its numbers, and how they were obtained: {output / 'README.md'}")
 
 
+def make_parser() -> ArgumentParser:
+    """Returns the parser of the options."""
+    parser = ArgumentParser(__doc__, ExportConfig, main=())
+    parser.add_argument("run", metavar="RUN", help="directory of a finished run")
+    return parser
+
+
 def load_command(output: Path) -> str:
-    """The Python expression, or of GGUF the command, that loads an exported directory anywhere."""
+    """Returns the Python expression that loads an exported directory; of GGUF, the command."""
     if (file := output / "model.gguf").exists():
         return f"llama-cli -m {shlex.quote(str(file))}"
     remote = (output / "modeling_pgprune.py").exists()

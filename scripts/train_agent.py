@@ -1,14 +1,12 @@
 """Prune a language model with an agent that learns which units to keep.
 
-    python scripts/train_agent.py --agent reinforce --model DIR --prune-rate 0.3
-    python scripts/train_agent.py --prune-rate 0.3 --repair least-squares --export hf
-    python scripts/train_agent.py --resume runs/NAME
-    torchrun --nproc-per-node=2 scripts/train_agent.py --model DIR    # two replicas share the masks
+    pgprune train --agent reinforce --model DIR --prune-rate 0.3
+    pgprune train --prune-rate 0.3 --repair least-squares --export hf
+    pgprune train --resume runs/NAME
+    torchrun --nproc-per-node=2 -m pgprune.commands train --model DIR    # replicas share the masks
 
 Without options it prunes the built-in model by 40 % in a few minutes on a laptop's CPU.
 """
-
-import sys
 
 from rich.console import Console
 from transformers.utils import logging
@@ -26,6 +24,7 @@ from pgprune.errors import PruningError, ResourceError
 from pgprune.runs.run import Run, check_output
 from pgprune.runs.view import TrainingView, print_next, print_results
 from pgprune.utils.command_line import ArgumentParser, run_command
+from pgprune.utils.command_names import command_words
 from pgprune.utils.memory import within_memory
 from pgprune.utils.process_ids import rank
 
@@ -36,9 +35,7 @@ def main() -> int:
     logging.set_verbosity_error()
     if rank() > 0:
         return serve()
-    parser = ArgumentParser(__doc__)
-    Settings.add_to(parser)
-    arguments = parser.parse_args()
+    arguments = make_parser().parse_args()
     settings = Settings.from_arguments(arguments)
     console = Console(quiet=settings.run.quiet, highlight=False)
     if settings.run.resume is None:
@@ -48,8 +45,15 @@ def main() -> int:
     return resume(settings.run, console)
 
 
+def make_parser() -> ArgumentParser:
+    """Returns the parser of the options."""
+    parser = ArgumentParser(__doc__)
+    Settings.add_to(parser)
+    return parser
+
+
 def resume(asked: TrainingRunConfig, console: Console) -> int:
-    """Goes on with a run; of a finished one there may be the export left to do."""
+    """Resumes a run; a finished one is only exported, if that is asked for."""
     run = Run.open(str(asked.resume))
     settings = resumed(run, asked.export, asked.ray_actors)
     if run.finished:
@@ -61,13 +65,13 @@ def resume(asked: TrainingRunConfig, console: Console) -> int:
 
 
 def train(settings: Settings, run: Run | None, console: Console) -> int:
-    """Does a new run, or the rest of one."""
+    """Trains a new run, or the rest of an interrupted one."""
     view = TrainingView(settings.name, quiet=settings.run.quiet, console=console)
     try:
         with within_memory(), team_of(settings) as team:
             training = Training(settings, view, team)
             if run is None:
-                sections, command = settings.sections(training.decided()), ["python", *sys.argv]
+                sections, command = settings.sections(training.decided()), command_words()
                 run = Run.create(settings.run.output, sections, command, settings.name)
             training.check(run)
             say(f"run {run.path}", console)
@@ -79,7 +83,7 @@ def train(settings: Settings, run: Run | None, console: Console) -> int:
     except ResourceError as error:
         if run is None or not run.resumable:
             raise
-        remedy = f"go on from the last checkpoint with --resume {run.path}"
+        remedy = f"resume from the last checkpoint with --resume {run.path}"
         raise PruningError(f"{error}; {remedy}") from error
     print_results(results, console)
     status = finish(run, settings.run.export, console) if results["completed"] else 0
@@ -88,7 +92,7 @@ def train(settings: Settings, run: Run | None, console: Console) -> int:
 
 
 def finish(run: Run, format: str | None, console: Console) -> int:
-    """Exports a run that has done all its steps, if asked to."""
+    """Exports a finished run, if asked to."""
     try:
         if format is not None:
             directory = export_once(run, format, note=lambda line: say(line, console))
@@ -99,14 +103,14 @@ def finish(run: Run, format: str | None, console: Console) -> int:
 
 
 def interrupted(run: Run | None, console: Console) -> int:
-    """Says how to go on."""
-    advice = f"; go on with --resume {run.path}" if run and (run.resumable or run.finished) else ""
+    """Prints how to resume; returns the exit status."""
+    advice = f"; resume with --resume {run.path}" if run and (run.resumable or run.finished) else ""
     say(f"interrupted{advice}", console)
     return 130
 
 
 def say(line: str, console: Console) -> None:
-    """Prints a line with a path in it, which is neither broken nor markup."""
+    """Prints a line with a path in it: without line breaks, and not read as markup."""
     console.print(line, soft_wrap=True, markup=False)
 
 

@@ -20,11 +20,12 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("agents",),
     ("agents.training",),
     ("experiments",),
+    ("commands",),
 )
 """Packages of pgprune from the ground up; a package imports only what is on floors below it."""
 
 FLOOR = {package: floor for floor, packages in enumerate(FLOORS) for package in packages}
-PLACES = {"envs": "envs", "agents": "agents", "experiments": "experiments"}
+PLACES = {"envs": "envs", "agents": "agents", "experiments": "experiments", "commands": "scripts"}
 MOST_MODULES = 18
 MOST_LINES = 300
 LONGEST_CHAIN = 9
@@ -62,8 +63,8 @@ def imported(file: Path) -> set[str]:
 
 
 def graph() -> dict[str, set[str]]:
-    """What each package imports of the others; ``errors`` is the ground and no package."""
-    packages = [package for package in FLOOR if package != "errors"]
+    """What each package of the library imports of the others; ``errors`` is no package."""
+    packages = [package for package in FLOOR if package not in ("errors", "commands")]
     return {
         package: set().union(*map(imported, modules(package))) - {package, "errors"}
         for package in packages

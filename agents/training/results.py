@@ -110,13 +110,13 @@ def next_commands(results: dict[str, Any], run: Run) -> list[str]:
     """Commands worth typing after a run."""
     path, model = shlex.quote(str(run.path)), shlex.quote(results["model"])
     if not results["completed"]:
-        resume = f"python scripts/train_agent.py --resume {path}"
+        resume = f"pgprune train --resume {path}"
         return [] if AGENTS[results["agent"]].no_resume else [resume]
     higher = min(0.9, results["prune_rate"]["requested"] + 0.1)
-    compare = f"python scripts/benchmark_inference.py {model} {path}    # how much faster it is"
-    smaller = f"python scripts/export.py {path}    # the smaller model, for transformers"
+    compare = f"pgprune bench-inference {model} {path}    # how much faster it is"
+    smaller = f"pgprune export {path}    # the smaller model, for transformers"
     return [
         compare if (run.path / "hf").exists() else smaller,
-        f"python scripts/train_agent.py --model {model} --prune-rate {higher:.2g}    # prune more",
+        f"pgprune train --model {model} --prune-rate {higher:.2g}    # prune more",
         f"tensorboard --logdir {path}/tensorboard    # how it learned; pictures in {path}/plots",
     ]

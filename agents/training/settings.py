@@ -27,29 +27,23 @@ class AgentConfig(Config):
 
     agent: str = option(
         "reinforce",
-        "the algorithm: the paper's (reinforce), the recommended one, which needs a "
-        "tenth of the evaluations (auto), or a search or an algorithm of Stable-Baselines3 to "
-        "compare with",
+        "algorithm: auto is recommended, reinforce is the paper's",
         choices=AGENTS,
     )
     action: str | None = option(
         None,
-        "what an agent that has a choice acts in: masks, how much each layer keeps of "
-        "each kind (density), or a score for each unit",
+        "action of agents that have a choice: masks, layer densities, or unit scores",
         choices=list(KINDS),
         unset=", ".join(f"{name}: {it.actions[0]}" for name, it in AGENTS.items() if it.actions),
     )
     reward: str = option(
         "plain",
-        "judge masks as they are (plain) or as they will be after --repair (repaired): "
-        "with bias, pruned inputs stand at their means; with least-squares (then the default) "
-        "and alternating, weights are refitted to each mask",
+        "loss of the masked model (plain) or after a bias or weight repair (repaired)",
         choices=list(REWARDS),
     )
     reward_refit: int | None = option(
         None,
-        "steps until the second moments for these refits are taken anew, in the "
-        "repaired model of the present answer",
+        "--reward repaired: steps between updates of the second moments",
         minimum=1,
         unset="a tenth of the run",
     )
@@ -62,15 +56,13 @@ class TrainingRunConfig(RunConfig):
     total_timesteps: int = option(2000, "mask evaluations, each on 1,024 tokens", minimum=1)
     resume: str | None = option(
         None,
-        "directory of an interrupted run, to go on with it under its own settings",
+        "directory of an interrupted run to resume with its own settings",
         unset="start a new run",
+        metavar="RUN",
     )
-    checkpoint_every: int = option(50, "steps from one checkpoint to the next", minimum=1)
+    checkpoint_every: int = option(50, "steps between checkpoints", minimum=1)
     ray_actors: int | None = option(
-        None,
-        "share the masks of a step among this many actors of Ray, each with a replica of the model",
-        minimum=1,
-        unset="none; for one host or fixed ones there is torchrun",
+        None, "experimental: Ray actors that share the masks of a step", minimum=1, unset="none"
     )
 
 

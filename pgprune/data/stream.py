@@ -31,21 +31,18 @@ class DataConfig(Config):
 
     calibration: str = option(
         "builtin",
-        "text to calibrate on: builtin, a hub data set as name:config:split, or .txt, "
-        ".jsonl, .parquet files joined by commas; a range of documents as file.jsonl[:500]",
+        "text to choose masks by: builtin, name:config:split of the hub, or files",
+        metavar="TEXT",
     )
     evaluation: str = option(
-        "builtin", "text to evaluate on, as for calibration; each item is a set of its own"
+        "builtin", "text to measure perplexity on, given as --calibration is", metavar="TEXT"
     )
-    sequence_length: int = option(128, "tokens of one window", minimum=2)
-    batch_size: int = option(8, "windows of one calibration batch", minimum=1)
+    sequence_length: int = option(128, "tokens per window", minimum=2)
+    batch_size: int = option(8, "windows per calibration batch", minimum=1)
     calibration_samples: int | None = option(
-        None,
-        "calibrate on that many windows only, revisited in epochs",
-        minimum=1,
-        unset="all the text",
+        None, "calibration windows to use, revisited in epochs", minimum=1, unset="all the text"
     )
-    evaluation_windows: int = option(400, "windows to evaluate on, at most, in each set", minimum=1)
+    evaluation_windows: int = option(400, "most windows of each evaluation text", minimum=1)
 
     def __post_init__(self) -> None:
         """Refuses numbers that no stream can be made of."""

@@ -49,35 +49,34 @@ class EvaluationConfig(Config):
     """Evaluation: on what, and how."""
 
     evaluation: str | None = option(
-        "builtin",
-        "text for perplexity: builtin, a hub data set as name:config:split, or .txt, "
-        ".jsonl, .parquet files, joined by commas; none for no perplexity",
+        "builtin", "text for perplexity, as --evaluation of pgprune train, or none", metavar="TEXT"
     )
     sequence_length: int = same_option(DataConfig, "sequence_length", 128)
     evaluation_windows: int = option(
-        400, "windows of each text, at most, from its beginning; 0 for all of it", minimum=0
+        400, "most windows of each text, from its beginning; 0 for all", minimum=0
     )
-    batch_size: int = option(8, "windows or answers of one call", minimum=1)
+    batch_size: int = option(8, "windows or answers per call", minimum=1)
     tasks: tuple[str, ...] | None = option(
         None,
         "zero-shot tasks: paper (seven), lm-eval's names or local task files",
         unset="paper with --task-data, none without",
+        metavar="TASK",
     )
     task_data: str | None = option(
         None,
-        "folder of local task files, TASK.jsonl or TASK/*.jsonl, with query, choices "
-        "and gold (or context_options, continuation and gold) on each line",
+        "folder of local task files, TASK.jsonl or TASK/*.jsonl",
         unset="lm-eval's own data sets, downloaded",
+        metavar="DIR",
     )
-    limit: int | None = option(None, "items of each task, at most", minimum=1, unset="all")
+    limit: int | None = option(None, "most items of each task", minimum=1, unset="all")
     device: str = same_option(ModelConfig, "device", "auto")
     dtype: str = same_option(ModelConfig, "dtype", "auto")
     attn_implementation: str = same_option(ModelConfig, "attn_implementation", "sdpa")
     output: str | None = option(
         None,
-        f"file to add the results to, a JSON object a line; a run's own results are "
-        f"also added to its {RunFile.EVALUATIONS}",
+        "file to append the results to, one JSON object per line",
         unset="none",
+        metavar="FILE",
     )
 
     @property

@@ -40,7 +40,7 @@ Models = Mapping[str, PreTrainedModel]
 class LatencyConfig(Config):
     """Measurement: what is timed, how often, and where."""
 
-    batch_sizes: tuple[int, ...] = option((1, 8), "prompts in a batch", minimum=1)
+    batch_sizes: tuple[int, ...] = option((1, 8), "prompts per batch", minimum=1)
     sequence_lengths: tuple[int, ...] = option((128, 384), "tokens of a prompt", minimum=1)
     new_tokens: int = option(32, "tokens decoded after each prompt", minimum=1)
     repeats: int = option(7, "rounds over all models", minimum=1)
@@ -48,15 +48,15 @@ class LatencyConfig(Config):
     device: str = same_option(ModelConfig, "device", "auto")
     dtype: str = option(
         "auto",
-        "number format of the weights; auto is float32 on the CPU, else the "
-        "checkpoint's own (bfloat16 for random weights)",
+        "number format of the weights; auto is float32 on the CPU",
         choices=["auto", *DTYPES],
     )
     attn_implementation: str = same_option(ModelConfig, "attn_implementation", "sdpa")
     output: str | None = option(
         None,
-        "a new directory for benchmark.json, its table and its plot",
-        unset="none, only the table is printed",
+        "new directory for benchmark.json, its table and its plot",
+        unset="none, the table is printed",
+        metavar="DIR",
     )
 
     @property

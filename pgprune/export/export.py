@@ -37,52 +37,41 @@ class ExportConfig(Config):
 
     format: str = option(
         "hf",
-        "hf: a smaller Hugging Face model; masked: the dense shapes with zeros; gguf: "
-        "a file for llama.cpp, Ollama and LM Studio (not opt; qwen3 with --uniform)",
+        "smaller Hugging Face model, dense shapes with zeros, or llama.cpp file",
         choices=list(FORMATS),
     )
-    output: str | None = option(None, "the new directory", unset="the format's name, in the run")
+    output: str | None = option(
+        None, "new directory", unset="the format's name, in the run", metavar="DIR"
+    )
     dtype: str = option(
-        "auto",
-        "number format of the weights; auto is the run's, or where that is auto too, "
-        "the checkpoint's own",
-        choices=["auto", *DTYPES],
+        "auto", "number format of the weights; auto is the run's", choices=["auto", *DTYPES]
     )
     uniform: bool = option(
-        False,
-        "all layers keep equally many heads and equally many channels, so that the "
-        "stock architecture and every server load the result; a mask that was not searched "
-        "with --scope uniform is rounded again, and evaluated",
+        False, "equal layers: a stock architecture; rounds and evaluates the mask again"
     )
     round_to: int | None = option(
         None,
-        "what the number of channels that a layer keeps is a multiple of, as 8 to 128; "
-        "the mask is rounded again, and evaluated, where it is not",
+        "round kept channels per layer to a multiple of this, and evaluate again",
         minimum=1,
         unset="the run's own",
     )
-    portable: bool = option(
-        False,
-        "no layer lacks attention or MLP, as the Transformers backends of vLLM and "
-        "SGLang insist: layers are merged where that is exact, and what is still missing "
-        "becomes a few zeros",
-    )
+    portable: bool = option(False, "leave no layer without attention or MLP, for vLLM and SGLang")
     repair: str = option(
         "auto",
-        "the repair of what is kept: the run's own (auto), none, or one that is made "
-        "now, and evaluated, as by the option of prune_baseline.py",
+        "repair of kept weights: the run's own (auto), none, or a new one",
         choices=["auto", "none", *REPAIRS],
     )
     repair_damping: float | None = option(
         None,
-        "damping of a repair that is made now, relative to the mean square of an input",
+        "new repair: damping, relative to the mean square of an input",
         minimum=0,
         unset="the run's own",
     )
     vocab_gguf: str | None = option(
         None,
-        "for --format gguf: any GGUF file of the dense model, to copy its vocabulary",
-        unset="the model's tokenizer is written, where llama.cpp knows its kind",
+        "--format gguf: GGUF file of the dense model to copy the vocabulary from",
+        unset="write the model's tokenizer",
+        metavar="FILE",
     )
 
 

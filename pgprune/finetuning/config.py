@@ -19,31 +19,29 @@ class FinetuningConfig(Config):
 
     evaluation: str | None = option(
         None,
-        "text to measure perplexity on before and after, as for train_agent.py",
+        "text for perplexity before and after, as --evaluation of pgprune train",
         unset="the run's own, else builtin",
+        metavar="TEXT",
     )
     evaluation_length: int | None = option(
-        None, "tokens of one of its windows", minimum=2, unset="the run's own, else 128"
+        None, "tokens per evaluation window", minimum=2, unset="the run's own, else 128"
     )
     evaluation_windows: int | None = option(
-        None, "windows of each text, at most", minimum=1, unset="as many as the run's, else 400"
+        None, "most windows of each evaluation text", minimum=1, unset="the run's own, else 400"
     )
     output: str | None = option(
-        None,
-        "the new directory",
-        unset="finetuned in the run; DIR-finetuned beside a model's directory",
+        None, "new directory", unset="RUN/finetuned, or DIR-finetuned", metavar="DIR"
     )
     device: str = same_option(ModelConfig, "device", "auto")
     dtype: str = option(
         "auto",
-        "number format of the weights, then and in the result; auto is float32 on the "
-        "CPU, else the checkpoint's own",
+        "number format of the weights and the result; auto is float32 on the CPU",
         choices=["auto", "float32", "bfloat16", "float64"],
     )
-    seed: int = option(0, "seed of everything random", minimum=0)
-    resume: bool = option(False, "go on with the same command that was killed, from its checkpoint")
-    checkpoint_every: int = option(50, "updates from one checkpoint to the next", minimum=1)
-    quiet: bool = option(False, "print nothing but errors")
+    seed: int = option(0, "seed of all random numbers", minimum=0)
+    resume: bool = option(False, "resume the same command from its last checkpoint")
+    checkpoint_every: int = option(50, "updates between checkpoints", minimum=1)
+    quiet: bool = option(False, "print only errors")
 
 
 def output_of(source: str, run: FinishedRun | None, asked: str | None) -> Path:

@@ -39,19 +39,15 @@ class TrainingDataConfig(Config):
 
     data: str | None = option(
         None,
-        "instructions (a .json, .jsonl or .parquet file or a hub data set with "
-        "Alpaca's fields instruction, input, output) or plain text as for train_agent.py "
-        "--calibration, such as builtin or stories.jsonl[:500]",
-        unset="the calibration text of the run; builtin, which is the training part of "
-        "the built-in code, for what the built-in model became",
+        "Alpaca-style instructions (file or hub data set) or text as --calibration",
+        unset="the run's calibration text",
+        metavar="DATA",
     )
-    samples: int = option(4000, "windows to train on, at most", minimum=1)
-    sequence_length: int = option(
-        1024, "tokens of one window; at most the model's context", minimum=2
-    )
+    samples: int = option(4000, "most windows to train on", minimum=1)
+    sequence_length: int = option(1024, "tokens per window, at most the model's context", minimum=2)
     train_on: str = option(
         "all",
-        "which tokens the loss counts: of the whole text, or of the responses only",
+        "tokens that the loss counts: all, or those of responses",
         choices=["all", "response"],
     )
 

@@ -30,28 +30,26 @@ class LoraConfig(Config):
     """LoRA: what is learned, and how."""
 
     rank: int = option(16, "rank of the adapters", minimum=1)
-    alpha: float = option(10.0, "adapters count alpha / rank times", above=0)
+    alpha: float = option(10.0, "scale of the adapters: they count alpha / rank times", above=0)
     dropout: float = option(0.0, "dropout of the adapters' inputs", minimum=0, below=1)
     learning_rate: float = option(1e-3, "AdamW's highest step size", above=0)
     schedule: str = option(
-        "cosine", "how the step size falls to 0 after the warm-up", choices=["cosine", "linear"]
+        "cosine",
+        "shape of the fall of the step size to 0 after the warm-up",
+        choices=["cosine", "linear"],
     )
     warmup: float = option(
         0.05, "share of the steps in which the step size rises from 0", minimum=0, below=1
     )
-    epochs: int = option(1, "times that all data is used", minimum=1)
-    batch_size: int = option(16, "windows of one update", minimum=1)
+    epochs: int = option(1, "passes over the data", minimum=1)
+    batch_size: int = option(16, "windows per update", minimum=1)
     micro_batch_size: int = option(
-        4,
-        "windows at once; an update adds up the gradients of several such, so a "
-        "smaller number needs less memory and changes nothing else",
-        minimum=1,
+        4, "windows in memory at once; lower saves memory, changes nothing else", minimum=1
     )
-    max_gradient: float = option(1.0, "norm that gradients are clipped to", above=0)
+    max_gradient: float = option(1.0, "norm to which gradients are clipped", above=0)
     precision: str = option(
         "auto",
-        "bfloat16 computes in that format (autocast), full in that of the weights; "
-        "auto is bfloat16 on cuda",
+        "bfloat16 (autocast) or full, as the weights; auto: bfloat16 on CUDA",
         choices=["auto", "bfloat16", "full"],
     )
 

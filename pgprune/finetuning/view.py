@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from pgprune.runs.view import duration
+from pgprune.utils.command_names import spelled
 
 _LINE_EVERY = 10.0  # seconds between two lines where the output is not a terminal
 _REMEMBERED = 0.95  # of the shown loss, from one update to the next
@@ -113,4 +114,4 @@ def print_finetuning(record: Mapping[str, Any], console: Console) -> None:
         console.print(f"{label:<18}{value}", soft_wrap=True)
     output = shlex.quote(record["output"])
     console.print("\n[bold]Next")
-    console.print(f"  python scripts/evaluate.py {output}", soft_wrap=True, markup=False)
+    console.print(spelled(f"  pgprune evaluate {output}"), soft_wrap=True, markup=False)

@@ -33,44 +33,36 @@ class PruningConfig(Config):
 
     prune_rate: float = option(0.4, "share of the prunable parameters to remove", above=0, below=1)
     granularity: str = option(
-        "heads+channels", "what one mask bit prunes", choices=list(GRANULARITIES)
+        "heads+channels", "units that a mask bit keeps or prunes", choices=list(GRANULARITIES)
     )
-    channel_block: int = option(1, "neighbouring MLP channels that make one unit", minimum=1)
+    channel_block: int = option(1, "neighbouring MLP channels per unit", minimum=1)
     budget: str = option(
         "per-kind",
-        "what the rate is counted in: heads and channels each (per-kind), all units "
-        "in one pool (units), or parameters in one pool (parameters)",
+        "what the rate counts: each kind of unit, all units, or parameters",
         choices=list(BUDGETS),
     )
     scope: str = option(
         "global",
-        "whether layers may keep different shares (global) or not (local), or must "
-        "keep equally many heads and equally many channels, so that stock architectures and "
-        "every server load the result (uniform)",
+        "layers may differ (global), share one rate (local), or have equal shapes",
         choices=list(SCOPES),
     )
     round_to: int = option(
         1,
-        "what the number of channels that a layer keeps is a multiple of; "
-        "accelerators like 8 to 128",
+        "round kept channels per layer to a multiple of this (8-128 is fast)",
         minimum=1,
     )
     executor: str = option(
         "auto",
-        "how masks are evaluated: multiply (masked), kept units only (sliced), or "
-        "the cheaper by counted cost (auto)",
+        "how masks are evaluated: multiply, compute kept units only, or the cheaper",
         choices=["auto", *EXECUTORS],
     )
     kernels: str = option(
         "plain",
-        "how the sliced executor multiplies: gathered weights (plain), or Triton "
-        "kernels that read kept weights by index (triton: a CUDA device, makes auto sliced)",
+        "products of the sliced executor; triton (CUDA only) is experimental",
         choices=list(KERNELS),
     )
     compile_head: bool = option(
-        False,
-        "compile head and loss (torch.compile), for a GPU: some seconds at the start; "
-        "on a CPU in float32 evaluations are slower with it",
+        False, "experimental: compile head and loss by torch.compile, for a GPU"
     )
 
 

@@ -68,17 +68,16 @@ class MethodConfig(Config):
         PruningError: a value that its field does not allow.
     """
 
-    method: str = option("wanda-sp", "what chooses the mask", choices=list(GRANULARITY))
+    method: str = option(
+        "wanda-sp", "metric or method that chooses the mask", choices=list(GRANULARITY)
+    )
     method_samples: int = option(128, "calibration windows of the method", minimum=1)
     protect_layers: bool = option(
-        True,
-        "llm-pruner, layerwise-taylor, magnitude of blocks and layers: keep the first "
-        "eighth and the last sixteenth of the layers whole",
+        True, "llm-pruner, layerwise-taylor, magnitude: protect the outermost layers"
     )
     taylor: str = option(
         "element-first",
-        "llm-pruner: sums of absolute values (element) of the first, second or both "
-        "terms of the expansion, or absolute values of sums (vector)",
+        "llm-pruner: terms of the Taylor expansion that are summed",
         choices=list(TAYLOR),
     )
     fluctuation: str = option(
@@ -86,21 +85,20 @@ class MethodConfig(Config):
         "flap: the paper's variance, or what the released code computes",
         choices=list(FLUCTUATIONS),
     )
-    barrier: int = option(1, "sleb: layers that are never removed, at each end", minimum=0)
+    barrier: int = option(1, "sleb: layers at each end that are never pruned", minimum=0)
     learning_timesteps: int = option(
         2000,
-        "gumbel-softmax, hard-concrete: passes, forward or backward, on 1,024 tokens "
-        "each, to compare with an agent's total_timesteps",
+        "gumbel-softmax, hard-concrete: passes over the model, on 1,024 tokens each",
         minimum=1,
     )
     learning_step: float | None = option(
         None, "gumbel-softmax, hard-concrete: step size of Adam", above=0, unset="the method's own"
     )
     bonsai_masks: int = option(
-        MASKS, "bonsai: sub-models of a round, in antithetic pairs", minimum=10
+        MASKS, "bonsai: sub-models per round, in antithetic pairs", minimum=10
     )
     bonsai_windows: int = option(
-        JUDGED_ON, "bonsai: windows that sub-models are judged on", minimum=1
+        JUDGED_ON, "bonsai: windows that sub-models are evaluated on", minimum=1
     )
     bonsai_fraction: float = option(
         FRACTION, "bonsai: share of the units that a round prunes", above=0, maximum=0.5

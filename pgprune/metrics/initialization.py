@@ -22,20 +22,17 @@ class InitConfig(Config):
 
     init: str = option(
         "auto",
-        "metric that the keep probabilities start from; auto takes wanda-sp for heads "
-        "and channels, layerwise-ppl for blocks and layers; random-progressive raises the "
-        "prune rate in steps of 5 % from a random start",
+        "metric that the keep probabilities start from",
         choices=["auto", *METRICS, PROGRESSIVE],
     )
     init_transform: str = option(
         "auto",
-        "from scores to probabilities; auto takes sigmoid-norm for heads and channels, "
-        "score-const for blocks and layers",
+        "how scores become probabilities; auto follows the granularity",
         choices=["auto", *TRANSFORMS],
     )
     init_samples: int = option(128, "calibration windows of the metric", minimum=1)
     init_constant: float = option(
-        0.8, "score-const: probability of what the metric keeps", above=0.5
+        0.8, "score-const: probability of units that the metric keeps", above=0.5
     )
 
 

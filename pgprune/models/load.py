@@ -50,21 +50,16 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 class ModelConfig(Config):
     """Which language model, and where and how it runs."""
 
-    model: str = option(
-        "builtin",
-        "language model to prune: builtin, a hub id, or a Hugging Face directory "
-        f"({', '.join(FAMILIES)})",
-    )
+    model: str = option("builtin", f"builtin, a hub id or a directory ({', '.join(FAMILIES)})")
     device: str = option("auto", "auto (an accelerator if there is one), cpu, cuda, cuda:N or mps")
     dtype: str = option(
         "auto",
-        "number format of the weights; auto is float32 on the CPU and for the built-in "
-        "model, else the checkpoint's own",
+        "number format of the weights; auto is float32 on the CPU",
         choices=["auto", *DTYPES],
     )
     device_map: str | None = option(
         None,
-        "auto spreads the model over all devices (needs the package accelerate)",
+        "auto spreads the model over all devices (needs accelerate)",
         choices=["auto"],
         unset="all on one device",
     )

@@ -19,9 +19,7 @@ class RepairConfig(Config):
 
     repair: str = option(
         "auto",
-        "biases that stand for the mean of what is gone (bias), output and down "
-        "projections refitted in closed form (least-squares), nothing (none), or what the "
-        "method itself brings, which for most is nothing (auto)",
+        "closed-form repair of kept weights; auto is the method's own, mostly none",
         choices=["auto", "none", *REPAIRS],
     )
     repair_damping: float = option(

@@ -18,16 +18,18 @@ FORMATS = ("hf", "masked", "gguf")
 class RunConfig(Config):
     """Run: where the results go, and what is made of them."""
 
-    seed: int = option(0, "seed of everything random", minimum=0)
-    output: str | None = option(None, "directory of the new run", unset="a name in runs/")
+    seed: int = option(0, "seed of all random numbers", minimum=0)
+    output: str | None = option(
+        None, "directory of the new run", unset="a name in runs/", metavar="DIR"
+    )
     export: str | None = option(
         None,
-        "also write the pruned model, as scripts/export.py does by default, into a "
-        "folder of that name in the run",
+        "also write the pruned model, as pgprune export does",
         choices=list(FORMATS),
         unset="no export",
+        metavar="FORMAT",
     )
-    quiet: bool = option(False, "print nothing but errors")
+    quiet: bool = option(False, "print only errors")
 
     def name(self, method: str, model: str, prune_rate: float) -> str:
         """What a run is called that is not given a directory.

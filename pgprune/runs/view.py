@@ -13,6 +13,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pgprune.utils.command_names import spelled
+
 _LINE_EVERY = 10.0  # seconds between two lines where the output is not a terminal
 _FIGURES = {
     "loss": "rollout/loss",
@@ -196,7 +198,7 @@ def print_next(commands: Sequence[str], console: Console) -> None:
     if commands:
         console.print("\n[bold]Next")
     for command in commands:
-        console.print(f"  {command}", soft_wrap=True, markup=False)
+        console.print(f"  {spelled(command)}", soft_wrap=True, markup=False)
 
 
 def duration(seconds: float) -> str:

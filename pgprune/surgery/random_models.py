@@ -63,15 +63,16 @@ class ShapeConfig(Config):
 
     shape: str | None = option(
         None,
-        "the dense model's shape, in place of models",
+        "random weights of this shape in place of models",
         choices=list(SHAPES),
-        unset="compare the models that are named",
+        unset="measure the given models",
+        metavar="SHAPE",
     )
     prune_rates: tuple[float, ...] = option(
-        (0.3, 0.5), "with --shape: prune rates to compare", above=0, below=1
+        (0.3, 0.5), "--shape: prune rates to compare", above=0, below=1
     )
     round_to: tuple[int, ...] = option(
-        (1, 8), "with --shape: round channels per layer to multiples of these", minimum=1
+        (1, 8), "--shape: round channels per layer to multiples of these", minimum=1
     )
 
 

@@ -1,31 +1,53 @@
-"""The command line: options from configs, complaints in one sentence, lists, exit statuses."""
+"""The command line: options from configs, help, errors in one sentence, exit statuses."""
 
 import argparse
+import shutil
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import Field, fields
 from functools import partial
+from itertools import chain
 from typing import Any, NoReturn
 
 from pgprune.errors import PruningError
+from pgprune.utils.command_names import spelled
 from pgprune.utils.options import C, Config, OptionType, check_item, choices_of, typed_fields
 from pgprune.utils.process_ids import rank, world_size
 
+_COLUMNS = 100
+HELP_WIDTH = 76
+"""Columns of a help text, which begins in column 24."""
+
+MAIN = (
+    *("model", "prune_rate", "agent", "method", "calibration", "evaluation", "total_timesteps"),
+    *("granularity", "budget", "repair", "export", "output", "seed", "resume"),
+)
+"""The options that ``--help`` shows first, in this order, where a command has them."""
+
 
 class ArgumentParser(argparse.ArgumentParser):
-    """An argument parser without abbreviations whose complaints are PruningErrors.
+    """An argument parser without abbreviations that raises a PruningError for a wrong option.
 
     Args:
-        description: shown above the options.
+        description: shown above the options; names commands as ``pgprune train``.
         configs: dataclasses to add right away, as ``add`` does.
+        main: the fields that ``--help`` shows first, in this order.
     """
 
-    def __init__(self, description: str | None, *configs: type[Config]) -> None:
+    def __init__(
+        self, description: str | None, *configs: type[Config], main: Sequence[str] = MAIN
+    ) -> None:
         super().__init__(
-            description=description,
+            prog=spelled(sys.argv[0]) if " " in sys.argv[0] else f"python {sys.argv[0]}",
+            description=None if description is None else spelled(description),
             allow_abbrev=False,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=HelpFormatter,
+            add_help=False,
         )
+        self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+        self._main = main
+        self.main_group = self.add_argument_group("Main options")
         for config in configs:
             self.add(config)
 
@@ -35,14 +57,23 @@ class ArgumentParser(argparse.ArgumentParser):
         group = self.add_argument_group(title)
         for field, kind in typed_fields(config):
             option: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
-            option["help"] = _help(field)
+            option["help"] = help_of(field)
             if kind.plain is bool:
                 option["action"] = argparse.BooleanOptionalAction
             else:
                 option["type"] = partial(_parse, field, kind)
                 option["metavar"] = _metavar(field, kind)
                 option["nargs"] = "+" if kind.many else None
-            group.add_argument(_flag(field.name), **option)
+            place = self.main_group if field.name in self._main else group
+            place.add_argument(_flag(field.name), **option)
+
+    def format_help(self) -> str:
+        """Returns the help: one line of usage, the main options, then the others by group."""
+        order = {name: place for place, name in enumerate(self._main)}
+        self.main_group._group_actions.sort(key=lambda action: order.get(action.dest, -1))
+        self.usage = " ".join(["%(prog)s", *map(_positional, self._get_positional_actions())])
+        self.usage += " [options]"
+        return super().format_help()
 
     def error(self, message: str) -> NoReturn:
         """Raises a PruningError with argparse's message."""
@@ -96,7 +127,7 @@ def run_command(main: Callable[[], int | None], replicas: bool = False) -> NoRet
             )
         status = main()
     except PruningError as error:
-        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        print("error:", spelled(" ".join(str(error).split())), file=sys.stderr)
         status = 2
     sys.exit(status)
 
@@ -132,18 +163,56 @@ def _flag(name: str) -> str:
 
 
 def _metavar(field: Field[Any], kind: OptionType) -> str:
-    if (choices := choices_of(field)) is not None:
-        return "{" + ",".join(map(str, choices)) + "}"
-    return {int: "N", float: "X"}.get(kind.plain, field.name.upper())
+    word = "NAME" if "choices" in field.metadata else field.name.rpartition("_")[2].upper()
+    return field.metadata.get("metavar", {int: "N", float: "X"}.get(kind.plain, word))
 
 
-def _help(field: Field[Any]) -> str:
-    """The help of a field with its default, made safe for argparse's own % formatting."""
-    default = field.default
-    if default is None:
-        default = field.metadata.get("unset", "none")
-    elif isinstance(default, bool):
-        default = "on" if default else "off"
-    elif isinstance(default, tuple):
-        default = " ".join(map(str, default))
-    return f"{field.metadata.get('help', '')} (default: {default})".strip().replace("%", "%%")
+def _positional(action: argparse.Action) -> str:
+    return f"{action.metavar} ..." if action.nargs in ("*", "+") else str(action.metavar)
+
+
+def help_of(field: Field[Any]) -> str:
+    """Returns the help of a field: what it means, then its choices and its default.
+
+    The text and the default share a line where they fit; % is doubled for argparse's formatting.
+    """
+    text, default, choices = field.metadata.get("help", ""), _default(field), choices_of(field)
+    if choices is None:
+        line = f"{text} (default: {default})"
+        lines = [line] if len(line) <= HELP_WIDTH else [text, f"default: {default}"]
+    else:
+        marked = [f"{name} (default)" if name == field.default else str(name) for name in choices]
+        listed = ", ".join(marked)
+        lines = [text, listed if field.default in choices else f"{listed}; default: {default}"]
+    return "\n".join(lines).strip().replace("%", "%%")
+
+
+def _default(field: Field[Any]) -> str:
+    """Says the default of a field."""
+    if isinstance(field.default, bool):
+        return "on" if field.default else "off"
+    if isinstance(field.default, tuple):
+        return " ".join(map(str, field.default))
+    return field.metadata.get("unset", "none") if field.default is None else str(field.default)
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Lays out help in 100 columns, with a line break in a help text where the text has one."""
+
+    def __init__(self, prog: str) -> None:
+        width = min(_COLUMNS, shutil.get_terminal_size((_COLUMNS, 24)).columns)
+        super().__init__(prog, max_help_position=_COLUMNS - HELP_WIDTH, width=width)
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        wrapped = (textwrap.wrap(line, width, break_on_hyphens=False) for line in text.splitlines())
+        return list(chain.from_iterable(wrapped))
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.nargs == "+":
+            return f"{action.metavar or default_metavar} ..."  # argparse: X [X ...]
+        return super()._format_args(action, default_metavar)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if isinstance(action, argparse.BooleanOptionalAction):
+            return action.option_strings[0].replace("--", "--[no-]", 1)  # not a line for each
+        return super()._format_action_invocation(action)

@@ -1,0 +1,55 @@
+"""The installed command ``pgprune``: imports and runs the command that is asked for."""
+
+import sys
+from importlib import import_module
+from typing import NoReturn
+
+from pgprune import PruningError, __version__
+from pgprune.utils.command_line import run_command
+from pgprune.utils.command_names import COMMANDS
+
+USAGE = """usage: pgprune COMMAND [options]
+
+Structural pruning of large language models as a reinforcement-learning problem.
+
+  train            learn which units of a model to keep, by an agent
+  prune            prune by an importance metric or another method, without learning
+  export           write the pruned model of a run for transformers, vLLM or llama.cpp
+  evaluate         measure perplexity and zero-shot accuracy of models and runs
+  finetune         recover what pruning cost, by LoRA
+  bench-inference  measure speed and memory of pruned models beside the dense one
+  compare          compare pruning methods at several rates
+  benchmark        compare agents at equal numbers of mask evaluations
+
+`pgprune train` prunes a small model that is built in, in a few minutes on a laptop.
+`pgprune COMMAND --help` explains the options of a command."""
+
+
+def main() -> NoReturn:
+    """Runs the command that the first word names.
+
+    Raises:
+        SystemExit: always, with the command's exit status.
+    """
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name not in COMMANDS:
+        run_command(lambda: answer(name), replicas=True)
+    sys.argv = [f"pgprune {name}", *sys.argv[2:]]
+    command = import_module(f"pgprune.commands.{COMMANDS[name]}")
+    run_command(command.main, replicas=name == "train")
+
+
+def answer(word: str) -> None:
+    """Prints the commands or the version.
+
+    Raises:
+        PruningError: the word asks for neither.
+    """
+    if word not in ("-h", "--help", "--version"):
+        known = ", ".join(COMMANDS)
+        raise PruningError(f"pgprune has no command {word!r}; choose one of {known}")
+    print(f"pgprune {__version__}" if word == "--version" else USAGE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""The commands: installed or as scripts, light until one is chosen, and help that fits the page."""
+
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from pgprune.utils.command_line import HELP_WIDTH, MAIN, ArgumentParser
+from pgprune.utils.command_names import COMMANDS, command_words, spelled
+
+ROOT = Path(__file__).resolve().parents[1]
+LIGHT = "import sys; from pgprune.commands.__main__ import main; sys.argv[1:] = {words}\n"
+LIGHT += "try: main()\nfinally: assert not {{'torch', 'transformers'}} & set(sys.modules)"
+
+
+def parser(command: str) -> ArgumentParser:
+    return import_module(f"pgprune.commands.{COMMANDS[command]}").make_parser()
+
+
+def pgprune(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pgprune.commands", *words]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_help_text_fits_one_line(command):
+    texts = {
+        action.dest: (action.help or "").splitlines()[0].partition(" (default: ")[0]
+        for action in parser(command)._actions
+        if action.help != "==SUPPRESS=="
+    }
+    assert not {name: len(text) for name, text in texts.items() if not 0 < len(text) <= HELP_WIDTH}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_the_installed_command_and_fits_100_columns(command, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [f"pgprune {command}"])
+    monkeypatch.setenv("COLUMNS", "100")
+    text = parser(command).format_help()
+    assert text.startswith(f"usage: pgprune {command} ") and f"    pgprune {command} " in text
+    assert "scripts/" not in text and max(map(len, text.splitlines())) <= 100
+
+
+def test_train_shows_the_main_options_first_and_in_order(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pgprune train"])
+    main = parser("train").format_help().partition("Main options:")[2].split("\n\n")[0]
+    shown = [line.split()[0] for line in main.splitlines() if line.startswith("  --")]
+    assert shown == [f"--{name.replace('_', '-')}" for name in MAIN if name != "method"]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["frobnicate"]])
+def test_nothing_heavy_is_imported_before_a_command_is_chosen(words):
+    done = subprocess.run([sys.executable, "-c", LIGHT.format(words=words)], capture_output=True)
+    assert b"AssertionError" not in done.stderr
+    assert done.returncode == (2 if words == ["frobnicate"] else 0)
+
+
+def test_an_unknown_command_names_those_that_exist():
+    done = pgprune("frobnicate")
+    assert done.returncode == 2 and "'frobnicate'" in done.stderr
+    assert all(command in done.stderr for command in COMMANDS)
+
+
+def test_a_script_runs_the_same_command():
+    command = [sys.executable, str(ROOT / "scripts" / "export.py"), "--help"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith(f"usage: python {command[1]} RUN")
+
+
+def test_messages_name_a_command_as_this_one_was_started(monkeypatch):
+    text = "pgprune export RUN, then pgprune bench-inference RUN; not pgprune exporter"
+    monkeypatch.setattr(sys, "argv", ["pgprune train", "--seed", "1"])
+    assert spelled(text) == text
+    assert command_words() == ["pgprune", "train", "--seed", "1"]
+    monkeypatch.setattr(sys, "argv", ["scripts/train_agent.py", "--seed", "1"])
+    assert spelled(text) == (
+        "python scripts/export.py RUN, then python scripts/benchmark_inference.py RUN; "
+        "not pgprune exporter"
+    )
+    assert command_words() == ["python", "scripts/train_agent.py", "--seed", "1"]
