@@ -143,7 +143,7 @@ def test_the_command(run, config, text, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert "3/3 updates" in shown or "1/3 updates" in shown
     assert "before" in shown and "after" in shown
-    assert f"python scripts/evaluate.py {run.path / 'finetuned'}" in shown
+    assert f"evaluate.py {run.path / 'finetuned'}" in shown
     with pytest.raises(SystemExit) as exit_:
         run_command(main)
     assert exit_.value.code == 2
