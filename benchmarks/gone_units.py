@@ -15,7 +15,7 @@ import time
 import torch
 from torch import Tensor
 
-from pgprune.evaluation.latency import weight_bytes
+from pgprune.evaluation.timing import weight_bytes
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits

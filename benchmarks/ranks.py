@@ -18,7 +18,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from speed_report import Spread
 from speed_work import load
 from torch import Tensor
 from transformers.utils import logging
@@ -26,6 +25,7 @@ from transformers.utils import logging
 from pgprune.agents.training.ranks_team import Ranks, serve
 from pgprune.envs.judge import Evaluate, Judge
 from pgprune.errors import PruningError
+from pgprune.evaluation.timing import Spread
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
@@ -118,7 +118,7 @@ def measure(judge: Judge, team: Ranks, config: RanksConfig) -> dict[str, Any]:
         "masks": count,
         "alone": alone,
         "together": together,
-        "ratio": asdict(Spread.of([b / a for a, b in zip(alone, together, strict=True)])),
+        "ratio": asdict(Spread.of_ratios(together, alone)),
         "versions": versions(),
     }
 

@@ -19,10 +19,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from speed_report import make_report, markdown, print_report, write_report
-from speed_work import CLOCKS, Clock, load, measure, measure_agent, measure_host
+from speed_work import load, measure, measure_agent, measure_host
 from transformers.utils import logging
 
 from pgprune.errors import PruningError
+from pgprune.evaluation.timing import CLOCKS, Clock
 from pgprune.models.load import DTYPES, ModelConfig
 from pgprune.surgery.random_models import SHAPES
 from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
@@ -69,8 +70,8 @@ class SpeedConfig(Config):
     )
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Parses the options, measures, and prints and writes what was found."""
+def main(arguments: list[str] | None = None, agent_shape: str = "llama-2-7b") -> None:
+    """Parses the options, measures, and prints and writes the tables."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     words = sys.argv[1:] if arguments is None else arguments
@@ -78,7 +79,7 @@ def main(arguments: list[str] | None = None) -> None:
     device = check(config)
     if config.threads:
         torch.set_num_threads(config.threads)
-    console, clock = Console(highlight=False), Clock(config.clock, device)
+    console, clock = Console(highlight=False), Clock(device, config.clock)
     console.width = max(console.width, 100)  # of the table
     batch = (config.batch_size, config.sequence_length)
     shapes = {}
@@ -87,7 +88,8 @@ def main(arguments: list[str] | None = None) -> None:
         model = load(name, device, config.dtype)
         shapes[name] = measure(model, config.prune_rates, batch, config.repeats, clock)
         del model
-    agent, host = measure_agent(config.repeats, clock), measure_host(config.repeats, clock)
+    agent = measure_agent(config.repeats, clock, agent_shape)
+    host = measure_host(config.repeats, clock)
     command = ["python", "benchmarks/speed.py", *words]
     report = make_report(shapes, agent, host, config, device, command)
     print_report(report, console)

@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pgprune.evaluation.latency import Spread
-from pgprune.evaluation.latency_report import machine
+from pgprune.evaluation.timing import Spread, machine
 from pgprune.utils.figures import save_figure
 from pgprune.utils.files import new_directory, saving, write_file
 from pgprune.utils.markdown import grid
@@ -177,7 +176,7 @@ def plot(shapes: Mapping[str, Any], path: Path) -> bool:
 
 
 def _ratio(times: Sequence[float], reference: Sequence[float]) -> dict[str, float]:
-    return asdict(Spread.of([own / other for own, other in zip(times, reference, strict=True)]))
+    return asdict(Spread.of_ratios(times, reference))
 
 
 def _table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]], str]:
@@ -204,7 +203,7 @@ def _row(name: str, found: Mapping[str, Any], rate: str, values: Mapping[str, An
         f"{blocks:,.1f}",
         f"{head:,.1f}",
         *(
-            _spread(values[key]) if key in values else "-"
+            str(Spread(**values[key])) if key in values else "-"
             for key in (
                 "masked / dense",
                 "sliced / dense",
@@ -225,7 +224,7 @@ def _sentences(report: Mapping[str, Any]) -> str:
 def _host(host: Mapping[str, Any]) -> str:
     dense, sliced = host["rounds"]["dense"], host["rounds"]["sliced"]
     plain = 1e3 * Spread.of(dense).median / host["layers"]
-    ratio = Spread.of([ours / theirs for ours, theirs in zip(sliced, dense, strict=True)]).median
+    ratio = Spread.of_ratios(sliced, dense).median
     return (
         f"What the host does to run a layer: {plain:.2f} ms in the plain model, {ratio:.2f} times "
         f"as much in a sliced evaluation ({host['layers']} layers with little to compute)."
@@ -240,7 +239,3 @@ def _agent(agent: Mapping[str, Any]) -> str:
         f"The agent's own work of a step at {agent['units']:,} units: {whole:.1f} ms (sampling "
         f"{sampling}, score {score}, projection {projection})."
     )
-
-
-def _spread(ratio: Mapping[str, float]) -> str:
-    return f"{ratio['median']:.2f}±{(ratio['high'] - ratio['low']) / 2:.2f}"

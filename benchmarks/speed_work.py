@@ -1,8 +1,5 @@
 """The pieces of work that the speed benchmark times, and how it times them."""
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -13,8 +10,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from pgprune.agents.estimators import advantages, gradient, moving_average, sample
-from pgprune.errors import PruningError
-from pgprune.evaluation.latency import weight_bytes
+from pgprune.evaluation.timing import Clock, Work, measure_in_turn, weight_bytes
 from pgprune.masking.budget import Budget
 from pgprune.masking.kept_weights import aligned
 from pgprune.masking.layer_mask import LayerMask
@@ -23,13 +19,8 @@ from pgprune.masking.units import PruningUnits
 from pgprune.models.families import decoder_layers, family_of, linear_at
 from pgprune.models.load import DTYPES, ModelConfig, load_model
 from pgprune.surgery.random_models import SHAPES, random_models
-from pgprune.utils.memory import memory_of
+from pgprune.utils.memory import within_memory
 
-CLOCKS: dict[str, Callable[[], float]] = {
-    "wall": time.perf_counter,
-    "processor": time.process_time,
-}
-_AGENT_SHAPE = "llama-2-7b"
 _AGENT_MASKS = 2  # the paper's N_s
 _THIN = {
     "vocab_size": 64,
@@ -39,24 +30,6 @@ _THIN = {
     "num_attention_heads": 8,
 }
 """A model in which there is so little to compute that its time is the host's."""
-
-
-@dataclass(frozen=True)
-class Clock:
-    """A clock by name, and the device that it waits for."""
-
-    name: str
-    device: torch.device
-
-    def __call__(self) -> float:
-        """Seconds, once the device has done all its work."""
-        if self.device.type != "cpu":
-            torch.accelerator.synchronize(self.device)
-        return CLOCKS[self.name]()
-
-
-Work = Callable[[Clock], list[float]]
-"""Does something and returns the seconds of its parts."""
 
 
 def load(name: str, device: torch.device, dtype: str) -> PreTrainedModel:
@@ -70,12 +43,8 @@ def load(name: str, device: torch.device, dtype: str) -> PreTrainedModel:
         names = {value: key for key, value in DTYPES.items()}
         chosen = names[own] if dtype == "auto" else dtype
         return load_model(ModelConfig("builtin", device=str(device), dtype=chosen))[0]
-    try:
+    with within_memory(f"choose a smaller shape than {name}"):
         return random_models(name, [], [1], device, DTYPES.get(dtype, own))[name]
-    except torch.OutOfMemoryError as error:
-        raise PruningError(
-            f"the shape {name} does not fit into the memory of {device}; choose a smaller shape"
-        ) from error
 
 
 def measure(
@@ -109,26 +78,24 @@ def measure(
         model.config.vocab_size, batch, generator=torch.Generator().manual_seed(0)
     ).to(clock.device)
     works: dict[str, Work] = {"dense": partial(dense_work, model, ids)}
-    models: dict[str, MaskedLM] = {}
+    models: list[MaskedLM] = []
     operations = {}
     for rate in rates:
         generator = torch.Generator().manual_seed(0)
         mask = Budget(units, rate).round(torch.rand(units.n, generator=generator))
         for way, (executor, kernels) in ways(clock.device).items():
-            name = f"{way} {rate:g}"
-            models[name] = MaskedLM(model, units, executor, kernels)
-            works[name] = partial(executor_work, models[name], mask, ids)
+            models.append(MaskedLM(model, units, executor, kernels))
+            works[f"{way} {rate:g}"] = partial(executor_work, models[-1], mask, ids)
         weights = kept_weights(model, units, mask)
         operations[f"{rate:g}"] = 2 * ids.numel() * sum(weight.numel() for weight in weights)
         works[f"products {rate:g}"] = partial(products_work, weights, ids.numel())
-    try:
-        memory = {name: _memory(work, models.get(name), clock) for name, work in works.items()}
-        rounds = _in_turn(works, repeats, clock)
-    except torch.OutOfMemoryError as error:
-        raise PruningError(
-            f"{batch[0]} x {batch[1]} tokens do not fit into the memory of {clock.device}; choose "
-            "a smaller --batch-size"
-        ) from error
+
+    def release() -> None:
+        for lm in models:
+            lm.release_memory()
+
+    with within_memory("choose a smaller --batch-size"):
+        rounds, memory = measure_in_turn(works, repeats, clock, release)
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -147,14 +114,14 @@ def ways(device: torch.device) -> dict[str, tuple[str, str]]:
     return found
 
 
-def measure_agent(repeats: int, clock: Clock) -> dict[str, Any]:
-    """Measures what REINFORCE does in a step besides evaluating masks.
+def measure_agent(repeats: int, clock: Clock, shape: str) -> dict[str, Any]:
+    """Measures what REINFORCE does in a step besides evaluating masks, for units of a shape.
 
     Returns:
         ``units``, and ``rounds``: the seconds of sampling, estimating and projecting in each.
     """
     with torch.device("meta"):
-        shadow = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPES[_AGENT_SHAPE]))
+        shadow = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPES[shape]))
     budget = Budget(PruningUnits.of(shadow), 0.5)
     generator = torch.Generator(clock.device).manual_seed(0)
     scores = torch.rand(
@@ -249,20 +216,3 @@ def kept_weights(model: PreTrainedModel, units: PruningUnits, mask: Tensor) -> l
         weights += [linear_at(layer, path).weight[:count] for path, count in rows.items()]
         weights += [linear_at(layer, path).weight[:, :count] for path, count in columns.items()]
     return [*weights, model.get_output_embeddings().weight]
-
-
-def _memory(work: Work, lm: MaskedLM | None, clock: Clock) -> int | None:
-    """The most bytes that a piece of work takes, the second time that it is done."""
-    work(clock)
-    if lm is not None:
-        lm.release_memory()  # else the second time finds it there
-    return memory_of(partial(work, clock), clock.device)
-
-
-def _in_turn(works: Mapping[str, Work], repeats: int, clock: Clock) -> dict[str, list[list[float]]]:
-    """The seconds of the parts of each work in each round, in alternating order."""
-    rounds: dict[str, list[list[float]]] = {name: [] for name in works}
-    for number in range(repeats):
-        for name in works if number % 2 == 0 else reversed(list(works)):
-            rounds[name].append(works[name](clock))
-    return rounds

@@ -1,35 +1,30 @@
 """How fast models are and how much memory they take, measured in turn so that they compare.
 
-Every round does the same work with every model, in alternating order, so that what slows the
-machine down for a while slows all models down. A speed-up is a ratio of times of one round; what is
-reported is the median over the rounds, and the quartiles.
-
 The work is one call for all tokens of the prompts, which computes the logits of the last token only
 (prefill), and then one call for each new token with the cache of keys and values (decoding). The
 tokens are random, the same for every model: what they are does not change how long they take.
 """
 
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from pgprune.errors import PruningError
+from pgprune.evaluation.timing import Clock, measure_in_turn
 from pgprune.models.load import DTYPES, ModelConfig
 from pgprune.models.losses import next_token_logits
 from pgprune.runs.any_model import check_source, load_any
 from pgprune.surgery.random_models import ShapeConfig, random_models
 from pgprune.utils.devices import choose_device
 from pgprune.utils.files import check_new
-from pgprune.utils.memory import memory_of
+from pgprune.utils.memory import within_memory
 from pgprune.utils.options import Config, option, same_option
 
 Models = Mapping[str, PreTrainedModel]
@@ -86,26 +81,6 @@ class Measurement:
     working_bytes: int | None
 
 
-@dataclass(frozen=True)
-class Spread:
-    """A median and the quartiles around it."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "Spread":
-        """The spread of some values."""
-        low, median, high = np.percentile(values, [25, 50, 75]).tolist()
-        return cls(median, low, high)
-
-
-def speed_up(reference: Sequence[float], times: Sequence[float]) -> Spread:
-    """How many times less time than the reference, round by round."""
-    return Spread.of([theirs / own for theirs, own in zip(reference, times, strict=True)])
-
-
 def measure(
     models: Models,
     config: LatencyConfig,
@@ -136,12 +111,6 @@ def measure(
             note(f"{batch} x {length} tokens, then {batch} x {config.new_tokens} one by one")
             measurements += _measure(models, batch, length, config)
     return measurements
-
-
-def weight_bytes(model: PreTrainedModel) -> int:
-    """Memory of parameters, tied ones once, and buffers."""
-    tensors = [*model.parameters(), *model.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def load_models(sources: list[str], shapes: ShapeConfig, config: LatencyConfig) -> Models:
@@ -196,47 +165,35 @@ def _measure(
 ) -> Iterator[Measurement]:
     """Measures all models in one setting."""
     ids = _random_ids(models, batch, length + config.new_tokens)
-    memory, times = {}, {name: list[tuple[float, float]]() for name in models}
-    for name, model in models.items():
-        _work(model, ids, length)  # the first time is slower, and keeps some memory for good
-        memory[name] = memory_of(partial(_work, model, ids, length), model.device)
-    for number in range(config.repeats):
-        for name in models if number % 2 == 0 else reversed(list(models)):
-            times[name].append(_work(models[name], ids, length))
+    clock = Clock(next(iter(models.values())).device)
+    works = {name: partial(generate, model, ids, length) for name, model in models.items()}
+    with within_memory("choose smaller --batch-sizes or --sequence-lengths"):
+        rounds, memory = measure_in_turn(works, config.repeats, clock)
     for name in models:
-        prefill, decode = zip(*times[name], strict=True)
+        prefill, decode = zip(*rounds[name], strict=True)
         yield Measurement(name, batch, length, list(prefill), list(decode), memory[name])
 
 
 @torch.inference_mode()
-def _work(model: PreTrainedModel, ids: Tensor, length: int) -> tuple[float, float]:
-    """Reads ``length`` tokens of ids (B, T) at once and the others one by one.
+def generate(model: PreTrainedModel, ids: Tensor, length: int, clock: Clock) -> tuple[float, float]:
+    """Reads the first tokens of texts at once and the others one by one.
+
+    Args:
+        model: a causal LM.
+        ids: (B, T) int64.
+        length: how many of the T tokens are read at once.
+        clock: for the times.
 
     Returns:
-        Seconds for the first, and for each one of the others.
+        Seconds for the first tokens, and for each one of the others.
     """
-    moments = [_now(model.device)]
-    try:
-        ids = ids.to(model.device)
-        _, cache = next_token_logits(model, ids[:, :length])
-        moments.append(_now(model.device))
-        for token in ids[:, length:].split(1, dim=1):  # (B, 1)
-            _, cache = next_token_logits(model, token, cache)
-        moments.append(_now(model.device))
-    except torch.OutOfMemoryError as error:
-        raise PruningError(
-            f"{len(ids)} x {length} tokens do not fit into the memory of {model.device}; choose "
-            "smaller --batch-sizes or --sequence-lengths"
-        ) from error
-    start, filled, end = moments
-    return filled - start, (end - filled) / (ids.shape[1] - length)
-
-
-def _now(device: torch.device) -> float:
-    """The time in seconds, once the device has done all its work."""
-    if device.type != "cpu":
-        torch.accelerator.synchronize(device)
-    return time.perf_counter()
+    start = clock()
+    ids = ids.to(model.device)
+    _, cache = next_token_logits(model, ids[:, :length])
+    filled = clock()
+    for token in ids[:, length:].split(1, dim=1):  # (B, 1)
+        _, cache = next_token_logits(model, token, cache)
+    return filled - start, (clock() - filled) / (ids.shape[1] - length)
 
 
 def _random_ids(models: Models, batch: int, length: int) -> Tensor:

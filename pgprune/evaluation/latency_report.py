@@ -1,7 +1,6 @@
 """What a benchmark of inference found: as JSON, as tables, and as a plot."""
 
 import json
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,20 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pgprune.evaluation.latency import (
-    LatencyConfig,
-    Measurement,
-    Models,
-    Spread,
-    speed_up,
-    weight_bytes,
-)
+from pgprune.evaluation.latency import LatencyConfig, Measurement, Models
+from pgprune.evaluation.timing import Spread, machine, weight_bytes
 from pgprune.utils.figures import BEST, GREY, INITIAL, LEARNED, save_figure
 from pgprune.utils.files import new_directory, saving, write_file
 from pgprune.utils.markdown import grid
@@ -152,8 +144,8 @@ def _found(own: Measurement, reference: Measurement, weights: int) -> dict[str, 
         "prefill_seconds": Spread.of(own.prefill).median,
         "decode_seconds": decode,
         "times_faster": {
-            "prefill": asdict(speed_up(reference.prefill, own.prefill)),
-            "decode": asdict(speed_up(reference.decode, own.decode)),
+            "prefill": asdict(Spread.of_ratios(reference.prefill, own.prefill)),
+            "decode": asdict(Spread.of_ratios(reference.decode, own.decode)),
         },
         "tokens_per_second": own.batch_size / decode,
         "peak_bytes": None if own.working_bytes is None else weights + own.working_bytes,
@@ -188,29 +180,16 @@ def _row(found: Mapping[str, Any]) -> list[str]:
         _setting(found),
         found["model"],
         f"{1e3 * found['prefill_seconds']:,.1f}",
-        _spread(faster["prefill"]),
+        str(Spread(**faster["prefill"])),
         f"{1e3 * found['decode_seconds']:,.1f}",
-        _spread(faster["decode"]),
+        str(Spread(**faster["decode"])),
         f"{found['tokens_per_second']:,.1f}",
         "-" if peak is None else f"{peak / _MIB:,.1f}",
     ]
 
 
-def _spread(ratio: Mapping[str, float]) -> str:
-    return f"{ratio['median']:.2f}±{(ratio['high'] - ratio['low']) / 2:.2f}"
-
-
 def _setting(found: Mapping[str, Any]) -> str:
     return f"{found['batch_size']} x {found['sequence_length']}"
-
-
-def machine(device: torch.device, threads: int | None = None) -> dict[str, Any]:
-    """What something ran on, without the machine's name: the GPU, or cores, threads and SIMD."""
-    if device.type == "cuda":
-        return {"device": torch.cuda.get_device_name(device)}
-    capability = torch.backends.cpu.get_cpu_capability()
-    used = threads or torch.get_num_threads()
-    return {"device": device.type, "cores": os.cpu_count(), "threads": used, "SIMD": capability}
 
 
 def _plot(report: Mapping[str, Any], path: Path) -> None:

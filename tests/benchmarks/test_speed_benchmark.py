@@ -10,6 +10,7 @@ import torch
 from helpers.masks import TRITON
 from helpers.tiny import tiny_model, tokens
 from pgprune import PruningError
+from pgprune.evaluation.timing import Clock
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.surgery.random_models import SHAPES
@@ -31,9 +32,7 @@ def speed(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     monkeypatch.setitem(SHAPES, "tiny", TINY)
     import speed
-    import speed_work
 
-    monkeypatch.setattr(speed_work, "_AGENT_SHAPE", "tiny")
     threads = torch.get_num_threads()
     yield speed
     torch.set_num_threads(threads)
@@ -45,7 +44,7 @@ def test_a_run_prints_and_writes_what_it_found(speed, tmp_path, capsys):
     output, page = tmp_path / "speed", tmp_path / "page.md"
     page.write_text("Before.\n<!-- speed -->\nold\n<!-- end -->\nAfter.\n")
     options = ["--prune-rates", "0.3", "0.5", f"--output={output}", f"--into={page}"]
-    speed.main(QUICK + options)
+    speed.main(QUICK + options, agent_shape="tiny")
     report = json.loads((output / "speed.json").read_text())
     found = report["shapes"]["tiny"]
     assert set(found["rounds"]) == {"dense"} | {
@@ -81,7 +80,7 @@ def test_kernels_stand_beside_the_plain_products_where_they_are(speed, monkeypat
     assert speed_work.ways(torch.device("cuda")) == with_kernels
     monkeypatch.setattr(speed_work, "ways", lambda device: with_kernels)
     output = tmp_path / "speed"
-    speed.main([*QUICK, "--prune-rates=0.5", f"--output={output}"])
+    speed.main([*QUICK, "--prune-rates=0.5", f"--output={output}"], agent_shape="tiny")
     report = json.loads((output / "speed.json").read_text())
     assert len(report["shapes"]["tiny"]["rounds"]["kernels 0.5"]) == 2
     assert report["shapes"]["tiny"]["rates"]["0.5"]["kernels / dense"]["median"] > 0
@@ -95,7 +94,7 @@ def test_the_products_are_the_operations_of_a_sliced_evaluation(speed):
     model, ids = tiny_model("opt"), tokens()
     units = PruningUnits.of(model)
     mask = (torch.arange(units.n) % 2).to(torch.uint8)
-    clock = speed_work.Clock("wall", torch.device("cpu"))
+    clock = Clock(torch.device("cpu"))
     weights = speed_work.kept_weights(model, units, mask)
     with FlopCounterMode(display=False) as products:
         speed_work.products_work(weights, ids.numel(), clock)

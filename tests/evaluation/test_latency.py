@@ -13,20 +13,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from helpers.masks import patterns
 from helpers.tiny import letters_tokenizer, tiny_model, tokens
 from pgprune import PruningError
-from pgprune.evaluation import latency
-from pgprune.evaluation.latency import (
-    LatencyConfig,
-    Measurement,
-    Spread,
-    measure,
-    speed_up,
-    weight_bytes,
-)
+from pgprune.evaluation.latency import LatencyConfig, Measurement, generate, measure
 from pgprune.evaluation.latency_report import make_report, markdown
+from pgprune.evaluation.timing import Clock, weight_bytes
 from pgprune.masking.units import PruningUnits
 from pgprune.surgery.layers import prune
 from pgprune.surgery.random_models import SHAPES, random_models
-from pgprune.utils.memory import memory_of
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_inference.py"
 CPU = torch.device("cpu")
@@ -53,7 +45,7 @@ def test_the_work_is_one_prefill_and_one_step_for_each_new_token(model):
         ),
     ]
     ids = tokens(2, 9)
-    prefill, decode = latency._work(model, ids, 6)
+    prefill, decode = generate(model, ids, 6, Clock(CPU))
     for hook in hooks:
         hook.remove()
     assert prefill > 0 and decode > 0
@@ -62,30 +54,6 @@ def test_the_work_is_one_prefill_and_one_step_for_each_new_token(model):
     with torch.no_grad():
         whole = model(input_ids=ids, use_cache=False).logits[:, 5:]  # the cache is a true one
     torch.testing.assert_close(torch.stack(computed, dim=1), whole)
-
-
-def test_models_take_turns_and_the_order_alternates(models, monkeypatch):
-    turns = []
-    names = {id(model): name for name, model in models.items()}
-
-    def work(model, ids, length):
-        turns.append(names[id(model)])
-        return len(turns), 1.0
-
-    monkeypatch.setattr(latency, "_work", work)
-    monkeypatch.setattr(latency, "memory_of", lambda work, device: 7)
-    config = LatencyConfig(batch_sizes=(2,), sequence_lengths=(8,), new_tokens=4, repeats=3)
-    dense, pruned = measure(models, config)
-    assert turns == [
-        "dense",
-        "pruned",
-        *("dense", "pruned"),
-        *("pruned", "dense"),
-        "dense",
-        "pruned",
-    ]
-    assert dense == Measurement("dense", 2, 8, [3, 6, 7], [1.0] * 3, 7)
-    assert pruned.prefill == [4, 5, 8]
 
 
 def test_every_model_is_measured_in_every_setting(models):
@@ -99,29 +67,6 @@ def test_every_model_is_measured_in_every_setting(models):
 
 
 # ---------------------------------------------------------------- figures
-
-
-def test_a_speed_up_is_the_median_of_the_rounds_ratios():
-    assert speed_up([2.0, 4.0, 6.0], [1.0, 2.0, 2.0]) == Spread(2.0, 2.0, 2.5)
-
-
-def test_weights_count_tied_ones_once():
-    sizes = {}
-    for tied in (False, True):
-        config = LlamaConfig(**SHAPES["100m"] | {"tie_word_embeddings": tied})
-        with torch.device("meta"):
-            sizes[tied] = weight_bytes(AutoModelForCausalLM.from_config(config))
-    assert sizes[False] - sizes[True] == 4 * 32_000 * 768
-    half = tiny_model("llama", torch.bfloat16)
-    rotary = sum(buffer.numel() * buffer.element_size() for buffer in half.buffers())
-    assert weight_bytes(half) - rotary == 2 * sum(p.numel() for p in half.parameters())
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
-def test_memory_of_a_piece_of_work_forgets_earlier_work():
-    for megabytes in (8, 32, 16):
-        taken = memory_of(lambda size=megabytes: torch.ones(size, 2**18), CPU)
-        assert megabytes - 1 <= taken / 2**20 <= megabytes + 3
 
 
 def test_the_report_says_what_the_rounds_say(models):
