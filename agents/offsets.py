@@ -9,7 +9,6 @@ from torch import Tensor
 
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.masking.budget import Budget
-from pgprune.masking.units import PruningUnits
 from pgprune.metrics import METRICS, Importance
 from pgprune.metrics.initialization import metric_name
 
@@ -34,19 +33,7 @@ def importance_of(env: LLMPruningVectorEnv, importance: Importance | str, seed: 
 
 def scores_of(env: LLMPruningVectorEnv, importance: Importance | str, seed: int) -> Tensor:
     """The standardised scores of the importance that ``importance_of`` gives, (n,) float64."""
-    return standardised(importance_of(env, importance, seed), env.units)
-
-
-def standardised(importance: Importance, units: PruningUnits) -> Tensor:
-    """Scores with mean 0 and deviation 1 where they compare: in each kind, or group if local."""
-    groups = (units.group if importance.local else units.kind).cpu()
-    scores = torch.empty_like(importance.scores, dtype=torch.float64, device="cpu")
-    for index in groups.unique():
-        member = groups == index
-        part = importance.scores.cpu()[member].double()
-        spread = part.std(correction=0)
-        scores[member] = (part - part.mean()) / spread.where(spread > 0, 1)
-    return scores
+    return importance_of(env, importance, seed).standardised(env.units)
 
 
 def masks_of(offsets: Tensor, scores: Tensor, budget: Budget) -> Tensor:

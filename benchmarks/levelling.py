@@ -57,7 +57,8 @@ def measure(name: str, refit: bool, problem: Problem) -> list[list[str]]:
     windows, lm = problem.stream.head(128), problem.lm
     rows = {text: [name, "stream-error-refit" if refit else "stream-error", text] for text in sets}
     for level in LEVELS:
-        mask = stream_error(lm, windows, problem.budget, 0, refit, level).mask
+        measured = stream_error(lm, windows, problem.budget, 0, refit=refit, levelling=level)
+        mask = measured.mask(problem.budget)
         found = fit_repair(lm, mask, windows, "least-squares") if refit else Repair()
         with repaired(lm, found):
             for text, ids in sets.items():

@@ -123,12 +123,9 @@ def prepare(cell: Cell, assets: Path, windows: int) -> Prepared:
     first = Budget(problem.units, stages[0], scope=cell.scope) if stages else budget
     fine = "stream-error" if cell.agent == "auto" else "wanda-sp"
     metric = METRICS[metric_name(cell.init, cell.granularity, fine)]
-    calibration = problem.stream.head(128)
-    importance = metric(problem.lm, calibration, first, cell.seed)
+    importance = metric(problem.lm, problem.stream.head(128), first, cell.seed)
     initial = initial_probabilities(importance, first, cell.transform)
-    one_shot = (
-        metric(problem.lm, calibration, budget, cell.seed).mask if stages else importance.mask
-    )
+    one_shot = importance.mask(budget)
     prepared = Prepared(
         problem,
         evaluation_windows(problem.data, problem.tokenizer),

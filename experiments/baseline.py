@@ -17,7 +17,7 @@ from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.errors import PruningError
 from pgprune.export.export import check_format
 from pgprune.masking.problem import TOKENS_PER_TIMESTEP, PruningConfig, make_problem
-from pgprune.methods import BUDGET, GRANULARITY, METHODS, SLICING, MethodConfig, Pruned
+from pgprune.methods import METHODS, MethodConfig, Pruned
 from pgprune.models.load import ModelConfig, fingerprint
 from pgprune.repair.config import RepairConfig, chosen_repair
 from pgprune.runs.files import RunFile
@@ -51,7 +51,7 @@ class BaselineSettings(Sections):
         """
         settings = super().from_arguments(arguments)
         method, repair = settings.method.method, settings.repair.repair
-        if method in SLICING and repair != "auto":
+        if METHODS[method].slices and repair != "auto":
             raise PruningError(
                 f"--repair {repair} is about pruned units, of which {method} has none; leave it out"
             )
@@ -75,10 +75,8 @@ def fitting(method: str, pruning: PruningConfig, asked: Mapping[str, Any]) -> Pr
     Raises:
         PruningError: the user has chosen what does not fit the method.
     """
-    for option, table in (("granularity", GRANULARITY), ("budget", BUDGET)):
-        fits = table.get(method)
-        if fits is None:
-            continue
+    known = METHODS[method]
+    for option, fits in (("granularity", known.granularities), ("budget", known.budgets)):
         if option not in asked:
             uniform = pruning.scope == "uniform" and "per-kind" in fits  # which is all it knows
             own: dict[str, Any] = {option: "per-kind" if uniform else fits[0]}

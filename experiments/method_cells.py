@@ -24,6 +24,7 @@ from pgprune.experiments.cells import (
     words,
 )
 from pgprune.methods import METHODS
+from pgprune.metrics import METRICS
 from pgprune.repair.fit import REPAIRS
 from pgprune.utils.options import option, same_option
 
@@ -37,13 +38,6 @@ ALL = (
 )
 """What ``--methods all`` stands for: all methods, the agents, and what the paper's is used for."""
 
-_RANDOM = ("random", "bonsai", "gumbel-softmax", "hard-concrete", *AGENTS)
-_BACKWARD = ("llm-pruner", "layerwise-taylor", "gumbel-softmax", "hard-concrete")
-_LEARNING = {
-    **dict.fromkeys(AGENTS, "total_timesteps"),
-    "gumbel-softmax": "learning_timesteps",
-    "hard-concrete": "learning_timesteps",
-}
 _OURS = ("agent", "method", "model", "prune_rate", "seed", "output", "resume", "export")
 
 
@@ -142,8 +136,10 @@ class Cell:
             "dtype": config.dtype,
             **{name: value for name, value in data.items() if self.has(name)},
         }
-        if name in _LEARNING:
-            options[_LEARNING[name]] = config.timesteps
+        if name in AGENTS:
+            options["total_timesteps"] = config.timesteps
+        elif METHODS[name].learns:
+            options["learning_timesteps"] = config.timesteps
         return [*words(options | own), "--quiet"]
 
     def has(self, option: str) -> bool:
@@ -163,8 +159,14 @@ def parts(method: str) -> tuple[str, dict[str, str]]:
 def needs(method: str) -> str:
     """``backward`` for what back-propagates through the model, else ``forward``."""
     name, options = parts(method)
-    backward = name in _BACKWARD or options.get("init") in _BACKWARD
-    return "backward" if backward else "forward"
+    scorer = METRICS.get(options.get("init", "")) if name in AGENTS else METHODS[name]
+    return "backward" if scorer is not None and scorer.backward else "forward"
+
+
+def is_random(method: str) -> bool:
+    """Whether the seed changes a method's mask."""
+    name, _ = parts(method)
+    return name in AGENTS or METHODS[name].random
 
 
 def plan(
@@ -188,7 +190,7 @@ def plan(
         for model in dict.fromkeys(models)
         for rate in rates
         for method in dict.fromkeys(named)
-        if seed == 0 or config.seeds_for_all or parts(method)[0] in _RANDOM
+        if seed == 0 or config.seeds_for_all or is_random(method)
     ]
     check_names(models)
     return list(dict.fromkeys(cells))

@@ -6,7 +6,7 @@ from pgprune.envs import LLMPruningVectorEnv
 from pgprune.envs.nearby_repair import check_units as check_refits
 from pgprune.envs.reward import check_reward
 from pgprune.masking.units import PruningUnits
-from pgprune.metrics import Importance, check_metric
+from pgprune.metrics import METRICS, Importance
 
 
 def check_agent(settings: Settings) -> None:
@@ -20,7 +20,7 @@ def check_agent(settings: Settings) -> None:
             does not fit the granularity.
     """
     granularity = settings.pruning.granularity
-    check_metric(settings.metric, granularity)
+    METRICS[settings.metric].check(granularity)
     check_reward(settings.agent.reward, granularity)
     if settings.refits:
         check_refits(granularity)

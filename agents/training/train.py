@@ -133,7 +133,7 @@ class Training:
             self._save(run, agent)
         else:
             nothing = torch.zeros(self.problem.units.n, dtype=torch.float64)
-            importance = Importance(nothing, local=False, mask=nothing.byte())
+            importance = Importance(nothing)
             agent = make_agent(settings, self._env, importance)
             self._reward_repaired(agent)
             self._restore(agent, *checkpoint)
@@ -165,8 +165,8 @@ class Training:
         self.view.note(f"{problem.units}; executor {problem.lm.executor}")
         metric, seed = METRICS[self.settings.metric], self.settings.run.seed
         importance = metric(problem.lm, self._metric_windows, problem.budget, seed)
-        self.record.masks["initial"] = importance.mask
-        rows = {"dense": problem.units.ones(), "initial": importance.mask}
+        initial = self.record.masks["initial"] = importance.mask(problem.budget)
+        rows = {"dense": problem.units.ones(), "initial": initial}
         with self._evaluating():
             self.record.perplexity |= perplexities(problem.lm, rows, self.windows)
         return importance

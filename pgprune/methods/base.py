@@ -1,6 +1,6 @@
-"""What every pruning method takes and gives: one call from a problem to a mask."""
+"""What a pruning method is: one call from a problem to a mask, and what it fits and needs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,35 +9,13 @@ from torch import Tensor
 from pgprune.errors import PruningError
 from pgprune.masking.budget import BUDGETS
 from pgprune.masking.problem import Problem
-from pgprune.masking.units import GRANULARITIES
-from pgprune.metrics import FITS, Importance
+from pgprune.metrics import METRICS, Importance, Metric
 from pgprune.metrics.bonsai import FRACTION, JUDGED_ON, MASKS
 from pgprune.metrics.flap import FLUCTUATIONS
 from pgprune.metrics.llm_pruner import TAYLOR
 from pgprune.repair.repair import Repair
 from pgprune.surgery.stream_slices import Slices
 from pgprune.utils.options import Config, option
-
-_FINE = ("heads+channels", "heads", "channels")
-
-GRANULARITY: dict[str, tuple[str, ...]] = {
-    **FITS,
-    "sleb": ("layers", "blocks"),
-    "2ssp": ("heads+channels",),
-    **dict.fromkeys(("ziplm", "osscar", "spap"), _FINE),
-    **dict.fromkeys(("gumbel-softmax", "hard-concrete"), tuple(GRANULARITIES)),
-    "slicegpt": ("heads+channels",),
-}
-"""The granularities that fit each method; the first is the method's own."""
-
-BUDGET: dict[str, tuple[str, ...]] = {
-    "flap": ("parameters", "per-kind", "units"),
-    "2ssp": ("parameters",),
-}
-"""The budgets that fit a method, where these are not all; the first is the method's own."""
-
-SLICING = ("slicegpt",)
-"""Methods that make layers narrower instead of pruning units."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +38,10 @@ class Pruned:
     notes: dict[str, Any] = field(default_factory=dict)
 
 
+def _method_names() -> list[str]:
+    return list(METHODS)  # which is filled later
+
+
 @dataclass(frozen=True)
 class MethodConfig(Config):
     """Method: which one, and the knobs of its own.
@@ -69,7 +51,7 @@ class MethodConfig(Config):
     """
 
     method: str = option(
-        "wanda-sp", "metric or method that chooses the mask", choices=list(GRANULARITY)
+        "wanda-sp", "metric or method that chooses the mask", choices=_method_names
     )
     method_samples: int = option(128, "calibration windows of the method", minimum=1)
     protect_layers: bool = option(
@@ -112,22 +94,95 @@ class MethodConfig(Config):
     )
 
 
-Method = Callable[[Problem, Tensor, int, MethodConfig], Pruned]
-"""A method: (problem, calibration windows (N, T), seed, its knobs) -> what it has decided."""
+Prune = Callable[[Problem, Tensor, int, MethodConfig], Pruned]
+"""(problem, calibration windows (N, T), seed, options) -> what the method has decided."""
 
 
-def check_fits(name: str, problem: Problem) -> None:
-    """Makes sure that a method works on the units and the budget of a problem.
+@dataclass(frozen=True)
+class Method:
+    """A pruning method: a function, and what it fits and needs. ``method`` makes one.
 
-    Raises:
-        PruningError: it does not; the message names those it works on.
+    Attributes:
+        name: on the command line.
+        prune: the function.
+        granularities: that fit it; the first is its default.
+        budgets: that fit it; the first is its default.
+        random: whether the seed changes the mask.
+        backward: whether it back-propagates through the model.
+        learns: whether it learns for ``learning_timesteps``.
+        slices: whether it makes layers narrower instead of pruning units.
     """
-    asked = {
-        "granularity": (problem.units.granularity, GRANULARITY[name]),
-        "budget": (problem.budget.kind, BUDGET.get(name, BUDGETS)),
-    }
-    for what, (value, fitting) in asked.items():
-        if value not in fitting:
-            raise PruningError(
-                f"method {name} does not fit {what} {value!r}; choose {' or '.join(fitting)}"
-            )
+
+    name: str
+    prune: Prune
+    granularities: tuple[str, ...]
+    budgets: tuple[str, ...] = BUDGETS
+    random: bool = False
+    backward: bool = False
+    learns: bool = False
+    slices: bool = False
+
+    def __call__(
+        self, problem: Problem, windows: Tensor, seed: int, config: MethodConfig
+    ) -> Pruned:
+        """Chooses a mask.
+
+        Args:
+            problem: the frozen model, the budget and the calibration stream.
+            windows: calibration token ids, (N, T).
+            seed: of methods that draw at random.
+            config: options of all methods; a method's docstring names its own.
+
+        Raises:
+            PruningError: units or a budget that do not fit, or the method's own reasons.
+        """
+        for what, value, fitting in (
+            ("granularity", problem.units.granularity, self.granularities),
+            ("budget", problem.budget.kind, self.budgets),
+        ):
+            if value not in fitting and not self.slices:  # which prunes no unit
+                raise PruningError(
+                    f"method {self.name} does not fit {what} {value!r}; choose "
+                    f"{' or '.join(fitting)}"
+                )
+        return self.prune(problem, windows, seed, config)
+
+
+def method(name: str, granularities: tuple[str, ...], **needs: Any) -> Callable[[Prune], Method]:
+    """Makes a method of a function; the arguments are those of ``Method``."""
+    return lambda prune: Method(name, prune, granularities, **needs)
+
+
+def one_shot(metric: Metric) -> Method:
+    """Makes a method of a metric: score once, round, done."""
+
+    def prune(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
+        knobs = {name: getattr(config, name) for name in metric.knobs}
+        importance = metric(problem.lm, windows, problem.budget, seed, **knobs)
+        return Pruned(importance.mask(problem.budget), importance)
+
+    fits, random, backward = metric.granularities, metric.random, metric.backward
+    return Method(metric.name, prune, fits, random=random, backward=backward)
+
+
+class Methods(Mapping[str, Method]):
+    """All methods by name: every metric, also one that is added later, and the whole methods.
+
+    Attributes:
+        whole: methods that are more than a metric, by name; ``pgprune.methods`` lists them.
+    """
+
+    def __init__(self) -> None:
+        self.whole: dict[str, Method] = {}
+
+    def __getitem__(self, name: str) -> Method:
+        return self.whole[name] if name in self.whole else one_shot(METRICS[name])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**METRICS, **self.whole})
+
+    def __len__(self) -> int:
+        return len({**METRICS, **self.whole})
+
+
+METHODS = Methods()

@@ -4,11 +4,13 @@ from torch import Tensor
 
 from pgprune.errors import PruningError
 from pgprune.masking.problem import Problem
-from pgprune.methods.base import MethodConfig, Pruned, check_fits
-from pgprune.metrics import bonsai as importance_of
+from pgprune.methods.base import MethodConfig, Pruned, method
+from pgprune.metrics.base import FINE
+from pgprune.metrics.bonsai import bonsai as scores_of
 from pgprune.metrics.bonsai import rates_of_rounds
 
 
+@method("bonsai", FINE, random=True)
 def bonsai(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
     """Prunes a twentieth of the units at a time: those that a regression finds useless.
 
@@ -43,16 +45,22 @@ def bonsai(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -
         The mask, and scores in whose order units were pruned.
 
     Raises:
-        PruningError: the units are blocks or layers, or sub-models are to be judged on more
-            windows than there are.
+        PruningError: sub-models are to be evaluated on more windows than there are.
     """
-    check_fits("bonsai", problem)
     if len(windows) < config.bonsai_windows:
         raise PruningError(
             f"bonsai_windows {config.bonsai_windows} is more than the {len(windows)} calibration "
             "windows; ask for fewer, or for more method_samples"
         )
-    knobs = config.bonsai_masks, config.bonsai_windows, config.bonsai_fraction
-    importance = importance_of(problem.lm, windows, problem.budget, seed, *knobs)
-    rounds = len(rates_of_rounds(problem.budget.prune_rate, config.bonsai_fraction))
-    return Pruned(importance.mask, importance, notes={"rounds": rounds})
+    budget, fraction = problem.budget, config.bonsai_fraction
+    importance = scores_of(
+        problem.lm,
+        windows,
+        budget,
+        seed,
+        masks=config.bonsai_masks,
+        judged_on=config.bonsai_windows,
+        fraction=fraction,
+    )
+    rounds = len(rates_of_rounds(budget.prune_rate, fraction))
+    return Pruned(importance.mask(budget), importance, notes={"rounds": rounds})

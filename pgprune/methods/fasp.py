@@ -3,10 +3,12 @@
 from torch import Tensor
 
 from pgprune.masking.problem import Problem
-from pgprune.methods.base import MethodConfig, Pruned, check_fits
+from pgprune.methods.base import MethodConfig, Pruned, method
+from pgprune.metrics.base import FINE
 from pgprune.metrics.fasp import score_and_refit
 
 
+@method("fasp", FINE)
 def fasp(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
     """FASP: the columns with the lowest Wanda scores go, and the others are refitted.
 
@@ -29,8 +31,7 @@ def fasp(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> 
         The mask, the scores, which compare within a layer, and the refitted weights.
 
     Raises:
-        PruningError: the units are blocks or layers, or the repair fails.
+        PruningError: the repair fails.
     """
-    check_fits("fasp", problem)
     importance, repair = score_and_refit(problem.lm, windows, problem.budget)
-    return Pruned(importance.mask, importance, repair)
+    return Pruned(importance.mask(problem.budget), importance, repair)

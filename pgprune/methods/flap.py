@@ -5,13 +5,14 @@ from torch import Tensor
 from pgprune.masking.layer_mask import LayerMask
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.problem import Problem
-from pgprune.methods.base import MethodConfig, Pruned
-from pgprune.metrics import check_metric
+from pgprune.methods.base import MethodConfig, Pruned, method
+from pgprune.metrics.base import FINE
 from pgprune.metrics.flap import Moments, check_windows, dense_moments, flap_importance
 from pgprune.models.families import family_of
 from pgprune.repair.repair import Repair
 
 
+@method("flap", FINE, budgets=("parameters", "per-kind", "units"))
 def flap(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
     """FLAP: fluctuation as importance, and the mean of what is pruned as a bias.
 
@@ -27,14 +28,14 @@ def flap(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> 
         config: ``fluctuation``.
 
     Raises:
-        PruningError: the units are blocks or layers, or there is only one window.
+        PruningError: there is only one window.
     """
     lm = problem.lm
-    check_metric("flap", lm.units.granularity)
     check_windows(windows)
     moments = dense_moments(lm, windows)
-    importance = flap_importance(lm, moments, problem.budget, config.fluctuation)
-    return Pruned(importance.mask, importance, compensation(lm, moments, importance.mask))
+    importance = flap_importance(lm, moments, config.fluctuation)
+    mask = importance.mask(problem.budget)
+    return Pruned(mask, importance, compensation(lm, moments, mask))
 
 
 def compensation(lm: MaskedLM, moments: dict[tuple[int, str], Moments], mask: Tensor) -> Repair:

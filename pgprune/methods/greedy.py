@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from pgprune.masking.masked_lm import MaskedLM
+from pgprune.metrics.base import finite
 
 _BATCH = 8  # windows of one call
-_HOPELESS = 1e3  # the loss of a model that has lost its mind
 
 
 def losses_without(lm: MaskedLM, mask: Tensor, parts: list[Tensor], windows: Tensor) -> Tensor:
@@ -26,6 +26,5 @@ def losses_without(lm: MaskedLM, mask: Tensor, parts: list[Tensor], windows: Ten
         row[part] = 0
     total = torch.zeros(len(parts), dtype=torch.float64)
     for batch in windows.split(_BATCH):
-        losses = lm.losses(masks, batch).double().cpu()  # (parts, B)
-        total += losses.nan_to_num(_HOPELESS, _HOPELESS).sum(dim=1)
+        total += finite(lm.losses(masks, batch).cpu()).sum(dim=1)
     return total / len(windows)

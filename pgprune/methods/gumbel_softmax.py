@@ -5,9 +5,10 @@ from torch import Tensor, nn
 
 from pgprune.masking.problem import Problem
 from pgprune.masking.soft_losses import soft_losses
-from pgprune.methods.base import MethodConfig, Pruned
+from pgprune.methods.base import MethodConfig, Pruned, method
 from pgprune.methods.learning import steps_for, stopwatch
 from pgprune.metrics import METRICS, Importance
+from pgprune.metrics.base import ALL
 from pgprune.metrics.initialization import initial_probabilities, metric_name
 
 _LEARNING_RATE = 0.05
@@ -15,6 +16,7 @@ _HOT, _COLD = 2.0, 0.4  # temperatures at the first and the last step
 _INTERIOR = 1e-4  # from 0 and 1 that probabilities keep, whose logits must be finite
 
 
+@method("gumbel-softmax", ALL, random=True, backward=True, learns=True)
 def gumbel_softmax(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
     """Learns keep probabilities by back-propagation through sampled masks.
 
@@ -64,8 +66,7 @@ def gumbel_softmax(problem: Problem, windows: Tensor, seed: int, config: MethodC
         with torch.no_grad():
             logits.copy_(_logits(budget.project(logits.sigmoid())))
     scores = logits.detach().sigmoid().cpu()
-    mask = budget.round(scores)
-    return Pruned(mask, Importance(scores, local=False, mask=mask), notes=notes(steps))
+    return Pruned(budget.round(scores), Importance(scores), notes=notes(steps))
 
 
 def straight_through(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:

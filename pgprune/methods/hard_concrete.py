@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from pgprune.masking.budget import Budget
 from pgprune.masking.problem import Problem
 from pgprune.masking.soft_losses import soft_losses
-from pgprune.methods.base import MethodConfig, Pruned
+from pgprune.methods.base import MethodConfig, Pruned, method
 from pgprune.methods.learning import steps_for, stopwatch
 from pgprune.metrics import Importance
+from pgprune.metrics.base import ALL
 
 _BETA, _GAMMA, _ZETA = 2 / 3, -0.1, 1.1
 _LEARNING_RATE = 0.15
@@ -19,6 +20,7 @@ _RAMP = 0.2  # share of the steps in which the target falls from everything to t
 _ALPHA = (math.log(0.01), math.log(100))  # the range of alpha
 
 
+@method("hard-concrete", ALL, random=True, backward=True, learns=True)
 def hard_concrete(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
     """Learns masks whose expected number of kept units is held to the budget by multipliers.
 
@@ -73,9 +75,8 @@ def hard_concrete(problem: Problem, windows: Tensor, seed: int, config: MethodCo
             alpha.clamp_(*_ALPHA)
             multipliers += _MULTIPLIER_RATE * powers
     scores = alpha.detach().cpu()
-    mask = budget.round(scores)
     expected = {"expected_kept": kept_shares(scores, budget).tolist()}
-    return Pruned(mask, Importance(scores, local=False, mask=mask), notes=notes(steps) | expected)
+    return Pruned(budget.round(scores), Importance(scores), notes=notes(steps) | expected)
 
 
 def stretched(alpha: Tensor, generator: torch.Generator) -> Tensor:

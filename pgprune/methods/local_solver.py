@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pgprune.masking.problem import Problem
 from pgprune.masking.units import Group
-from pgprune.methods.base import Pruned, check_fits
+from pgprune.methods.base import Pruned
 from pgprune.repair.fit import choose_and_refit
 from pgprune.repair.least_squares import LeastSquares
 
@@ -16,7 +16,6 @@ Select = Callable[[LeastSquares, int], Tensor]
 
 
 def prune_locally(
-    name: str,
     problem: Problem,
     windows: Tensor,
     select: Select,
@@ -26,7 +25,6 @@ def prune_locally(
     """Keeps each kind's share in each layer, projection by projection on what is pruned already.
 
     Args:
-        name: of the method.
         problem: the frozen model, whose units must be heads, channels or both, and the budget.
         windows: calibration token ids, (N, T).
         select: chooses the units of one projection.
@@ -37,9 +35,8 @@ def prune_locally(
         The mask, and the refitted weights.
 
     Raises:
-        PruningError: the units are blocks or layers, or the repair fails.
+        PruningError: the repair fails.
     """
-    check_fits(name, problem)
     # Under local scope the number that each group keeps does not depend on the scores.
     shares = problem.budget.local().round(torch.zeros(problem.units.n))
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from pgprune.masking.problem import Problem
-from pgprune.methods.base import MethodConfig, Pruned
+from pgprune.methods.base import MethodConfig, Pruned, method
 from pgprune.methods.local_solver import prune_locally
+from pgprune.metrics.base import FINE
 from pgprune.repair.least_squares import LeastSquares
 from pgprune.repair.removal import removal_costs
 
@@ -16,6 +17,7 @@ _SWAPS = 100  # at first
 _ROUNDS = 20  # of swaps
 
 
+@method("osscar", FINE)
 def osscar(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
     """OSSCAR: the cheapest units go in batches; then the worst kept and best pruned swap places.
 
@@ -36,9 +38,9 @@ def osscar(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -
         The mask and the refitted weights.
 
     Raises:
-        PruningError: the units are blocks or layers, or the repair fails.
+        PruningError: the repair fails.
     """
-    return prune_locally("osscar", problem, windows, remove_and_swap)
+    return prune_locally(problem, windows, remove_and_swap)
 
 
 def remove_and_swap(squares: LeastSquares, keep: int) -> Tensor:

@@ -6,11 +6,13 @@ from torch import Tensor
 from pgprune.errors import PruningError
 from pgprune.masking.budget import Budget
 from pgprune.masking.problem import Problem
-from pgprune.methods.base import MethodConfig, Pruned, check_fits
+from pgprune.methods.base import MethodConfig, Pruned, method
 from pgprune.methods.greedy import losses_without
-from pgprune.metrics.protection import protected_units
+from pgprune.metrics.base import DEPTH
+from pgprune.metrics.importance import protected_units
 
 
+@method("sleb", DEPTH)
 def sleb(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
     """Greedy removal of layers: in each round the one without which the loss is least.
 
@@ -30,10 +32,8 @@ def sleb(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> 
         The mask, and in the notes the units in the order of removal and the loss after each.
 
     Raises:
-        PruningError: the units are heads or channels, or the barriers leave nothing to remove, or
-            less than the budget wants.
+        PruningError: the barriers leave nothing to remove, or less than the budget wants.
     """
-    check_fits("sleb", problem)
     units, budget = problem.units, problem.budget
     if 2 * config.barrier >= units.layers:
         raise PruningError(

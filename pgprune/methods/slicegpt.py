@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from pgprune.errors import PruningError
 from pgprune.masking.masked_lm import MaskedLM, Observation
 from pgprune.masking.problem import Problem
-from pgprune.methods.base import MethodConfig, Pruned
+from pgprune.methods.base import MethodConfig, Pruned, method
 from pgprune.models.families import decoder_layers, family_of
 from pgprune.surgery.slice_model import sliced_parameters
 from pgprune.surgery.stream_slices import Slices, centred, project, projection_hooks
@@ -20,6 +20,7 @@ _MULTIPLE = 8  # of which widths are, where the stream is wide or a fraction is 
 _WIDE = 1024  # below which 8 numbers would be much of a prune rate
 
 
+@method("slicegpt", ("heads+channels",), slices=True)
 def slicegpt(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
     """Slices the residual stream: no unit is pruned, every layer gets narrower.
 

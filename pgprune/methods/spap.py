@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from pgprune.masking.problem import Problem
-from pgprune.methods.base import MethodConfig, Pruned
+from pgprune.methods.base import MethodConfig, Pruned, method
 from pgprune.methods.local_solver import prune_locally
 from pgprune.methods.osscar import costs_of_kept, gains_of_pruned
+from pgprune.metrics.base import FINE
 from pgprune.repair.least_squares import LeastSquares
 
 _FIRST_PENALTY = 1e-3  # relative to the mean square of an input
@@ -22,6 +23,7 @@ Record = Callable[[float, float], None]
 """Told the penalty and the objective, for each penalty first and after each half-step."""
 
 
+@method("spap", FINE)
 def spap(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
     """SPAP: which units go is a mixed-integer problem, relaxed and solved with a growing penalty.
 
@@ -51,11 +53,9 @@ def spap(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> 
         The mask and the refitted weights.
 
     Raises:
-        PruningError: the units are blocks or layers, or the repair fails.
+        PruningError: the repair fails.
     """
-    return prune_locally(
-        "spap", problem, windows, relax_and_exchange, target="stream", alternating=True
-    )
+    return prune_locally(problem, windows, relax_and_exchange, target="stream", alternating=True)
 
 
 def relax_and_exchange(squares: LeastSquares, keep: int) -> Tensor:

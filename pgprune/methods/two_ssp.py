@@ -8,9 +8,9 @@ from torch import Tensor
 
 from pgprune.masking.problem import Problem
 from pgprune.masking.units import PruningUnits
-from pgprune.methods.base import MethodConfig, Pruned, check_fits
+from pgprune.methods.base import MethodConfig, Pruned, method
 from pgprune.methods.greedy import losses_without
-from pgprune.metrics.protection import ranks
+from pgprune.metrics.importance import ranks
 
 _ALPHA = 1.5  # of the paper: how much less attention loses where MLPs are larger
 _STAGE_TWO_TOKENS = 2048  # as many as the original's one window
@@ -23,6 +23,7 @@ class Split(NamedTuple):
     kept_channels: float
 
 
+@method("2ssp", ("heads+channels",), budgets=("parameters",))
 def two_ssp(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
     """Two stages: MLP channels everywhere, then whole attention blocks.
 
@@ -45,11 +46,7 @@ def two_ssp(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) 
 
     Returns:
         The mask, and in the notes the layers that lost their attention, in this order.
-
-    Raises:
-        PruningError: other units or another budget.
     """
-    check_fits("2ssp", problem)
     units, lm = problem.units, problem.lm
     split = split_rate(units, problem.budget.prune_rate)
     heads = units.kind == units.kinds.index("heads")

@@ -5,12 +5,14 @@ from itertools import islice
 from torch import Tensor
 
 from pgprune.masking.problem import Problem
-from pgprune.methods.base import MethodConfig, Pruned
+from pgprune.methods.base import MethodConfig, Pruned, method
 from pgprune.methods.local_solver import prune_locally
+from pgprune.metrics.base import FINE
 from pgprune.repair.least_squares import LeastSquares
 from pgprune.repair.removal import removals
 
 
+@method("ziplm", FINE)
 def ziplm(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
     """ZipLM's layer-wise solver: always remove the unit that the others can replace best.
 
@@ -34,9 +36,9 @@ def ziplm(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) ->
         The mask and the refitted weights.
 
     Raises:
-        PruningError: the units are blocks or layers, or the repair fails.
+        PruningError: the repair fails.
     """
-    return prune_locally("ziplm", problem, windows, remove_greedily)
+    return prune_locally(problem, windows, remove_greedily)
 
 
 def remove_greedily(squares: LeastSquares, keep: int) -> Tensor:

@@ -1,38 +1,23 @@
-"""Importance metrics: the one-shot baselines, and what the agents' probabilities start from."""
+"""Importance metrics: the one-shot baselines, and what the agents' probabilities start from.
 
-from functools import partial
+A new metric is one file here, with a function under ``@metric(...)``, and one line in ``METRICS``.
+"""
 
-from pgprune.metrics.base import FITS, Importance, Metric, check_metric
+from pgprune.metrics.base import Metric, metric
 from pgprune.metrics.bonsai import bonsai
 from pgprune.metrics.fasp import fasp
 from pgprune.metrics.flap import flap
+from pgprune.metrics.importance import Importance
 from pgprune.metrics.layerwise_ppl import layerwise_ppl
 from pgprune.metrics.layerwise_taylor import layerwise_taylor
 from pgprune.metrics.llm_pruner import llm_pruner
 from pgprune.metrics.magnitude import magnitude
 from pgprune.metrics.random_scores import random_scores
 from pgprune.metrics.shortgpt import shortgpt
-from pgprune.metrics.stream_error import stream_error
+from pgprune.metrics.stream_error import stream_error, stream_error_refit
 from pgprune.metrics.wanda_sp import wanda_sp
 
-__all__ = [
-    "FITS",
-    "METRICS",
-    "Importance",
-    "Metric",
-    "bonsai",
-    "check_metric",
-    "fasp",
-    "flap",
-    "layerwise_ppl",
-    "layerwise_taylor",
-    "llm_pruner",
-    "magnitude",
-    "random_scores",
-    "shortgpt",
-    "stream_error",
-    "wanda_sp",
-]
+__all__ = ["METRICS", "Importance", "Metric", "metric"]
 
 METRICS: dict[str, Metric] = {
     "wanda-sp": wanda_sp,
@@ -46,6 +31,6 @@ METRICS: dict[str, Metric] = {
     "fasp": fasp,
     "bonsai": bonsai,
     "stream-error": stream_error,
-    "stream-error-refit": partial(stream_error, refit=True),
+    "stream-error-refit": stream_error_refit,
 }
-"""Every metric by its name: (model, calibration windows, budget, seed) -> Importance."""
+"""Every metric by its name: also a pruning method (``--method``) and a start (``--init``)."""

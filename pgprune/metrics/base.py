@@ -1,7 +1,8 @@
-"""What every metric gives, which units it scores, and the reductions that metrics share."""
+"""What a metric is, which units it scores, and the reductions that metrics share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,75 +11,102 @@ from pgprune.errors import PruningError
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import GRANULARITIES, Group
+from pgprune.metrics.importance import Importance
 
+ALL = tuple(GRANULARITIES)
+FINE = ("heads+channels", "heads", "channels")
+DEPTH = ("layers", "blocks")
+"""Granularities of metrics and methods; the first is the default of a method."""
+
+_HOPELESS = 1e3  # nats, far above the loss of guessing (ln 100,000 is 11.5)
 _ROWS = 512  # converted to float32 at a time: a whole projection of a 70B model would be 1 GB
+
+Score = Callable[..., Importance]
+"""(model, calibration windows (N, T), budget, seed) -> importance; maybe knobs by keyword."""
 
 
 @dataclass(frozen=True)
-class Importance:
-    """What a metric says of the units.
+class Metric:
+    """A function that scores units, and what it needs. ``metric`` makes one.
 
     Attributes:
-        scores: importance of each unit, (n,) float64, higher is more worth keeping.
-        local: scores compare within a (layer, kind) group only, as Wanda-sp's; else within a kind.
-        mask: the metric's own one-shot mask, (n,) uint8.
+        name: on the command line.
+        score: the function.
+        granularities: that it scores.
+        random: whether the seed changes the scores.
+        backward: whether it back-propagates through the model.
+        knobs: options of ``MethodConfig`` that it takes by keyword.
     """
 
-    scores: Tensor
-    local: bool
-    mask: Tensor
+    name: str
+    score: Score
+    granularities: tuple[str, ...] = ALL
+    random: bool = False
+    backward: bool = False
+    knobs: tuple[str, ...] = ()
+
+    def __call__(
+        self, lm: MaskedLM, windows: Tensor, budget: Budget, seed: int, **knobs: Any
+    ) -> Importance:
+        """Scores the units of a model.
+
+        Args:
+            lm: the frozen model.
+            windows: calibration token ids, (N, T).
+            budget: how much to keep; metrics that prune while they score need it.
+            seed: of metrics that draw at random.
+            **knobs: of this metric.
+
+        Raises:
+            PruningError: it does not score units of this granularity, or its own reasons.
+        """
+        self.check(lm.units.granularity)
+        return self.score(lm, windows, budget, seed, **knobs)
+
+    def check(self, granularity: str) -> None:
+        """Makes sure that the metric scores the units of a granularity.
+
+        Raises:
+            PruningError: it does not.
+        """
+        if granularity not in self.granularities:
+            raise PruningError(
+                f"metric {self.name} does not score granularity {granularity!r}, only "
+                f"{' or '.join(self.granularities)}; choose one of these, or another metric"
+            )
 
 
-Metric = Callable[[MaskedLM, Tensor, Budget, int], Importance]
-"""A metric: (model, calibration windows (N, T), budget, seed) -> importance."""
-
-_FINE = ("heads+channels", "heads", "channels")
-_DEPTH = ("layers", "blocks")
-
-FITS: dict[str, tuple[str, ...]] = {
-    "wanda-sp": _FINE,
-    "layerwise-ppl": _DEPTH,
-    "random": tuple(GRANULARITIES),
-    "magnitude": tuple(GRANULARITIES),
-    "flap": _FINE,
-    "llm-pruner": _FINE,
-    "layerwise-taylor": _DEPTH,
-    "shortgpt": ("layers",),
-    "fasp": _FINE,
-    "bonsai": _FINE,
-    "stream-error": _FINE,
-    "stream-error-refit": _FINE,
-}
-"""The granularities that each metric scores; the first is the metric's own."""
+def metric(
+    name: str,
+    granularities: tuple[str, ...] = ALL,
+    *,
+    random: bool = False,
+    backward: bool = False,
+    knobs: tuple[str, ...] = (),
+) -> Callable[[Score], Metric]:
+    """Makes a metric of a function; the arguments are those of ``Metric``."""
+    return lambda score: Metric(name, score, granularities, random, backward, knobs)
 
 
-def check_metric(name: str, granularity: str) -> None:
-    """Makes sure that a metric scores the units of a granularity.
-
-    Raises:
-        PruningError: it does not; the message names those that do.
-    """
-    if granularity not in FITS[name]:
-        fitting = " or ".join(metric for metric, fits in FITS.items() if granularity in fits)
-        raise PruningError(
-            f"metric {name} does not score granularity {granularity!r}; use {fitting}"
-        )
+def finite(losses: Tensor) -> Tensor:
+    """Losses in float64; one that is not finite becomes a hopeless 1,000 nats, so sums order it."""
+    return losses.double().nan_to_num(_HOPELESS, _HOPELESS)
 
 
 def square_sum(inputs: Tensor) -> Tensor:
-    """Sum over tokens of squared inputs: (b, T, F) -> (F,) float64."""
+    """Sums squared inputs over tokens: (b, T, F) -> (F,) float64."""
     parts = [p.float().square().sum(0).double() for p in inputs.flatten(0, 1).split(_ROWS)]
     return torch.stack(parts).sum(0)
 
 
 def mean_absolute(weight: Tensor) -> Tensor:
-    """Mean of |W| over outputs: (D, inputs) -> (inputs,) float64."""
+    """Averages |W| over outputs: (D, inputs) -> (inputs,) float64."""
     parts = [part.float().abs().sum(0).double() for part in weight.split(_ROWS)]
     return torch.stack(parts).sum(0) / len(weight)
 
 
 def per_unit(lm: MaskedLM, group: Group, score: Tensor) -> Tensor:
-    """Input scores (inputs,) to unit scores (units of the group,).
+    """Turns scores of inputs, (inputs,), into scores of a group's units, (units,).
 
     A channel block adds up its channels; a kv group adds up the dimensions of each of its query
     heads and averages over these.

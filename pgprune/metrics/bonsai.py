@@ -1,6 +1,7 @@
 """Bonsai: what units are worth, regressed from the losses of random sub-models, round by round."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -8,61 +9,14 @@ from torch import Tensor
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
-from pgprune.metrics.base import Importance, check_metric, mean_absolute, per_unit, square_sum
-from pgprune.metrics.protection import ranks
+from pgprune.metrics.base import FINE, finite, mean_absolute, metric, per_unit, square_sum
+from pgprune.metrics.importance import Importance, ranks
 from pgprune.metrics.ridge import ridge
 
 MASKS, JUDGED_ON, FRACTION = 200, 8, 0.05
-_WORST = 1e3  # nats, in place of losses that are not finite
 
-
-def bonsai(
-    lm: MaskedLM,
-    windows: Tensor,
-    budget: Budget,
-    seed: int,
-    masks: int = MASKS,
-    judged_on: int = JUDGED_ON,
-    fraction: float = FRACTION,
-) -> Importance:
-    """Scores in whose order Bonsai prunes, see ``pgprune.methods.bonsai``.
-
-    Args:
-        lm: the frozen model; its units must be heads, channels or both.
-        windows: calibration token ids, (N, T).
-        budget: how much to keep.
-        seed: of sub-models and windows.
-        masks: sub-models of a round, in antithetic pairs.
-        judged_on: windows that these are judged on, or all where there are fewer.
-        fraction: share of the units that a round prunes.
-
-    Raises:
-        PruningError: the units are blocks or layers.
-    """
-    units = lm.units
-    check_metric("bonsai", units.granularity)
-    generator = torch.Generator().manual_seed(seed)
-    mask, scores = units.ones(), torch.zeros(units.n, dtype=torch.float64)
-    rates = rates_of_rounds(budget.prune_rate, fraction)
-    for index, rate in enumerate(rates):
-        prior = wanda_prior(lm, mask, windows)
-        candidates = find_candidates(units, mask, prior, fraction)
-        tried = sample_pairs(units, mask, prior, candidates, masks // 2, generator)
-        chosen = torch.randperm(len(windows), generator=generator)[:judged_on]
-        losses = _losses(lm, tried, windows[chosen])
-        worth = ridge(tried[:, candidates].double(), -losses, together=2)
-        alive = mask.bool()
-        scores[alive] = 1 + ranks(units, prior)[alive]  # above candidates
-        scores[candidates] = worth.argsort().argsort().double() / len(worth)
-        mask = budget.with_rate(rate).round(scores)
-        scores[alive & (mask == 0)] -= 2.0 * (len(rates) - index)  # below what is pruned later
-    return Importance(scores, local=False, mask=mask)
-
-
-def rates_of_rounds(prune_rate: float, fraction: float) -> list[float]:
-    """The prune rate after each round."""
-    rounds = math.ceil(prune_rate / fraction - 1e-9)
-    return [min((index + 1) * fraction, prune_rate) for index in range(rounds)]
+Prior = Callable[[MaskedLM, Tensor, Tensor], Tensor]
+"""(model, mask (n,), windows (N, T)) -> scores (n,) of the units in the pruned model."""
 
 
 def wanda_prior(lm: MaskedLM, mask: Tensor, windows: Tensor) -> Tensor:
@@ -88,6 +42,54 @@ def wanda_prior(lm: MaskedLM, mask: Tensor, windows: Tensor) -> Tensor:
             score = per_unit(lm, group, column * energy.sqrt())
             prior[group.start : group.stop] = score.cpu()
     return prior
+
+
+@metric("bonsai", FINE, random=True)
+def bonsai(
+    lm: MaskedLM,
+    windows: Tensor,
+    budget: Budget,
+    seed: int,
+    masks: int = MASKS,
+    judged_on: int = JUDGED_ON,
+    fraction: float = FRACTION,
+    prior_of: Prior = wanda_prior,
+) -> Importance:
+    """Scores in whose order Bonsai prunes, see ``pgprune.methods.bonsai``.
+
+    Args:
+        lm: the frozen model; its units must be heads, channels or both.
+        windows: calibration token ids, (N, T).
+        budget: how much to keep.
+        seed: of sub-models and windows.
+        masks: sub-models of a round, in antithetic pairs.
+        judged_on: windows that these are judged on, or all where there are fewer.
+        fraction: share of the units that a round prunes.
+        prior_of: scores all units of a pruned model.
+    """
+    units = lm.units
+    generator = torch.Generator().manual_seed(seed)
+    mask, scores = units.ones(), torch.zeros(units.n, dtype=torch.float64)
+    rates = rates_of_rounds(budget.prune_rate, fraction)
+    for index, rate in enumerate(rates):
+        prior = prior_of(lm, mask, windows)
+        candidates = find_candidates(units, mask, prior, fraction)
+        tried = sample_pairs(units, mask, prior, candidates, masks // 2, generator)
+        chosen = torch.randperm(len(windows), generator=generator)[:judged_on]
+        losses = _losses(lm, tried, windows[chosen])
+        worth = ridge(tried[:, candidates].double(), -losses, together=2)
+        alive = mask.bool()
+        scores[alive] = 1 + ranks(units, prior)[alive]  # above candidates
+        scores[candidates] = worth.argsort().argsort().double() / len(worth)
+        mask = budget.with_rate(rate).round(scores)
+        scores[alive & (mask == 0)] -= 2.0 * (len(rates) - index)  # below what is pruned later
+    return Importance(scores)
+
+
+def rates_of_rounds(prune_rate: float, fraction: float) -> list[float]:
+    """The prune rate after each round."""
+    rounds = math.ceil(prune_rate / fraction - 1e-9)
+    return [min((index + 1) * fraction, prune_rate) for index in range(rounds)]
 
 
 def find_candidates(units: PruningUnits, mask: Tensor, prior: Tensor, fraction: float) -> Tensor:
@@ -152,4 +154,4 @@ def sample_pairs(
 def _losses(lm: MaskedLM, masks: Tensor, windows: Tensor) -> Tensor:
     """Mean loss of each sub-model, (K,) float64."""
     losses = torch.cat([lm.losses(masks, batch).cpu() for batch in windows.split(8)], dim=1)
-    return losses.double().nan_to_num(_WORST, _WORST).mean(1)
+    return finite(losses).mean(1)

@@ -6,12 +6,14 @@ from torch import Tensor
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import Group
-from pgprune.metrics.base import Importance, check_metric
+from pgprune.metrics.base import FINE, metric
+from pgprune.metrics.importance import Importance
 from pgprune.repair.fit import choose_and_refit
 from pgprune.repair.least_squares import LeastSquares
 from pgprune.repair.repair import Repair
 
 
+@metric("fasp", FINE)
 def fasp(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
     """The scores of FASP without its weights, see ``pgprune.methods.fasp``.
 
@@ -22,7 +24,7 @@ def fasp(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance
         seed: unused; the metric is deterministic.
 
     Raises:
-        PruningError: the units are blocks or layers, or the repair fails.
+        PruningError: the repair fails.
     """
     importance, _ = score_and_refit(lm, windows, budget)
     return importance
@@ -37,9 +39,8 @@ def score_and_refit(lm: MaskedLM, windows: Tensor, budget: Budget) -> tuple[Impo
         budget: how much to keep; every layer keeps its share of each kind.
 
     Raises:
-        PruningError: the units are blocks or layers, or the repair fails.
+        PruningError: the repair fails.
     """
-    check_metric("fasp", lm.units.granularity)
     local = budget.local()
     scores = torch.zeros(lm.units.n, dtype=torch.float64)
 
@@ -48,8 +49,8 @@ def score_and_refit(lm: MaskedLM, windows: Tensor, budget: Budget) -> tuple[Impo
         scores[here] = column_scores(squares).cpu()
         return local.round(scores)[here].bool()  # a group's rounding needs its own scores only
 
-    mask, repair = choose_and_refit(lm, windows, choose)
-    return Importance(scores, local=True, mask=mask), repair
+    _, repair = choose_and_refit(lm, windows, choose)
+    return Importance(scores, local=True), repair
 
 
 def column_scores(squares: LeastSquares) -> Tensor:

@@ -9,7 +9,8 @@ from pgprune.errors import PruningError
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import Group
-from pgprune.metrics.base import Importance, check_metric
+from pgprune.metrics.base import FINE, metric
+from pgprune.metrics.importance import Importance
 
 FLUCTUATIONS = ("variance", "released")
 
@@ -82,6 +83,7 @@ def dense_moments(lm: MaskedLM, windows: Tensor) -> dict[tuple[int, str], Moment
     return moments
 
 
+@metric("flap", FINE)
 def flap(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
     """FLAP's metric (WIFV) and ranking (AL-AM): weighted fluctuation, standardised by layer.
 
@@ -101,17 +103,15 @@ def flap(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance
         seed: unused; the metric is deterministic.
 
     Raises:
-        PruningError: the units are blocks or layers, or there is only one window.
+        PruningError: there is only one window.
     """
-    check_metric("flap", lm.units.granularity)
     check_windows(windows)
-    return flap_importance(lm, dense_moments(lm, windows), budget)
+    return flap_importance(lm, dense_moments(lm, windows))
 
 
 def flap_importance(
     lm: MaskedLM,
     moments: dict[tuple[int, str], Moments],
-    budget: Budget,
     fluctuation: str = "variance",
 ) -> Importance:
     """The importance that FLAP gives to the units, from what ``dense_moments`` returned.
@@ -119,14 +119,13 @@ def flap_importance(
     Args:
         lm: the frozen model.
         moments: of its dense inputs.
-        budget: how much to keep.
         fluctuation: one of ``FLUCTUATIONS``.
     """
     scores = torch.zeros(lm.units.n, dtype=torch.float64)
     for group in lm.units.groups:
         varied = moments[group.layer, group.kind].fluctuation(fluctuation)
         scores[group.start : group.stop] = _group_scores(lm, group, varied)
-    return Importance(scores, local=False, mask=budget.round(scores))
+    return Importance(scores)
 
 
 def check_windows(windows: Tensor) -> None:

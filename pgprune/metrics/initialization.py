@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class InitConfig(Config):
     init: str = option(
         "auto",
         "metric that the keep probabilities start from",
-        choices=["auto", *METRICS, PROGRESSIVE],
+        choices=lambda: ["auto", *METRICS, PROGRESSIVE],
     )
     init_transform: str = option(
         "auto",
@@ -74,7 +75,7 @@ def initial_probabilities(
     layers, of which one whose loss explodes would make sigmoid-norm see all others as equal.
 
     Args:
-        importance: scores and one-shot mask of a metric.
+        importance: of the units, by a metric.
         budget: what the probabilities are projected onto.
         transform: ``sigmoid-norm``, ``score-const`` or ``auto``.
         constant: the c of score-const.
@@ -89,18 +90,14 @@ def initial_probabilities(
         few = budget.units.granularity in ("blocks", "layers")
         transform = "score-const" if few else "sigmoid-norm"
     if transform == "score-const":
-        kept = importance.mask.to(torch.float64)
+        kept = importance.mask(budget).to(torch.float64)
         return budget.project(kept * constant + (1 - kept) * (1 - constant))
     if transform != "sigmoid-norm":
         raise PruningError(
             f"init transform {transform!r} is unknown; choose one of auto, {', '.join(TRANSFORMS)}"
         )
-    groups = budget.units.group if importance.local else budget.units.kind
-    probabilities = torch.empty_like(importance.scores)
-    for index in groups.unique():
-        member = groups == index
-        probabilities[member] = _sigmoid_norm(importance.scores[member], budget.target_share)
-    return budget.project(probabilities)
+    normed = partial(_sigmoid_norm, mean=budget.target_share)
+    return budget.project(importance.transformed(budget.units, normed))
 
 
 def _sigmoid_norm(scores: Tensor, mean: float) -> Tensor:

@@ -5,9 +5,11 @@ from torch import Tensor
 
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.metrics.base import Importance, check_metric
+from pgprune.metrics.base import DEPTH, finite, metric
+from pgprune.metrics.importance import Importance
 
 
+@metric("layerwise-ppl", DEPTH)
 def layerwise_ppl(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
     """Layerwise perplexity: how bad the model gets without one block or layer, one at a time.
 
@@ -19,18 +21,14 @@ def layerwise_ppl(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> I
     Args:
         lm: the frozen model; its units must be blocks or layers.
         windows: calibration token ids, (N, T).
-        budget: how much to keep.
+        budget: unused.
         seed: unused; the metric is deterministic.
-
-    Raises:
-        PruningError: the units are heads or channels.
     """
     units = lm.units
-    check_metric("layerwise-ppl", units.granularity)
     scores = torch.zeros(units.n, dtype=torch.float64)
     without = torch.ones(units.n, units.n) - torch.eye(units.n)  # (n, n), one unit gone in each
     for unit in range(units.n):
         for batch in windows.split(8):
             loss = lm.losses(without[unit : unit + 1], batch)  # (1, B)
-            scores[unit] += loss.double().nan_to_num(1e3, 1e3).sum().cpu()
-    return Importance(scores / len(windows), local=False, mask=budget.round(scores))
+            scores[unit] += finite(loss).sum().cpu()
+    return Importance(scores / len(windows))

@@ -4,13 +4,14 @@ from torch import Tensor
 
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.metrics.base import Importance, check_metric
+from pgprune.metrics.base import DEPTH, metric
+from pgprune.metrics.importance import Importance, outer_units
 from pgprune.metrics.llm_pruner import taylor_scores
-from pgprune.metrics.protection import outer_layers, protected_units, round_around
 
 
+@metric("layerwise-taylor", DEPTH, backward=True, knobs=("protect_layers",))
 def layerwise_taylor(
-    lm: MaskedLM, windows: Tensor, budget: Budget, seed: int, protect: bool = True
+    lm: MaskedLM, windows: Tensor, budget: Budget, seed: int, protect_layers: bool = True
 ) -> Importance:
     """Taylor+: sum of |w g| over all weights of a block or layer, norms included.
 
@@ -24,12 +25,10 @@ def layerwise_taylor(
         windows: calibration token ids, (N, T).
         budget: how much to keep.
         seed: unused; the metric is deterministic.
-        protect: keep the outer layers.
+        protect_layers: whether to keep the outer layers.
 
     Raises:
-        PruningError: the units are heads or channels, or the budget is less than what is protected.
+        PruningError: the budget is less than what is protected.
     """
-    check_metric("layerwise-taylor", lm.units.granularity)
-    protected = protected_units(budget, *outer_layers(lm.units) if protect else (0, 0))
-    scores = taylor_scores(lm, windows, "element-first")
-    return Importance(scores, local=False, mask=round_around(budget, scores, protected))
+    protected = outer_units(budget, protect_layers)  # refuses before the backward passes
+    return Importance(taylor_scores(lm, windows, "element-first"), protected=protected)

@@ -5,21 +5,22 @@ from torch import Tensor, nn
 from pgprune.errors import PruningError
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.metrics.base import Importance, check_metric
+from pgprune.metrics.base import FINE, metric
 from pgprune.metrics.gradients import WeightGradients
-from pgprune.metrics.protection import outer_layers, protected_units, ranks, round_around
+from pgprune.metrics.importance import Importance, outer_units
 from pgprune.metrics.unit_sums import slice_sums, unit_sums
 
 TAYLOR = ("element-first", "element-second", "element-mixed", "vector")
 
 
+@metric("llm-pruner", FINE, backward=True, knobs=("taylor", "protect_layers"))
 def llm_pruner(
     lm: MaskedLM,
     windows: Tensor,
     budget: Budget,
     seed: int,
     taylor: str = "element-first",
-    protect: bool = True,
+    protect_layers: bool = True,
 ) -> Importance:
     """LLM-Pruner: estimated change of the loss when a unit's weights become zero.
 
@@ -42,20 +43,15 @@ def llm_pruner(
         budget: how much to keep.
         seed: unused; the metric is deterministic.
         taylor: one of ``TAYLOR``.
-        protect: keep the outer layers whole.
+        protect_layers: whether to keep the outer layers whole.
 
     Raises:
-        PruningError: the units are blocks or layers, an unknown ``taylor``, or the budget is less
-            than what is protected.
+        PruningError: an unknown ``taylor``, or the budget is less than what is protected.
     """
-    units = lm.units
-    check_metric("llm-pruner", units.granularity)
     if taylor not in TAYLOR:
         raise PruningError(f"taylor {taylor!r} is unknown; choose one of {', '.join(TAYLOR)}")
-    protected = protected_units(budget, *outer_layers(units) if protect else (0, 0))
-    scores = taylor_scores(lm, windows, taylor)
-    mask = round_around(budget, ranks(units, scores), protected)
-    return Importance(scores, local=True, mask=mask)
+    protected = outer_units(budget, protect_layers)  # refuses before the backward passes
+    return Importance(taylor_scores(lm, windows, taylor), local=True, protected=protected)
 
 
 def taylor_scores(lm: MaskedLM, windows: Tensor, taylor: str) -> Tensor:

@@ -4,13 +4,14 @@ from torch import Tensor
 
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.metrics.base import Importance
-from pgprune.metrics.protection import outer_layers, protected_units, round_around
+from pgprune.metrics.base import metric
+from pgprune.metrics.importance import Importance, outer_units
 from pgprune.metrics.unit_sums import slice_sums, unit_sums
 
 
+@metric("magnitude", knobs=("protect_layers",))
 def magnitude(
-    lm: MaskedLM, windows: Tensor, budget: Budget, seed: int, protect: bool = True
+    lm: MaskedLM, windows: Tensor, budget: Budget, seed: int, protect_layers: bool = True
 ) -> Importance:
     """Sum of |w| over the weights of a unit.
 
@@ -23,13 +24,12 @@ def magnitude(
         windows: unused; no text is read.
         budget: how much to keep.
         seed: unused; the metric is deterministic.
-        protect: keep the outer blocks and layers.
+        protect_layers: whether to keep the outer blocks and layers.
 
     Raises:
         PruningError: the budget is less than what is protected.
     """
     fine = {"heads", "channels"}.issuperset(lm.units.kinds)
-    guarded = protected_units(budget, *outer_layers(lm.units) if protect and not fine else (0, 0))
+    protected = None if fine else outer_units(budget, protect_layers)
     scores = unit_sums(lm, lambda parameter, dim: slice_sums(parameter.detach().abs(), dim))
-    mask = budget.local().round(scores) if fine else round_around(budget, scores, guarded)
-    return Importance(scores, local=fine, mask=mask)
+    return Importance(scores, local=fine, protected=protected)

@@ -5,18 +5,20 @@ from torch import Tensor
 
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.metrics.base import Importance
+from pgprune.metrics.base import metric
+from pgprune.metrics.importance import Importance
 
 
+@metric("random", random=True)
 def random_scores(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
     """Uniform random scores: the floor that every metric must beat.
 
     Args:
         lm: the frozen model, for its units only.
         windows: unused.
-        budget: how much to keep.
+        budget: unused.
         seed: of the scores.
     """
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(lm.units.n, generator=generator, dtype=torch.float64)
-    return Importance(scores, local=False, mask=budget.round(scores))
+    return Importance(scores)

@@ -5,9 +5,11 @@ from torch import Tensor
 
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.metrics.base import Importance, check_metric
+from pgprune.metrics.base import metric
+from pgprune.metrics.importance import Importance
 
 
+@metric("shortgpt", ("layers",))
 def shortgpt(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
     """Block influence: 1 minus the mean cosine of a layer's hidden states before and after it.
 
@@ -16,16 +18,11 @@ def shortgpt(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Import
     Args:
         lm: the frozen model; its units must be layers.
         windows: calibration token ids, (N, T).
-        budget: how much to keep.
+        budget: unused.
         seed: unused; the metric is deterministic.
-
-    Raises:
-        PruningError: the units are not layers.
     """
-    check_metric("shortgpt", lm.units.granularity)
     cosine = torch.zeros(lm.units.n, dtype=torch.float64)
     for layer, before, after in lm.states(windows):
         similar = torch.cosine_similarity(before.double(), after.double(), dim=-1)  # (b, T)
         cosine[layer] += similar.sum().cpu()
-    scores = 1 - cosine / windows.numel()
-    return Importance(scores, local=False, mask=budget.round(scores))
+    return Importance(1 - cosine / windows.numel())

@@ -5,7 +5,8 @@ import torch
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM, Observation
 from pgprune.masking.units import Group
-from pgprune.metrics.base import Importance, check_metric
+from pgprune.metrics.base import FINE, metric
+from pgprune.metrics.importance import Importance
 from pgprune.repair.fit import DAMPING
 from pgprune.repair.least_squares import LeastSquares, SecondMoments
 from pgprune.repair.projection import KINDS
@@ -18,6 +19,7 @@ layer only. Chosen on three small models; docs/auto.md has the figures."""
 _SMALLEST = 1e-12  # of a group's largest error: units that give nothing at all are alike
 
 
+@metric("stream-error", FINE)
 @torch.no_grad()
 def stream_error(
     lm: MaskedLM,
@@ -52,9 +54,8 @@ def stream_error(
         levelling: share of the logarithm of the group's mean that is taken out.
 
     Raises:
-        PruningError: the units are blocks or layers, or activations that overflow.
+        PruningError: activations that overflow.
     """
-    check_metric("stream-error-refit" if refit else "stream-error", lm.units.granularity)
     groups = {(group.layer, group.kind): group for group in lm.units.groups}
     scores = torch.empty(lm.units.n, dtype=torch.float64)
     for seen in lm.observe(lm.units.ones(), windows):
@@ -63,7 +64,15 @@ def stream_error(
                 errors = _errors(lm, group, moments, refit)  # (units,)
                 level = levelling * errors.exp().mean().log()
                 scores[group.start : group.stop] = errors - level
-    return Importance(scores, local=False, mask=budget.round(scores))
+    return Importance(scores)
+
+
+@metric("stream-error-refit", FINE)
+def stream_error_refit(
+    lm: MaskedLM, windows: torch.Tensor, budget: Budget, seed: int
+) -> Importance:
+    """``stream_error`` with ``refit``; the arguments are the same."""
+    return stream_error(lm, windows, budget, seed, refit=True)
 
 
 def _moments(lm: MaskedLM, seen: Observation) -> dict[str, SecondMoments]:

@@ -5,9 +5,11 @@ from torch import Tensor
 
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.metrics.base import Importance, check_metric, mean_absolute, per_unit, square_sum
+from pgprune.metrics.base import FINE, mean_absolute, metric, per_unit, square_sum
+from pgprune.metrics.importance import Importance
 
 
+@metric("wanda-sp", FINE)
 def wanda_sp(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
     """Wanda-sp: column norms of output and down projections, weighted by their activations.
 
@@ -23,12 +25,8 @@ def wanda_sp(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Import
         windows: calibration token ids, (N, T).
         budget: how much to keep.
         seed: unused; the metric is deterministic.
-
-    Raises:
-        PruningError: the units are blocks or layers.
     """
     units = lm.units
-    check_metric("wanda-sp", units.granularity)
     local = budget.local()
     scores = torch.zeros(units.n, dtype=torch.float64)
     mask = units.ones()
@@ -45,4 +43,4 @@ def wanda_sp(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Import
         # Rounding is per layer, so the layers that follow do not change this layer's mask.
         here = units.layer == observation.layer
         mask[here] = local.round(scores)[here]
-    return Importance(scores, local=True, mask=mask)
+    return Importance(scores, local=True)

@@ -12,7 +12,6 @@ from helpers.layered import UNITS, importance, layered, left_to_gain
 from helpers.tiny import AdditiveLM, toy_problem
 from pgprune import PruningError
 from pgprune.agents.auto import Auto, AutoConfig, advantages_of_ranks
-from pgprune.agents.offsets import standardised
 from pgprune.agents.training.settings import Settings
 from pgprune.envs import LLMPruningEnv, LLMPruningVectorEnv
 from pgprune.masking.budget import Budget
@@ -79,7 +78,7 @@ def test_advantages_fall_with_the_rank_and_cancel(count: int) -> None:
 def test_scores_are_standardised_where_they_compare() -> None:
     scores = torch.arange(UNITS.n, dtype=torch.float64) ** 2
     for local, groups in ((True, UNITS.group), (False, UNITS.kind)):
-        found = standardised(Importance(scores, local, scores.byte()), UNITS)
+        found = Importance(scores, local).standardised(UNITS)
         for index in groups.unique():
             part = found[groups == index]
             assert part.mean() == pytest.approx(0, abs=1e-12)
@@ -92,7 +91,7 @@ def test_single_units_are_learned_where_the_metric_is_wrong_about_them() -> None
     lm = AdditiveLM(UNITS, torch.rand(UNITS.n, generator=generator).double())
     env = LLMPruningVectorEnv(10, problem=toy_problem(lm))
     scores = torch.rand(UNITS.n, generator=generator).double()
-    wrong = Importance(scores, local=False, mask=env.budget.round(scores))
+    wrong = Importance(scores)
     left = []
     for allocation in (1_000_000, 1):
         agent = Auto(env, AutoConfig(allocation=allocation), wrong)

@@ -124,7 +124,7 @@ def test_a_state_over_other_units_is_refused(kind: type[Agent], tmp_path: Path) 
     env = LLMPruningVectorEnv(
         CONFIGS[kind]().masks, problem=toy_problem(AdditiveLM(few, worth), 0.5)
     )
-    nothing = Importance(worth, local=False, mask=worth.byte())
+    nothing = Importance(worth)
     kind(env, None, nothing).save(tmp_path / "other")
     with pytest.raises(PruningError, match="chooses among 8 units, this environment has 96"):
         agent_for(kind, layered()).load(tmp_path / "other")
@@ -141,7 +141,7 @@ def test_environments_that_do_not_fit_are_refused(kind: type[Agent]) -> None:
 def test_every_token_is_counted(kind: type[Agent], problem: Problem) -> None:
     config, n = CONFIGS[kind](), problem.units.n
     env = LLMPruningVectorEnv(config.masks, problem=problem)
-    ranked = Importance(torch.arange(n).double(), local=False, mask=torch.ones(n).byte())
+    ranked = Importance(torch.arange(n).double())
     agent = kind(env, config, ranked)
     before = problem.lm.meter.tokens
     learned(agent, 3)

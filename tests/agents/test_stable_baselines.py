@@ -60,7 +60,7 @@ def test_they_are_stable_at_the_size_of_llama_7b(config: Sb3Config) -> None:
     lm = AdditiveLM(units, torch.linspace(0, 2 / units.n, units.n, dtype=torch.float64))
     env = LLMPruningVectorEnv(config.masks, problem=toy_problem(lm))
     zeros = torch.zeros(units.n, dtype=torch.float64)
-    nothing = Importance(zeros, local=False, mask=zeros.byte())
+    nothing = Importance(zeros)
     agent = Sb3Agent(env, config, nothing, seed=0)
     start = float(agent.probabilities @ lm.worth)
     agent.learn(1, lambda agent, _: agent.steps < 3)

@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from helpers.finished_run import logits, numbers
 from pgprune.errors import PruningError
 from pgprune.experiments.baseline import Baseline, fitting
 from pgprune.masking.problem import PruningConfig
-from pgprune.methods import BUDGET, GRANULARITY
+from pgprune.methods import METHODS
 from pgprune.metrics import METRICS
 from pgprune.models.load import ModelConfig, load_model
 from pgprune.repair.repair import Repair
@@ -139,10 +140,9 @@ def test_the_table_names_the_method(few, tmp_path, capsys):
 
 
 def test_granularity_and_budget_default_to_the_methods_own():
-    for method, fits in GRANULARITY.items():
-        chosen = fitting(method, PruningConfig(), {})
-        assert chosen.granularity == fits[0]
-        assert chosen.budget == BUDGET.get(method, ("per-kind",))[0]
+    for name, method in METHODS.items():
+        chosen = fitting(name, PruningConfig(), {})
+        assert (chosen.granularity, chosen.budget) == (method.granularities[0], method.budgets[0])
     asked = {"granularity": "heads", "budget": "units"}
     assert fitting("flap", PruningConfig(**asked), asked) == PruningConfig(**asked)
     assert fitting("flap", PruningConfig(scope="uniform"), {}).budget == "per-kind"
@@ -181,7 +181,7 @@ def test_interrupting_leaves_nothing(few, tmp_path, monkeypatch, capsys):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(METRICS, "wanda-sp", interrupt)
+    monkeypatch.setitem(METRICS, "wanda-sp", replace(METRICS["wanda-sp"], score=interrupt))
     assert prune(*few, "--method=wanda-sp", f"--output={tmp_path / 'run'}") == 130
     assert not (tmp_path / "run").exists()
 

@@ -22,7 +22,7 @@ def importance(lm: AdditiveLM) -> Importance:
     scores = lm.worth.log()
     for group in lm.units.groups:
         scores[group.start : group.stop] -= scores[group.start : group.stop].mean()
-    return Importance(scores, local=False, mask=torch.ones(lm.units.n, dtype=torch.uint8))
+    return Importance(scores)
 
 
 def loss(lm: AdditiveLM, mask: torch.Tensor) -> float:

@@ -23,6 +23,7 @@ def perplexities_beside(problem: Problem, mask: torch.Tensor) -> tuple[float, fl
     """Of the mask, of Wanda-sp's and of a random one, on other stories."""
     windows = problem.stream.head(64)
     metrics = METRICS["wanda-sp"], METRICS["random"]
-    others = [metric(problem.lm, windows, problem.budget, 0).mask for metric in metrics]
+    budget = problem.budget
+    others = [metric(problem.lm, windows, budget, 0).mask(budget) for metric in metrics]
     (evaluation,) = evaluation_windows(problem.data, problem.tokenizer).values()
     return tuple(perplexity(problem.lm, torch.stack([mask, *others]), evaluation))

@@ -43,7 +43,7 @@ def problem_of(name: str, far: bool) -> Problem:
 def test_metrics(name):
     def mask(problem: Problem) -> torch.Tensor:
         windows = problem.stream.head(8)
-        return METRICS[name](problem.lm, windows, problem.budget, 0).mask.cpu()
+        return METRICS[name](problem.lm, windows, problem.budget, 0).mask(problem.budget).cpu()
 
     near = mask(problem_of(name, far=False))
     with FarDevice():

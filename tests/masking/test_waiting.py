@@ -62,7 +62,7 @@ def reinforce(env: LLMPruningVectorEnv, **options: str) -> Reinforce:
 
 def auto(env: LLMPruningVectorEnv) -> Auto:
     scores = torch.arange(env.units.n, dtype=torch.float64)
-    start = Importance(scores, local=False, mask=env.budget.round(scores))
+    start = Importance(scores)
     return Auto(env, AutoConfig(population=env.num_envs, allocation=1), start)
 
 

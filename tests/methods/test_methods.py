@@ -22,7 +22,7 @@ from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.problem import Problem
 from pgprune.masking.units import GRANULARITIES, PruningUnits
-from pgprune.methods import BUDGET, GRANULARITY, METHODS, MethodConfig
+from pgprune.methods import METHODS, MethodConfig
 from pgprune.methods.two_ssp import split_rate
 from pgprune.metrics import METRICS
 from pgprune.metrics.initialization import initial_probabilities
@@ -34,8 +34,8 @@ FEW = {"learning_timesteps": 1, "bonsai_masks": 10, "bonsai_windows": 2, "bonsai
 
 def problem_of(model, method, rate=0.34, granularity=None, **budget) -> Problem:
     """A problem of a method's own kind."""
-    units = PruningUnits.of(model, granularity or GRANULARITY[method][0])
-    budget.setdefault("kind", BUDGET.get(method, ("per-kind",))[0])
+    units = PruningUnits.of(model, granularity or METHODS[method].granularities[0])
+    budget.setdefault("kind", METHODS[method].budgets[0])
     tokenizer = letters_tokenizer()
     stream = CalibrationStream(["thequickbrownfoxjumps" * 9] * 9, tokenizer, 12, 6)
     lm = MaskedLM(model, units)
@@ -54,15 +54,9 @@ def loss_of(model, windows) -> float:
 # ---------------------------------------------------------------- what all have in common
 
 
-def test_the_tables_name_the_same_methods():
-    assert METHODS.keys() == GRANULARITY.keys()
-    assert METHODS.keys() > METRICS.keys()
-    assert BUDGET.keys() <= METHODS.keys()
-
-
 @pytest.mark.parametrize(
     ("method", "granularity"),
-    [(method, granularity) for method, fits in GRANULARITY.items() for granularity in fits],
+    [(name, g) for name, method in METHODS.items() for g in method.granularities],
 )
 def test_every_method_prunes_every_family_within_the_budget(model, method, granularity):
     problem = problem_of(model, method, granularity=granularity)
@@ -80,7 +74,7 @@ def test_every_method_prunes_every_family_within_the_budget(model, method, granu
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
 
 
-@pytest.mark.parametrize("method", GRANULARITY)
+@pytest.mark.parametrize("method", METHODS)
 def test_the_same_seed_gives_the_same_mask(method):
     masks = []
     for seed in (1, 1):
@@ -91,11 +85,14 @@ def test_the_same_seed_gives_the_same_mask(method):
 
 @pytest.mark.parametrize(
     ("method", "granularity"),
-    [(m, g) for m, fits in GRANULARITY.items() for g in GRANULARITIES if g not in fits],
+    [
+        (name, g)
+        for name, method in METHODS.items()
+        for g in GRANULARITIES
+        if g not in method.granularities and not method.slices
+    ],
 )
 def test_units_that_do_not_fit_are_refused_before_any_work(method, granularity):
-    if method == "slicegpt":
-        pytest.skip("prunes no units, so that any will do")
     problem = problem_of(tiny_model("llama"), method, granularity=granularity, kind="per-kind")
     says = rf"{method} does not .* granularity '{re.escape(granularity)}'"
     with pytest.raises(PruningError, match=says):

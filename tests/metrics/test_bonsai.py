@@ -105,27 +105,31 @@ def test_what_has_a_low_prior_is_lost_together():
 # ---------------------------------------------------------------- the method
 
 
-def test_planted_worth_decides(monkeypatch):
+def test_planted_worth_decides():
     """All units are candidates of the one round and alike, so the mask is the best there is."""
     units = toy_units(layers=4, kv_heads=4, channels=12)
     worth = random(units.n)
     prior = torch.ones(units.n)
-    monkeypatch.setitem(METRICS["bonsai"].__globals__, "wanda_prior", lambda *_: prior)
     problem = toy_problem(AdditiveLM(units, worth))
-    config = MethodConfig(bonsai_fraction=0.5, bonsai_masks=200)
-    pruned = bonsai(problem, problem.stream.head(8), 0, config)
-    assert torch.equal(pruned.mask, problem.budget.round(worth))
+    importance = METRICS["bonsai"](
+        *(problem.lm, problem.stream.head(8), problem.budget, 0),
+        fraction=0.5,
+        prior_of=lambda *_: prior,
+    )
+    assert torch.equal(importance.mask(problem.budget), problem.budget.round(worth))
 
 
-def test_many_rounds_come_close_to_it_where_the_prior_is_right(monkeypatch):
+def test_many_rounds_come_close_to_it_where_the_prior_is_right():
     units = toy_units(layers=4, kv_heads=4, channels=40)
     worth = random(units.n)
-    monkeypatch.setitem(METRICS["bonsai"].__globals__, "wanda_prior", lambda *_: worth)
     problem = toy_problem(AdditiveLM(units, worth))
-    pruned = bonsai(problem, problem.stream.head(8), 0, MethodConfig(bonsai_masks=100))
-    best = problem.budget.round(worth)
-    assert pruned.notes == {"rounds": 10}
-    assert float(worth[pruned.mask == 0].sum()) < 1.1 * float(worth[best == 0].sum())
+    importance = METRICS["bonsai"](
+        *(problem.lm, problem.stream.head(8), problem.budget, 0),
+        masks=100,
+        prior_of=lambda *_: worth,
+    )
+    mask, best = importance.mask(problem.budget), problem.budget.round(worth)
+    assert float(worth[mask == 0].sum()) < 1.1 * float(worth[best == 0].sum())
 
 
 def test_the_budget_is_met_exactly_on_every_family(model):

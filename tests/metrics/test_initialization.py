@@ -22,9 +22,8 @@ from pgprune.metrics.initialization import (
 UNITS = toy_units(layers=2, kv_heads=3, channels=6)
 
 
-def importance(scores, budget, local=True) -> Importance:
-    scores = torch.as_tensor(scores, dtype=torch.float64)
-    return Importance(scores, local, budget.round(scores))
+def importance(scores, local=True) -> Importance:
+    return Importance(torch.as_tensor(scores, dtype=torch.float64), local)
 
 
 def sigmoid_norm(scores: list[float], mean: float) -> list[float]:
@@ -40,7 +39,7 @@ def sigmoid_norm(scores: list[float], mean: float) -> list[float]:
 def test_sigmoid_norm_standardises_each_kind_of_each_layer_where_scores_are_local():
     budget = Budget(UNITS, 0.5)
     scores = torch.arange(UNITS.n, dtype=torch.float64) ** 2
-    actual = initial_probabilities(importance(scores, budget), budget)
+    actual = initial_probabilities(importance(scores), budget)
     for group in UNITS.groups:
         here = slice(group.start, group.stop)
         expected = sigmoid_norm(scores[here].tolist(), 0.5)
@@ -50,7 +49,7 @@ def test_sigmoid_norm_standardises_each_kind_of_each_layer_where_scores_are_loca
 def test_sigmoid_norm_standardises_each_kind_where_scores_compare_across_layers():
     budget = Budget(UNITS, 0.5)
     scores = torch.arange(UNITS.n, dtype=torch.float64) ** 2
-    actual = initial_probabilities(importance(scores, budget, local=False), budget)
+    actual = initial_probabilities(importance(scores, local=False), budget)
     for kind in range(2):
         here = UNITS.kind == kind
         expected = sigmoid_norm(scores[here].tolist(), 0.5)
@@ -65,7 +64,7 @@ def test_few_large_units_start_from_the_metrics_mask_and_many_small_ones_from_it
 ):
     units = toy_units(layers=6, granularity=granularity)
     budget = Budget(units, 0.5)
-    scored = importance(torch.arange(units.n) ** 2, budget)
+    scored = importance(torch.arange(units.n) ** 2, local=False)
     assert torch.equal(
         initial_probabilities(scored, budget, "auto"),
         initial_probabilities(scored, budget, transform),
@@ -74,22 +73,22 @@ def test_few_large_units_start_from_the_metrics_mask_and_many_small_ones_from_it
 
 def test_a_group_of_one_unit_starts_at_the_target():
     budget = Budget(toy_units(layers=4, granularity="blocks"), 0.25)
-    actual = initial_probabilities(importance(torch.arange(8), budget), budget, "sigmoid-norm")
+    actual = initial_probabilities(importance(torch.arange(8)), budget, "sigmoid-norm")
     assert actual.tolist() == [0.75] * 8
 
 
 def test_equal_scores_start_at_the_target():
     budget = Budget(UNITS, 0.3)
-    actual = initial_probabilities(importance(torch.ones(UNITS.n), budget), budget)
+    actual = initial_probabilities(importance(torch.ones(UNITS.n)), budget)
     assert actual.tolist() == pytest.approx([0.7] * UNITS.n)
 
 
 def test_score_const_is_one_constant_for_what_is_kept_and_its_complement_for_the_rest():
     budget = Budget(UNITS, 0.5)
-    given = importance(torch.arange(UNITS.n), budget)
+    given = importance(torch.arange(UNITS.n))
     for constant, kept, pruned in ((0.8, 0.8, 0.2), (0.6, 0.6, 0.4)):
         actual = initial_probabilities(given, budget, "score-const", constant)
-        expected = [kept if keep else pruned for keep in given.mask]
+        expected = [kept if keep else pruned for keep in given.mask(budget)]
         assert actual.tolist() == pytest.approx(expected)
 
 
@@ -103,7 +102,7 @@ def test_score_const_is_one_constant_for_what_is_kept_and_its_complement_for_the
 )
 def test_the_start_is_feasible(scores, transform, kind, scope, rate, local):
     budget = Budget(UNITS, rate, kind, scope)
-    actual = initial_probabilities(importance(scores, budget, local), budget, transform)
+    actual = initial_probabilities(importance(scores, local), budget, transform)
     assert actual.dtype == torch.float64
     assert bool(((actual >= 0) & (actual <= 1)).all())
     assert float(budget.excess(actual[None])) <= 1e-9
@@ -112,7 +111,7 @@ def test_the_start_is_feasible(scores, transform, kind, scope, rate, local):
 def test_sigmoid_norm_keeps_the_order():
     budget = Budget(UNITS, 0.5)
     scores = torch.rand(UNITS.n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    start = initial_probabilities(importance(scores, budget), budget)
+    start = initial_probabilities(importance(scores), budget)
     for group in UNITS.groups:
         here = slice(group.start, group.stop)
         assert start[here].argsort().tolist() == scores[here].argsort().tolist()
@@ -121,7 +120,7 @@ def test_sigmoid_norm_keeps_the_order():
 def test_unknown_names_list_the_known():
     budget = Budget(UNITS, 0.5)
     with pytest.raises(PruningError, match="'softmax'.*auto, sigmoid-norm, score-const"):
-        initial_probabilities(importance(torch.ones(UNITS.n), budget), budget, "softmax")
+        initial_probabilities(importance(torch.ones(UNITS.n)), budget, "softmax")
     with pytest.raises(PruningError, match="'taylor'.*auto, wanda-sp, layerwise-ppl, random"):
         metric_name("taylor", "heads")
 

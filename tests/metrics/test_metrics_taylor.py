@@ -11,10 +11,10 @@ from pgprune import PruningError
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
-from pgprune.metrics import gradients, layerwise_taylor, llm_pruner, magnitude
+from pgprune.metrics import METRICS, Importance, gradients
 from pgprune.metrics.gradients import WeightGradients
+from pgprune.metrics.importance import outer_units, ranks
 from pgprune.metrics.llm_pruner import TAYLOR
-from pgprune.metrics.protection import outer_layers, protected_units, ranks, round_around
 
 WINDOWS = tokens(batch=4, length=10)
 
@@ -99,7 +99,7 @@ def naive_scores(model, units, worth) -> torch.Tensor:
 def test_llm_pruner_adds_up_the_expansion_over_rows_and_columns(model, taylor):
     lm = masked(model, channel_block=3)
     expected = naive_scores(model, lm.units, salience(model, WINDOWS, taylor))
-    importance = llm_pruner(lm, WINDOWS, Budget(lm.units, 0.5), 0, taylor=taylor)
+    importance = METRICS["llm-pruner"](lm, WINDOWS, Budget(lm.units, 0.5), 0, taylor=taylor)
     torch.testing.assert_close(importance.scores, expected, rtol=1e-5, atol=0)  # float32 norms
     assert importance.local
 
@@ -108,9 +108,10 @@ def test_llm_pruner_adds_up_the_expansion_over_rows_and_columns(model, taylor):
 def test_layerwise_taylor_adds_up_everything_that_a_block_has(model, granularity):
     lm = masked(model, granularity)
     expected = naive_scores(model, lm.units, salience(model, WINDOWS, "element-first"))
-    importance = layerwise_taylor(lm, WINDOWS, Budget(lm.units, 0.4), 0)
+    importance = METRICS["layerwise-taylor"](lm, WINDOWS, Budget(lm.units, 0.4), 0)
     torch.testing.assert_close(importance.scores, expected, rtol=1e-5, atol=0)
-    assert torch.equal(importance.mask, Budget(lm.units, 0.4).round(expected))
+    budget = Budget(lm.units, 0.4)
+    assert torch.equal(importance.mask(budget), budget.round(expected))
     assert not importance.local
 
 
@@ -119,11 +120,13 @@ def test_magnitude_adds_up_absolute_weights_and_reads_no_text(model, granularity
     lm = masked(model, granularity)
     weights = {name: weight.abs() for name, weight in model.named_parameters()}
     budget = Budget(lm.units, 0.5)
-    importance = magnitude(lm, WINDOWS, budget, 0)
+    importance = METRICS["magnitude"](lm, WINDOWS, budget, 0)
     expected = naive_scores(model, lm.units, weights)
     torch.testing.assert_close(importance.scores, expected)
     fine = granularity == "heads+channels"
-    assert torch.equal(importance.mask, (budget.local() if fine else budget).round(expected))
+    assert torch.equal(
+        importance.mask(budget), (budget.local() if fine else budget).round(expected)
+    )
     assert lm.meter.tokens == 0
 
 
@@ -154,29 +157,32 @@ def test_an_error_leaves_the_model_as_it_was_too():
 def test_an_unknown_expansion_lists_the_known():
     lm = masked(tiny_model("llama"))
     with pytest.raises(PruningError, match="'third'.*element-first, .*vector"):
-        llm_pruner(lm, WINDOWS, Budget(lm.units, 0.5), 0, taylor="third")
+        METRICS["llm-pruner"](lm, WINDOWS, Budget(lm.units, 0.5), 0, taylor="third")
 
 
 # ---------------------------------------------------------------- protected layers
 
 
 def test_as_many_outer_layers_are_kept_as_in_the_originals():
-    assert {n: outer_layers(toy_units(n)) for n in (3, 5, 12, 32, 80)} == {
+    for layers, (first, last) in {
         3: (0, 0),
         5: (1, 0),
         12: (2, 1),
         32: (4, 2),
         80: (10, 5),
-    }
+    }.items():
+        units = toy_units(layers)
+        outer = (units.layer < first) | (units.layer >= layers - last)
+        assert torch.equal(outer_units(Budget(units, 0.1)), outer)
 
 
 @pytest.mark.parametrize("kind", ["per-kind", "units", "parameters"])
 def test_the_layers_between_lose_alike(kind):
     units = toy_units(layers=16, kv_heads=4, channels=12)
     budget = Budget(units, 0.5 * 13 / 16, kind)
-    protected = protected_units(budget, *outer_layers(units))
     scores = torch.rand(units.n, generator=torch.Generator().manual_seed(0)).double()
-    kept = units.kept_shares(round_around(budget, ranks(units, scores), protected)[None])[0]
+    mask = Importance(scores, local=True, protected=outer_units(budget)).mask(budget)
+    kept = units.kept_shares(mask[None])[0]
     outer = [group.layer in (0, 1, 15) for group in units.groups]
     assert kept.tolist() == [1.0 if whole else 0.5 for whole in outer]
 
@@ -191,19 +197,22 @@ def test_within_a_layer_the_best_are_kept_and_ties_go_by_index():
 def test_more_than_the_layers_between_hold_is_refused_before_any_work():
     model = tiny_model("llama", num_hidden_layers=8)
     lm = masked(model)
-    with pytest.raises(PruningError, match=r"first 1 and the last 1 of 8 .*at most 0\.75"):
-        llm_pruner(lm, WINDOWS, Budget(lm.units, 0.8), 0)
+    most, more = Budget(lm.units, 0.75), Budget(lm.units, 0.8)
+    with pytest.raises(PruningError, match=r"first 1 and the last 1 of 8 .*0\.75"):
+        METRICS["llm-pruner"](lm, WINDOWS, more, 0)
     assert lm.meter.tokens == 0
-    unprotected = llm_pruner(lm, WINDOWS, Budget(lm.units, 0.8), 0, protect=False)
-    assert unprotected.mask.sum() == Budget(lm.units, 0.8).round(unprotected.scores).sum()
-    assert llm_pruner(lm, WINDOWS, Budget(lm.units, 0.75), 0).mask.sum() == 2 * (2 + 12)
+    unprotected = METRICS["llm-pruner"](lm, WINDOWS, more, 0, protect_layers=False)
+    assert unprotected.mask(more).sum() == more.round(unprotected.scores).sum()
+    assert METRICS["llm-pruner"](lm, WINDOWS, most, 0).mask(most).sum() == 2 * (2 + 12)
 
 
 def test_where_every_layer_must_keep_its_share_none_is_protected():
     lm = masked(tiny_model("llama", num_hidden_layers=8))
     for scope in ("local", "uniform"):
         budget = Budget(lm.units, 0.5, scope=scope)
-        kept = lm.units.kept_shares(llm_pruner(lm, WINDOWS, budget, 0).mask[None])
+        kept = lm.units.kept_shares(
+            METRICS["llm-pruner"](lm, WINDOWS, budget, 0).mask(budget)[None]
+        )
         assert kept.unique().tolist() == [0.5]
 
 
@@ -222,6 +231,6 @@ def test_llama_3_8b_keeps_as_many_parameters_as_the_original_reports():
     units = PruningUnits.of(model)
     budget = Budget(units, 0.25 * 26 / 32)
     scores = torch.rand(units.n, generator=torch.Generator().manual_seed(0)).double()
-    mask = round_around(budget, ranks(units, scores), protected_units(budget, *outer_layers(units)))
+    mask = Importance(scores, local=True, protected=outer_units(budget)).mask(budget)
     kept = sum(p.numel() for p in model.parameters()) - units.pruned_parameters(mask)
     assert kept == 6_612_586_496

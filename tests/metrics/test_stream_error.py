@@ -112,7 +112,7 @@ def test_scores_equal_those_of_a_plain_model(model, name, refit, channel_block):
     expected = naive_scores(model, units, refit)
     torch.testing.assert_close(found.scores, expected, rtol=1e-5, atol=1e-5)
     assert not found.local
-    assert torch.equal(found.mask, budget.round(found.scores))
+    assert torch.equal(found.mask(budget), budget.round(found.scores))
 
 
 def test_a_unit_without_weights_goes_first():

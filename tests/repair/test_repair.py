@@ -249,7 +249,7 @@ def test_repair_mends_a_real_model(assets):
     )
     lm, windows = problem.lm, problem.stream.head(32)
     (evaluation,) = evaluation_windows(data, problem.tokenizer).values()
-    mask = METRICS["wanda-sp"](lm, windows, problem.budget, 0).mask
+    mask = METRICS["wanda-sp"](lm, windows, problem.budget, 0).mask(problem.budget)
     found = [perplexity(lm, mask, evaluation)]
     for how in REPAIRS:
         with repaired(lm, fit_repair(lm, mask, windows, how)):
