@@ -1,4 +1,4 @@
-"""Text that every machine already has: the running Python's own sources and language reference.
+"""Reads text that every machine has: the running Python's own sources and language reference.
 
 Nothing is copied into this repository. ``code`` is the standard library's modules, one document
 each; ``prose`` is the language reference that ``help()`` shows, one document per topic. A hash of
@@ -32,7 +32,7 @@ _SKIPPED_PREFIXES = ("_sysconfigdata", "_sysconfig_vars", "config-")
 
 
 def module_family(name: str) -> str:
-    """Names what a top-level module belongs to, whatever private module it moved to or from.
+    """Returns the public name of a top-level module, the same in all versions of Python.
 
     Args:
         name: A top-level module or package, such as ``_pydatetime`` or ``sre_parse``.
@@ -63,12 +63,12 @@ def is_held_out(domain: Domain, name: str) -> bool:
 
 
 def paragraph_key(paragraph: str) -> str:
-    """A paragraph's words, equal however it is wrapped or indented."""
+    """Returns a paragraph's words, which do not depend on its line breaks and indentation."""
     return " ".join(paragraph.split())
 
 
 def split_paragraphs(text: str) -> list[str]:
-    """The parts of a text between blank lines."""
+    """Splits a text at blank lines."""
     return [paragraph for paragraph in re.split(r"\n\s*\n", text) if paragraph.strip()]
 
 

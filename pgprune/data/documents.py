@@ -22,36 +22,38 @@ from pgprune.data.sources import Item, items
 from pgprune.errors import PruningError, first_line
 
 Documents = Sequence[str] | Callable[[], Iterable[str]]
-"""Documents in memory, or a function that reads them anew from the first one each time."""
+"""Documents in memory, or a function that reads them from the first one."""
 
 Row = Mapping[str, Any]
 """One row of a data set, by column."""
 
-_IN_MEMORY_BYTES = 64 * 2**20  # larger files are streamed
+IN_MEMORY_BYTES = 64 * 2**20
+"""Larger files are streamed."""
 
 
-def calibration_documents(source: str) -> Documents:
+def calibration_documents(source: str, in_memory_bytes: int = IN_MEMORY_BYTES) -> Documents:
     """Opens the text to calibrate on; several items follow each other.
 
     Args:
         source: as the module describes; ``builtin`` is the training part of the code
             (``builtin:prose`` that of the prose), and a data set without a split is read from
             ``train``.
+        in_memory_bytes: size of files up to which they are read and checked at once.
 
     Returns:
-        The documents: in memory, and so read and checked to their end, for the built-in text and
-        for files up to 64 MiB; else a function that reads them one by one.
+        The documents in memory for the built-in text and for small files, else a function that
+        reads them one by one.
 
     Raises:
         PruningError: a file or data set is missing, unreadable, binary or empty, or a line is not
             JSON with a ``text``.
     """
-    parts = [_open(item, item.domains[0], "train") for item in items(source)]
-    if len(parts) == 1:
-        return parts[0]
-    if any(callable(part) for part in parts):
-        return partial(_read_all, parts)
-    return list(_read_all(parts))
+    opened = [_open(item, item.domains[0], "train", in_memory_bytes) for item in items(source)]
+    if len(opened) == 1:
+        return opened[0]
+    if any(callable(documents) for documents in opened):
+        return partial(_read_all, opened)
+    return list(_read_all(opened))
 
 
 def evaluation_documents(source: str) -> dict[str, Documents]:
@@ -77,12 +79,12 @@ def evaluation_documents(source: str) -> dict[str, Documents]:
 
 
 def iterate(documents: Documents) -> Iterator[str]:
-    """Reads documents from the first one."""
+    """Iterates over documents from the first one."""
     return iter(documents() if callable(documents) else documents)
 
 
-def _open(item: Item, domain: str, split: str) -> Documents:
-    """Opens one item and makes sure that it holds text."""
+def _open(item: Item, domain: str, split: str, in_memory_bytes: int = IN_MEMORY_BYTES) -> Documents:
+    """Opens one item and checks that it holds text."""
     in_memory = True
     if domain:
         from pgprune.data.builtin_text import builtin_documents
@@ -93,26 +95,26 @@ def _open(item: Item, domain: str, split: str) -> Documents:
     elif item.is_local:
         files = _files(item.path)
         read = partial(_read_files, files)
-        in_memory = sum(file.stat().st_size for file in files) <= _IN_MEMORY_BYTES
+        in_memory = sum(file.stat().st_size for file in files) <= in_memory_bytes
     elif item.is_hub_id:
         read = partial(_read_hub, item.place, split)
         in_memory = False
     else:
         raise PruningError(f"the text {item.place!r} does not exist")
-    read = partial(_kept, read, item.start, item.stop)
+    read = partial(_documents_in, read, item.start, item.stop)
     documents: Documents = list(read()) if in_memory else read
     if next(iterate(documents), None) is None:
         raise PruningError(f"the text {item.text!r} is empty; give one that holds documents")
     return documents
 
 
-def _kept(read: Callable[[], Iterable[str]], start: int, stop: int | None) -> Iterator[str]:
-    """The documents of a range, less the blank ones."""
+def _documents_in(read: Callable[[], Iterable[str]], start: int, stop: int | None) -> Iterator[str]:
+    """Yields the documents of a range that are not blank; blank ones count in the range."""
     return (text for text in islice(read(), start, stop) if text and not text.isspace())
 
 
-def _read_all(parts: Sequence[Documents]) -> Iterator[str]:
-    return chain.from_iterable(map(iterate, parts))
+def _read_all(opened: Sequence[Documents]) -> Iterator[str]:
+    return chain.from_iterable(map(iterate, opened))
 
 
 def _files(path: Path) -> list[Path]:
@@ -146,7 +148,7 @@ def _read_txt(path: Path) -> Iterator[str]:
 
 
 def jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """Reads a file with one JSON value a line: the numbers of the lines, and the values.
+    """Yields the line number and the value of each line of a file of JSON values.
 
     Raises:
         PruningError: a line is not JSON.
@@ -175,10 +177,10 @@ def _read_jsonl(path: Path) -> Iterator[str]:
 
 
 def parquet_rows(path: Path) -> Iterator[Row]:
-    """Reads a parquet file row by row.
+    """Yields the rows of a parquet file.
 
     Raises:
-        PruningError: it cannot be read.
+        PruningError: the file cannot be read.
     """
     from pyarrow.parquet import ParquetFile
 
@@ -204,14 +206,14 @@ _READERS: Mapping[str, Callable[[Path], Iterator[str]]] = {
 
 
 def hub_rows(place: str, default_split: str = "train") -> Iterator[Row]:
-    """Reads the rows of a data set of the hub as a stream.
+    """Yields the rows of a data set of the hub, as a stream.
 
     Args:
         place: the data set, as name:config:split.
-        default_split: where the place names none.
+        default_split: the split if the place names none.
 
     Raises:
-        PruningError: it cannot be read.
+        PruningError: the data set cannot be read.
     """
     from datasets import load_dataset
 
@@ -230,7 +232,7 @@ def _read_hub(place: str, split: str) -> Iterator[str]:
 
 
 def _texts(rows: Iterable[Row], where: str) -> Iterator[str]:
-    """The column ``text`` of rows, or their only column of strings; null is blank."""
+    """Yields the column ``text`` of rows, or their only column of strings; null is blank."""
     column = None
     for row in rows:
         if column is None:

@@ -1,4 +1,4 @@
-"""What a text source is made of: its items, parsed but not opened."""
+"""Parses a text source into items, without opening them."""
 
 import re
 from dataclasses import dataclass
@@ -23,10 +23,10 @@ class Item:
     """One item of a source.
 
     Attributes:
-        text: all of it.
+        text: the whole item.
         place: the file, directory or data set.
-        start: of the range of its documents.
-        stop: of that range, None for all.
+        start: first document of its range.
+        stop: end of its range, None for all documents.
     """
 
     text: str
@@ -36,7 +36,7 @@ class Item:
 
     @property
     def domains(self) -> tuple[str, ...]:
-        """Parts of the built-in text; one empty name for any other place."""
+        """Names of built-in texts; one empty name for any other place."""
         return _DOMAINS.get(self.place, ("",))
 
     @property
@@ -46,7 +46,7 @@ class Item:
 
     @property
     def is_local(self) -> bool:
-        """Whether the place is on this machine, or looks so."""
+        """Whether the place is a path of this machine, or has a suffix of one."""
         return self.path.exists() or self.path.suffix in FORMATS
 
     @property
@@ -56,20 +56,20 @@ class Item:
 
     @property
     def name(self) -> str:
-        """A short name for tables."""
+        """A short name, for tables."""
         if not self.is_local:
             return self.place.partition(":")[0]
         return self.path.resolve().name if self.path.is_dir() else self.path.stem
 
 
 def items(source: str) -> list[Item]:
-    """The items of a source, none of them opened yet.
+    """Parses the items of a source.
 
     Raises:
-        PruningError: one is not understood.
+        PruningError: an item has another form.
     """
-    found = []
-    for text in (part.strip() for part in source.split(",")):
+    parsed = []
+    for text in map(str.strip, source.split(",")):
         match = _ITEM.fullmatch(text)
         if not match:
             raise PruningError(
@@ -77,5 +77,5 @@ def items(source: str) -> list[Item]:
                 "set as name:config:split, with a range of documents as [start:stop] if wanted"
             )
         start, stop = match["start"], match["stop"]
-        found.append(Item(text, match["place"], int(start or 0), int(stop) if stop else None))
-    return found
+        parsed.append(Item(text, match["place"], int(start or 0), int(stop) if stop else None))
+    return parsed

@@ -1,9 +1,10 @@
 """Windows of token ids: the endless calibration stream and the evaluation sets.
 
-Documents are tokenised one by one, with the special tokens that the tokenizer adds by itself,
-joined, and cut into windows of equal length that may straddle documents.
+Documents are tokenised one by one, with the special tokens that the tokenizer adds by itself. They
+are joined and cut into windows of equal length, which may straddle documents.
 """
 
+import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pgprune.data.documents import Documents, calibration_documents, evaluation_documents, iterate
-from pgprune.data.tokens import BlockTokens, Ids, cut, encode
+from pgprune.data.tokens import BLOCK_DOCUMENTS, BlockTokens, Ids, cut, encode
 from pgprune.errors import PruningError
 from pgprune.utils.options import Config, option
 
@@ -45,7 +46,7 @@ class DataConfig(Config):
     evaluation_windows: int = option(400, "most windows of each evaluation text", minimum=1)
 
     def __post_init__(self) -> None:
-        """Refuses numbers that no stream can be made of."""
+        """Validates the options, and that the samples fill a batch."""
         super().__post_init__()
         _check_samples(self.calibration_samples, self.batch_size)
 
@@ -53,22 +54,23 @@ class DataConfig(Config):
 class CalibrationStream:
     """An endless sequence of batches of token ids, whose whole state is (seed, position).
 
-    An epoch goes through the text once: documents in memory in an order drawn from (seed, epoch),
-    others as they come. Blocks of up to 1000 documents or two million characters are tokenised
-    when they are needed, and their windows are shuffled by (seed, epoch, block). What a block's
-    last window lacks is taken from the next block; the remainder of an epoch is dropped. With
-    ``samples=N`` the first N windows are all there is: they come in the same order first, and
-    reshuffled by (seed, epoch) in each later epoch. Batch p is windows p*B to (p+1)*B of the
-    sequence of all epochs, so a batch may straddle two epochs.
+    An epoch reads the text once: documents in memory in an order drawn from (seed, epoch), others
+    as they come. Blocks of up to 1000 documents or two million characters are tokenised on demand,
+    and their windows are shuffled by (seed, epoch, block). The incomplete last window of a block is
+    completed from the next block; the remainder of an epoch is dropped. With ``samples=N`` the
+    stream has the first N windows only: in the same order at first, and reshuffled by (seed, epoch)
+    in each later epoch. Batch p is windows p*B to (p+1)*B of the sequence of all epochs, so a batch
+    may straddle two epochs.
 
     Args:
-        documents: texts, or a function that reads them anew.
+        documents: texts, or a function that reads them from the first one.
         tokenizer: a Hugging Face tokenizer; whether documents begin with BOS is its own rule.
         sequence_length: tokens of a window, T.
         batch_size: windows of a batch, B.
         seed: the seed of all shuffling, at least 0.
         samples: size of the finite set, at least ``batch_size``; None takes all text.
-        name: what error messages call the text.
+        name: the text's name in error messages.
+        block_documents: documents of a block.
 
     Attributes:
         position: batches taken since the start.
@@ -92,13 +94,14 @@ class CalibrationStream:
         samples: int | None = None,
         *,
         name: str = "calibration text",
+        block_documents: int = BLOCK_DOCUMENTS,
     ) -> None:
         _check_samples(samples, batch_size)
         self.sequence_length = sequence_length
         self.batch_size = batch_size
         self.samples = samples
         self.name = name
-        self._tokens = BlockTokens(documents, tokenizer)
+        self._tokens = BlockTokens(documents, tokenizer, block_documents)
         self.reseed(seed)
 
     def next(self) -> Tensor:
@@ -115,7 +118,7 @@ class CalibrationStream:
         return batch
 
     def seek(self, position: int) -> None:
-        """Goes to a position: the next batch is what it is when running there from the start."""
+        """Moves to a position, whose batch is the one that a stream from the start gives there."""
         if position < 0:
             raise PruningError(f"stream position {position} is negative")
         if position < self.position:
@@ -134,13 +137,12 @@ class CalibrationStream:
 
     def fork(self, seed: int) -> "CalibrationStream":
         """An independent stream over the same text, with its own seed, at position 0."""
-        other = object.__new__(CalibrationStream)
-        other.__dict__ |= self.__dict__  # shares the tokens already made, nothing that moves
-        other.reseed(seed)
+        other = copy.copy(self)  # shares the tokenised text
+        other.reseed(seed)  # a position and an iterator that are not shared
         return other
 
     def head(self, n: int) -> Tensor:
-        """The first n windows of the sequence, or a smaller finite set, wherever the stream stands.
+        """Returns the first n windows of the sequence, or all samples; the position stays.
 
         Returns:
             Token ids, (n, T) int64 on the CPU.
@@ -157,7 +159,7 @@ class CalibrationStream:
         return _stack(windows)
 
     def _endless(self) -> Iterator[Ids]:
-        """All epochs, window by window."""
+        """Yields the windows of all epochs, (T,) each."""
         if self.samples is not None:
             windows = self.head(self.samples).numpy()  # (N, T)
             yield from windows
@@ -172,21 +174,31 @@ class CalibrationStream:
                 raise PruningError(_too_short(self.name, self.sequence_length))
 
     def _epoch(self, epoch: int) -> Iterator[Ids]:
+        """Yields the windows of one epoch; block 0 of its generators orders the documents."""
         blocks = self._tokens.blocks(_generator(self.seed, epoch, 0))
         for block, windows in enumerate(cut(blocks, self.sequence_length), start=1):
             yield from _generator(self.seed, epoch, block).permutation(windows)
 
 
 def calibration_stream(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, seed: int = 0
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int = 0,
+    documents: Documents | None = None,
 ) -> CalibrationStream:
-    """Opens the calibration text and makes sure that it is long enough.
+    """Makes a stream of the calibration text and checks that the text is long enough.
+
+    Args:
+        config: which text, and how it is cut.
+        tokenizer: a Hugging Face tokenizer.
+        seed: of the stream.
+        documents: the text if it is open already; None opens it.
 
     Raises:
         PruningError: the text cannot be read, or is shorter than a batch or the asked samples.
     """
     stream = CalibrationStream(
-        calibration_documents(config.calibration),
+        calibration_documents(config.calibration) if documents is None else documents,
         tokenizer,
         config.sequence_length,
         config.batch_size,
@@ -194,6 +206,7 @@ def calibration_stream(
         config.calibration_samples,
         name=f"the calibration text {config.calibration!r}",
     )
+    # Raises where the text is too short. The stream keeps the tokens that this makes.
     stream.head(config.calibration_samples or config.batch_size)
     return stream
 
@@ -204,7 +217,7 @@ class EvaluationSet:
 
     Attributes:
         windows: the first windows in the text's order, (N, T) int64 on the CPU.
-        bytes_per_token: of the documents that were read for them, in UTF-8.
+        bytes_per_token: UTF-8 bytes of the documents that were read for them, by their tokens.
     """
 
     windows: Tensor
@@ -234,14 +247,14 @@ def evaluation_sets(
 
 
 def evaluation_windows(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
-    """The windows of ``evaluation_sets``, (N, T) each."""
+    """Returns the windows of ``evaluation_sets``, (N, T) each."""
     return {name: text.windows for name, text in evaluation_sets(config, tokenizer).items()}
 
 
 def _measured(
     documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, sizes: Counter[str]
 ) -> Iterator[Ids]:
-    """Tokenises documents and counts the bytes and tokens of those that were taken."""
+    """Tokenises documents and adds their bytes and tokens to ``sizes`` as they are taken."""
     ahead, texts = tee(documents)
     for ids, text in zip(encode(tokenizer, ahead), texts, strict=True):
         sizes.update(bytes=len(text.encode()), tokens=len(ids))
@@ -249,7 +262,7 @@ def _measured(
 
 
 def check_sequence_length(model_config: Any, sequence_length: int) -> None:
-    """Makes sure that a model can read windows of a length.
+    """Checks that a model can read windows of a length.
 
     Args:
         model_config: its Hugging Face configuration.

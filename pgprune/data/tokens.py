@@ -1,4 +1,4 @@
-"""From documents to token ids: lazily, block by block, nothing tokenised twice."""
+"""Turns documents into token ids: on demand, block by block, nothing twice."""
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -11,46 +11,57 @@ from pgprune.data.documents import Documents
 
 Ids = NDArray[np.int32]
 
-_BLOCK_DOCUMENTS = 1000
+BLOCK_DOCUMENTS = 1000
 _BLOCK_CHARACTERS = 2_000_000
 
 
 class BlockTokens:
     """The token ids of documents, in blocks.
 
-    Kept are those of documents in memory and of the first block, so that starting over, other
-    seeds and later epochs tokenise nothing twice.
+    It remembers the ids of documents in memory and of the first block of streamed ones, so that a
+    restart, another seed or a later epoch does not tokenise them again.
+
+    Args:
+        documents: texts, or a function that reads them from the first one.
+        tokenizer: a Hugging Face tokenizer.
+        block_documents: documents of a block.
     """
 
-    def __init__(self, documents: Documents, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self,
+        documents: Documents,
+        tokenizer: PreTrainedTokenizerBase,
+        block_documents: int = BLOCK_DOCUMENTS,
+    ) -> None:
         self._documents = documents
         self._tokenizer = tokenizer
-        self._kept: dict[int, Ids] = {}
+        self._block_documents = block_documents
+        self._known: dict[int, Ids] = {}
 
     def blocks(self, order: np.random.Generator) -> Iterator[Ids]:
-        """Goes through the text once; documents in memory are shuffled."""
+        """Yields the token ids of each block, (tokens,); documents in memory are shuffled."""
         if callable(self._documents):
             documents = enumerate(self._documents())
         else:
             shuffled = order.permutation(len(self._documents)).tolist()
             documents = ((i, self._documents[i]) for i in shuffled)  # type: ignore[assignment]
-        keeps = True
-        for block in _blocks(documents):
-            new = {i: text for i, text in block.items() if i not in self._kept}
-            ids = self._kept | dict(zip(new, encode(self._tokenizer, new.values()), strict=True))
-            if keeps:
-                self._kept = ids
-            keeps = not callable(self._documents)
+        remember = True
+        for block in _blocks(documents, self._block_documents):
+            new = {i: text for i, text in block.items() if i not in self._known}
+            ids = self._known | dict(zip(new, encode(self._tokenizer, new.values()), strict=True))
+            if remember:
+                self._known = ids
+            remember = not callable(self._documents)  # of a stream the first block only
             yield np.concatenate([ids[i] for i in block])
 
 
-def _blocks(documents: Iterable[tuple[int, str]]) -> Iterator[dict[int, str]]:
+def _blocks(documents: Iterable[tuple[int, str]], size: int) -> Iterator[dict[int, str]]:
     block: dict[int, str] = {}
     characters = 0
     for index, text in documents:
         block[index] = text
         characters += len(text)
-        if len(block) == _BLOCK_DOCUMENTS or characters >= _BLOCK_CHARACTERS:
+        if len(block) == size or characters >= _BLOCK_CHARACTERS:
             yield block
             block, characters = {}, 0
     if block:
@@ -58,23 +69,24 @@ def _blocks(documents: Iterable[tuple[int, str]]) -> Iterator[dict[int, str]]:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[Ids]:
-    """Tokenises documents, a few at a time: a tokenizer holds far more than ids of each."""
+    """Tokenises documents and yields the ids of each."""
     texts = iter(texts)
-    while some := list(islice(texts, 32)):
+    # A few at a time, since a tokenizer's result is far larger than the ids in it.
+    while few := list(islice(texts, 32)):
         encoded = tokenizer(
-            some,
+            few,
             return_attention_mask=False,
             return_token_type_ids=False,
-            verbose=False,  # documents may be longer than the model's context: they will be cut
+            verbose=False,  # no warning about long documents, which are cut later
         )
         yield from (np.array(ids, dtype=np.int32) for ids in encoded["input_ids"])
 
 
-def cut(parts: Iterable[Ids], length: int) -> Iterator[Ids]:
-    """Joins parts and cuts: yields the whole windows (M, length) that each part completes."""
+def cut(blocks: Iterable[Ids], length: int) -> Iterator[Ids]:
+    """Joins blocks of ids and yields the windows that each block completes, (M, length)."""
     rest = np.empty(0, dtype=np.int32)
-    for part in parts:
-        joined = np.concatenate([rest, part])
+    for block in blocks:
+        joined = np.concatenate([rest, block])
         whole = len(joined) - len(joined) % length
         rest = joined[whole:]
         yield joined[:whole].reshape(-1, length)

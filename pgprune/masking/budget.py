@@ -27,7 +27,7 @@ from pgprune.utils.transfer import send
 BUDGETS = ("per-kind", "units", "parameters")
 SCOPES = ("global", "local", "uniform")
 _BISECTIONS = 32  # leaves the shift within 2^-32 of exact; one linear step makes it exact
-_FEW = 10_000  # scores, of which more cost less time than a call; a GPU is for many
+_FEW = 10_000  # scores; on a CPU with more of them, arithmetic costs more than calls
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Pool:
         members: flat indices of the units, (p,) int64, ascending.
         cost: cost of each member, (p,) int64.
         share: the capacity of the relaxed problem, kept share times total cost.
-        capacity: the capacity of a mask, a whole number.
+        capacity: the whole number that the costs of a mask may add up to.
     """
 
     name: str
@@ -58,12 +58,12 @@ class Budget:
         kind: ``per-kind``, ``units`` or ``parameters``.
         scope: ``global``, ``local`` (each layer keeps its share) or ``uniform`` (all layers keep
             equally many heads and equally many channels).
-        round_to: what the number of channels that a layer keeps is a multiple of.
+        round_to: the number of channels that a layer keeps is a multiple of it.
 
     Raises:
         PruningError: a rate outside (0, 1), an unknown kind or scope, a scope that leaves nothing
             to choose, a scope or ``round_to`` that does not fit the units, or a rate so high that
-            no unit of some kind would be left (with ``uniform``, in a layer).
+            no unit of a kind is left (with ``uniform``, in a layer).
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Budget:
         self.kind = kind
         self.scope = scope
         self.round_to = round_to
-        # As a fraction, so that 0.3 of 20 heads is 6, for 0.1 + 0.2 as for 0.3.
+        # A fraction, so that both 0.3 and 0.1 + 0.2 of 20 heads are 6.
         self._keep = 1 - Fraction(prune_rate).limit_denominator(10**9)
         self.target_share = float(self._keep)
         self.cost = units.cost if kind == "parameters" else torch.ones_like(units.cost)  # (n,)
@@ -96,24 +96,27 @@ class Budget:
         self._check_pools()
 
     def with_rate(self, prune_rate: float) -> "Budget":
-        """The same budget at another prune rate."""
+        """Returns the same budget at another prune rate."""
         return Budget(self.units, prune_rate, self.kind, self.scope, self.round_to)
 
     def local(self) -> "Budget":
-        """Every kind keeps its share in every layer: how metrics prune that compare no further."""
+        """Returns the budget by which every kind keeps its share in every layer.
+
+        Metrics whose scores do not compare across layers round with it.
+        """
         scope = "uniform" if self.scope == "uniform" else "local"
         return Budget(self.units, self.prune_rate, "per-kind", scope, self.round_to)
 
     def project(self, probabilities: Tensor) -> Tensor:
-        """Projects scores onto the relaxed budget.
+        """Projects probabilities onto the relaxed budget.
 
         Minimises sum_i c_i (s_i - z_i)^2 subject to sum_i c_i s_i <= B and 0 <= s <= 1 in each
         pool, whose solution is clip(z - v, 0, 1) with one shift v >= 0 (Theorem 1 of the paper,
-        after Wang & Carreira-Perpinan 2013). Bisection brackets the shift, a linear step ends it;
-        where calls cost more than numbers do, eight sections at a time.
+        after Wang & Carreira-Perpinan 2013). Bisection brackets the shift and a linear step makes
+        it exact.
 
         Args:
-            probabilities: scores z, (n,) float64 on any device.
+            probabilities: z, (n,) float64 on any device.
 
         Returns:
             The projection, (n,), on the same device.
@@ -124,13 +127,13 @@ class Budget:
         return projected
 
     def round(self, scores: Tensor) -> Tensor:
-        """The mask of the best scores: never over budget, and no pruned unit would still fit.
+        """Rounds scores to the best mask: never over budget, and no pruned unit would still fit.
 
         Units are kept in descending order of score while they fit; ties go by index. With
-        ``round_to`` the channels of a layer are kept by the chunk, see ``masking.rounding``.
+        ``round_to`` the channels of a layer are kept in chunks, see ``masking.rounding``.
 
         Args:
-            scores: (n,), higher is more worth keeping; NaN is refused.
+            scores: (n,), higher is more worth keeping; NaN is an error.
 
         Returns:
             The mask, (n,) uint8 on the CPU.
@@ -153,7 +156,7 @@ class Budget:
         return mask
 
     def kept_share(self, masks: Tensor) -> Tensor:
-        """The share that the budget counts: masks (K, n) -> (K,) float64.
+        """Computes the kept share that the budget limits: masks (K, n) -> (K,) float64.
 
         With ``per-kind`` it is the largest kept share of any kind, else the cost-weighted share
         of all units.
@@ -164,7 +167,7 @@ class Budget:
         return self.units.kind_shares(masks).amax(dim=1)
 
     def excess(self, masks: Tensor) -> Tensor:
-        """How far the kept share is over the target: masks (K, n) -> (K,) float64, at least 0."""
+        """Computes the kept share above the target, at least 0: masks (K, n) -> (K,) float64."""
         return (self.kept_share(masks) - self.target_share).clamp(min=0)
 
     def _pools(self) -> list[Pool]:
@@ -184,7 +187,7 @@ class Budget:
         return pools
 
     def _capacities(self, shares: list[Fraction], members: list[Tensor]) -> list[int]:
-        """What a mask may keep in pools of the same kind: their whole capacities."""
+        """Rounds the shares of the pools of one kind to whole capacities."""
         if self.kind == "parameters":
             return [math.floor(share) for share in shares]
         chunk = int(self._chunk[torch.cat(members)].min())  # 1 beside heads
@@ -193,7 +196,7 @@ class Budget:
         return largest_remainder(shares, [len(index) for index in members], chunk)
 
     def _pools_on(self, device: torch.device) -> list[tuple[Tensor, Tensor, float]]:
-        """Members, float64 costs and share of each pool, copied to a device once."""
+        """Returns members, float64 costs and share of each pool; copies them to a device once."""
         if device not in self._on_device:
             self._on_device[device] = [
                 (send(pool.members, device), send(pool.cost.double(), device), pool.share)
@@ -214,7 +217,7 @@ class Budget:
                 raise PruningError(self._nothing_left(pool))
 
     def _least(self, pool: Pool) -> int:
-        """The smallest cost of what can be kept at all."""
+        """Returns the smallest cost of a unit, or of a chunk of units, of a pool."""
         return int((pool.cost * self._chunk[pool.members]).min())
 
     def _nothing_left(self, pool: Pool) -> str:
@@ -243,17 +246,24 @@ def _check(prune_rate: float, kind: str, scope: str) -> None:
 
 
 def _project_pool(z: Tensor, cost: Tensor, share: float) -> Tensor:
-    """clip(z - v, 0, 1) with the smallest v >= 0 such that the cost stays within ``share``."""
+    """Computes clip(z - v, 0, 1) with the smallest v >= 0 whose cost is within ``share``.
+
+    The cost sum_i c_i clip(z_i - v, 0, 1) falls with v, and v = max z costs nothing, so the root is
+    in [0, max z] and a search by sections finds it.
+    """
     low, width = torch.zeros_like(z[0]), z.max().clamp(min=0)
+    # S sections need log2(S) times fewer rounds than halving, and S - 1 times the arithmetic in
+    # each. On a GPU or for few scores a round costs a launch, so 8; else the arithmetic counts.
     sections = 2 if z.device.type == "cpu" and len(z) > _FEW else 8
     inner = torch.arange(1, sections, dtype=z.dtype, device=z.device) / sections
-    kept = z.new_empty(sections - 1, len(z))  # written anew each time
-    for _ in range(math.ceil(_BISECTIONS / math.log2(sections))):  # without a wait for the device
+    kept = z.new_empty(sections - 1, len(z))  # the same memory in each round
+    for _ in range(math.ceil(_BISECTIONS / math.log2(sections))):
         shifts = low + width * inner  # (sections - 1,)
         over = torch.sub(z, shifts[:, None], out=kept).clamp_(0, 1) @ cost > share
         width = width / sections
-        low = low + width * over.sum()
-    # Between the breakpoints z - 1 and z the cost is linear in v: solve for v on the active set.
+        low = low + width * over.sum()  # counted on the device, so that the host does not wait
+    # Between its breakpoints z - 1 and z the cost is linear in v. With A = {0 < z - v < 1} it is
+    # sum_A c (z - v) + sum_{z - v >= 1} c = share, so v = (sum_A c z + sum c - share) / sum_A c.
     high = low + width
     gap = z - high
     active = cost * ((gap > 0) & (gap < 1))

@@ -1,7 +1,7 @@
-"""Which executor a run takes: decided once, from counted work, by a pure function.
+"""Chooses the executor of a run, once, from counted work, by a pure function.
 
-The counts are exact; the rates below are rough figures of each kind of device, so the decision
-is right where it matters (large layers) and may be a tie where it does not.
+The counts are exact and the rates of devices are rough, so the choice is right where it matters, in
+large layers, and arbitrary where both executors take about the same time.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from pgprune.masking.units import LayerShape, PruningUnits
 
 @dataclass(frozen=True)
 class DeviceRates:
-    """What a kind of device does in a second, roughly.
+    """Rough speed of a kind of device, per second.
 
     Attributes:
         operations: floating-point operations of matrix products in float32.
@@ -27,7 +27,7 @@ class DeviceRates:
 
 
 MOST_COPIED = 512 * 2**20
-"""Bytes that one layer's gathered weights may take, so that a run stays within 1 GiB."""
+"""Limit of the bytes of one layer's gathered weights, so that a run stays within 1 GiB."""
 
 DEVICE_RATES = {
     "cpu": DeviceRates(operations=6e10, bytes=6e9, overhead=1.5e-4),
@@ -44,7 +44,7 @@ def choose_executor(
     dtype: torch.dtype,
     device: str,
 ) -> str:
-    """The cheaper executor by counted cost; a pure function of its arguments.
+    """Returns the cheaper executor by counted cost, a pure function of the arguments.
 
     Args:
         units: the units, which carry the layer shapes.
@@ -64,6 +64,8 @@ def choose_executor(
     saved = sliced = 0.0
     share = units.prunable / sum(s.attention_cost + s.mlp_cost for s in units.shapes)
     for shape in units.shapes:
+        # Slicing saves the arithmetic of pruned weights, and adds a copy of the kept ones and the
+        # overhead of a layer call, for each mask.
         work = 2 * tokens * (shape.attention_cost + shape.mlp_cost) / rates.operations
         saved += masks * prune_rate * share * work
         copied = 2 * dtype.itemsize * _kept_weights(shape, units, prune_rate)  # read and written
@@ -72,7 +74,7 @@ def choose_executor(
 
 
 def _kept_weights(shape: LayerShape, units: PruningUnits, prune_rate: float) -> float:
-    """Weights gathered to run one layer under one mask."""
+    """Counts the weights that one layer gathers for one mask."""
     weights = 0
     if "heads" in units.kinds:
         weights += shape.kv_heads * shape.kv_group_cost

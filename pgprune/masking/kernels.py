@@ -1,8 +1,10 @@
-"""Matrix products with kept rows or columns of a weight, read by index inside a Triton kernel.
+"""Multiplies by kept rows or columns of a weight, read by index inside a Triton kernel.
 
-Nothing is gathered: the kernel reads each kept row where it lies. Block shapes are fixed by the
-number format and never chosen by a timing, because other shapes add in another order, and a run
-has to give the same masks again. Importing this module needs Triton.
+Experimental: tested in Triton's interpreter, but not measured on a GPU yet.
+
+Nothing is gathered: the kernel reads each kept row in place. Block shapes are fixed by the number
+format and never tuned by timing, because other shapes add in another order, and a repeated run must
+give the same masks. Importing this module needs Triton.
 """
 
 from typing import Any
@@ -13,9 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
-"""Whether kernels run in Triton's interpreter, on the CPU, as TRITON_INTERPRET=1 asks for."""
+"""Whether kernels run in Triton's interpreter on the CPU (TRITON_INTERPRET=1)."""
 
-_ACCUMULATORS = {torch.float64: tl.float64}  # of all other formats float32
+_ACCUMULATORS = {torch.float64: tl.float64}  # all other formats add in float32
 
 
 @triton.jit
@@ -40,7 +42,7 @@ def product_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
-    """One block (BLOCK_M, BLOCK_N) of ``x @ weight[kept].T`` or of ``x @ weight[:, kept].T``.
+    """Computes a block (BLOCK_M, BLOCK_N) of ``x @ weight[kept].T`` or ``x @ weight[:, kept].T``.
 
     Args:
         x: (tokens, inputs), rows contiguous.
@@ -51,12 +53,12 @@ def product_kernel(
         tokens: rows of the result.
         inputs: columns of ``x``.
         outputs: columns of the result.
-        weight_inputs: for how many inputs there are weights; those of the others are zero.
-        weight_outputs: for how many outputs there are weights, likewise.
-        x_stride: from a row to the next.
-        row_stride: of the weight, from a row to the next.
-        column_stride: of the weight, from a column to the next.
-        out_stride: from a row to the next.
+        weight_inputs: inputs that have weights; the weights of the others are zero.
+        weight_outputs: outputs that have weights, likewise.
+        x_stride: distance of rows of ``x``.
+        row_stride: distance of rows of the weight.
+        column_stride: distance of columns of the weight.
+        out_stride: distance of rows of ``out``.
         ROWS: whether rows are kept, or columns.
         ACCUMULATOR: number format that products are added in.
         BLOCK_M: tokens of a block.
@@ -74,7 +76,7 @@ def product_kernel(
         columns = k.to(tl.int64)
         if not ROWS:
             columns = tl.load(kept + k, mask=k < weight_inputs, other=0)
-        part = tl.load(
+        states = tl.load(
             x + m[:, None] * x_stride + k[None, :],
             mask=(m < tokens)[:, None] & (k < inputs)[None, :],
             other=0,
@@ -84,7 +86,7 @@ def product_kernel(
             mask=(n < weight_outputs)[None, :] & (k < weight_inputs)[:, None],
             other=0,
         )
-        total = tl.dot(part, weights, total, input_precision="ieee", out_dtype=ACCUMULATOR)
+        total = tl.dot(states, weights, total, input_precision="ieee", out_dtype=ACCUMULATOR)
     if bias is not None:
         total += tl.load(bias + rows, mask=n < weight_outputs, other=0)[None, :].to(ACCUMULATOR)
     tl.store(
@@ -97,7 +99,7 @@ def product_kernel(
 def rows_product(
     x: Tensor, weight: Tensor, rows: Tensor, bias: Tensor | None = None, size: int | None = None
 ) -> Tensor:
-    """``F.linear(x, weight[rows], bias[rows])``, then zeros.
+    """Computes ``F.linear(x, weight[rows], bias[rows])`` and appends zeros.
 
     Args:
         x: (..., D).
@@ -116,10 +118,10 @@ def rows_product(
 def columns_product(
     x: Tensor, weight: Tensor, columns: Tensor, bias: Tensor | None = None
 ) -> Tensor:
-    """``F.linear(x[..., :c], weight[:, columns], bias)``.
+    """Computes ``F.linear(x[..., :c], weight[:, columns], bias)``.
 
     Args:
-        x: (..., at least c), finite; what is behind the first c is multiplied by zero.
+        x: (..., at least c), finite; inputs after the first c are multiplied by zero.
         weight: (D, R) on the same device, fastest where its columns are contiguous.
         columns: indices of columns, (c,) int64 on the same device.
         bias: (D,), or None.
@@ -131,11 +133,11 @@ def columns_product(
 
 
 def launch_options(dtype: torch.dtype, interpreted: bool) -> dict[str, Any]:
-    """Block shapes, warps and stages of the kernel for a number format."""
+    """Returns block shapes, warps and stages of the kernel for a number format."""
     options: dict[str, Any] = {"ACCUMULATOR": _ACCUMULATORS.get(dtype, tl.float32)}
     if interpreted:
         return options | {"BLOCK_M": 32, "BLOCK_N": 32, "BLOCK_K": 32}
-    options["enable_fp_fusion"] = True  # whatever a version of Triton does unasked
+    options["enable_fp_fusion"] = True  # explicit, since Triton's default may change
     if dtype.itemsize == 2:
         shape = {"BLOCK_M": 128, "BLOCK_N": 128, "BLOCK_K": 64}
         return options | shape | {"num_warps": 8, "num_stages": 3}
@@ -145,8 +147,9 @@ def launch_options(dtype: torch.dtype, interpreted: bool) -> dict[str, Any]:
 def _product(
     x: Tensor, weight: Tensor, kept: Tensor, bias: Tensor | None, outputs: int, by_rows: bool
 ) -> Tensor:
-    """Starts the kernel; (..., inputs) -> (..., outputs)."""
-    if INTERPRETED and x.dtype == torch.bfloat16:  # whose bits it multiplies as integers
+    """Runs the kernel: (..., inputs) -> (..., outputs)."""
+    # The interpreter multiplies the bits of bfloat16 as integers, so it gets float32.
+    if INTERPRETED and x.dtype == torch.bfloat16:
         wide = None if bias is None else bias.float()
         return _product(x.float(), weight.float(), kept, wide, outputs, by_rows).to(x.dtype)
     result = x.new_empty(*x.shape[:-1], outputs)

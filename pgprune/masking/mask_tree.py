@@ -16,17 +16,17 @@ from pgprune.masking.layer_mask import LayerMask
 
 Run = Callable[[LayerCall, Tensor, LayerMask], Tensor]
 Masks = Sequence[Sequence[LayerMask]]
-"""Of each of some masks its part in each layer."""
+"""For each mask, its part in each layer."""
 
 
 def distinct(masks: Tensor) -> tuple[Tensor, list[int]]:
-    """Different masks in an order in which those that agree on the first units are neighbours.
+    """Removes duplicates and sorts masks, so that masks with equal first units are neighbours.
 
     Args:
         masks: (K, n) of zeros and ones, any dtype and device.
 
     Returns:
-        Each mask once, (k, n) bool on the host, and for each of the K masks its row in it.
+        Each mask once, (k, n) bool on the host, and the row there of each of the K masks.
     """
     rows, where = torch.unique(masks.to("cpu", torch.bool), dim=0, return_inverse=True)
     return rows, where.tolist()
@@ -39,14 +39,14 @@ def run_tree(
     masks: Masks,
     first: int = 0,
 ) -> list[Tensor]:
-    """The states after the last layer under each of some masks.
+    """Computes the states after the last layer under each mask.
 
     Args:
-        run: an executor that runs one mask after another.
+        run: an executor that runs one mask at a time.
         calls: all decoder layers.
         states: before the layer ``first``, (1, B, T, D).
-        masks: of each mask its part in each layer. They are in the order of ``distinct`` and agree
-            on all layers before ``first``.
+        masks: for each mask, its part in each layer. The masks are in the order of ``distinct`` and
+            agree on all layers before ``first``.
         first: the layer to begin with.
 
     Returns:
@@ -54,7 +54,7 @@ def run_tree(
     """
     for index in range(first, len(calls)):
         branches = _branches(masks, index)
-        if len(branches) > 1:
+        if len(branches) > 1:  # each branch runs this layer and all later ones by itself
             trees = (run_tree(run, calls, states, branch, index) for branch in branches)
             return [after for tree in trees for after in tree]
         states = run(calls[index], states, masks[0][index])
@@ -62,7 +62,7 @@ def run_tree(
 
 
 def _branches(masks: Masks, layer: int) -> Sequence[Masks]:
-    """Neighbouring masks that agree on a layer, together."""
+    """Groups neighbouring masks that agree on a layer."""
     if len(masks) == 1:
         return (masks,)
     return [list(branch) for _, branch in groupby(masks, key=lambda mask: mask[layer].key)]

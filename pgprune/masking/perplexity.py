@@ -1,4 +1,4 @@
-"""Perplexity of a model under masks, and what it depends on."""
+"""Perplexity of a model under masks, and the tokenizer properties that it depends on."""
 
 import hashlib
 import json
@@ -11,17 +11,17 @@ from transformers import PreTrainedTokenizerBase
 
 from pgprune.masking.masked_lm import MaskedLM
 
+# Numbers, spaces, accents, code, Chinese and an emoji: tokenizers differ in how they cut these.
 _PROBE = "It's 12,345.67 naïve  Köln cafés\n\tdef f(x): return [x] * 2  # 漢字 🙂"
 
 
 def perplexity(
     lm: MaskedLM, mask: Tensor, windows: Tensor, batch_size: int = 8
 ) -> float | list[float]:
-    """Perplexity: exp of the mean cross-entropy over all predicted tokens.
+    """Computes the perplexity: exp of the mean cross-entropy over all predicted tokens.
 
-    Each window is read on its own, so its first token is not predicted. All windows are of one
-    length, hence the mean over windows of their mean losses is the mean over tokens; it is taken
-    in float64.
+    The first token of each window is not predicted. All windows have one length, so the mean over
+    windows of their mean losses is the mean over tokens. It is taken in float64.
 
     Args:
         lm: the frozen model.
@@ -39,18 +39,18 @@ def perplexity(
 
 
 def bos_rule(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Names what documents begin with, as perplexities with and without BOS do not compare."""
+    """Names the beginning of documents: perplexities with and without BOS do not compare."""
     ids = tokenizer("a")["input_ids"]
     begins = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
     return "one BOS per document" if begins else "none"
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Tells a tokenizer from others, as perplexities of different tokenizers do not compare.
+    """Identifies a tokenizer: perplexities of different tokenizers do not compare.
 
     Returns:
         ``name`` (of its directory, or the hub id), ``class``, ``vocabulary`` (its size) and
-        ``hash``, of its vocabulary and of how it cuts a text.
+        ``hash``, of its vocabulary and its tokens of a test string.
     """
     name = tokenizer.name_or_path
     behaviour = [sorted(tokenizer.get_vocab().items()), tokenizer(_PROBE)["input_ids"]]

@@ -24,7 +24,7 @@ from pgprune.utils.devices import choose_device
 from pgprune.utils.options import Config, option
 
 TOKENS_PER_TIMESTEP = 1024
-"""What counts as one mask evaluation: one mask on the paper's batch of 8 x 128 tokens."""
+"""Tokens of one mask evaluation: one mask on the paper's batch of 8 x 128 tokens."""
 
 
 @dataclass(frozen=True)
@@ -68,15 +68,15 @@ class PruningConfig(Config):
 
 @dataclass(frozen=True)
 class Problem:
-    """Everything that choosing a mask needs.
+    """All that is needed to choose a mask.
 
     Attributes:
         lm: the frozen model under masks.
-        units: what a mask bit stands for.
-        budget: which masks are allowed.
+        units: the units of mask bits.
+        budget: the masks that are allowed.
         stream: calibration batches.
         tokenizer: of the model.
-        data: where calibration and evaluation text comes from.
+        data: options of calibration and evaluation text.
     """
 
     lm: MaskedLM
@@ -133,10 +133,11 @@ def make_problem(
         masks_per_step: masks evaluated on one batch, for the choice of the executor.
 
     Raises:
-        PruningError: anything about them that cannot work, in one sentence.
+        PruningError: options that do not work, or do not work together.
     """
-    calibration_documents(data.calibration)  # text that cannot be read says so before the model
-    evaluation_documents(data.evaluation)  # loads, which may take minutes
+    # Opened first: text that cannot be read is an error before the model loads for minutes.
+    documents = calibration_documents(data.calibration)
+    evaluation_documents(data.evaluation)
     check_kernels(pruning.kernels, pruning.executor, choose_device(model.device))
     if pruning.compile_head and model.device_map:
         raise PruningError(
@@ -147,7 +148,7 @@ def make_problem(
     check_sequence_length(language_model.config, data.sequence_length)
     units = PruningUnits.of(language_model, pruning.granularity, pruning.channel_block)
     budget = Budget(units, pruning.prune_rate, pruning.budget, pruning.scope, pruning.round_to)
-    stream = calibration_stream(data, tokenizer, seed)
+    stream = calibration_stream(data, tokenizer, seed, documents)
     executor = pruning.executor
     if executor == "auto" and pruning.kernels != "plain":
         executor = "sliced"

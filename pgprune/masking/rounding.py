@@ -1,10 +1,10 @@
-"""How a budget rounds: whole capacities, and the units that fill them best.
+"""Rounds scores to a mask: whole capacities, and the units that fill them best.
 
-With ``round_to`` N the channels that a layer keeps are a multiple of N. A layer's best N channels
-then are one item, its next best N another, and so on; an item is worth the mean score of its
-units, so that it compares with single kv groups. Items are kept in descending order of worth while
-they fit. In a pool of channels alone, no mask of multiples within the budget has a higher score
-sum, because a layer's items come in the order of their worth.
+With ``round_to`` N each layer keeps a multiple of N channels. The best N channels of a layer form a
+chunk, the next best N another, and so on. The worth of a chunk is the mean score of its units, so
+that it compares with single kv groups. Chunks are kept in descending order of worth while they fit.
+In a pool of channels alone, no mask of multiples within the budget has a higher sum of scores,
+because the chunks of a layer come in the order of their worth.
 """
 
 import math
@@ -16,15 +16,15 @@ from torch import Tensor
 from pgprune.errors import PruningError
 from pgprune.masking.units import PruningUnits
 
-_LARGEST = 1e300  # of the scores that are added up: beyond it sums are not numbers
+_LARGEST = 1e300  # clamps infinite scores, so that inf - inf does not make a sum NaN
 
 
 def check_round_to(units: PruningUnits, round_to: int) -> None:
-    """Checks that the numbers of kept channels can be multiples of N.
+    """Checks that layers can keep multiples of N channels.
 
     Raises:
-        PruningError: N is not a whole number above 0, no multiple of the channel block, or larger
-            than a layer; or the units are not channels.
+        PruningError: N is not a whole number above 0, not a multiple of the channel block, or
+            larger than a layer; or the units are not channels.
     """
     if type(round_to) is not int or round_to < 1:
         raise PruningError(f"round_to {round_to!r} is not a whole number of channels above 0")
@@ -67,12 +67,12 @@ def check_uniform(units: PruningUnits, budget: str) -> None:
 
 
 def largest_remainder(shares: list[Fraction], sizes: list[int], chunk: int = 1) -> list[int]:
-    """Whole capacities: floors, and what they leave of the sum by largest remainder.
+    """Rounds shares to whole capacities: floors first, then the rest by largest remainder.
 
     Args:
         shares: what each pool should keep, in units.
-        sizes: units of each pool, of which only whole chunks can be kept.
-        chunk: what capacities are a multiple of.
+        sizes: units of each pool; only whole chunks of them can be kept.
+        chunk: capacities are multiples of it.
 
     Returns:
         Capacities in units, whose sum is at most that of the shares.
@@ -88,15 +88,15 @@ def largest_remainder(shares: list[Fraction], sizes: list[int], chunk: int = 1) 
 
 
 def best_units(scores: Tensor, cost: Tensor, capacity: int) -> Tensor:
-    """The units that are kept when each is, in descending order of score, if it still fits.
+    """Keeps units in descending order of score, each if it still fits.
 
     Args:
         scores: (p,); ties go by index.
         cost: (p,) int64, positive.
-        capacity: what the costs of the kept units may add up to.
+        capacity: limit of the sum of the kept units' costs.
 
     Returns:
-        Their indices, at most p.
+        The indices of the kept units, at most p.
     """
     order = torch.argsort(scores, descending=True, stable=True)
     return order[_fill(cost[order], capacity)]
@@ -105,40 +105,48 @@ def best_units(scores: Tensor, cost: Tensor, capacity: int) -> Tensor:
 def best_chunks(
     scores: Tensor, cost: Tensor, capacity: int, group: Tensor, chunk: Tensor
 ) -> Tensor:
-    """As ``best_units``, where units are kept by the chunk.
+    """Keeps chunks of units in descending order of worth, each if it still fits.
 
     Args:
         scores: (p,); ties go by index.
         cost: (p,) int64, positive and equal within a group.
-        capacity: what the costs of the kept units may add up to.
+        capacity: limit of the sum of the kept units' costs.
         group: the group of each unit, (p,) int64, ascending.
-        chunk: how many units of its group are kept together, (p,) int64; a group's last units that
-            are fewer are never kept.
+        chunk: how many units of its group are kept together, (p,) int64; the last units of a group,
+            if fewer, are never kept.
 
     Returns:
         The indices of the kept units, at most p.
     """
-    order = torch.argsort(scores, descending=True, stable=True)
-    order = order[torch.argsort(group[order], stable=True)]  # group by group, the best first
+    finite = scores.clamp(-_LARGEST, _LARGEST)
+    chunks, worths, costs = list[Tensor](), list[Tensor](), list[Tensor]()
     sizes = torch.unique_consecutive(group, return_counts=True)[1]
-    starts = torch.repeat_interleave(sizes.cumsum(0) - sizes, sizes)
-    first = (torch.arange(len(order)) - starts) % chunk == 0  # of its item
-    item = first.cumsum(0) - 1  # (p,)
-    size = chunk[first]  # (items,)
-    whole = torch.nonzero(torch.bincount(item) == size).flatten()
-    finite = scores[order].clamp(-_LARGEST, _LARGEST)
-    worth = torch.zeros(len(size), dtype=scores.dtype).index_add_(0, item, finite) / size
-    kept = whole[best_units(worth[whole], (cost[order][first] * size)[whole], capacity)]
-    return order[torch.isin(item, kept)]
+    for members in torch.arange(len(group)).split(sizes.tolist()):
+        # 1. The members of a group, best first, without an incomplete last chunk.
+        size = int(chunk[members[0]])
+        best_first = members[torch.argsort(scores[members], descending=True, stable=True)]
+        units = best_first[: len(members) // size * size].view(-1, size)  # (chunks, size)
+        # 2. A chunk is worth the mean score of its units and costs their sum.
+        rows = torch.arange(len(units)).repeat_interleave(size)
+        sums = scores.new_zeros(len(units)).index_add_(0, rows, finite[units].flatten())
+        chunks.append(units)
+        worths.append(sums / size)
+        costs.append(cost[units].sum(1))
+    # 3. Chunks of all groups compete for the capacity, as single units do.
+    worth = torch.cat(worths)
+    kept = torch.zeros(len(worth), dtype=torch.bool)
+    kept[best_units(worth, torch.cat(costs), capacity)] = True
+    of_group = kept.split([len(units) for units in chunks])
+    return torch.cat([units[best].flatten() for units, best in zip(chunks, of_group, strict=True)])
 
 
 def _fill(cost: Tensor, capacity: int) -> Tensor:
-    """Which of the ordered units are kept, (p,) bool, when each is kept if it still fits."""
+    """Tells which of the ordered units are kept, (p,) bool, when each is kept if it still fits."""
     kept = torch.zeros(len(cost), dtype=torch.bool)
     start = 0
     while start < len(cost):
         fits = torch.cumsum(cost[start:], 0) <= capacity
-        run = int(fits.sum())  # costs are positive, so what fits is a prefix
+        run = int(fits.sum())  # costs are positive, so the units that fit are a prefix
         kept[start : start + run] = True
         capacity -= int(cost[start : start + run].sum())
         rest = torch.nonzero(cost[start + run :] <= capacity).flatten()

@@ -1,4 +1,4 @@
-"""The units that a mask bit keeps or prunes: their flat order, their groups, their parameters."""
+"""The units that mask bits keep or prune: their flat order, their groups, their parameters."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ GRANULARITIES: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class LayerShape:
-    """What one decoder layer is made of: numbers of kv heads and channels, parameters of each.
+    """The numbers of kv heads and channels of a decoder layer, and the parameters of each.
 
     Attributes:
         kv_heads: kv heads; one kv group is a kv head with all its query heads.
@@ -104,7 +104,7 @@ class PruningUnits:
     def of(
         cls, model: nn.Module, granularity: str = "heads+channels", channel_block: int = 1
     ) -> "PruningUnits":
-        """Reads the units off a loaded causal LM of a known family."""
+        """Returns the units of a loaded causal LM of a known family."""
         return cls(list(layer_shapes(model)), granularity, channel_block)
 
     @cached_property
@@ -135,36 +135,45 @@ class PruningUnits:
         return torch.tensor([float(group.stop - group.start) for group in self.groups]).double()
 
     def kept_counts(self, masks: Tensor) -> Tensor:
-        """Units kept in each group: masks (K, n) -> (K, groups) float64."""
-        parts = (masks[:, group.start : group.stop] for group in self.groups)
-        return torch.stack([part.sum(dim=1, dtype=torch.float64) for part in parts], dim=1)
+        """Counts the kept units of each group: masks (K, n) -> (K, groups) float64."""
+        groups = (masks[:, group.start : group.stop] for group in self.groups)
+        return torch.stack([bits.sum(dim=1, dtype=torch.float64) for bits in groups], dim=1)
 
     def kept_shares(self, masks: Tensor) -> Tensor:
-        """Share of units kept in each group: masks (K, n) -> (K, groups) float64."""
+        """Computes the share of units kept in each group: masks (K, n) -> (K, groups) float64."""
         return self.kept_counts(masks) / send(self.sizes, masks.device)
 
     def kind_shares(self, masks: Tensor) -> Tensor:
-        """Share of units kept of each kind: masks (K, n) -> (K, kinds) float64."""
+        """Computes the share of units kept of each kind: masks (K, n) -> (K, kinds) float64."""
         kept, sizes = self.kept_counts(masks), send(self.sizes, masks.device)
         kinds = len(self.kinds)  # groups come layer by layer, kind by kind
         shares = [kept[:, k::kinds].sum(dim=1) / sizes[k::kinds].sum() for k in range(kinds)]
         return torch.stack(shares, dim=1)
 
     def kept_parameters(self, mask: Tensor) -> int:
-        """Parameters of the units that a mask (n,) keeps."""
+        """Counts the parameters of the units that a mask (n,) keeps."""
         return int(self.cost[mask.cpu().bool()].sum())
 
     def pruned_parameters(self, mask: Tensor) -> int:
-        """Parameters of the units that a mask (n,) removes."""
+        """Counts the parameters of the units that a mask (n,) prunes."""
         return self.prunable - self.kept_parameters(mask)
 
     def prune_rate(self, mask: Tensor) -> float:
-        """Share of the prunable parameters that a mask (n,) removes."""
+        """Computes the share of the prunable parameters that a mask (n,) prunes."""
         return 1 - self.kept_parameters(mask) / self.prunable
 
     def ones(self) -> Tensor:
-        """The mask that keeps everything, (n,) uint8."""
+        """Returns the mask that keeps everything, (n,) uint8."""
         return torch.ones(self.n, dtype=torch.uint8)
+
+    def check_mask(self, mask: Tensor) -> None:
+        """Checks that a mask has one entry for each unit.
+
+        Raises:
+            PruningError: the mask has another shape than (n,).
+        """
+        if mask.shape != (self.n,):
+            raise PruningError(f"the mask must have shape ({self.n},), got {tuple(mask.shape)}")
 
     def __str__(self) -> str:
         names = {"heads": "kv groups", "attention": "attention blocks", "mlp": "MLP blocks"}
@@ -175,7 +184,7 @@ class PruningUnits:
         )
 
     def describe(self) -> dict[str, str]:
-        """What a saved mask must say of itself to be read again."""
+        """Describes the units, for a saved mask that is to be read again."""
         return {
             "granularity": self.granularity,
             "channel_block": str(self.channel_block),
@@ -185,14 +194,14 @@ class PruningUnits:
 
 
 def shapes_of(config: PretrainedConfig) -> list[LayerShape]:
-    """The shapes of the decoder layers of a model that is not loaded, by its configuration."""
-    with torch.device("meta"):
+    """Returns the shapes of the decoder layers of a model from its configuration alone."""
+    with torch.device("meta"):  # builds the modules without memory for their weights
         shadow = AutoModelForCausalLM.from_config(config)
     return list(layer_shapes(shadow))
 
 
 def layer_shapes(model: nn.Module) -> Iterator[LayerShape]:
-    """Yields the shape of each decoder layer, read off the weights.
+    """Yields the shape of each decoder layer, from its weights.
 
     Raises:
         PruningError: the model's family is unknown.
@@ -210,6 +219,7 @@ def layer_shapes(model: nn.Module) -> Iterator[LayerShape]:
         )
         kv_heads = key.out_features // head_dim
         per_group = query.out_features // key.out_features
+        # A kv group owns its rows of k and v, the rows of its query heads, and their columns of o.
         rows = head_dim * (_row_cost(key) + _row_cost(value) + per_group * _row_cost(query))
         yield LayerShape(
             kv_heads=kv_heads,
@@ -225,7 +235,7 @@ def layer_shapes(model: nn.Module) -> Iterator[LayerShape]:
 
 
 def _count_and_cost(shape: LayerShape, kind: str, channel_block: int) -> tuple[int, int]:
-    """How many units of a kind a layer has, and the parameters of one."""
+    """Returns the number of units of a kind in a layer, and the parameters of one."""
     return {
         "heads": (shape.kv_heads, shape.kv_group_cost),
         "channels": (shape.channels // channel_block, shape.channel_cost * channel_block),
@@ -236,6 +246,7 @@ def _count_and_cost(shape: LayerShape, kind: str, channel_block: int) -> tuple[i
 
 
 def _row_cost(linear: nn.Linear) -> int:
+    """Counts the parameters of one output of a projection, its bias included."""
     return linear.in_features + (linear.bias is not None)
 
 

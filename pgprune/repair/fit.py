@@ -59,8 +59,7 @@ def fit_repair(
     """
     if how not in REPAIRS:
         raise PruningError(f"repair {how!r} is unknown; choose one of {', '.join(REPAIRS)}")
-    if mask.shape != (lm.units.n,):
-        raise PruningError(f"the mask must have shape ({lm.units.n},), got {tuple(mask.shape)}")
+    lm.units.check_mask(mask)
     _check_damping(damping)
     if how == "bias":
         return _refit(lm, mask, windows, _bias, "projection")

@@ -54,8 +54,7 @@ def plan_layers(units: PruningUnits, mask: Tensor, family: Family) -> list[Layer
     Raises:
         PruningError: the mask is over other units, or leaves no layer.
     """
-    if mask.shape != (units.n,):
-        raise PruningError(f"the mask must have shape ({units.n},), got {tuple(mask.shape)}")
+    units.check_mask(mask)
     plans = []
     for index in range(units.layers):
         part = LayerMask(mask.cpu()[None], units, index, family)

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from pgprune import PruningError
-from pgprune.data import documents as text
 from pgprune.data.documents import calibration_documents, evaluation_documents, iterate
 
 STORIES = ["one", "two", "three", "four"]
@@ -77,9 +76,8 @@ def test_blank_documents_are_counted_in_ranges_but_left_out(tmp_path):
     assert read(f"{path}[:3]") == ["x", "y"]
 
 
-def test_large_files_are_streamed_again_and_again(stories, monkeypatch):
-    monkeypatch.setattr(text, "_IN_MEMORY_BYTES", 10)
-    documents = calibration_documents(f"{stories}[1:],{stories}[:1]")
+def test_large_files_are_streamed_again_and_again(stories):
+    documents = calibration_documents(f"{stories}[1:],{stories}[:1]", in_memory_bytes=10)
     assert callable(documents)
     assert list(documents()) == list(documents()) == [*STORIES[1:], "one"]
 

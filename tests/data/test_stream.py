@@ -43,7 +43,10 @@ seeds = st.integers(0, 2**40)
 
 
 def make(documents=DOCUMENTS, length=4, batch=3, **options) -> CalibrationStream:
-    return CalibrationStream(documents, TOKENIZER, length, batch, **options)
+    """A stream, in blocks of three documents."""
+    return CalibrationStream(
+        documents, TOKENIZER, length, batch, **{"block_documents": 3} | options
+    )
 
 
 def take(source: CalibrationStream, batches: int) -> torch.Tensor:
@@ -55,9 +58,8 @@ def multiset(windows: torch.Tensor) -> list[list[int]]:
 
 
 @pytest.fixture(params=["in memory", "streamed"])
-def documents(request, monkeypatch):
-    """The same text either way, in blocks of three documents."""
-    monkeypatch.setattr(tokens, "_BLOCK_DOCUMENTS", 3)
+def documents(request):
+    """The same text either way."""
     return DOCUMENTS if request.param == "in memory" else lambda: iter(DOCUMENTS)
 
 
@@ -80,9 +82,8 @@ def test_documents_are_shuffled_joined_each_with_its_bos_cut_and_shuffled_again(
     assert len({tuple(map(tuple, batch)) for batch in batches}) == 4
 
 
-def test_windows_straddle_blocks(monkeypatch):
-    monkeypatch.setattr(tokens, "_BLOCK_DOCUMENTS", 1)
-    source = make(lambda: iter(["a", "b", "c", "d"]), length=8, batch=1)
+def test_windows_straddle_blocks():
+    source = make(lambda: iter(["a", "b", "c", "d"]), length=8, batch=1, block_documents=1)
     assert source.next().tolist() == [[BOS, 0, BOS, 1, BOS, 2, BOS, 3]]
 
 
