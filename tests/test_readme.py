@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from pgprune.utils.command_names import COMMANDS
+
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
 
 
@@ -23,13 +25,20 @@ def test_the_ten_lines_of_python_run(capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_and_scripts_exist(page: Path) -> None:
+def test_links_and_commands_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     missing = [link for link in links if not (page.parent / link).exists()]
     scripts = re.findall(r"python ((?:scripts|benchmarks)/\w+\.py)", text)
     missing += [script for script in scripts if not (ROOT / script).exists()]
-    assert not missing
+    commands = set(re.findall(r"(?:^|`)pgprune ([a-z-]+)", text, flags=re.MULTILINE))
+    assert not missing and commands <= set(COMMANDS)
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    pages = [page.relative_to(ROOT / "docs") for page in (ROOT / "docs").rglob("*.md")]
+    assert not [page for page in pages if f"({page})" not in index and str(page) != "README.md"]
 
 
 def test_the_readme_is_short() -> None:

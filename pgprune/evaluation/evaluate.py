@@ -58,7 +58,7 @@ class EvaluationConfig(Config):
     batch_size: int = option(8, "windows or answers per call", minimum=1)
     tasks: tuple[str, ...] | None = option(
         None,
-        "zero-shot tasks: paper (seven), lm-eval's names or local task files",
+        "zero-shot tasks: paper (five), lm-eval's names or local task files",
         unset="paper with --task-data, none without",
         metavar="TASK",
     )
