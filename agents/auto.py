@@ -64,6 +64,12 @@ class AutoConfig(Config):
         """Masks of a step."""
         return self.population
 
+    def evaluations_of_layers(self, total_timesteps: int) -> int:
+        """Returns how many of a run's evaluations learn layers, if it is so long."""
+        if self.allocation is not None:
+            return self.allocation
+        return _ALLOCATION if total_timesteps >= _MANY else total_timesteps
+
 
 class Auto(Agent):
     """The recommended agent, with the verbs of Stable-Baselines3.
@@ -123,7 +129,9 @@ class Auto(Agent):
 
     def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
         """One step of what is to be learned now: offsets, or single units."""
-        first = self._allocation_steps(total_steps, total_timesteps)
+        first = self.steps_for(self.config.evaluations_of_layers(total_timesteps))
+        if self.budget.units.n == len(self.mean):  # each offset is of a single unit anyway
+            first = total_steps
         if self.steps < first:
             losses = self._learn_offsets()
         else:
@@ -131,15 +139,6 @@ class Auto(Agent):
         self.steps += 1
         own = {"rollout/best_loss": lowest(losses), "train/deviation": float(self.deviation.mean())}
         return self._figures(losses, own)
-
-    def _allocation_steps(self, total_steps: int, total_timesteps: int) -> int:
-        """Steps that learn offsets; all, where each of them is of a single unit anyway."""
-        if self.budget.units.n == len(self.mean):
-            return total_steps
-        allocation = self.config.allocation
-        if allocation is None:
-            allocation = _ALLOCATION if total_timesteps >= _MANY else total_timesteps
-        return self.steps_for(allocation)
 
     def _learn_offsets(self) -> Tensor:
         """Draws masks, evaluates them on one batch and follows the better ones; losses (K,)."""
@@ -149,7 +148,8 @@ class Auto(Agent):
         masks = self._masks(self.mean + self.deviation * noise)  # (K, n)
         losses = self._losses(masks)  # (K,)
         if self._can_learn(losses.isfinite(), least=2):
-            self._follow(noise[losses.nan_to_num(torch.inf).argsort(stable=True)])
+            ranked = noise[losses.nan_to_num(torch.inf).argsort(stable=True)]  # the best first
+            self.mean, self.deviation = natural_step(self.mean, self.deviation, ranked)
             # Steps 1, 2, ... weigh 1, 2, ...: an average that forgets where it came from.
             self.average = self.average.lerp(self.mean, 2 / (self.steps + 2))
         return losses
@@ -157,7 +157,7 @@ class Auto(Agent):
     def _learn_units(self, done: int, steps: int) -> Tensor:
         """One step of REINFORCE over single units, of so many; losses (K,)."""
         if not len(self.keep):
-            self.keep = self._around_the_answer()
+            self.keep = self.start_of_units()
         masks = sample(self.keep, self.config.population, self._generator)  # (K, n)
         losses = self._losses(masks)  # (K,)
         usable = losses.isfinite()
@@ -168,22 +168,32 @@ class Auto(Agent):
             self.keep = self.budget.project(self.keep - rate * step)
         return losses
 
-    def _around_the_answer(self) -> Tensor:
+    def start_of_units(self) -> Tensor:
         """Keep probabilities by how far scores are from the border that the answer draws, (n,)."""
         scores = self.scores + self.average[self.budget.units.group]
         return self.budget.project(on_budget(_SHARPNESS * scores, self.budget).sigmoid())
 
-    def _follow(self, noise: Tensor) -> None:
-        """The natural gradient step of mean and deviations; noise (K, groups), best first."""
-        count, dimensions = noise.shape
-        advantage = advantages_of_ranks(count)
-        rate = (3 + math.log(dimensions)) / (5 * math.sqrt(dimensions))
-        self.mean = self.mean + self.deviation * (advantage @ noise)
-        self.deviation = self.deviation * (rate / 2 * (advantage @ (noise.square() - 1))).exp()
-
     def _masks(self, offsets: Tensor) -> Tensor:
         """The masks of offsets: (K, groups) -> (K, n) uint8."""
         return masks_of(offsets, self.scores, self.budget)
+
+
+def natural_step(mean: Tensor, deviation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Takes one step of the natural gradient (Algorithm 6).
+
+    Args:
+        mean: of the offsets, (groups,).
+        deviation: of the offsets, (groups,).
+        noise: standard normal numbers behind the masks, (K, groups), those of the best mask first.
+
+    Returns:
+        The mean and the deviation after the step.
+    """
+    count, dimensions = noise.shape
+    advantage = advantages_of_ranks(count)
+    rate = (3 + math.log(dimensions)) / (5 * math.sqrt(dimensions))
+    grown = (rate / 2 * (advantage @ (noise.square() - 1))).exp()
+    return mean + deviation * (advantage @ noise), deviation * grown
 
 
 def unit_learning_rate(steps: int) -> float:

@@ -94,12 +94,12 @@ class Evolution(Agent):
     def step_tokens(self) -> int:
         """Tokens of a generation: each stage judges its masks and the parent on what is new."""
         sequences = done = 0
-        for count, stop in self._stages():
+        for count, stop in self.stages():
             sequences += (count + 1) * (stop - done)
             done = stop
         return sequences * self.env.stream.sequence_length
 
-    def _stages(self) -> list[tuple[int, int]]:
+    def stages(self) -> list[tuple[int, int]]:
         """Offspring that each stage judges, and on how many sequences of the batch."""
         batch, stages = self.env.stream.batch_size, self.config.stages
         stops = sorted({max(1, batch >> left) for left in range(stages)})
@@ -112,7 +112,7 @@ class Evolution(Agent):
         batch = self.env.stream.next()  # (B, T)
         sums = torch.zeros(len(masks), dtype=torch.float64)  # of losses over sequences
         alive, done = torch.arange(len(masks)), 0
-        for count, stop in self._stages():
+        for count, stop in self.stages():
             alive = torch.cat([alive[:1], _best(sums, alive[1:], count)])  # the parent, offspring
             rows = masks[alive].to(self.env.problem.lm.device)
             sums[alive] += self.env.evaluate(rows, batch[done:stop]).sum(1).to("cpu", torch.float64)
@@ -129,11 +129,11 @@ class Evolution(Agent):
         kept = self.parent.bool()
         draws = torch.randint(1, _MOST_SWITCHES + 1, (2,), generator=generator)
         for _ in range(int(draws.min())):
-            kept = self._switched(kept, generator)
+            kept = self.switched(kept, generator)
         # Units of a pool may differ in cost; then what is left goes by importance.
         return self.budget.round(kept + self.scores.sigmoid())
 
-    def _switched(self, kept: Tensor, generator: torch.Generator) -> Tensor:
+    def switched(self, kept: Tensor, generator: torch.Generator) -> Tensor:
         """A mask (n,) bool with units of one group pruned and as many of another kept."""
         group, groups = self.budget.units.group, self.budget.units.groups
         has_kept = torch.bincount(group, kept.double(), len(groups)) > 0

@@ -74,10 +74,10 @@ class PruningVecEnv(VecEnv):
         if "final_obs" in info:
             for row, last in zip(infos, info["final_obs"], strict=False):
                 row["terminal_observation"] = last
-        return observations[:rows], self._rewards(torch.from_numpy(rewards)), ended[:rows], infos
+        return observations[:rows], self.rewards(torch.from_numpy(rewards)), ended[:rows], infos
 
-    def _rewards(self, rewards: Tensor) -> Numbers:
-        """What rewards (K,) are to the agent, (rows,) float32."""
+    def rewards(self, rewards: Tensor) -> Numbers:
+        """Turns an environment's rewards (K,) into those of the agent, (rows,) float32."""
         rows = rewards[: self.num_envs]
         self.losses = -rows
         baseline = rewards[-1] if self._reference else torch.zeros(())

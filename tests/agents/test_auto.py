@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from helpers.command import Crash, assert_same_run, results, train
+from helpers.command import results, train
 from helpers.layered import UNITS, importance, layered, left_to_gain
-from helpers.tiny import AdditiveLM, toy_problem
+from helpers.tiny import AdditiveLM, toy_problem, toy_units
 from pgprune import PruningError
-from pgprune.agents.auto import Auto, AutoConfig, advantages_of_ranks
+from pgprune.agents.auto import Auto, AutoConfig, advantages_of_ranks, natural_step
 from pgprune.agents.training.settings import Settings
 from pgprune.envs import LLMPruningEnv, LLMPruningVectorEnv
 from pgprune.masking.budget import Budget
@@ -44,27 +44,31 @@ def test_every_mask_is_of_exactly_the_budget() -> None:
 
 
 def test_masks_of_a_step_are_antithetic_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    agent, seen = agent_for(layered(), population=6), []
-    masks = agent._masks
-    monkeypatch.setattr(agent, "_masks", lambda offsets: seen.append(offsets) or masks(offsets))
+    """What one mask of a pair keeps more of a layer than the start, the other keeps less."""
+    units = toy_units(layers=4, kv_heads=4, channels=2000)
+    even = torch.cat([torch.linspace(0, 1, group.stop - group.start) for group in units.groups])
+    scores = Importance(even.double(), local=False)
+    env = LLMPruningVectorEnv(6, problem=toy_problem(layered(units)))
+    agent, seen, step = Auto(env, AutoConfig(population=6), scores), [], env.step
+    monkeypatch.setattr(env, "step", lambda masks: seen.append(masks) or step(masks))
+    more = units.kept_shares(agent.mask()[None])[:, 1::2]  # of channels, (1, layers)
     learned(agent, 1)
-    offsets = next(rows for rows in seen if len(rows) == 6)
-    assert torch.equal(offsets[:3], -offsets[3:])
-    assert offsets.std() == pytest.approx(0.3, rel=0.3)
+    more = units.kept_shares(seen[0])[:, 1::2] - more  # (6, layers)
+    torch.testing.assert_close(more[:3], -more[3:], rtol=0, atol=0.01)
+    assert float(more.std()) == pytest.approx(0.3 * float(even.std()), rel=0.3)
 
 
 def test_the_step_is_the_one_of_separable_natural_evolution_strategies() -> None:
     """Wierstra et al. 2014, Algorithm 6 and Table 1, spelt out for two masks."""
-    agent = agent_for(layered(), population=2)
-    noise = torch.randn(2, len(UNITS.groups), dtype=torch.float64)
-    mean, deviation = agent.mean.clone(), agent.deviation.clone()
-    agent._follow(noise)
+    noise = torch.randn(2, 8, dtype=torch.float64)
+    mean, deviation = torch.zeros(8).double(), torch.full((8,), 0.3).double()
     better, worse = 1 - 1 / 2, 0 - 1 / 2  # the utility of the worse of two is 0
     rate = (3 + torch.tensor(8.0).log()) / (5 * torch.tensor(8.0).sqrt())
     moved = mean + deviation * (better * noise[0] + worse * noise[1])
     grown = better * (noise[0] ** 2 - 1) + worse * (noise[1] ** 2 - 1)
-    torch.testing.assert_close(agent.mean, moved)
-    torch.testing.assert_close(agent.deviation, deviation * (rate.double() / 2 * grown).exp())
+    found = natural_step(mean, deviation, noise)
+    torch.testing.assert_close(found[0], moved)
+    torch.testing.assert_close(found[1], deviation * (rate.double() / 2 * grown).exp())
 
 
 @pytest.mark.parametrize("count", [2, 4, 10, 11])
@@ -107,17 +111,22 @@ def test_single_units_are_learned_where_the_metric_is_wrong_about_them() -> None
 def test_when_single_units_are_learned(
     allocation: int | None, timesteps: int, expected: int
 ) -> None:
-    agent = agent_for(layered(), allocation=allocation)
-    steps = agent._allocation_steps(agent.steps_for(timesteps), timesteps)
-    assert steps == agent.steps_for(expected)
+    assert AutoConfig(allocation=allocation).evaluations_of_layers(timesteps) == expected
+
+
+def test_single_units_are_learned_after_the_layers() -> None:
+    agent = agent_for(layered(), allocation=1)  # which is 1024 / (10 x 16) = 6.4 steps
+    began = []
+    agent.learn(2, lambda agent, _: began.append(len(agent.keep) > 0))
+    assert began == [False] * 7 + [True] * 6
 
 
 @pytest.mark.parametrize("kind", ["per-kind", "units", "parameters"])
-def test_single_units_start_around_the_answer(kind: str) -> None:
+def test_single_units_startstart_of_units(kind: str) -> None:
     lm = layered()
     problem = replace(toy_problem(lm), budget=Budget(lm.units, 0.5, kind))
     agent = learned(Auto(LLMPruningVectorEnv(10, problem=problem), None, importance(lm)), 20)
-    answer, keep = agent.mask(), agent._around_the_answer()
+    answer, keep = agent.mask(), agent.start_of_units()
     assert torch.equal(agent.budget.round(keep), answer)
     assert agent.budget.excess(keep[None]) <= 1e-12
     assert keep[answer == 1].mean() > 0.6
@@ -128,10 +137,8 @@ def test_single_units_start_around_the_answer(kind: str) -> None:
 
 
 def test_units_that_are_groups_of_their_own_need_no_second_stage() -> None:
-    lm = layered()
-    agent = Auto(LLMPruningVectorEnv(10, problem=toy_problem(lm)), importance=importance(lm))
-    agent.mean = torch.zeros(UNITS.n)
-    assert agent._allocation_steps(500, 5000) == 500
+    agent = agent_for(layered(toy_units(layers=4, kv_heads=1, channels=1)), allocation=1)
+    assert len(agent.learn(2).keep) == 0
 
 
 def test_losses_that_are_not_numbers_are_the_worst_of_a_step() -> None:
@@ -178,27 +185,6 @@ def test_what_cannot_be_is_refused() -> None:
 
 
 # ---------------------------------------------------------------- the command
-
-
-@pytest.mark.parametrize("more", [[], ["--reward=repaired", "--reward-refit=2"]])
-def test_a_crashed_run_goes_on(
-    more: list[str], options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    few = [*options, "--agent=auto", "--population=4", "--total-timesteps=1", *more]
-    few += ["--checkpoint-every=3"]
-    step = Auto._learn_step
-
-    def crash(self: Auto, *arguments: int) -> dict[str, float]:
-        if self.steps + 1 == 6:
-            raise Crash
-        return step(self, *arguments)
-
-    assert train(*few, f"--output={tmp_path / 'undisturbed'}") == 0
-    with monkeypatch.context() as patched, pytest.raises(Crash):
-        patched.setattr(Auto, "_learn_step", crash)
-        train(*few, f"--output={tmp_path / 'crashed'}")
-    assert train(f"--resume={tmp_path / 'crashed'}") == 0
-    assert_same_run(tmp_path / "undisturbed", tmp_path / "crashed")
 
 
 @pytest.mark.parametrize("granularity", ["channels", "blocks", "layers"])

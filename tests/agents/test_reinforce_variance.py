@@ -1,12 +1,10 @@
 """REINFORCE with estimators of less variance: antithetic pairs and the dense loss as a control."""
 
 import math
-from pathlib import Path
 
 import pytest
 import torch
 
-from helpers.command import Crash, assert_same_run, results, train
 from helpers.tiny import AdditiveLM, toy_problem, toy_units
 from pgprune import PruningError
 from pgprune.agents.reinforce import Reinforce, ReinforceConfig
@@ -104,24 +102,3 @@ def test_a_pair_without_both_losses_teaches_nothing(row, masks):
     assert agent.skipped == 2
     assert torch.equal(agent.probabilities, start) == (masks == 2)
     assert bool(agent.probabilities.isfinite().all())
-
-
-@pytest.mark.parametrize("option", ["--sampling=antithetic", "--control=dense"])
-def test_a_crashed_run_goes_on(option, options: list[str], tmp_path: Path, monkeypatch):
-    few = [*options, option, "--total-timesteps=1", "--checkpoint-every=3"]
-    step = Reinforce._learn_step
-
-    def crash(self: Reinforce, *arguments: int) -> dict[str, float]:
-        if self.steps + 1 == 6:
-            raise Crash
-        return step(self, *arguments)
-
-    assert train(*few, f"--output={tmp_path / 'undisturbed'}") == 0
-    with monkeypatch.context() as patched, pytest.raises(Crash):
-        patched.setattr(Reinforce, "_learn_step", crash)
-        train(*few, f"--output={tmp_path / 'crashed'}")
-    assert train(f"--resume={tmp_path / 'crashed'}") == 0
-    assert_same_run(tmp_path / "undisturbed", tmp_path / "crashed")
-    steps = len((tmp_path / "undisturbed" / "progress.csv").read_text().splitlines()) - 1
-    assert steps == (16 if option == "--sampling=antithetic" else 11)  # of 2 or 3 x 32 tokens
-    assert results(tmp_path / "undisturbed")["mask_evaluations"] == 1

@@ -190,12 +190,12 @@ def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_stages_halve_the_masks_and_double_the_tokens() -> None:
     agent = agent_for(Evolution, layered(), batch=8)
-    assert agent._stages() == [(16, 2), (8, 4), (4, 8)]
+    assert agent.stages() == [(16, 2), (8, 4), (4, 8)]
     sequences = 17 * 2 + 9 * 2 + 5 * 4  # the parent is judged on all of them
     assert agent.step_tokens == sequences * 8
-    assert agent_for(Evolution, layered(), batch=1)._stages() == [(16, 1)]
+    assert agent_for(Evolution, layered(), batch=1).stages() == [(16, 1)]
     one = agent_for(Evolution, layered(), batch=8, config={"stages": 1})
-    assert one._stages() == [(16, 8)]
+    assert one.stages() == [(16, 8)]
 
 
 @pytest.mark.parametrize("kind_of_budget", ["per-kind", "units", "parameters"])
@@ -219,10 +219,10 @@ def test_mutations_stay_in_every_budget(kind_of_budget: str, scope: str, round_t
 
 def test_a_switch_is_within_a_pool_and_swaps_equally_many() -> None:
     agent = agent_for(Evolution, layered(), config={"reach": 0.5})
-    kept = agent.parent.bool()
+    kept, generator = agent.parent.bool(), torch.Generator().manual_seed(0)
     moved = set()
     for _ in range(50):
-        switched = agent._switched(kept, agent._generator)
+        switched = agent.switched(kept, generator)
         out, into = kept & ~switched, ~kept & switched
         assert 1 <= int(out.sum()) == int(into.sum()) <= 11
         assert len(UNITS.group[out].unique()) == len(UNITS.group[into].unique()) == 1

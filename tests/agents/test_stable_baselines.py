@@ -11,6 +11,7 @@ from helpers.layered import UNITS, importance, layered, left_to_gain
 from helpers.tiny import AdditiveLM, toy_problem, toy_units
 from pgprune import PruningError
 from pgprune.agents.logits import BOUND, logits_of, on_budget
+from pgprune.agents.sb3_env import PruningVecEnv
 from pgprune.agents.sb3_off_policy import SacConfig, Td3Config
 from pgprune.agents.sb3_on_policy import A2cConfig, PpoConfig, TrpoConfig
 from pgprune.agents.stable_baselines import Sb3Agent, Sb3Config
@@ -91,7 +92,8 @@ def test_the_same_seed_finds_the_same_whatever_else_draws(config: Sb3Config) -> 
 
 @named(OFF_POLICY)
 def test_rewards_that_differ_by_rounding_alone_teach_nothing(config: Sb3Config) -> None:
-    rewards = agent_for(config)._venv._rewards
+    env = LLMPruningVectorEnv(config.masks, problem=toy_problem(layered()))
+    rewards = PruningVecEnv(env, reference=config.reference).rewards
     equal = torch.full((config.masks,), -3.9, dtype=torch.float64)
     assert not equal[:-1].mean() == equal[0], "a mean that is rounded"
     assert (rewards(equal) == 0).all()

@@ -14,11 +14,10 @@ from safetensors.torch import load_file
 from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 from torch import nn
 
-from helpers.command import Crash, assert_same_run, results, train
+from helpers.command import assert_same_run, results, train
 from helpers.masks import patterns
 from helpers.tiny import ID, projections_of, tiny_model, tokens, zeroed
 from pgprune import PruningError
-from pgprune.agents.reinforce import Reinforce
 from pgprune.agents.training.settings import Settings
 from pgprune.envs import LLMPruningEnv, LLMPruningVectorEnv
 from pgprune.envs.reward import mean_fill
@@ -224,27 +223,6 @@ def test_a_run_learns_repaired_and_reports_plain(
     fill = mean_fill(lm, problem.stream.fork(0).head(128))
     last = lm.losses(mask[None], validation, fill).double().mean()
     assert found["validation_loss"]["last"] == pytest.approx(float(last))
-
-
-@pytest.mark.parametrize("repair", ["bias", "least-squares"])
-def test_a_crashed_run_goes_on_with_the_same_reward(
-    repair: str, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    few = [*options, "--reward=repaired", f"--repair={repair}", "--total-timesteps=1"]
-    few += ["--reward-refit=5", "--checkpoint-every=3"]  # neither divides the other
-    step = Reinforce._learn_step
-
-    def crash(self: Reinforce, *arguments: int) -> dict[str, float]:
-        if self.steps + 1 == 9:
-            raise Crash
-        return step(self, *arguments)
-
-    assert train(*few, f"--output={tmp_path / 'undisturbed'}") == 0
-    with monkeypatch.context() as patched, pytest.raises(Crash):
-        patched.setattr(Reinforce, "_learn_step", crash)
-        train(*few, f"--output={tmp_path / 'crashed'}")
-    assert train(f"--resume={tmp_path / 'crashed'}") == 0
-    assert_same_run(tmp_path / "undisturbed", tmp_path / "crashed")
 
 
 def test_a_run_of_before_there_was_the_option_goes_on(undisturbed: Path, tmp_path: Path) -> None:

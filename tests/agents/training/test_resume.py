@@ -1,14 +1,64 @@
 """scripts/train_agent.py as a user runs it: crashed, killed, interrupted and resumed."""
 
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from helpers.command import Crash, assert_same_run, logged, results, start, train, wait_for
-from pgprune.agents.reinforce import Reinforce
+from pgprune.agents.registry import AGENTS
 from pgprune.runs.run import Run
+
+REPAIRED = ["--reward=repaired", "--reward-refit=5"]  # which checkpoint_every does not divide
+CASES = [
+    *((name, []) for name, entry in AGENTS.items() if entry.no_resume is None),
+    ("auto", ["--allocation=1"]),  # single units from the fifth step on
+    ("auto", REPAIRED),
+    ("evolution", REPAIRED),
+    ("reinforce", ["--sampling=antithetic"]),
+    ("reinforce", ["--control=dense"]),
+    ("reinforce", [*REPAIRED, "--repair=bias"]),
+    ("reinforce", [*REPAIRED, "--repair=least-squares"]),
+]
+
+
+@pytest.fixture
+def crashing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Trains with options until an agent's step, in which the process ends."""
+
+    def crash_in(moment: int, agent: str, *options: str) -> None:
+        step = AGENTS[agent].agent._learn_step
+
+        def crash(self: Any, *arguments: int) -> dict[str, float]:
+            if self.steps + 1 == moment:
+                raise Crash
+            return step(self, *arguments)
+
+        with monkeypatch.context() as patched, pytest.raises(Crash):
+            patched.setattr(AGENTS[agent].agent, "_learn_step", crash)
+            train(*options)
+
+    return crash_in
+
+
+@pytest.mark.parametrize(("agent", "more"), CASES, ids=lambda value: "".join(value))
+def test_a_killed_run_is_resumed_bit_for_bit(
+    agent: str,
+    more: list[str],
+    options: list[str],
+    crashing: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    if AGENTS[agent].package is not None:
+        pytest.importorskip(AGENTS[agent].package[0])
+    few = [*options, f"--agent={agent}", "--checkpoint-every=3", *more]
+    few += ["--total-timesteps=1"] * (agent == "reinforce")  # with fewer masks a step than others
+    assert train(*few, f"--output={tmp_path / 'undisturbed'}") == 0
+    crashing(9, agent, *few, f"--output={tmp_path / 'killed'}")
+    assert train(f"--resume={tmp_path / 'killed'}") == 0
+    assert_same_run(tmp_path / "undisturbed", tmp_path / "killed")
 
 
 @pytest.mark.parametrize("moment", [1, 7, 8, 36, 64])
@@ -16,22 +66,12 @@ def test_resume_after_a_crash_in_any_step(
     moment: int,
     options: list[str],
     undisturbed: Path,
+    crashing: Callable[..., None],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    step = Reinforce._learn_step
-
-    def crash(self: Reinforce, *arguments: int) -> dict[str, float]:
-        if self.steps + 1 == moment:
-            raise Crash
-        return step(self, *arguments)
-
-    run = tmp_path / "run"
-    with monkeypatch.context() as patched, pytest.raises(Crash):
-        patched.setattr(Reinforce, "_learn_step", crash)
-        train(*options, f"--output={run}")
-    assert train(f"--resume={run}") == 0
-    assert_same_run(undisturbed, run)
+    crashing(moment, "reinforce", *options, f"--output={tmp_path / 'run'}")
+    assert train(f"--resume={tmp_path / 'run'}") == 0
+    assert_same_run(undisturbed, tmp_path / "run")
 
 
 def test_kill_minus_9_again_and_again(

@@ -1,4 +1,4 @@
-"""scripts/train_agent.py with the searches: crashes, options, mistakes."""
+"""scripts/train_agent.py with the searches: options and mistakes."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,14 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from helpers.command import Crash, assert_same_run, results, train
+from helpers.command import results, train
 from pgprune import PruningError
-from pgprune.agents.base import Agent
-from pgprune.agents.cma_es import CMAES
-from pgprune.agents.evolution import Evolution
-from pgprune.agents.random_search import RandomSearch
 from pgprune.agents.registry import AGENTS
-from pgprune.agents.training.settings import Settings
+from pgprune.agents.training.settings import AgentConfig, Settings
+from pgprune.repair.config import RepairConfig
 from pgprune.runs.run import Run
 
 pytest.importorskip("cma")
@@ -23,50 +20,29 @@ FEW = {
     "cma-es": ["--cma-population=4"],
     "evolution": ["--offspring=4"],
 }
-CLASSES: dict[str, type[Agent]] = {
-    "random-search": RandomSearch,
-    "cma-es": CMAES,
-    "evolution": Evolution,
-}
 
 
 @pytest.fixture
 def run_of(options: list[str], tmp_path: Path) -> Callable[..., Path]:
     def run(name: str, output: str, *more: str) -> Path:
         few = [*options, f"--agent={name}", *FEW[name], "--total-timesteps=1", *more]
-        assert train(*few, "--checkpoint-every=3", f"--output={tmp_path / output}") == 0
+        assert train(*few, f"--output={tmp_path / output}") == 0
         return tmp_path / output
 
     return run
 
 
-REPAIRED = ["--reward=repaired", "--reward-refit=2"]
-
-
-@pytest.mark.parametrize(("name", "more"), [*((name, []) for name in FEW), ("evolution", REPAIRED)])
-def test_a_crashed_run_goes_on(
-    name: str,
-    more: list[str],
-    run_of: Callable[..., Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    step = CLASSES[name]._learn_step
-
-    def crash(self: Agent, *arguments: int) -> dict[str, float]:
-        if self.steps + 1 == 6:
-            raise Crash
-        return step(self, *arguments)
-
-    undisturbed = run_of(name, "undisturbed", *more)
-    with monkeypatch.context() as patched, pytest.raises(Crash):
-        patched.setattr(CLASSES[name], "_learn_step", crash)
-        run_of(name, "crashed", *more)
-    assert train(f"--resume={tmp_path / 'crashed'}") == 0
-    assert_same_run(undisturbed, tmp_path / "crashed")
-    assert results(undisturbed)["agent"] == name
-    metric = Settings.from_run(Run.open(undisturbed)).metric
-    assert metric == ("stream-error-refit" if more else "stream-error")
+@pytest.mark.parametrize(
+    ("agent", "reward", "expected"),
+    [
+        ("cma-es", "plain", "stream-error"),
+        ("evolution", "repaired", "stream-error-refit"),
+        ("reinforce", "repaired", "wanda-sp"),
+    ],
+)
+def test_the_metric_suits_the_agent_and_the_reward(agent: str, reward: str, expected: str) -> None:
+    config = AgentConfig(agent=agent, reward=reward)
+    assert Settings(agent=config, repair=RepairConfig(repair="least-squares")).metric == expected
 
 
 @pytest.mark.parametrize("name", FEW)
