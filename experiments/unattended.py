@@ -6,8 +6,8 @@ from pathlib import Path
 
 from pgprune.agents.training.settings import Settings, resumed
 from pgprune.agents.training.train import Training
+from pgprune.runs.progress_view import ProgressView
 from pgprune.runs.run import Run
-from pgprune.runs.view import TrainingView
 
 
 def train(settings: Settings, command: Sequence[str]) -> None:
@@ -24,7 +24,7 @@ def train(settings: Settings, command: Sequence[str]) -> None:
     if path.exists() and settings.entry.no_resume:
         shutil.rmtree(path)
     run = Run.open(path) if path.exists() else None
-    training = Training(resumed(run) if run else settings, TrainingView("", quiet=True))
+    training = Training(resumed(run) if run else settings, ProgressView("", quiet=True))
     if run is None:
         run = Run.create(str(path), settings.sections(training.decided()), command, path.name)
     training.check(run)

@@ -19,7 +19,8 @@ from pgprune.finetuning.config import FinetuningConfig
 from pgprune.finetuning.finetune import Finetuning
 from pgprune.finetuning.instructions import TrainingDataConfig
 from pgprune.finetuning.lora import LoraConfig
-from pgprune.finetuning.view import FinetuningView, print_finetuning
+from pgprune.finetuning.view import print_finetuning
+from pgprune.runs.progress_view import ProgressView
 from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
 
 MAIN = (
@@ -35,7 +36,7 @@ def main() -> int:
     arguments = make_parser().parse_args()
     config = from_arguments(FinetuningConfig, arguments)
     console = Console(quiet=config.quiet, highlight=False)
-    view = FinetuningView("finetuning", quiet=config.quiet, console=console)
+    view = ProgressView("finetuning", "updates", quiet=config.quiet, console=console)
     data = from_arguments(TrainingDataConfig, arguments)
     lora = from_arguments(LoraConfig, arguments)
     try:

@@ -14,8 +14,9 @@ from transformers.utils import logging
 from pgprune.experiments.baseline import Baseline, BaselineSettings
 from pgprune.export.export import ExportConfig, export
 from pgprune.runs.finished import FinishedRun
+from pgprune.runs.progress_view import ProgressView
 from pgprune.runs.run import check_output
-from pgprune.runs.view import TrainingView, print_next, print_results
+from pgprune.runs.view import print_next, print_results
 from pgprune.utils.command_line import ArgumentParser, run_command
 from pgprune.utils.command_names import command_words
 
@@ -26,7 +27,7 @@ def main() -> int:
     logging.set_verbosity_error()
     settings = BaselineSettings.from_arguments(make_parser().parse_args())
     console = Console(quiet=settings.run.quiet, highlight=False)
-    view = TrainingView(settings.name, quiet=settings.run.quiet, console=console)
+    view = ProgressView(settings.name, quiet=settings.run.quiet, console=console)
     check_output(settings.run.output)
     try:
         run, results = Baseline(settings, view.note).run(command_words())

@@ -21,8 +21,9 @@ from pgprune.agents.training.settings import (
 )
 from pgprune.agents.training.train import Training
 from pgprune.errors import PruningError, ResourceError
+from pgprune.runs.progress_view import ProgressView
 from pgprune.runs.run import Run, check_output
-from pgprune.runs.view import TrainingView, print_next, print_results
+from pgprune.runs.view import print_next, print_results
 from pgprune.utils.command_line import ArgumentParser, run_command
 from pgprune.utils.command_names import command_words
 from pgprune.utils.memory import within_memory
@@ -66,7 +67,7 @@ def resume(asked: TrainingRunConfig, console: Console) -> int:
 
 def train(settings: Settings, run: Run | None, console: Console) -> int:
     """Trains a new run, or the rest of an interrupted one."""
-    view = TrainingView(settings.name, quiet=settings.run.quiet, console=console)
+    view = ProgressView(settings.name, quiet=settings.run.quiet, console=console)
     try:
         with within_memory(), team_of(settings) as team:
             training = Training(settings, view, team)

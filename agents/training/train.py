@@ -32,9 +32,9 @@ from pgprune.metrics import METRICS, Importance
 from pgprune.models.load import fingerprint
 from pgprune.repair.repair import Repair
 from pgprune.runs.files import RunFile
+from pgprune.runs.progress_view import ProgressView, training_figures
 from pgprune.runs.results import perplexities, with_repair
 from pgprune.runs.run import Run
-from pgprune.runs.view import TrainingView
 from pgprune.utils.ctrl_c import ctrl_c
 from pgprune.utils.memory import memory_now, peak_memory, read_once
 
@@ -57,7 +57,7 @@ class Training:
     """
 
     def __init__(
-        self, settings: Settings, view: TrainingView, team: Replicas | None = None
+        self, settings: Settings, view: ProgressView, team: Replicas | None = None
     ) -> None:
         self._started = time.monotonic()
         self.settings = settings
@@ -201,7 +201,8 @@ class Training:
         timesteps = agent.timesteps
         run.log(agent.steps, {"time/timesteps": float(timesteps), **shown})
         finite = {name: value for name, value in shown.items() if math.isfinite(value)}
-        self.view.update(agent.steps, timesteps, self.settings.run.total_timesteps, finite)
+        total = self.settings.run.total_timesteps
+        self.view.update(timesteps, total, training_figures(finite))
 
     def _save(self, run: Run, agent: Agent) -> None:
         self._count()

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from pgprune.evaluation.latency import LatencyConfig, Measurement, Models
 from pgprune.evaluation.timing import Spread, machine, weight_bytes
+from pgprune.runs.view import number_table
 from pgprune.utils.figures import BEST, GREY, INITIAL, LEARNED, save_figure
 from pgprune.utils.files import new_directory, saving, write_file
 from pgprune.utils.markdown import grid
@@ -85,11 +84,11 @@ def make_report(
 def print_report(report: Mapping[str, Any], console: Console) -> None:
     """Prints the tables, the second one with a section for each setting."""
     (columns, models), ((_, *others), measurements) = _tables(report)
-    table = _empty_table(columns)
+    table = number_table(columns, models, split=True)
     for row in models:
         table.add_row(*map(Text, row))
     console.print(table)
-    table = _empty_table(others)
+    table = number_table(others, [row for _, *row in measurements], split=True)
     for setting, rows in groupby(measurements, key=lambda row: row[0]):
         table.add_row(f"[bold]{setting} tokens")
         for _, *row in rows:
@@ -123,15 +122,6 @@ def markdown(report: Mapping[str, Any]) -> str:
     for columns, rows in _tables(report):
         parts.append(grid(columns, rows).rstrip("\n"))
     return "\n\n".join(parts) + "\n"
-
-
-def _empty_table(columns: Sequence[str]) -> Table:
-    """A table with a column of names, which may break, and narrow ones of numbers."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column(columns[0], overflow="fold")
-    for column in columns[1:]:
-        table.add_column(column.replace(" ", "\n"), justify="right", no_wrap=True)
-    return table
 
 
 def _found(own: Measurement, reference: Measurement, weights: int) -> dict[str, Any]:

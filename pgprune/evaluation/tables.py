@@ -4,11 +4,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from pgprune.evaluation.zero_shot import METRICS
+from pgprune.runs.view import number_table
 
 Record = Mapping[str, Any]
 Records = Sequence[Record]
@@ -80,40 +80,46 @@ def averages(records: Records) -> dict[str, float]:
 
 
 def _print_perplexities(records: Records, console: Console) -> None:
-    texts, cells = _distinct(records, "text"), {(row["name"], row["text"]): row for row in records}
-    columns = [("perplexity", text) for text in texts]
-    incomparable = len({row["tokenizer"]["hash"] for row in records}) > 1
-    if incomparable:
-        columns += [("bits_per_byte", text) for text in texts]
-    headers = [text if key == "perplexity" else f"{text}\nbits/byte" for key, text in columns]
-    table = _table("perplexity", ["parameters", "ratio", *headers])
-    sizes = {row["name"]: row["parameters"] for row in records}
-    for name, size in sizes.items():
-        values = (cells.get((name, text), {}).get(key) for key, text in columns)
-        share = size / records[0]["parameters"]
-        table.add_row(name, f"{size:,}", f"{share:.1%}", *map(_number, values))
-    console.print(table)
-    if incomparable:
+    console.print(_text_table("perplexity", records))
+    if len({row["tokenizer"]["hash"] for row in records}) > 1:
         console.print(
             "These models have different tokenizers: perplexities of tokens do not compare, bits "
             "per byte do.",
             soft_wrap=True,
         )
+        console.print(_text_table("bits_per_byte", records))
+
+
+def _text_table(key: str, records: Records) -> Table:
+    """A table of models and texts; the share of parameters is of the first model."""
+    texts, cells = _distinct(records, "text"), {(row["name"], row["text"]): row for row in records}
+    sizes = {row["name"]: row["parameters"] for row in records}
+    rows = [
+        [
+            name,
+            f"{size:,}",
+            f"{size / records[0]['parameters']:.1%}",
+            *(_number(cells.get((name, text), {}).get(key)) for text in texts),
+        ]
+        for name, size in sizes.items()
+    ]
+    return _filled([key.replace("_", " "), "parameters", "ratio", *texts], rows)
 
 
 def _print_accuracies(records: Records, console: Console) -> None:
     tasks, cells = _distinct(records, "task"), {(row["name"], row["task"]): row for row in records}
-    headers = [_SHORT.get(task, task) for task in tasks]
-    table = _table("zero-shot, %", ["metric", *headers, "mean"])
+    lines = []
     for name in _distinct(records, "name"):
         rows = [cells[name, task] for task in tasks if (name, task) in cells]
         means = averages(rows) if len(rows) == len(tasks) else {}
         for metric in METRICS:
             values = (_accuracy(cells.get((name, task)), metric) for task in tasks)
-            table.add_row(name, metric, *values, _percent(means.get(metric)))
-    table.add_section()
+            lines.append([name, metric, *values, _percent(means.get(metric))])
     rows = [next(row for row in records if row["task"] == task) for task in tasks]
     chances = [row["chance"] for row in rows]
+    head = ["zero-shot, %", "metric", *(_SHORT.get(task, task) for task in tasks), "mean"]
+    table = _filled(head, lines)
+    table.add_section()
     table.add_row("chance", "", *map(_percent, [*chances, sum(chances) / len(chances)]))
     table.add_row("items", "", *(f"{row['items']:,}" for row in rows))
     console.print(table)
@@ -143,12 +149,10 @@ def _print_protocol(records: Records, console: Console) -> None:
         console.print(text, soft_wrap=True, markup=False)
 
 
-def _table(title: str, headers: Sequence[str]) -> Table:
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column(title, overflow="fold", min_width=len(title))
-    for header in headers:  # which may fold, but never so far that numbers do
-        least = min(9, max(6, len(header)))
-        table.add_column(header, overflow="fold", justify="right", min_width=least)
+def _filled(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = number_table(head, rows)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

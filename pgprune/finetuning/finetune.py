@@ -25,15 +25,17 @@ from pgprune.finetuning.config import (
 from pgprune.finetuning.instructions import TrainingDataConfig, training_windows
 from pgprune.finetuning.lora import LoraConfig, LoraTrainer, check_peft
 from pgprune.finetuning.output import add_to_run, write_finetuned
-from pgprune.finetuning.view import FinetuningView
 from pgprune.masking.perplexity import bos_rule
 from pgprune.models.load import fingerprint
 from pgprune.models.losses import model_perplexity
 from pgprune.runs.any_model import LoadedModel, check_source, load_any, run_at
+from pgprune.runs.progress_view import ProgressView
 from pgprune.utils.ctrl_c import ctrl_c
 from pgprune.utils.files import check_new, read_checkpoint, saving, write_checkpoint
 from pgprune.utils.memory import peak_memory
 from pgprune.utils.versions import versions
+
+_SHOWN_UPDATES = 20  # whose mean loss is shown
 
 
 class Finetuning:
@@ -56,7 +58,7 @@ class Finetuning:
         config: FinetuningConfig,
         data: TrainingDataConfig,
         lora: LoraConfig,
-        view: FinetuningView,
+        view: ProgressView,
     ) -> None:
         self._started = time.monotonic()
         check_peft()
@@ -116,8 +118,9 @@ class Finetuning:
 
         with self._view, ctrl_c() as interrupted:
             while trainer.step < trainer.total and not interrupted():
-                loss = trainer.advance()
-                self._view.update(trainer.step, trainer.total, loss)
+                trainer.advance()
+                shown = _smoothed(trainer.losses)
+                self._view.update(trainer.step, trainer.total, {"loss": f"{shown:.4f}"})
                 if trainer.step % config.checkpoint_every == 0 and trainer.step < trainer.total:
                     tensors, values = trainer.state()
                     record = {**values, "asked": asked, "before": before, "seconds": seconds()}
@@ -227,6 +230,12 @@ class Finetuning:
                 f"{' and '.join(different)}; repeat that command, or delete the checkpoint"
             )
         return tensors, record
+
+
+def _smoothed(losses: list[float]) -> float:
+    """A moving average of the last losses; of one update it scatters too much to watch."""
+    last = losses[-_SHOWN_UPDATES:]
+    return sum(last) / len(last)
 
 
 def _mean(values: list[float]) -> float | None:

@@ -1,28 +1,16 @@
-"""What a command shows while it learns and when it is done."""
+"""Prints what a command has reached: tables, samples of text, and what to do next."""
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.columns import Columns
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress_bar import ProgressBar
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pgprune.runs.progress_view import duration
 from pgprune.utils.command_names import spelled
 
-_LINE_EVERY = 10.0  # seconds between two lines where the output is not a terminal
-_FIGURES = {
-    "loss": "rollout/loss",
-    "baseline": "train/baseline",
-    "reward": "rollout/reward",
-    "best": "validation/best_loss",
-}
-_KEPT = "kept_share/"
 _WIDEST = 120  # characters that two columns of text are read well in
 _ROWS = {
     "dense": "dense",
@@ -33,102 +21,28 @@ _ROWS = {
 }
 
 
-class TrainingView:
-    """Shows how training goes: live in a terminal, a line now and then elsewhere, or nothing.
+def number_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, least: int = 6, split: bool = False
+) -> Table:
+    """Makes an empty table for a column of names, which may fold, and columns of numbers.
+
+    Numbers are never cut or folded. Heads fold where the terminal is narrow.
 
     Args:
-        title: what is trained, such as "reinforce on builtin".
-        quiet: shows nothing.
-        console: where to; standard output by default.
+        head: names of the columns.
+        rows: the cells to come, from which the columns get their widths.
+        least: the narrowest that a column of numbers may get.
+        split: whether heads are broken at every space.
     """
-
-    def __init__(self, title: str, *, quiet: bool = False, console: Console | None = None) -> None:
-        self.title = title
-        self.console = console or Console(quiet=quiet, highlight=False)
-        self._live: Live | None = None
-        self._last_line = -_LINE_EVERY
-        self._first: tuple[float, int] | None = None  # time and timesteps of the first update
-        self._now = (0.0, 0, 0, 1)  # time, step, timesteps, total
-        self._metrics: dict[str, float] = {}
-
-    def __enter__(self) -> Self:
-        if self.console.is_terminal and not self.console.quiet:
-            self._live = Live(
-                get_renderable=self._render, console=self.console, refresh_per_second=4
-            )
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._live:
-            self._live.stop()
-        elif self._first:
-            self.console.print(self._line(), soft_wrap=True)
-
-    def update(self, step: int, timesteps: int, total: int, metrics: Mapping[str, float]) -> None:
-        """Takes in the figures of a step.
-
-        Args:
-            step: the steps done.
-            timesteps: the mask evaluations done.
-            total: the mask evaluations to do.
-            metrics: values by name: ``rollout/loss``, ``rollout/reward``, ``train/baseline``,
-                ``validation/best_loss``, and ``.../kept_share/<kind>`` for each kind of unit. What
-                is absent keeps its last value; others are not shown.
-        """
-        now = time.monotonic()
-        self._first = self._first or (now, timesteps)
-        self._now = (now, step, timesteps, total)
-        self._metrics.update(metrics)
-        if self._live is None and now - self._last_line >= _LINE_EVERY:
-            self._last_line = now
-            self.console.print(self._line(), soft_wrap=True)
-
-    def note(self, message: str) -> None:
-        """Prints a line, above the live view if there is one."""
-        self.console.print(message, soft_wrap=True, markup=False)
-
-    @property
-    def rate(self) -> float:
-        """Mask evaluations per second since the first update; 0 before the second."""
-        if self._first is None or self._now[0] <= self._first[0]:
-            return 0.0
-        return (self._now[2] - self._first[1]) / (self._now[0] - self._first[0])
-
-    def _figures(self) -> dict[str, str]:
-        """The figures to show, by label."""
-        shown = {
-            label: f"{self._metrics[name]:.4f}"
-            for label, name in _FIGURES.items()
-            if name in self._metrics
-        }
-        for name, value in self._metrics.items():
-            if _KEPT in name:
-                shown[f"{name.rpartition('/')[2]} kept"] = f"{value:.1%}"
-        return {**shown, "evaluations/s": f"{self.rate:.1f}"} if self.rate else shown
-
-    def _progress(self) -> tuple[str, str]:
-        _, _, timesteps, total = self._now
-        left = duration((total - timesteps) / self.rate) if self.rate else "?"
-        return f"{timesteps:,}/{total:,} evaluations", f"{left} left"
-
-    def _line(self) -> str:
-        figures = (f"{label} {value}" for label, value in self._figures().items())
-        return ", ".join([*self._progress(), *figures])
-
-    def _render(self) -> Group | Text:
-        if self._first is None:
-            return Text(f"{self.title}: starting")
-        bar = Table.grid(padding=(0, 2))
-        done = ProgressBar(total=self._now[3], completed=self._now[2], width=30)
-        bar.add_row(Text(self.title, "bold"), done, *self._progress())
-        figures = (f"[dim]{label}[/] {value}" for label, value in self._figures().items())
-        return Group(bar, Columns(figures, padding=(0, 3)))
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column(head[0], overflow="fold", min_width=min(len(head[0]), 20))
+    for index, name in enumerate(head[1:], start=1):
+        widest = max((len(row[index]) for row in rows if index < len(row)), default=0)
+        words = name.replace(" ", "\n") if split else name
+        longest = max(map(len, words.split()), default=0)
+        width = max(widest, min(longest, 10), least)
+        table.add_column(words, justify="right", overflow="fold", min_width=width)
+    return table
 
 
 def print_results(results: Mapping[str, Any], console: Console) -> None:
@@ -142,18 +56,21 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     """
     perplexity: Mapping[str, Mapping[str, float]] = results["perplexity"]
     sets = list(dict.fromkeys(name for row in perplexity.values() for name in row))
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("perplexity", no_wrap=True)
-    for name in [*sets, "parameters", "of prunable"]:
-        table.add_column(name, justify="right", no_wrap=True)
     labels = dict(_ROWS)
     if "method" in results:
         labels |= {"masked": f"mask of {results['method']}", "pruned": "the same, as shipped"}
-    for row, label in labels.items():
-        if perplexity.get(row) and not (row == "pruned" and _unrepaired(perplexity)):
-            values = [_perplexity(perplexity[row].get(name)) for name in sets]
-            style = "bold" if row == "masked" else None
-            table.add_row(label, *values, *_kept(results["parameters"], row), style=style)
+    rows = {
+        row: [
+            labels[row],
+            *(_perplexity(perplexity[row].get(name)) for name in sets),
+            *_parameters(results["parameters"], row),
+        ]
+        for row in labels
+        if perplexity.get(row) and not (row == "pruned" and _unrepaired(perplexity))
+    }
+    table = number_table(["perplexity", *sets, "parameters", "of prunable"], list(rows.values()))
+    for row, cells in rows.items():
+        table.add_row(*cells, style="bold" if row == "masked" else None)
     console.print(table)
     summary = {
         "pruned": f"{results['prune_rate']['achieved']:.2%} of the prunable parameters "
@@ -201,13 +118,6 @@ def print_next(commands: Sequence[str], console: Console) -> None:
         console.print(f"  {spelled(command)}", soft_wrap=True, markup=False)
 
 
-def duration(seconds: float) -> str:
-    """A time span as people write it: 0:07, 3:20, 1:02:03."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
 def _printable(text: str) -> str:
     """A text that can do nothing to a terminal but show."""
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text.expandtabs(4))
@@ -222,7 +132,7 @@ def _unrepaired(perplexity: Mapping[str, Mapping[str, float]]) -> bool:
     return perplexity["pruned"] == perplexity.get("masked")
 
 
-def _kept(parameters: Mapping[str, int], row: str) -> tuple[str, str]:
+def _parameters(parameters: Mapping[str, int], row: str) -> tuple[str, str]:
     """The parameters that a row's model has, and the share of the prunable ones that it keeps."""
     count = parameters.get(row, parameters.get("pruned") if row == "masked" else None)
     if count is None:

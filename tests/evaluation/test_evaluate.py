@@ -152,7 +152,7 @@ def test_different_tokenizers(run, text, arguments, tmp_path, capsys):
     assert evaluate(run, other, text, *FEW) == 0
     shown = capsys.readouterr().out
     assert "different tokenizers" in shown
-    assert "bits/byte" in shown
+    assert "\n bits per byte" in shown
     assert "26 tokens" in shown
     assert "27 tokens" in shown
 

@@ -10,14 +10,14 @@ from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.finetuning.config import FinetuningConfig
 from pgprune.finetuning.finetune import Finetuning
 from pgprune.finetuning.lora import LoraConfig
-from pgprune.finetuning.view import FinetuningView
 from pgprune.models.losses import model_perplexity
+from pgprune.runs.progress_view import ProgressView
 
 LORA = LoraConfig(learning_rate=1e-2, batch_size=4, rank=4)
 LETTERS = "thequickbrownfoxjumpsoverthelazydog"
 
 
-class Listener(FinetuningView):
+class Listener(ProgressView):
     """Collects what is shown; does something after an update, if asked."""
 
     def __init__(self, after: int = 0, then=lambda: None) -> None:
@@ -27,9 +27,9 @@ class Listener(FinetuningView):
     def note(self, message: str) -> None:
         self.notes.append(message)
 
-    def update(self, step: int, total: int, loss: float) -> None:
-        super().update(step, total, loss)
-        if step == self.after:
+    def update(self, done: int, total: int, figures) -> None:
+        super().update(done, total, figures)
+        if done == self.after:
             self.then()
 
 
