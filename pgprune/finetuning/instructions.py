@@ -10,11 +10,12 @@ length, so that no token of a window is padding.
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -26,9 +27,12 @@ from pgprune.data.documents import (
     parquet_rows,
 )
 from pgprune.data.sources import Item, items
-from pgprune.data.tokens import Ids, cut, encode
+from pgprune.data.tokens import Ids, encode
 from pgprune.errors import PruningError, first_line
 from pgprune.utils.options import Config, option
+
+Trained = npt.NDArray[np.bool_]
+"""Which tokens of a text are trained, (n,)."""
 
 _INSTRUCTION_FILES = (".json", ".jsonl", ".parquet")
 
@@ -115,19 +119,20 @@ def training_windows(
     if found is None:
         documents = calibration_documents(source)
         texts = documents() if callable(documents) else documents
-        parts = encode(tokenizer, _shuffled(texts, order))
+        plain = encode(tokenizer, _shuffled(texts, order))
+        parts = ((ids, np.ones(len(ids), bool)) for ids in plain)
     else:
         parts = _encode_examples(_shuffled(found, order), tokenizer, train_on)
-    windows = chain.from_iterable(cut(parts, sequence_length))
-    kept = list(islice((w for w in windows if (w[1:] >= 0).any()), samples))
+    # Nothing predicts the first token of a window, so alone it gives nothing to learn.
+    useful = (window for window in _windows(parts, sequence_length) if window[1][1:].any())
+    kept = list(islice(useful, samples))
     if not kept:
         raise PruningError(
             f"the training data {source!r} is shorter than one window of {sequence_length:,} "
             "tokens; give more of it, or a smaller sequence_length"
         )
-    packed = torch.from_numpy(np.stack(kept)).long()  # (N, T)
-    kind = "text" if found is None else "instructions"
-    return TrainingWindows(torch.where(packed < 0, ~packed, packed), packed >= 0, kind)
+    ids, trained = (torch.from_numpy(np.stack(rows)) for rows in zip(*kept, strict=True))  # (N, T)
+    return TrainingWindows(ids.long(), trained, "text" if found is None else "instructions")
 
 
 def prompt_of(instruction: str, given: str = "") -> str:
@@ -241,8 +246,8 @@ def _shuffled(values: Iterable[Any], order: np.random.Generator) -> Iterable[Any
 
 def _encode_examples(
     examples: Iterable[Example], tokenizer: PreTrainedTokenizerBase, train_on: str
-) -> Iterator[Ids]:
-    """Tokenises examples; a token that is not trained is -1 - id, so that one vector says all."""
+) -> Iterator[tuple[Ids, Trained]]:
+    """Tokenises examples: the ids of each, (n,), and which of them are trained, (n,)."""
     end = tokenizer.eos_token_id
     examples = iter(examples)
     while some := list(islice(examples, 256)):
@@ -251,9 +256,20 @@ def _encode_examples(
         for ids in texts:
             if end is not None and ids[-1:] != [end]:
                 ids = np.append(ids, np.int32(end))
+            trained = np.ones(len(ids), bool)
             if train_on == "response":
-                ids[: _common(ids, next(prompts))] ^= -1
-            yield ids
+                trained[: _common(ids, next(prompts))] = False
+            yield ids, trained
+
+
+def _windows(parts: Iterable[tuple[Ids, Trained]], length: int) -> Iterator[tuple[Ids, Trained]]:
+    """Joins parts and cuts them into windows, (length,) each; what is left at the end is lost."""
+    ids, trained = np.empty(0, np.int32), np.empty(0, bool)
+    for more, which in parts:
+        ids, trained = np.append(ids, more), np.append(trained, which)
+        while len(ids) >= length:
+            yield ids[:length], trained[:length]
+            ids, trained = ids[length:], trained[length:]
 
 
 def _common(first: Ids, second: Ids) -> int:
