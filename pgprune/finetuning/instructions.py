@@ -116,6 +116,7 @@ def training_windows(
             "all, or give instructions as data"
         )
     order = np.random.default_rng(seed)
+    parts: Iterable[tuple[Ids, Trained]]
     if found is None:
         documents = calibration_documents(source)
         texts = documents() if callable(documents) else documents
