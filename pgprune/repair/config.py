@@ -1,4 +1,4 @@
-"""Repair as a stage of its own: which one is wanted, and what it costs in parameters."""
+"""Options of repair, and the parameters that a repair adds."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ from pgprune.utils.options import Config, option
 
 @dataclass(frozen=True)
 class RepairConfig(Config):
-    """Repair: how weights or biases of what is kept make up for what is gone."""
+    """Options of repair, which refits kept weights or biases to compensate for pruned ones."""
 
     repair: str = option(
         "auto",
@@ -65,13 +65,13 @@ def describe(config: RepairConfig) -> str:
 
 
 def adds_biases(model: nn.Module, units: PruningUnits, how: str, own: Repair | None = None) -> bool:
-    """Whether a repair gives biases to projections that have none.
+    """Tells if a repair gives biases to projections that have none.
 
     Args:
         model: the dense model.
         units: of the model.
         how: a choice of ``RepairConfig``.
-        own: what ``auto`` is.
+        own: the repair that ``auto`` stands for.
     """
     if how == "auto":
         return added_parameters(model, own) > 0
@@ -81,7 +81,7 @@ def adds_biases(model: nn.Module, units: PruningUnits, how: str, own: Repair | N
 
 
 def added_parameters(model: nn.Module, repair: Repair | None) -> int:
-    """Parameters of the biases that a repair adds where the model has none."""
+    """Counts the parameters of the biases that a repair adds where the model has none."""
     biases = repair.biases if repair is not None else {}
     return sum(len(bias) for key, bias in biases.items() if _lacks_bias(model, key))
 

@@ -31,17 +31,17 @@ def fit_repair(
 ) -> Repair:
     """Refits what a mask keeps, layer by layer on the activations of the pruned, repaired model.
 
-    ``bias`` gives back what pruned inputs add on average: b + W mean(x), over the pruned x. FLAP,
-    whose idea it is, takes the dense model's means; here they are of the inputs that the projection
-    gets in the pruned model.
+    ``bias`` adds the mean contribution of pruned inputs: b + W mean(x), over the pruned x (FLAP,
+    An et al. 2024). FLAP takes the means from the dense model; here they are those of the inputs
+    that the projection gets in the pruned model.
 
-    ``least-squares`` refits the weights, and the bias where there is one already, so that the
-    hidden states after each block come as near as they can to those of the dense model. What
-    earlier layers got wrong is part of this target, so blocks that lost nothing make up for those
-    that are gone. A projection that lost all its inputs keeps its bias only, if it has one.
+    ``least-squares`` refits the weights, and the bias if there is one, so that the hidden states
+    after each block are as close as possible to those of the dense model. The errors of earlier
+    layers are part of this target, so blocks that lost nothing compensate for pruned ones. A
+    projection that lost all its inputs keeps its bias only, if it has one.
 
-    ``alternating`` does the same, and refits the down and up projections of gated MLPs in turns, as
-    ``pgprune.repair.gated_mlp`` describes. It holds the activations of one MLP for all the text.
+    ``alternating`` does the same, and refits the down and up projections of gated MLPs in turns
+    (``pgprune.repair.gated_mlp``). It holds the activations of one MLP for all the text.
 
     Args:
         lm: the frozen model.
@@ -83,21 +83,21 @@ def choose_and_refit(
     damping: float = DAMPING,
     alternating: bool = False,
 ) -> tuple[Tensor, Repair]:
-    """Prunes projection by projection, refitting each before the next one is looked at.
+    """Prunes and refits projection by projection, each on what the refitted ones before it give.
 
     Args:
         lm: the frozen model; its units are heads, channels or both.
         windows: calibration token ids, (N, T).
         choose: which units of a group to keep, (units,) bool.
         target: as in ``refit_layers``.
-        damping: as in ``repair``.
-        alternating: gated MLPs are refitted as by that repair.
+        damping: as in ``fit_repair``.
+        alternating: whether gated MLPs are refitted in turns, as by that repair.
 
     Returns:
         The mask, (n,) uint8, and the repair.
 
     Raises:
-        PruningError: as ``repair``.
+        PruningError: as ``fit_repair``.
     """
     _check_damping(damping)
     mask = lm.units.ones()
@@ -110,7 +110,7 @@ def choose_and_refit(
         problem = projection.least_squares(damping)
         mask[group.start : group.stop] = choose(problem, group).to(mask)
         if alternating and _alternates(projection):
-            del problem
+            del problem  # frees its matrices before the MLP's problem is built
             return best_in_turns(projection, damping)
         return best_weights(projection, problem)
 
@@ -119,11 +119,12 @@ def choose_and_refit(
 
 
 def _bias(projection: Projection) -> Solution:
+    """Fits a bias where units are pruned."""
     return {} if projection.kept.all() else mean_bias(projection)
 
 
 def _alternates(projection: Projection) -> bool:
-    """Whether there are kept channels of a gated MLP."""
+    """Tells if a projection has kept channels of a gated MLP."""
     gated = projection.lm.gated and projection.kind == "channels"
     return gated and bool(projection.kept.any())
 

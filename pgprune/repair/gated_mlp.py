@@ -1,8 +1,8 @@
-"""Gated MLPs: the down and the up projection refitted in turns.
+"""Refits the down and up projections of a gated MLP in turns.
 
-Behind a fixed gate g the output V (g * U z) of a gated MLP is linear in its down projection V for a
-fixed up projection U, and in U for fixed V. So its squared error splits: V is solved exactly from
-second moments, U by some steps of preconditioned conjugate gradients, and so on in turns.
+With a fixed gate g, the output V (g * U z) of a gated MLP is linear in its down projection V for a
+fixed up projection U, and linear in U for a fixed V. So V is solved exactly from second moments,
+and U by a few steps of preconditioned conjugate gradients, in turns.
 """
 
 from collections.abc import Callable
@@ -14,16 +14,16 @@ from torch import Tensor
 from pgprune.repair.least_squares import LeastSquares, SecondMoments
 
 ROUNDS = 3  # each solves for V, then for U
-STEPS = 8  # of conjugate gradients for U
+STEPS = 8  # of conjugate gradients for U in a round
 
 
 class Tokens(NamedTuple):
-    """What an MLP gets for some tokens, and what it should give.
+    """The inputs of an MLP for some tokens, and its targets.
 
     Attributes:
-        inputs: z, what the up projection gets, (tokens, inputs); ones at the end if it has a bias.
-        gates: g, what its outputs are multiplied by, (tokens, channels); kept channels only.
-        targets: y, what the down projection should give, (tokens, outputs).
+        inputs: z, inputs of the up projection, (tokens, inputs); ones at the end if it has a bias.
+        gates: g, the factors of its outputs, (tokens, channels); kept channels only.
+        targets: y, wanted outputs of the down projection, (tokens, outputs).
     """
 
     inputs: Tensor
@@ -38,7 +38,7 @@ class GatedMLP:
         tokens: all tokens, chunk by chunk, of one floating-point type.
         up: U0, the dense weights, (channels, inputs), of the same type.
         down: V0, the dense weights, (outputs, channels), of the same type.
-        damping: r and q, relative to the mean diagonals of the problems that dense weights pose.
+        damping: r and q, relative to the mean diagonals of the two problems at dense weights.
         biased: whether there is a b, which is fitted with V.
         name: of the MLP, for errors.
     """
@@ -54,8 +54,9 @@ class GatedMLP:
     ) -> None:
         self._tokens, self._up, self._down = tokens, up, down
         self._damping, self._biased, self._name = damping, biased, name
+        # With b, the error is that of differences from means; an infinite count makes means zero.
         count = sum(len(chunk.inputs) for chunk in tokens) if biased else torch.inf
-        self._mean = self._sum(lambda c: c.gates.T @ c.inputs) / count  # of g z^T; 0 without b
+        self._mean = self._sum(lambda c: c.gates.T @ c.inputs) / count  # (channels, inputs)
         self._target = self._sum(lambda c: c.targets.sum(0)) / count
         self._sizes = self._sum(lambda c: c.gates.square().T @ c.inputs.square())
         self._ridge = damping * float((down.square().sum(0) @ self._sizes).mean() / len(up))
@@ -64,11 +65,11 @@ class GatedMLP:
     def fit(
         self, rounds: int = ROUNDS, record: Callable[[float], None] | None = None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Solves for V and U in turns, at last for V and b.
+        """Solves for V and U in turns, and finally for V and b.
 
         Args:
-            rounds: how often U is solved for.
-            record: told the error after each half-step.
+            rounds: number of solutions for U.
+            record: called with the error after each half-step.
 
         Returns:
             U (channels, inputs), V (outputs, channels) float64 and b (outputs,) float64 or None.
@@ -89,7 +90,7 @@ class GatedMLP:
         return up, solved, squares.bias(solved)
 
     def error(self, up: Tensor, down: Tensor) -> float:
-        """The error of U (channels, inputs) and V (outputs, channels) with the best b."""
+        """Computes the error of U (channels, inputs) and V (outputs, channels) with the best b."""
         left = [self._channels(up, chunk) @ down.T - chunk.targets for chunk in self._tokens]
         rows = torch.cat(left).double()
         if self._biased:
@@ -111,20 +112,21 @@ class GatedMLP:
         )
 
     def _solve_up(self, up: Tensor, down: Tensor) -> Tensor:
-        """Improves U for fixed V by preconditioned conjugate gradients: (channels, inputs)."""
+        """Improves U for fixed V by preconditioned conjugate gradients: (channels, inputs).
+
+        Solves A(U) = B with A(U) = sum V^T V (h - mean h) g z^T + q U for h = g * U z, and
+        B = sum V^T (y - mean y) g z^T + q U0.
+        """
         product = down.T @ down  # (channels, channels)
+        # The diagonal of A: |v_c|^2 sum_t g_tc^2 z_ti^2 + q (Jacobi preconditioner).
         diagonal = product.diagonal()[:, None] * self._sizes + self._ridge
         diagonal = diagonal.clamp(min=torch.finfo(diagonal.dtype).tiny)
 
         def curvature(direction: Tensor) -> Tensor:
-            mean = (direction * self._mean).sum(1)
-
-            def part(chunk: Tokens) -> Tensor:
-                return (
-                    (self._channels(direction, chunk) - mean) @ product * chunk.gates
-                ).T @ chunk.inputs
-
-            return self._sum(part) + self._ridge * direction
+            mean = (direction * self._mean).sum(1)  # of h, (channels,)
+            return self._ridge * direction + self._sum(
+                lambda c: ((self._channels(direction, c) - mean) @ product * c.gates).T @ c.inputs
+            )
 
         wanted = self._sum(lambda c: ((c.targets - self._target) @ down * c.gates).T @ c.inputs)
         residual = wanted + self._ridge * self._up - curvature(up)
@@ -134,21 +136,18 @@ class GatedMLP:
             if not slope > 0:  # solved
                 break
             curved = curvature(direction)
-            length = slope / (direction * curved).sum()
+            length = slope / (direction * curved).sum()  # to the minimum along the direction
             up = up + length * direction
             residual = residual - length * curved
             new = (residual * residual / diagonal).sum()
-            direction = residual / diagonal + new / slope * direction
+            direction = residual / diagonal + new / slope * direction  # conjugate to the last
             slope = new
         return up
 
     def _channels(self, up: Tensor, chunk: Tokens) -> Tensor:
-        """What the down projection gets, (tokens, channels)."""
+        """Computes the inputs of the down projection, g * U z, (tokens, channels)."""
         return chunk.gates * (chunk.inputs @ up.T)
 
-    def _sum(self, part: Callable[[Tokens], Tensor]) -> Tensor:
-        """The sum over chunks."""
-        total = part(self._tokens[0])
-        for chunk in self._tokens[1:]:
-            total = total + part(chunk)
-        return total
+    def _sum(self, of_chunk: Callable[[Tokens], Tensor]) -> Tensor:
+        """Adds up a function of chunks."""
+        return sum(map(of_chunk, self._tokens[1:]), of_chunk(self._tokens[0]))

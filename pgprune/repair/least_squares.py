@@ -1,8 +1,9 @@
-"""Second moments of a projection's inputs, and the least-squares problem that they pose.
+"""Second moments of a projection's inputs, and the least-squares problem of its weights.
 
-A projection that loses inputs shall still give the targets y: minimise over its weights V the sum
-over tokens of |V x - y|^2. Of the tokens this needs sum x x^T and sum y x^T only, so memory does
-not grow with the text; products are taken in at least float32, sums and solutions in float64.
+A projection that loses inputs should still give the targets y: minimise over its weights V the sum
+over tokens of |V x - y|^2. The solution V = (sum y x^T) (sum x x^T)^-1 needs only these sums, so
+memory does not grow with the text. Products are computed in at least float32, sums and solutions
+in float64.
 """
 
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ class SecondMoments:
         inputs: sum of x, (inputs,) float64.
         targets: sum of y, (outputs,) float64.
         energy: sum of |y|^2, () float64.
-        tokens: seen so far.
+        tokens: number of tokens.
     """
 
     gram: Tensor
@@ -35,7 +36,7 @@ class SecondMoments:
 
     @classmethod
     def of(cls, weight: Tensor) -> "SecondMoments":
-        """No tokens yet, for a projection with a weight (outputs, inputs), on its device."""
+        """Returns moments of no tokens for a weight (outputs, inputs), on its device."""
         outputs, inputs = weight.shape
         # Apple's GPUs have no float64.
         device = torch.device("cpu") if weight.device.type == "mps" else weight.device
@@ -45,7 +46,7 @@ class SecondMoments:
         )
 
     def add(self, inputs: Tensor, targets: Tensor) -> None:
-        """Takes in tokens: x (..., inputs) and y (..., outputs)."""
+        """Adds tokens: x (..., inputs) and y (..., outputs)."""
         wide = torch.promote_types(inputs.dtype, torch.float32)
         x = inputs.flatten(0, -2).to(self.gram.device, wide)
         y = targets.flatten(0, -2).to(self.gram.device, wide)
@@ -58,20 +59,20 @@ class SecondMoments:
 
 
 class LeastSquares:
-    """Which inputs a projection keeps, and the best weights for them.
+    """The best weights of a projection for the inputs that it keeps.
 
     The error of weights V (outputs, inputs) is sum |V x - y|^2 + r |V - W|^2 with the dense weights
-    W. The damping r, relative to the mean square of an input, holds weights where they are in
-    directions that the tokens do not show; where all inputs are zero, r is 1. Inputs come in units
-    of neighbours that are kept or pruned together.
+    W. The damping r, relative to the mean square of an input, keeps the dense weights in directions
+    that no token has; if all inputs are zero, r is 1. Neighbouring inputs form units, which are
+    kept or pruned together.
 
     Args:
         moments: of the inputs and targets.
         weight: W, (outputs, inputs).
         width: inputs of one unit.
-        damping: relative damping, not negative. Without any, singular second moments are an error.
+        damping: relative damping, at least 0. With 0, singular second moments are an error.
         ridge: r itself, in place of the relative damping.
-        biased: a bias is fitted too, so that x and y are their differences from the means.
+        biased: whether a bias is fitted too; x and y are then differences from their means.
         name: of the projection, for errors.
 
     Attributes:
@@ -80,9 +81,9 @@ class LeastSquares:
         cross: sum y x^T + r W, (outputs, inputs) float64.
         energy: the error of no weights at all, sum |y|^2 + r |W|^2.
         ridge: r.
-        squares: sum x^2 of each input, always of x itself, (inputs,) float64.
+        squares: sum x^2 of each input, (inputs,) float64; of x itself also with a bias.
         width: inputs of one unit.
-        units: how many.
+        units: number of units.
 
     Raises:
         PruningError: the activations are not finite.
@@ -106,11 +107,12 @@ class LeastSquares:
         self.weight = weight.to(moments.gram)
         self.squares = moments.gram.diagonal().clone()
         self.gram, self.cross, energy = moments.gram.clone(), moments.cross, moments.energy
-        if biased:
+        if biased:  # sum (x - m)(x - m)^T = sum x x^T - (sum x) m^T, and so on
             mean = moments.inputs / moments.tokens
             self.gram -= moments.inputs.outer(mean)
             self.cross = self.cross - moments.targets.outer(mean)
             energy = energy - moments.targets.square().sum() / moments.tokens
+        # With the damping, V (sum x x^T + r I) = sum y x^T + r W.
         relative = damping * float(self.gram.diagonal().mean())
         self.ridge = (relative or float(damping > 0)) if ridge is None else ridge
         self.gram.diagonal().add_(self.ridge)
@@ -122,15 +124,15 @@ class LeastSquares:
         self._name = name
 
     def everything(self) -> Tensor:
-        """All units kept, (units,) bool."""
+        """Returns the choice that keeps all units, (units,) bool."""
         return torch.ones(self.units, dtype=torch.bool, device=self.gram.device)
 
     def inputs(self, kept: Tensor) -> Tensor:
-        """Indices of the inputs of units (units,) bool."""
+        """Returns the indices of the inputs of kept units (units,) bool."""
         return kept.to(self.gram.device).repeat_interleave(self.width).nonzero().flatten()
 
     def refit(self, kept: Tensor) -> Tensor:
-        """The weights with the smallest error among those that use kept units only.
+        """Computes the weights with the smallest error among those that use kept units only.
 
         Args:
             kept: (units,) bool.
@@ -147,14 +149,15 @@ class LeastSquares:
         return weight
 
     def bias(self, weight: Tensor) -> Tensor | None:
-        """The bias beside weights V (outputs, inputs), mean of y - V x; None if none is fitted."""
+        """Computes the bias for weights V (outputs, inputs), mean of y - V x; None if unbiased."""
         moments = self._moments
         if moments is None:
             return None
         return (moments.targets - weight @ moments.inputs) / moments.tokens
 
     def error(self, kept: Tensor) -> float:
-        """The smallest error of weights that use kept units (units,) bool only."""
+        """Computes the smallest error of weights that use kept units (units,) bool only."""
+        # With G = L L^T and C the columns of sum y x^T + r W, it is energy - |L^-1 C^T|^2.
         index = self.inputs(kept)
         half = torch.linalg.solve_triangular(
             self.factor(index), self.cross[:, index].T, upper=False
@@ -162,22 +165,22 @@ class LeastSquares:
         return self.energy - float(half.square().sum())
 
     def inverse(self, kept: Tensor) -> Tensor:
-        """The inverse of the gram matrix of kept units, (inputs, inputs), zero for the others."""
+        """Computes the inverse of the kept units' gram, (inputs, inputs), zero for the others."""
         index = self.inputs(kept)
         inverse = torch.zeros_like(self.gram)
         inverse[index[:, None], index] = torch.cholesky_inverse(self.factor(index))
         return inverse
 
     def factor(self, index: Tensor) -> Tensor:
-        """The lower Cholesky factor of the gram matrix of some inputs (i,): (i, i).
+        """Computes the lower Cholesky factor of the gram matrix of some inputs (i,): (i, i).
 
         Raises:
-            PruningError: it is singular.
+            PruningError: the matrix is singular.
         """
         gram = self.gram[index[:, None], index]
         factor, failed = torch.linalg.cholesky_ex(gram)
         pivots, scale = factor.diagonal().square(), gram.diagonal()
-        precision = len(index) * torch.finfo(gram.dtype).eps
+        precision = len(index) * torch.finfo(gram.dtype).eps  # relative error of a pivot
         if bool(failed) or bool((pivots <= precision * scale).any()):
             raise PruningError(
                 f"the second moments of the {len(index)} inputs of {self._name} are singular; "

@@ -1,4 +1,4 @@
-"""A projection of the pruned model, what it gets there and what it should give."""
+"""A projection of the pruned model with its inputs there and its targets."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,20 +17,20 @@ KINDS = ("heads", "channels")
 """Projections by the kind of unit in their inputs, in the order in which a layer runs them."""
 
 BLOCKS = {"heads": "attention", "channels": "mlp"}
-"""The block that each projection ends."""
+"""The block whose last projection it is, by kind."""
 
 
 @dataclass(frozen=True)
 class Projection:
-    """A projection of the pruned model that is to be refitted.
+    """A projection of the pruned model that will be refitted.
 
     Attributes:
         lm: the model.
-        mask: (n,), as far as it is decided.
+        mask: (n,), decided up to this projection.
         seen: the layer in the pruned model.
         kind: ``heads`` for the attention output projection, ``channels`` for the down projection.
-        wanted: the dense model's hidden states after the block, chunk by chunk, (b, T, D) each; if
-            there are none, the projection should give what it gives with dense weights.
+        wanted: the dense model's hidden states after the block, chunk by chunk, (b, T, D) each;
+            None if the target is the projection's own output with dense weights.
     """
 
     lm: MaskedLM
@@ -72,7 +72,7 @@ class Projection:
 
     @property
     def intact(self) -> bool:
-        """Whether nothing is pruned up to here, so that hidden states are the dense model's."""
+        """Whether nothing is pruned up to here; then hidden states equal the dense model's."""
         layers = self.lm.units.layer
         before = layers < self.seen.layer if self.kind == "heads" else layers <= self.seen.layer
         return bool(self.kept.all() and self.mask[before].all())
@@ -83,14 +83,14 @@ class Projection:
             yield pair[KINDS.index(self.kind)]
 
     def targets(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields its inputs and what it should give for them, (b, T, D), chunk by chunk."""
+        """Yields its inputs and the wanted outputs for them, (b, T, D), chunk by chunk."""
         for chunk, pair in enumerate(self.seen.inputs):
             inputs = pair[KINDS.index(self.kind)]
             missing = self._missing(chunk, pair[0])
             yield inputs, run_linear(self.linear, inputs) if missing is None else missing
 
     def _missing(self, chunk: int, attention: Tensor) -> Tensor | None:
-        """What hidden states lack to be the dense model's after the block, if that is wanted."""
+        """Computes the dense model's states after the block minus the present ones, if wanted."""
         if self.wanted is None:
             return None
         present = wide(self.seen.states[chunk]).to(attention.device)
@@ -99,7 +99,7 @@ class Projection:
         return self.wanted[chunk].to(attention.device) - present
 
     def least_squares(self, damping: float) -> LeastSquares:
-        """What to minimise over its weights, and over its bias if it has one."""
+        """Builds the problem of its weights, and of its bias if it has one."""
         moments = SecondMoments.of(self.linear.weight)
         for inputs, targets in self.targets():
             moments.add(inputs, targets)
@@ -113,18 +113,18 @@ class Projection:
         )
 
     def gated_mlp(self, damping: float) -> GatedMLP:
-        """What to minimise over the weights of down and up projection, for kept channels."""
+        """Builds the problem of the weights of down and up projection, for kept channels."""
         up = self.lm.linear(self.seen.layer, "up")
         kept = self.kept_inputs.to(up.weight.device)
         tokens = []
-        with _giving_ones(up) as up_inputs:  # so that the down projection gets the gates
+        with _giving_ones(up) as up_inputs:  # g * 1 = g: the down projection gets the gates
             for chunk, (attention, gates) in enumerate(self.seen.inputs):
                 inputs = wide(up_inputs.pop()).flatten(0, -2)
                 targets = self._missing(chunk, attention)
                 if targets is None:
                     channels = wide(gates).flatten(0, -2) * run_linear(up, inputs)
                     targets = run_linear(self.linear, channels)
-                if up.bias is not None:
+                if up.bias is not None:  # a constant input, whose weight is the bias
                     inputs = F.pad(inputs, (0, 1), value=1.0)
                 kept_gates = wide(gates[..., kept]).flatten(0, -2)
                 tokens.append(Tokens(inputs, kept_gates, targets.flatten(0, -2)))
@@ -142,25 +142,25 @@ class Projection:
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """The tensor in at least float32."""
+    """Converts a tensor to at least float32."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def run_linear(linear: nn.Linear, inputs: Tensor) -> Tensor:
-    """A projection in at least float32: (..., inputs) -> (..., D)."""
+    """Computes a projection in at least float32: (..., inputs) -> (..., D)."""
     bias = None if linear.bias is None else wide(linear.bias)
     return F.linear(wide(inputs), wide(linear.weight), bias)
 
 
 def group_of(units: PruningUnits, layer: int, kind: str) -> Group | None:
-    """The group of a layer's units of a kind, if there are such units."""
-    found = (group for group in units.groups if (group.layer, group.kind) == (layer, kind))
-    return next(found, None)
+    """Returns the group of a layer's units of a kind, or None without such units."""
+    groups = (group for group in units.groups if (group.layer, group.kind) == (layer, kind))
+    return next(groups, None)
 
 
 @contextmanager
 def _giving_ones(linear: nn.Linear) -> Iterator[list[Tensor]]:
-    """Lets a projection give ones, and yields what it gets."""
+    """Lets a projection return ones while the body runs, and yields a list of its inputs."""
     seen: list[Tensor] = []
 
     def replace(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:

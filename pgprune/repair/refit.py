@@ -1,7 +1,7 @@
-"""Running through a model layer by layer while its projections are refitted.
+"""Refits the projections of a model layer by layer.
 
 Each projection is solved on the inputs that it gets in the pruned model, whose earlier projections
-are refitted already. One projection's problem exists at a time.
+are refitted already. One projection's problem is in memory at a time.
 """
 
 from collections.abc import Callable, Iterator
@@ -39,8 +39,9 @@ def refit_layers(
         mask: (n,), read layer by layer; ``solve`` may write what belongs to its projection.
         windows: calibration token ids, (N, T).
         solve: finds the changes of one projection; the caller keeps what it needs of them.
-        target: what a projection should give: ``projection``, what it gives for the same inputs
-            with dense weights; ``stream``, what the hidden states lack to be the dense model's.
+        target: the wanted output of a projection: ``projection``, its output for the same inputs
+            with dense weights; ``stream``, the difference from the hidden states without it to
+            those of the dense model.
 
     Raises:
         PruningError: no calibration text.
@@ -48,10 +49,10 @@ def refit_layers(
     if not windows.numel():
         raise PruningError("there is no calibration text to refit on; give some windows")
     dense = lm.observe(lm.units.ones(), windows) if target == "stream" else None
-    lm.meter.add(windows.numel())  # layers run once more, for what MLPs get after the refit
+    lm.meter.add(windows.numel())  # layers run again for the inputs of MLPs after the refit
     with ExitStack() as refitted:
-        for seen in lm.observe(mask, windows):  # which has run the previous layer as refitted
-            refitted.close()
+        for seen in lm.observe(mask, windows):
+            refitted.close()  # observe has run the previous layer with its refitted weights
             wanted = _states_after_blocks(lm, next(dense)) if dense else {}
             for kind in KINDS:
                 projection = Projection(lm, mask, seen, kind, wanted.get(kind))
@@ -61,7 +62,7 @@ def refit_layers(
 
 
 def mean_bias(projection: Projection) -> Solution:
-    """The bias that gives back what pruned inputs add on average: b + W mean(x), over pruned x."""
+    """Finds the bias b + W mean(x) over pruned x, which adds their mean contribution."""
     linear = projection.linear
     total, tokens = torch.zeros(linear.in_features, dtype=torch.float64), 0
     for inputs in projection.inputs():
@@ -72,13 +73,13 @@ def mean_bias(projection: Projection) -> Solution:
 
 
 def best_weights(projection: Projection, problem: LeastSquares) -> Solution:
-    """The weights with the smallest error for the kept inputs, and the bias that goes with them."""
+    """Finds the weights and the bias with the smallest error for the kept inputs."""
     weight = problem.refit(projection.kept)
     return {projection.kind: (weight, problem.bias(weight))}
 
 
 def best_in_turns(projection: Projection, damping: float) -> Solution:
-    """The weights of the down and the up projection of a gated MLP, found in turns."""
+    """Finds the weights of the down and up projections of a gated MLP, in turns."""
     up = projection.lm.linear(projection.seen.layer, "up")
     fitted_up, fitted_down, bias = projection.gated_mlp(damping).fit()
     kept = projection.kept_inputs.to(fitted_up.device)
@@ -92,23 +93,23 @@ def best_in_turns(projection: Projection, damping: float) -> Solution:
 
 @contextmanager
 def holding(linear: nn.Linear, weight: Tensor | None, bias: Tensor | None) -> Iterator[None]:
-    """Lets a projection have another weight and bias for a while; None leaves what it has."""
-    own = linear.weight, linear.bias
+    """Gives a projection another weight and bias while the body runs; None changes nothing."""
+    dense = linear.weight, linear.bias
     if weight is not None:
-        laid_out = torch.empty_like(own[0]).copy_(weight)  # in memory as the old one
+        laid_out = torch.empty_like(dense[0]).copy_(weight)  # with the strides of the dense weight
         linear.weight = nn.Parameter(laid_out, requires_grad=False)
     if bias is not None:
-        linear.bias = nn.Parameter(bias.to(own[0]), requires_grad=False)
+        linear.bias = nn.Parameter(bias.to(dense[0]), requires_grad=False)
     try:
         yield
     finally:
-        linear.weight, linear.bias = own
+        linear.weight, linear.bias = dense
 
 
 def _states_after_blocks(lm: MaskedLM, seen: Observation) -> dict[str, list[Tensor]]:
-    """Hidden states after the attention and the MLP of a dense layer, by kind and chunk.
+    """Computes hidden states after attention and MLP of a dense layer, by kind and chunk.
 
-    They are on the host, as those of all the text are kept.
+    They are on the host, which has room for those of all the text.
     """
     output, down = (lm.linear(seen.layer, kind) for kind in KINDS)
     states: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
@@ -121,7 +122,7 @@ def _states_after_blocks(lm: MaskedLM, seen: Observation) -> dict[str, list[Tens
 
 
 def _pruned(projection: Projection) -> Solution:
-    """What pruning leaves of a projection: kept columns, or nothing where its block is gone."""
+    """Returns the parameters after pruning: kept columns, or zeros if the block is pruned."""
     weight, bias = projection.linear.weight, projection.linear.bias
     if projection.gone:
         return {

@@ -18,7 +18,7 @@ from pgprune.utils.files import tensor_bytes, write_file
 
 @dataclass(frozen=True)
 class Repair:
-    """What repair changes, by layer and kind.
+    """New weights and biases of projections, by layer and kind.
 
     The kind ``heads`` is the attention output projection, ``channels`` the MLP down projection,
     ``up`` the up projection of a gated MLP, whose outputs are channels.
@@ -33,18 +33,17 @@ class Repair:
     biases: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
     def parameters(self, layer: int, family: Family) -> dict[str, Tensor]:
-        """What it puts into one layer, by the names of the layer's parameters.
+        """Returns the new parameters of one layer, by their names in it.
 
         Args:
             layer: index of the layer.
             family: of the model.
         """
-        parts = {"weight": self.weights, "bias": self.biases}
         return {
-            f"{path}.{name}": part[layer, kind]
+            f"{path}.{name}": tensors[layer, kind]
             for kind, path in family.projections.items()
-            for name, part in parts.items()
-            if (layer, kind) in part
+            for name, tensors in self._by_name().items()
+            if (layer, kind) in tensors
         }
 
     def save(self, path: Path) -> None:
@@ -53,11 +52,10 @@ class Repair:
         Raises:
             OSError: the disk is full or refuses; a previous file stays as it was.
         """
-        parts = {"weight": self.weights, "bias": self.biases}
         tensors = {
             f"{layer}.{kind}.{name}": tensor
-            for name, part in parts.items()
-            for (layer, kind), tensor in part.items()
+            for name, by_key in self._by_name().items()
+            for (layer, kind), tensor in by_key.items()
         }
         write_file(path, tensor_bytes(tensors))
 
@@ -69,16 +67,19 @@ class Repair:
             PruningError: the file is missing, damaged or something else.
         """
         repair = cls()
-        parts = {"weight": repair.weights, "bias": repair.biases}
         try:
             for key, tensor in load_file(path).items():
                 layer, kind, name = key.split(".")
-                parts[name][int(layer), kind] = tensor
+                repair._by_name()[name][int(layer), kind] = tensor
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise PruningError(
-                f"the repair {str(path)!r} is missing or damaged; prune again to make it anew"
+                f"the repair {str(path)!r} is missing or damaged; prune again to restore it"
             ) from error
         return repair
+
+    def _by_name(self) -> dict[str, dict[tuple[int, str], Tensor]]:
+        """Returns the tensors by the names that modules give them."""
+        return {"weight": self.weights, "bias": self.biases}
 
 
 @contextmanager
@@ -89,7 +90,7 @@ def repaired(lm: MaskedLM, repair: Repair) -> Iterator[None]:
 
     Args:
         lm: the frozen model.
-        repair: what to put into it.
+        repair: its new weights and biases.
 
     Yields:
         Nothing.
@@ -106,11 +107,11 @@ def repaired(lm: MaskedLM, repair: Repair) -> Iterator[None]:
 
 
 def check_repair(model: nn.Module, repair: Repair) -> None:
-    """Makes sure that a model has the projections that a repair is of.
+    """Checks that a model has the projections that a repair changes.
 
     Args:
         model: the dense model.
-        repair: what may be put into it.
+        repair: a repair, perhaps of another model.
 
     Raises:
         PruningError: the repair is of another model.
