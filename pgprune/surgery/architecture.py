@@ -1,8 +1,8 @@
-"""From layers to a model: which class and which configuration hold them.
+"""Makes a model of layers: chooses the class and the configuration that hold them.
 
-A stock architecture is taken wherever one holds the layers exactly: after pruning whole layers, and
-where all layers have the same numbers of heads and channels. Else it is one of
-``pgprune.hub_code``, whose layers differ.
+It takes a stock architecture wherever one holds the layers exactly: after pruning whole layers, and
+if all layers have the same numbers of heads and channels. Otherwise it takes one of
+``pgprune.hub_code``, whose layers may differ.
 """
 
 import copy
@@ -23,7 +23,8 @@ from pgprune.masking.units import PruningUnits
 from pgprune.models.families import Family, family_of
 from pgprune.models.registration import pruned_classes
 
-_OWN_KEYS = ("model_type", "architectures", "transformers_version")  # of a configuration class
+CLASS_KEYS = ("model_type", "architectures", "transformers_version")
+"""Values of a configuration that belong to its class and are not copied to another class."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,12 @@ class PrunedLayer:
     """One layer of a pruned model.
 
     Attributes:
-        index: of the layer in the dense model; where two were merged, of the one that attends.
-        kv_heads: its kv heads, 0 where none are left.
-        channels: its MLP channels, 0 where none are left.
-        skip: the blocks that are gone with their norms: of ``attention`` and ``mlp``.
-        weights: its own copies, by the names that they have in a stock layer.
-        biases: the projections whose bias is among them though the dense model has none there.
+        index: of the layer in the dense model; of two merged layers, the one with attention.
+        kv_heads: number of kv heads, 0 if none is kept.
+        channels: number of MLP channels, 0 if none is kept.
+        skip: the blocks that are pruned with their norms: of ``attention`` and ``mlp``.
+        weights: copies of the weights, by their names in a stock layer.
+        biases: projections that have a bias here and none in the dense model.
     """
 
     index: int
@@ -80,21 +81,21 @@ def assemble(
 def stock_type(
     dense: PretrainedConfig, units: PruningUnits, kv_heads: int, biases: bool
 ) -> str | None:
-    """The stock architecture whose layers can all have a number of kv heads.
+    """Returns the stock architecture whose layers can all have a number of kv heads.
 
     Args:
         dense: configuration of the dense model.
         units: of the dense model.
-        kv_heads: how many, at least 1.
-        biases: whether any projection has one.
+        kv_heads: number of kv heads, at least 1.
+        biases: whether any projection has a bias.
 
     Returns:
-        Its ``model_type``; None where there is none.
+        Its ``model_type``; None without one.
     """
     family, shape = family_of(dense), units.shapes[0]
     width, heads = int(dense.hidden_size), kv_heads * shape.query_heads_per_group
-    own = family.stock_heads == "any" or (family.stock_heads == "divisor" and width % heads == 0)
-    if own or kv_heads == shape.kv_heads:
+    fits = family.stock_heads == "any" or (family.stock_heads == "divisor" and width % heads == 0)
+    if fits or kv_heads == shape.kv_heads:
         return str(dense.model_type)
     return None if biases else family.stand_in
 
@@ -102,10 +103,10 @@ def stock_type(
 def _config(
     dense: PretrainedConfig, units: PruningUnits, layers: list[PrunedLayer], family: Family
 ) -> PretrainedConfig:
-    """A stock configuration if one can hold the layers, else one of ours."""
-    values = {key: value for key, value in dense.to_dict().items() if key not in _OWN_KEYS}
+    """Makes a stock configuration if one can hold the layers, else one of ours."""
+    values = {key: value for key, value in dense.to_dict().items() if key not in CLASS_KEYS}
     values["num_hidden_layers"] = len(layers)
-    values["use_cache"] = True  # evaluating masks does without
+    values["use_cache"] = True  # loading a model to evaluate masks has switched it off
     if values.get("layer_types") is not None:
         values["layer_types"] = _layer_types(values["layer_types"], layers)
     values["pgprune"] = {
@@ -123,18 +124,18 @@ def _config(
     classes = pruned_classes(dense.model_type)
     values["head_dim"] = units.shapes[0].head_dim
     if any("biases" in override for override in overrides):
-        values["biases"] = []  # which transformers must find for the layers without
+        values["biases"] = []  # transformers needs a value for the layers without added biases
     config: PretrainedConfig = classes.config(
         **values,
-        per_layer_config={new: own for new, own in enumerate(overrides) if own},
-        allow_global_per_layer_attribute_access=True,  # of the dense values: tools print them
+        per_layer_config={new: values for new, values in enumerate(overrides) if values},
+        allow_global_per_layer_attribute_access=True,  # tools print the dense values
         auto_map=classes.auto_map,
     )
     return config
 
 
 def _stock(dense: PretrainedConfig, units: PruningUnits, layers: list[PrunedLayer]) -> str | None:
-    """The stock architecture that holds the layers, None where there is none."""
+    """Returns the stock architecture that holds the layers, or None."""
     (kv_heads, channels), *others = {(layer.kv_heads, layer.channels) for layer in layers}
     if others or not kv_heads or not channels or any(layer.biases for layer in layers):
         return None
@@ -145,7 +146,7 @@ def _stock(dense: PretrainedConfig, units: PruningUnits, layers: list[PrunedLaye
 def _overrides(
     layer: PrunedLayer, units: PruningUnits, dense: PretrainedConfig, family: Family
 ) -> dict[str, Any]:
-    """What is different about one layer, in the words of ``per_layer_config``."""
+    """Returns the values of one layer that differ from the dense ones, by configuration key."""
     shape = units.shapes[layer.index]
     values: dict[str, Any] = {"skip": list(layer.skip)} if layer.skip else {}
     if "attention" not in layer.skip and layer.kv_heads != shape.kv_heads:
@@ -160,21 +161,21 @@ def _overrides(
 
 
 def _layer_types(types: list[str], layers: list[PrunedLayer]) -> list[str]:
-    """The attention types of the layers that stay.
+    """Returns the attention types of the kept layers.
 
-    A layer without attention takes the type of the next one with attention (of the last one after
-    it), so that each type's first slot of the cache is in use: caches ask it how long the text is.
+    A layer without attention takes the type of the next layer with attention, or of the last one.
+    Caches read the length of the text from the first slot of each type, so that slot must be used.
     """
-    own = [types[layer.index] if layer.kv_heads else None for layer in layers]
-    attending = [kind for kind in own if kind is not None] or [types[0]]
-    found = [*own, attending[-1]]
-    return [next(kind for kind in found[i:] if kind is not None) for i in range(len(layers))]
+    kept = [types[layer.index] if layer.kv_heads else None for layer in layers]
+    attending = [kind for kind in kept if kind is not None] or [types[0]]
+    padded = [*kept, attending[-1]]
+    return [next(kind for kind in padded[i:] if kind is not None) for i in range(len(layers))]
 
 
 def _weights(
     model: PreTrainedModel, layers: list[PrunedLayer], family: Family
 ) -> Iterator[tuple[str, Tensor]]:
-    """The weights of the pruned model by name, tied ones once; all are copies."""
+    """Yields copies of the weights of the pruned model by name, tied ones once."""
     for name, parameter in model.named_parameters():
         if not name.startswith(f"{family.layers}."):
             yield name, parameter.clone()
@@ -184,11 +185,11 @@ def _weights(
 
 
 def savable_generation_config(model: PreTrainedModel, config: PretrainedConfig) -> GenerationConfig:
-    """The dense model's way of generating text, in a form that can be saved."""
+    """Copies the dense model's settings of text generation, in a form that can be saved."""
     generation: Any = copy.deepcopy(model.generation_config)
     generation.use_cache = config.use_cache
     try:
         generation.validate(strict=True)
-    except ValueError:  # settings of sampling without sampling, as Llama 2 has them
+    except ValueError:  # Llama 2 has a temperature without sampling, which cannot be saved
         generation.do_sample = True
     return generation

@@ -1,11 +1,11 @@
-"""Surgery: a mask becomes layers that are physically smaller, and a model with the same logits.
+"""Surgery: makes physically smaller layers of a mask, and a model with the same logits.
 
-What a mask prunes is cut out of the weights: kv groups with their query heads, MLP channels, whole
-blocks with their norms. Layers of which nothing is left are dropped and the others renumbered. The
-parameters that go are those that the units count, exactly: a layer whose heads are all pruned
-keeps its norm, because heads and channels cost neither norms nor the biases of the output and down
-projections, which stay; a pruned block or layer costs all it has. A repair brings other weights for
-what is kept, and perhaps biases where the dense model has none.
+It cuts what a mask prunes out of the weights: kv groups with their query heads, MLP channels, whole
+blocks with their norms. Empty layers are dropped and the others renumbered. The removed parameters
+are exactly those that the units count: a layer whose heads are all pruned keeps its norm, because
+the cost of heads and channels includes neither norms nor the biases of the output and down
+projections; the cost of a block or layer includes everything. A repair brings other weights for
+kept units, and perhaps biases that the dense model lacks.
 """
 
 from collections.abc import Iterator
@@ -25,13 +25,13 @@ from pgprune.surgery.architecture import PrunedLayer, assemble
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What a mask leaves of one decoder layer.
+    """What a mask keeps of one decoder layer.
 
     Attributes:
         index: of the layer in the dense model.
-        heads: indices of the kept kv groups, (h,); None where all are kept or the block is gone.
-        channels: indices of the kept channels, (c,); None where all are kept or the block is gone.
-        skip: the blocks that are gone with their norms: of ``attention`` and ``mlp``.
+        heads: indices of the kept kv groups, (h,); None if all are kept or the block is pruned.
+        channels: indices of the kept channels, (c,); None if all are kept or the block is pruned.
+        skip: the blocks that are pruned with their norms: of ``attention`` and ``mlp``.
     """
 
     index: int
@@ -41,7 +41,7 @@ class LayerPlan:
 
 
 def plan_layers(units: PruningUnits, mask: Tensor, family: Family) -> list[LayerPlan]:
-    """What a mask leaves of each layer.
+    """Plans what to keep of each layer.
 
     Args:
         units: the units of the dense model.
@@ -49,18 +49,18 @@ def plan_layers(units: PruningUnits, mask: Tensor, family: Family) -> list[Layer
         family: of the model.
 
     Returns:
-        The plans of the layers that stay, in order.
+        The plans of the kept layers, in order.
 
     Raises:
-        PruningError: the mask is over other units, or leaves no layer.
+        PruningError: the mask is over other units, or keeps no layer.
     """
     units.check_mask(mask)
     plans = []
     for index in range(units.layers):
-        part = LayerMask(mask.cpu()[None], units, index, family)
-        skip = tuple(block for block in ("attention", "mlp") if _gone(part, block))
-        heads = None if "attention" in skip else part.kept("heads", "attention")
-        channels = None if "mlp" in skip else part.kept("channels", "mlp")
+        layer_mask = LayerMask(mask.cpu()[None], units, index, family)
+        skip = tuple(block for block in ("attention", "mlp") if _is_pruned(layer_mask, block))
+        heads = None if "attention" in skip else layer_mask.kept("heads", "attention")
+        channels = None if "mlp" in skip else layer_mask.kept("channels", "mlp")
         if len(skip) < 2:
             plans.append(LayerPlan(index, heads, channels, skip))
     if not plans:
@@ -79,15 +79,15 @@ def prune(
             the result.
         units: its units.
         mask: (n,) of zeros and ones, 1 keeps.
-        repair: what comes with the mask.
+        repair: of the mask.
 
     Returns:
-        A Hugging Face model with ``units.pruned_parameters(mask)`` parameters less (and those of
-        the biases that the repair adds more), on the same device, in evaluation mode.
+        A Hugging Face model with ``units.pruned_parameters(mask)`` parameters less, plus those of
+        the biases that the repair adds, on the same device, in evaluation mode.
         ``save_pretrained`` saves everything but the tokenizer.
 
     Raises:
-        PruningError: the mask is over other units, or leaves no layer.
+        PruningError: the mask is over other units, or keeps no layer.
     """
     return assemble(model, units, pruned_layers(model, units, mask, repair))
 
@@ -96,16 +96,16 @@ def prune(
 def pruned_layers(
     model: PreTrainedModel, units: PruningUnits, mask: Tensor, repair: Repair | None = None
 ) -> list[PrunedLayer]:
-    """The layers that a mask leaves of a model, with their weights.
+    """Cuts the layers that a mask keeps out of a model.
 
     Args:
         model: a dense causal LM of a known family.
         units: its units.
         mask: (n,) of zeros and ones, 1 keeps.
-        repair: what comes with the mask.
+        repair: of the mask.
 
     Returns:
-        The layers that stay, in order, with copies of the weights.
+        The kept layers, in order, with copies of the weights.
 
     Raises:
         PruningError: as ``plan_layers``.
@@ -161,9 +161,9 @@ def zero_pruned(model: PreTrainedModel, units: PruningUnits, mask: Tensor) -> Pr
     return model
 
 
-def _gone(part: LayerMask, block: str) -> bool:
-    """Whether a mask prunes a whole block, and not the units in it."""
-    keep = part.by_kind.get(block, part.by_kind.get("layer"))
+def _is_pruned(mask: LayerMask, block: str) -> bool:
+    """Tells if a mask prunes a block as one unit, or its whole layer."""
+    keep = mask.by_kind.get(block, mask.by_kind.get("layer"))
     return keep is not None and not bool(keep[0, 0])
 
 
@@ -174,7 +174,7 @@ def _pruned_layer(
     family: Family,
     changes: dict[str, Tensor],
 ) -> PrunedLayer:
-    own = {name for name, _ in layer.named_parameters()}
+    dense_names = {name for name, _ in layer.named_parameters()}
     weights = layer_weights(layer, plan, shape, family, changes)
     heads = shape.kv_heads if plan.heads is None else len(plan.heads)
     channels = shape.channels if plan.channels is None else len(plan.channels)
@@ -184,7 +184,7 @@ def _pruned_layer(
         channels=0 if "mlp" in plan.skip else channels,
         skip=plan.skip,
         weights=weights,
-        biases=tuple(name.rpartition(".")[0] for name in weights if name not in own),
+        biases=tuple(name.rpartition(".")[0] for name in weights if name not in dense_names),
     )
 
 
@@ -195,39 +195,39 @@ def layer_weights(
     family: Family,
     changes: dict[str, Tensor],
 ) -> dict[str, Tensor]:
-    """The weights that a plan leaves of a layer.
+    """Copies the kept weights of a layer.
 
     Args:
         layer: of the dense model.
         plan: what is kept of it.
         shape: of the layer.
         family: of the model.
-        changes: what takes the place of dense parameters or joins them, by name.
+        changes: parameters that replace dense ones or are added, by name.
 
     Returns:
-        Copies by the names of the dense layer's parameters. What a skipped block had is absent, as
-        is what has no rows or no columns left; of heads or channels that are all pruned there
-        remain the norms and the bias of the output projection.
+        Copies by the names of the dense layer's parameters, without those of skipped blocks and
+        those that have no rows or columns left. If all heads or all channels are pruned, the norms
+        and the bias of the output projection remain.
     """
-    gone = block_names(plan.skip, family)
     like = next(layer.parameters())
-    every: dict[str, Tensor] = dict(layer.named_parameters())
-    every |= {name: new.to(every.get(name, like), copy=True) for name, new in changes.items()}
-    weights = {name: weight for name, weight in every.items() if not name.startswith(gone)}
+    dense: dict[str, Tensor] = dict(layer.named_parameters())
+    dense |= {name: new.to(dense.get(name, like), copy=True) for name, new in changes.items()}
+    skipped = block_names(plan.skip, family)
+    weights = {name: weight for name, weight in dense.items() if not name.startswith(skipped)}
     for kept, cuts in ((plan.heads, head_cuts), (plan.channels, channel_cuts)):
         for name, dim, index in cuts(kept, shape, family, layer) if kept is not None else ():
             if len(index):
                 weights[name] = weights[name].index_select(dim, index.to(weights[name].device))
             else:
                 del weights[name]
-    return {
+    return {  # a parameter that was neither cut nor replaced is still that of the dense model
         name: weight.clone() if isinstance(weight, nn.Parameter) else weight
         for name, weight in weights.items()
     }
 
 
 def block_names(blocks: tuple[str, ...], family: Family) -> tuple[str, ...]:
-    """What the names of the parameters of a layer's blocks begin with, their norms included.
+    """Returns the prefixes of the parameters of a layer's blocks, their norms included.
 
     Args:
         blocks: of ``attention`` and ``mlp``.
@@ -245,7 +245,7 @@ Cuts = Iterator[tuple[str, int, Tensor]]
 
 
 def head_cuts(groups: Tensor, shape: LayerShape, family: Family, layer: nn.Module) -> Cuts:
-    """Where kv groups (h,) lie: names of parameters, dimensions and indices along them."""
+    """Yields where kv groups (h,) are: names of parameters, dimensions, indices along them."""
     rows, queries = (
         torch.from_numpy(rows_of_groups(groups.numpy(), width))
         for width in (shape.head_dim, shape.head_dim * shape.query_heads_per_group)
@@ -257,7 +257,7 @@ def head_cuts(groups: Tensor, shape: LayerShape, family: Family, layer: nn.Modul
 
 
 def channel_cuts(channels: Tensor, shape: LayerShape, family: Family, layer: nn.Module) -> Cuts:
-    """Where channels (c,) lie: names of parameters, dimensions and indices along them."""
+    """Yields where channels (c,) are: names of parameters, dimensions, indices along them."""
     for path in family.expand:
         for name, _ in layer.get_submodule(path).named_parameters():
             yield f"{path}.{name}", 0, channels

@@ -1,8 +1,8 @@
-"""Portable layers: each with attention and an MLP, as many servers and file formats insist.
+"""Portable layers: each has attention and an MLP, as many servers and file formats require.
 
 The Transformers backends of vLLM and SGLang refuse a layer without attention, and llama.cpp
-miscomputes some. A layer that only attends, directly followed by one that is only an MLP, is one
-whole layer of a pre-norm decoder, exactly. What is then still missing becomes a ghost: one kv group
+miscomputes some. A layer with attention only, followed by a layer with an MLP only, equals one
+whole layer of a pre-norm decoder. A block that is then still missing becomes a ghost: one kv group
 or a few channels of zeros, with norms of ones, which adds nothing to the residual stream.
 """
 
@@ -20,7 +20,7 @@ from pgprune.surgery.architecture import PrunedLayer
 from pgprune.surgery.layers import block_names, channel_cuts, head_cuts, pruned_layers
 
 GHOST_CHANNELS = 32
-"""Channels of a ghost MLP: as few as quantised formats can pack."""
+"""Channels of a ghost MLP, the fewest that quantised formats can pack."""
 
 
 @torch.no_grad()
@@ -31,44 +31,44 @@ def portable_layers(
     channels: int = GHOST_CHANNELS,
     repair: Repair | None = None,
 ) -> list[PrunedLayer]:
-    """The layers that a mask leaves of a model, none without attention and none without an MLP.
+    """Cuts the layers that a mask keeps out of a model, each with attention and an MLP.
 
     Args:
         model: a dense causal LM of a known family.
         units: its units.
         mask: (n,) of zeros and ones, 1 keeps.
         channels: of a ghost MLP, at most those of a dense layer.
-        repair: what comes with the mask.
+        repair: of the mask.
 
     Returns:
-        The layers in order; together they compute what ``surgery.pruned_layers`` do.
+        The layers in order, which compute the same as those of ``pruned_layers``.
 
     Raises:
-        PruningError: as ``surgery.pruned_layers``.
+        PruningError: as ``pruned_layers``.
     """
     family = family_of(model.config)
     dense = decoder_layers(model, family)
     acting = [_acting(layer, family) for layer in pruned_layers(model, units, mask, repair)]
-    some = [layer for layer in acting if layer.weights] or acting[:1]
+    kept = [layer for layer in acting if layer.weights] or acting[:1]
     return [
         _with_ghosts(layer, dense[layer.index], units.shapes[layer.index], family, channels)
-        for layer in _merged(some)
+        for layer in _merged(kept)
     ]
 
 
 def ghost_channels(round_to: int, channels: int) -> int:
-    """How many channels a ghost MLP has.
+    """Returns the number of channels of a ghost MLP.
 
     Args:
-        round_to: what the number must be a multiple of.
-        channels: those of a dense layer, at least ``round_to``.
+        round_to: the number must be a multiple of it.
+        channels: of a dense layer, at least ``round_to``.
     """
     enough = -(-GHOST_CHANNELS // round_to) * round_to
     return min(enough, channels // round_to * round_to)
 
 
 def _acting(layer: PrunedLayer, family: Family) -> PrunedLayer:
-    """The layer without blocks that do nothing, such as norms before pruned heads."""
+    """Removes the blocks of a layer that compute nothing, such as norms before pruned heads."""
     skip: tuple[str, ...] = ()
     for block, output, units in (
         ("attention", family.output, layer.kv_heads),
@@ -76,13 +76,13 @@ def _acting(layer: PrunedLayer, family: Family) -> PrunedLayer:
     ):
         if not units and f"{output}.bias" not in layer.weights:
             skip += (block,)
-    gone = block_names(skip, family)
-    weights = {name: weight for name, weight in layer.weights.items() if not name.startswith(gone)}
+    prefixes = block_names(skip, family)
+    weights = {name: w for name, w in layer.weights.items() if not name.startswith(prefixes)}
     return replace(layer, skip=skip, weights=weights)
 
 
 def _merged(layers: list[PrunedLayer]) -> Iterator[PrunedLayer]:
-    """Makes one layer of each that only attends and a next one that is only an MLP."""
+    """Merges each layer with attention only and a following layer with an MLP only."""
     rest = list(layers)
     while rest:
         layer = rest.pop(0)
@@ -97,7 +97,7 @@ def _merged(layers: list[PrunedLayer]) -> Iterator[PrunedLayer]:
 def _with_ghosts(
     layer: PrunedLayer, dense: nn.Module, shape: LayerShape, family: Family, channels: int
 ) -> PrunedLayer:
-    """The layer with ghosts for all parameters that it lacks."""
+    """Adds ghosts for all parameters that a layer lacks."""
     ghosts: dict[str, Tensor] = dict(dense.named_parameters())
     for cuts in (
         head_cuts(torch.zeros(1, dtype=torch.int64), shape, family, dense),

@@ -1,7 +1,7 @@
-"""Models of well-known shapes with random weights: what speed and memory depend on, no download.
+"""Models of well-known shapes with random weights, to measure speed and memory without a download.
 
 A random mask with the budget's exact counts is cut out of a dense random LLaMA, as surgery cuts a
-learned one: how fast a model is depends on how much each layer keeps, not on which units.
+learned one. Speed depends on how much each layer keeps, not on which units.
 """
 
 from collections.abc import Sequence
@@ -59,7 +59,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class ShapeConfig(Config):
-    """Random weights instead of models: a LLaMA of some shape, and random masks cut out of it."""
+    """Options of random models: the shape of a LLaMA, and the random masks to cut out of it."""
 
     shape: str | None = option(
         None,
@@ -89,10 +89,10 @@ def random_models(
 
     Args:
         shape: a key of ``SHAPES``.
-        prune_rates: a pruned model for each, heads and channels each keeping their share.
-        round_to: for each rate also one model for each of these: every layer's channel count is a
-            multiple of it.
-        device: where the models are made.
+        prune_rates: a pruned model for each; heads and channels each keep their share.
+        round_to: for each rate a model for each of these, whose layers keep a multiple of it in
+            channels.
+        device: of the models.
         dtype: of the weights.
         attn_implementation: attention kernel of transformers.
         seed: of weights and masks.
@@ -104,7 +104,7 @@ def random_models(
         PruningError: a rate or a rounding that leaves nothing.
     """
     config = LlamaConfig(**SHAPES[shape])
-    units = PruningUnits(shapes_of(config))  # a wrong rate is refused before any weight is made
+    units = PruningUnits(shapes_of(config))  # checks the rates before weights are made
     masks = _random_masks(units, prune_rates, round_to, seed)
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
@@ -120,7 +120,7 @@ def random_models(
 def _random_masks(
     units: PruningUnits, prune_rates: Sequence[float], round_to: Sequence[int], seed: int
 ) -> dict[str, Tensor]:
-    """Masks (n,) of the same random scores by the names of the models that they leave."""
+    """Rounds the same random scores to masks (n,), by the names of the pruned models."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(units.n, generator=generator, dtype=torch.float64)
     masks = {}

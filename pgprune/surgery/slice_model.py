@@ -1,10 +1,11 @@
-"""Slicing: a dense model and slices become a model with a narrower residual stream.
+"""Makes a model with a narrower residual stream of a dense model and slices (SliceGPT).
 
-In the basis of a point's rotation the stream has ``width`` numbers, which the projections behind it
-read and those before it write. A shortcut R2' R1 takes the stream from one point's basis to the
-next; the last layer writes the full width, so the head is not sliced. Gains of norms go into the
-projections behind them; where norms subtract the mean, what writes to the stream subtracts it
-beforehand; tied embeddings come apart. Heads and channels, and so the cache, stay as they are.
+In the basis of a point's rotation the stream has ``width`` numbers. The projections after the point
+read them, and those before it write them. A shortcut R2' R1 maps the stream from the basis of one
+point to that of the next. The last layer writes the full width, so the head is not sliced. Gains of
+norms are folded into the projections that follow. If norms subtract the mean, the weights that
+write to the stream subtract it instead. Tied embeddings are separated. Heads, channels and the
+cache stay as they are.
 """
 
 from collections.abc import Iterator
@@ -17,10 +18,10 @@ from transformers import PreTrainedModel
 from pgprune.errors import PruningError
 from pgprune.models.families import Family, decoder_layers, family_of
 from pgprune.models.registration import sliced_classes
-from pgprune.surgery.architecture import savable_generation_config
+from pgprune.repair.projection import wide
+from pgprune.surgery.architecture import CLASS_KEYS, savable_generation_config
 from pgprune.surgery.stream_slices import Slices, centred
 
-_OWN_KEYS = ("model_type", "architectures", "transformers_version")  # of a configuration class
 Weights = Iterator[tuple[str, Tensor]]
 
 
@@ -65,7 +66,7 @@ def slice_model(model: PreTrainedModel, slices: Slices) -> PreTrainedModel:
 
 
 def sliced_config(model: PreTrainedModel, width: int) -> Any:
-    """The configuration of a sliced model.
+    """Makes the configuration of a sliced model.
 
     Args:
         model: the dense model.
@@ -75,7 +76,7 @@ def sliced_config(model: PreTrainedModel, width: int) -> Any:
         PruningError: the model has no final norm.
     """
     classes = sliced_classes(model.config.model_type)
-    values = {k: value for k, value in model.config.to_dict().items() if k not in _OWN_KEYS}
+    values = {k: value for k, value in model.config.to_dict().items() if k not in CLASS_KEYS}
     values |= {"tie_word_embeddings": False, "use_cache": True}
     return classes.config(
         **values,
@@ -87,10 +88,10 @@ def sliced_config(model: PreTrainedModel, width: int) -> Any:
 
 
 def sliced_parameters(model: PreTrainedModel, width: int) -> int:
-    """Exact number of parameters of a sliced model, by formula.
+    """Computes the exact number of parameters of a sliced model.
 
     Args:
-        model: the dense model; one on the meta device will do.
+        model: the dense model, on any device (meta included).
         width: of the sliced stream.
 
     Raises:
@@ -115,7 +116,7 @@ def sliced_parameters(model: PreTrainedModel, width: int) -> int:
 
 
 def _weights(model: PreTrainedModel, slices: Slices) -> Weights:
-    """The weights of the sliced model by name, in the precision of the rotations."""
+    """Yields the weights of the sliced model by name, in the precision of the rotations."""
     family, rotations = family_of(model.config), slices.rotations
     final = _final_norm(model, family)
     for name, table in _tables(model, family):
@@ -130,7 +131,7 @@ def _weights(model: PreTrainedModel, slices: Slices) -> Weights:
 def _layer_weights(
     layer: nn.Module, family: Family, first: Tensor, second: Tensor, after: Tensor | None
 ) -> Weights:
-    """The weights of a layer, given the rotations of its two points and of the next one."""
+    """Yields the weights of a layer for the rotations of its two points and of the next one."""
     norms = [layer.get_submodule(n[0]) for n in (family.attention_norms, family.mlp_norms)]
     for path in _readers(family):
         norm, rotation = (norms[1], second) if path in family.expand else (norms[0], first)
@@ -147,35 +148,34 @@ def _layer_weights(
 
 
 def _read(path: str, linear: nn.Linear, norm: Any, rotation: Tensor | None) -> Weights:
-    """A projection that reads the stream, with the norm before it folded in."""
-    weight = _wide(linear.weight)  # (rows, D)
+    """Yields the parameters of a projection that reads the stream, with its norm folded in.
+
+    W (gain * x R' + shift) + b = (W diag(gain) R) x + (W shift + b), for x in the rotated basis.
+    """
+    weight = wide(linear.weight)  # (rows, D)
     shift = getattr(norm, "bias", None)
-    terms = [] if linear.bias is None else [_wide(linear.bias)]
-    terms += [] if shift is None else [weight @ _wide(shift)]
+    terms = [] if linear.bias is None else [wide(linear.bias)]
+    terms += [] if shift is None else [weight @ wide(shift)]
     if terms:
         yield f"{path}.bias", torch.stack(terms).sum(0)
     if norm.weight is not None:
-        weight = weight * _wide(norm.weight)
+        weight = weight * wide(norm.weight)
     yield f"{path}.weight", weight if rotation is None else weight @ rotation.to(weight)
 
 
 def _written(vectors: Tensor, norm: nn.Module, rotation: Tensor | None) -> Tensor:
-    """What is written to the stream, (..., D), in the basis of a rotation: (..., width)."""
-    vectors = centred(_wide(vectors), norm)
+    """Maps vectors written to the stream, (..., D), to the basis of a rotation, (..., width)."""
+    vectors = centred(wide(vectors), norm)
     return vectors if rotation is None else vectors @ rotation.to(vectors)
 
 
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def _readers(family: Family) -> tuple[str, ...]:
-    """The projections of a layer that read the stream."""
+    """Returns the projections of a layer that read the stream."""
     return family.query, family.key, family.value, *family.expand
 
 
 def _others(layer: nn.Module, family: Family) -> Weights:
-    """Copies of what slicing leaves of a layer as it is, such as norms of queries and keys."""
+    """Yields copies of the parameters that slicing does not change, such as norms of queries."""
     changed = (*_readers(family), family.output, family.down)
     norms = (family.attention_norms[0], family.mlp_norms[0])
     prefixes = tuple(f"{path}." for path in changed + norms)
@@ -185,7 +185,7 @@ def _others(layer: nn.Module, family: Family) -> Weights:
 
 
 def _tables(model: PreTrainedModel, family: Family) -> Weights:
-    """The embeddings that begin the stream: of tokens, and where they are learned of positions."""
+    """Yields the embeddings that write to the stream: of tokens, and learned ones of positions."""
     tokens = model.get_input_embeddings()
     name = next(name for name, module in model.named_modules() if module is tokens)
     for path in (name, family.positions):
@@ -196,13 +196,13 @@ def _tables(model: PreTrainedModel, family: Family) -> Weights:
 def _final_norm(model: PreTrainedModel, family: Family) -> nn.Module:
     try:
         return model.get_submodule(family.final_norm)
-    except AttributeError:  # OPT checkpoints of before transformers 4.20 may lack it
+    except AttributeError:  # OPT checkpoints from before transformers 4.20 may lack it
         raise PruningError(
             "a model without a norm before its head cannot be sliced; choose another method"
         ) from None
 
 
 def _norm_biases(model: PreTrainedModel) -> bool:
-    """Whether norms add biases, which the projections behind them must then have."""
+    """Tells if norms add biases; the projections that follow then need biases too."""
     norm = _final_norm(model, family_of(model.config))
     return getattr(norm, "bias", None) is not None

@@ -1,8 +1,8 @@
-"""Slices: what SliceGPT keeps of the residual stream, and a dense model that computes under them.
+"""Slices of the residual stream (SliceGPT, Ashkboos et al. 2024), and a dense model under them.
 
 Before attention and before the MLP of each layer, 2 L points, the stream x (D wide, without its
 mean where norms subtract it) is replaced by R R' x, where the columns of R (D, width) are
-orthonormal. ``pgprune.surgery.slice_model`` makes a smaller model of that.
+orthonormal. ``pgprune.surgery.slice_model`` makes a smaller model of them.
 """
 
 import json
@@ -21,12 +21,12 @@ from pgprune.models.families import Family, decoder_layers, family_of
 from pgprune.utils.files import tensor_bytes, write_file
 
 RECORD, TENSORS = "slices.json", "slices.safetensors"
-"""The files that slices are saved to."""
+"""Files of saved slices."""
 
 
 @dataclass(frozen=True)
 class Slices:
-    """What is kept of the residual stream.
+    """The directions of the residual stream that are kept.
 
     Attributes:
         rotations: (2 L, D, width), orthonormal columns: before attention and before the MLP of
@@ -84,11 +84,11 @@ class Slices:
 
 @contextmanager
 def stream_sliced(model: nn.Module, slices: Slices) -> Iterator[None]:
-    """Makes a dense model compute what the sliced one would, without a second copy of it.
+    """Makes a dense model compute what the sliced one would, without a second copy.
 
     Args:
-        model: the dense model; its weights are not touched.
-        slices: what is kept of its residual stream.
+        model: the dense model; its weights do not change.
+        slices: of its residual stream.
 
     Yields:
         Nothing; the model is dense again afterwards.
@@ -115,7 +115,7 @@ def projection_hooks(layer: nn.Module, family: Family, first: Tensor, second: Te
         second: rotation before the MLP, (D, width).
 
     Returns:
-        Hooks, to be removed when it should be dense again.
+        Hooks; remove them to make the layer dense again.
     """
     norm = layer.get_submodule(family.mlp_norms[0])
     device = next(layer.parameters()).device
@@ -133,7 +133,7 @@ def projection_hooks(layer: nn.Module, family: Family, first: Tensor, second: Te
         seen["added"] = output
 
     def leave(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        # The layer itself has added its MLP to the stream before that was projected.
+        # The layer has added its MLP to the stream as it was before the second projection.
         return (seen.pop("stream") + seen.pop("added")).view_as(output)
 
     return [
@@ -145,7 +145,7 @@ def projection_hooks(layer: nn.Module, family: Family, first: Tensor, second: Te
 
 
 def centred(stream: Tensor, norm: nn.Module) -> Tensor:
-    """Takes off the mean of the stream (..., D), where the norms behind it do so."""
+    """Subtracts the mean of the stream (..., D) if the norm that follows is a LayerNorm."""
     return stream - stream.mean(-1, keepdim=True) if isinstance(norm, nn.LayerNorm) else stream
 
 
@@ -155,7 +155,7 @@ def project(stream: Tensor, rotation: Tensor, norm: nn.Module) -> Tensor:
     Args:
         stream: (..., D).
         rotation: (D, width) with orthonormal columns.
-        norm: a norm behind the stream, for whether the mean goes.
+        norm: the norm that follows, which tells if the mean is subtracted.
 
     Returns:
         (..., D), of the stream's type.
