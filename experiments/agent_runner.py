@@ -30,7 +30,7 @@ from pgprune.utils.command_line import ArgumentParser
 from pgprune.utils.devices import choose_device
 from pgprune.utils.files import check_place
 from pgprune.utils.jsonl import Record, add_line, close_line
-from pgprune.utils.process_pool import run_tasks, teller
+from pgprune.utils.process_pool import progress_printer, run_tasks
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def run(
     """
     tasks = missing(cells, config, data, given)
     print(f"{len(cells)} cells, {len(cells) - len(tasks)} measured before", file=sys.stderr)
-    crashed = run_tasks(tasks, measure, config.at_a_time, teller(len(tasks)))
+    crashed = run_tasks(tasks, measure, config.at_a_time, progress_printer(len(tasks)))
     asked = {cell.key for cell in cells}
     records = [one for one in read_records(Path(config.output)) if record_key(one) in asked]
     return crashed + sum("error" in one for one in records)

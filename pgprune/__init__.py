@@ -1,7 +1,7 @@
 """Structural pruning of large language models as a reinforcement-learning problem.
 
-Importing this registers the Gymnasium environment ``pgprune/LLMPruning-v0``, and pruned models
-with transformers; nothing heavy is loaded before an environment is made.
+The import registers the Gymnasium environment ``pgprune/LLMPruning-v0``, and pruned models with
+transformers. It loads neither torch nor transformers.
 """
 
 import gymnasium

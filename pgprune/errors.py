@@ -1,4 +1,4 @@
-"""The exceptions that pgprune raises on purpose."""
+"""The exceptions that pgprune raises for its users."""
 
 
 class PruningError(ValueError):
@@ -10,6 +10,6 @@ class ResourceError(PruningError):
 
 
 def first_line(error: BaseException) -> str:
-    """What an error of another library says first, to quote it within a sentence."""
+    """Returns the first line of another library's error, to quote it within a sentence."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0].rstrip(".: ")

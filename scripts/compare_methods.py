@@ -46,7 +46,7 @@ from pgprune.utils.command_line import ArgumentParser, from_arguments, given, ru
 from pgprune.utils.files import check_place
 from pgprune.utils.jsonl import close_line
 from pgprune.utils.markdown import check_page
-from pgprune.utils.process_pool import run_tasks, teller
+from pgprune.utils.process_pool import progress_printer, run_tasks
 
 
 def main() -> int:
@@ -60,7 +60,7 @@ def main() -> int:
     failed = 0
     if not config.report:
         tasks = todo(arguments, config)
-        failed = run_tasks(tasks, measure_cell, config.at_a_time, teller(len(tasks)))
+        failed = run_tasks(tasks, measure_cell, config.at_a_time, progress_printer(len(tasks)))
     print(report(Path(config.output), config))
     plot_all(Path(config.output), config.at_rate)
     return 1 if failed else 0

@@ -1,6 +1,6 @@
-"""Model families as data: where each Hugging Face architecture keeps its layers and projections.
+"""Model families as data: the paths of layers and projections in each Hugging Face architecture.
 
-A new family is a new row of ``FAMILIES``; nothing else in the project names an architecture.
+A new family is a new row of ``FAMILIES``; no other code names an architecture.
 """
 
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from pgprune.errors import PruningError
 
 @dataclass(frozen=True)
 class Family:
-    """Where the parts of a decoder are: dotted paths, as in ``module.get_submodule``.
+    """Dotted paths of the modules of a decoder, as in ``module.get_submodule``.
 
     Attributes:
         layers: the list of decoder layers, from the causal LM.
@@ -24,19 +24,19 @@ class Family:
         output: attention output projection, from a layer; its columns belong to query heads.
         expand: MLP projections whose rows are channels, from a layer; a gate comes first.
         down: MLP projection whose columns are channels, from a layer.
-        attention_norms: norms that a missing attention block makes useless, from a layer.
-        mlp_norms: norms that a missing MLP block makes useless, from a layer.
+        attention_norms: norms that belong to the attention block, from a layer.
+        mlp_norms: norms that belong to the MLP block, from a layer.
         channel_count: name of the configuration's MLP width.
         head_count: name of the attention module's attribute that must hold the number of heads,
             None where the number follows from the shapes.
-        stock_heads: which numbers of heads the stock configuration takes when all layers have as
-            many: ``any``; a ``divisor`` of the width; those of the ``dense`` model only, where the
-            size of a head is the width over their number.
-        stand_in: ``model_type`` that is the same network, without sliding window and where no
-            projection has a bias, and takes any number of heads.
+        stock_heads: the numbers of heads that the stock configuration takes if all layers have
+            the same number: ``any``; a ``divisor`` of the width; the ``dense`` model's only, where
+            the size of a head is the width over their number.
+        stand_in: ``model_type`` of the same network that takes any number of heads; for models
+            without sliding window and biases.
         final_norm: the norm before the head, from the causal LM.
-        positions: learned position embeddings, from the causal LM; None where there are none.
-        gguf: llama.cpp's architecture that holds it after pruning, None where there is none.
+        positions: learned position embeddings, from the causal LM; None without them.
+        gguf: llama.cpp's architecture for the pruned model; None without one.
     """
 
     layers: str
@@ -152,7 +152,7 @@ def decoder_layers(model: nn.Module, family: Family) -> nn.ModuleList:
 
 
 def linear_at(layer: nn.Module, path: str) -> nn.Linear:
-    """A projection of a layer; what ``get_submodule`` gives, in a tenth of the time."""
+    """Returns a projection of a layer, as ``get_submodule`` does in ten times the time."""
     module: Any = layer
     for name in path.split("."):
         module = module._modules[name]

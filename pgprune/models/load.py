@@ -1,8 +1,8 @@
 """Loads the frozen language model that is pruned, and its tokenizer.
 
-All that can be checked without reading weights is checked first: the device, the directory, the
-family, that there are weights and that their files are whole, the tokenizer. Nothing from a
-checkpoint is ever executed: weights are safetensors, and remote code is not trusted.
+It first checks all that needs no weights: the device, the directory, the family, the tokenizer, and
+that the files of weights are whole. It executes nothing from a checkpoint: weights are safetensors,
+and remote code is not trusted.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from pgprune.utils.devices import check_dtype, choose_device
 from pgprune.utils.options import Config, option
 
 BUILTIN = Path(__file__).parents[1] / "builtin_model"
-"""Where the built-in model lies."""
+"""Directory of the built-in model."""
 
 DTYPES = {
     "float32": torch.float32,
@@ -41,14 +41,14 @@ DTYPES = {
 }
 
 PRUNED = "pgprune_"
-"""What the ``model_type`` of pruned models begins with."""
+"""Prefix of the ``model_type`` of pruned models."""
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 @dataclass(frozen=True)
 class ModelConfig(Config):
-    """Which language model, and where and how it runs."""
+    """Options of the language model: which one, on which device, in which number format."""
 
     model: str = option("builtin", f"builtin, a hub id or a directory ({', '.join(FAMILIES)})")
     device: str = option("auto", "auto (an accelerator if there is one), cpu, cuda, cuda:N or mps")
@@ -71,11 +71,11 @@ class ModelConfig(Config):
 def check_model(
     config: ModelConfig, pruned: bool = False
 ) -> tuple[PretrainedConfig, PreTrainedTokenizerBase]:
-    """Checks all that can be checked without reading weights, and reads the rest.
+    """Checks a model without its weights, and loads its configuration and tokenizer.
 
     Args:
         config: which model, device and number format.
-        pruned: whether a model that pgprune has exported will do.
+        pruned: whether exports of pgprune are allowed.
 
     Raises:
         PruningError: the device is absent or lacks the number format, or the model is missing, of
@@ -96,11 +96,11 @@ def check_model(
 def load_model(
     config: ModelConfig, pruned: bool = False
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Loads a causal LM to evaluate, never to train: evaluation mode, no gradients, no cache.
+    """Loads a causal LM for evaluation: evaluation mode, no gradients, no cache.
 
     Args:
         config: which model, device and number format.
-        pruned: whether a model that pgprune has exported will do.
+        pruned: whether exports of pgprune are allowed.
 
     Returns:
         The model on its device, and its tokenizer.
@@ -130,7 +130,7 @@ def load_model(
 
 
 def fingerprint(*tensors: Tensor) -> str:
-    """A short digest of tensors: their shapes and a few values of each, (anything) -> hex."""
+    """Computes a short digest of tensors of any shape: their shapes and a few values of each."""
     digest = hashlib.sha256()
     for tensor in tensors:
         few = tensor.flatten()[:: max(1, tensor.numel() // 64)].double().cpu()
@@ -139,14 +139,14 @@ def fingerprint(*tensors: Tensor) -> str:
 
 
 def choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype | str:
-    """The number format to load in, ``auto`` for the checkpoint's own.
+    """Returns the number format to load in, ``auto`` for the checkpoint's own.
 
     Raises:
         PruningError: the device lacks it.
     """
     if config.dtype == "auto":
-        own = device.type != "cpu" and config.model != "builtin"
-        return "auto" if own else torch.float32
+        of_checkpoint = device.type != "cpu" and config.model != "builtin"
+        return "auto" if of_checkpoint else torch.float32
     check_dtype(DTYPES[config.dtype], device)
     return DTYPES[config.dtype]
 
@@ -165,7 +165,7 @@ def _check_device_map(config: ModelConfig) -> None:
 
 
 def _resolve(model: str) -> str:
-    """The directory or hub id that a name stands for."""
+    """Returns the directory or hub id that a name stands for."""
     if model == "builtin":
         return str(BUILTIN)
     path = Path(model).expanduser()
@@ -193,17 +193,18 @@ def _read_config(source: str, pruned: bool) -> PretrainedConfig:
     is_pruned = dense in FAMILIES and family.startswith(PRUNED)
     if is_pruned and not pruned:
         raise PruningError(f"the model {source!r} is already pruned; give the dense model")
-    if not is_pruned and family not in FAMILIES:  # also those that transformers does not know
+    # Before transformers reads it, which fails otherwise on families that it does not know.
+    if not is_pruned and family not in FAMILIES:
         raise PruningError(
             f"the model {source!r} is of the family {family!r}, which is not "
             f"supported; known families: {', '.join(FAMILIES)}"
         )
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # each configuration class checks its values in its own way
+    except Exception as error:  # configuration classes raise errors of many types
         raise PruningError(_unreadable(source, "configuration", error)) from error
     if not is_pruned:
-        family_of(config)  # refuses the variants that cannot be pruned
+        family_of(config)  # raises for variants that cannot be pruned
     config.use_cache = False
     return config
 
@@ -211,7 +212,7 @@ def _read_config(source: str, pruned: bool) -> PretrainedConfig:
 def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # tokenizers raise everything, down to bare Exception
+    except Exception as error:  # tokenizers raise errors of all types, bare Exception included
         raise PruningError(_unreadable(source, "tokenizer", error)) from error
 
 
@@ -227,7 +228,7 @@ def _load_weights(source: str, **options: Any) -> PreTrainedModel:
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise PruningError(_unreadable(source, "weights", error)) from error
     model, report = loaded
-    if missing := sorted(report["missing_keys"]):  # transformers would fill them at random
+    if missing := sorted(report["missing_keys"]):  # transformers fills them with random numbers
         raise PruningError(
             f"the model {source!r} lacks {len(missing)} of its weights, such as {missing[0]}; give "
             "a complete checkpoint of a causal LM"
@@ -239,7 +240,7 @@ def move_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """Moves a model to a device.
 
     Raises:
-        PruningError: it does not fit into the device's memory.
+        PruningError: the model does not fit into the device's memory.
     """
     try:
         return model.to(device)  # type: ignore[arg-type]

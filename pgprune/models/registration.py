@@ -1,7 +1,10 @@
-"""Makes transformers know pruned models as soon as both it and pgprune are imported.
+"""Registers pruned models with transformers, so that they load without ``trust_remote_code``.
 
-Then ``AutoModelForCausalLM.from_pretrained`` needs no ``trust_remote_code`` for them. Importing
-pgprune alone stays light: nothing happens before transformers' automatic models are imported.
+One situation needs the import hook below: a script imports pgprune before transformers' automatic
+classes and then calls ``AutoModelForCausalLM.from_pretrained`` on an export. Registration needs
+transformers' classes, whose import takes seconds and loads torch, which ``import pgprune`` must not
+do. So a hook on ``sys.meta_path`` waits for the import of those classes, registers, and is gone. If
+they are imported already, there is no hook.
 """
 
 import importlib.abc
@@ -14,7 +17,7 @@ from types import ModuleType
 from typing import Any, NamedTuple
 
 CODE = "modeling_pgprune"
-"""The module of ``pgprune.hub_code`` that travels with exported models."""
+"""The module of ``pgprune.hub_code`` that is copied into exported models."""
 
 PREFIXES = {
     "llama": "PGPruneLlama",
@@ -23,10 +26,10 @@ PREFIXES = {
     "qwen3": "PGPruneQwen3",
     "opt": "PGPruneOPT",
 }
-"""What the names of a family's classes in that module begin with, by its ``model_type``."""
+"""Prefix of the names of a family's classes in that module, by its ``model_type``."""
 
 SLICED_CODE = "modeling_slicegpt"
-"""The module of ``pgprune.hub_code`` that travels with sliced models."""
+"""The module of ``pgprune.hub_code`` that is copied into sliced models."""
 
 _TRIGGER = "transformers.models.auto.modeling_auto"
 
@@ -40,14 +43,14 @@ class PrunedClasses(NamedTuple):
 
     @property
     def auto_map(self) -> dict[str, str]:
-        """Where transformers finds the classes beside the weights, complete and in order."""
+        """The configuration value by which transformers finds the classes beside the weights."""
         autos = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
         file = self.config.__module__.rpartition(".")[2]
         return {auto: f"{file}.{kind.__name__}" for auto, kind in zip(autos, self, strict=True)}
 
 
 def pruned_classes(model_type: str) -> PrunedClasses:
-    """The classes of pruned models of a family.
+    """Returns the classes of pruned models of a family.
 
     Args:
         model_type: of the dense model, a key of ``PREFIXES``.
@@ -56,7 +59,7 @@ def pruned_classes(model_type: str) -> PrunedClasses:
 
 
 def sliced_classes(model_type: str) -> PrunedClasses:
-    """The classes of sliced models of a family.
+    """Returns the classes of sliced models of a family.
 
     Args:
         model_type: of the dense model, a key of ``PREFIXES``.
@@ -81,7 +84,7 @@ def register() -> None:
 
 
 def register_with_transformers() -> None:
-    """Registers now if transformers' automatic models are imported, else once they are."""
+    """Registers now if transformers' automatic classes are imported, else after their import."""
     if _TRIGGER in sys.modules:
         register()
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
@@ -89,14 +92,14 @@ def register_with_transformers() -> None:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Lets the import of one module be followed by ``register``, and is gone by then."""
+    """Finds the module of the automatic classes once, with a loader that registers."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname != _TRIGGER:
             return None
-        sys.meta_path.remove(self)
+        sys.meta_path.remove(self)  # before find_spec, which would ask this finder again
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
             spec.loader = _Loader(spec.loader)
@@ -104,7 +107,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 class _Loader(importlib.abc.Loader):
-    """A loader that registers after the module is executed."""
+    """Executes the module of the automatic classes, then registers."""
 
     def __init__(self, loader: importlib.abc.Loader) -> None:
         self._loader = loader

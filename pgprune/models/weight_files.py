@@ -1,4 +1,4 @@
-"""Whether the weights of a model lie complete in its directory, without reading them."""
+"""Checks that the weights of a model are complete in its directory, without reading them."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from pgprune.errors import PruningError, first_line
 
 
 def check_weights(directory: Path) -> None:
-    """Makes sure that a model's directory holds all its weights in whole safetensors files.
+    """Checks that a model's directory holds all its weights in whole safetensors files.
 
     Raises:
         PruningError: a file is missing, cut short or a pickle, or the index is unreadable.

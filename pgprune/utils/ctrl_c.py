@@ -1,4 +1,4 @@
-"""Ctrl-C as a wish to stop at the next good moment."""
+"""Turns Ctrl-C into a request to stop after the current step."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -8,7 +8,7 @@ from types import FrameType
 
 @contextmanager
 def ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Notes the first Ctrl-C instead of interrupting; the second one interrupts.
+    """Records the first Ctrl-C while the body runs; the second one interrupts.
 
     Yields:
         A function that tells whether Ctrl-C was pressed.
@@ -22,7 +22,7 @@ def ctrl_c() -> Iterator[Callable[[], bool]]:
 
     try:
         before = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not the main thread: whoever runs that one handles Ctrl-C
+    except ValueError:  # only the main thread can handle signals
         yield lambda: False
         return
     try:

@@ -1,4 +1,4 @@
-"""Which devices there are, and which number formats they have."""
+"""Chooses devices that are present, and checks their number formats."""
 
 import os
 
@@ -9,7 +9,7 @@ from pgprune.utils.process_ids import local_rank, worker
 
 
 def choose_device(name: str) -> torch.device:
-    """Turns a device's name into a device that is present.
+    """Returns the device of a name.
 
     Args:
         name: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
@@ -21,7 +21,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     if name == "cuda" and (index := local_rank() or worker() % max(1, torch.cuda.device_count())):
-        name = f"cuda:{index}"  # each process of a host has a GPU of its own
+        name = f"cuda:{index}"  # one GPU for each process of a host
     present = ["cpu", *(["mps"] if mps else [])]
     present += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     if name not in present and not (name == "cuda" and "cuda:0" in present):
@@ -33,7 +33,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def side_by_side(name: str) -> int:
-    """How many processes can work on a device without sharing a GPU, or a CPU core.
+    """Returns how many processes can use a device without sharing a GPU, or a CPU core.
 
     Args:
         name: as ``choose_device`` takes it; ``auto`` and ``cuda`` stand for all GPUs.
@@ -43,17 +43,17 @@ def side_by_side(name: str) -> int:
     """
     device = choose_device(name)
     if device.type == "cpu" and hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))  # cores that this process may use
+        return len(os.sched_getaffinity(0))  # a container may allow fewer cores than there are
     if device.type == "cpu":
         return os.cpu_count() or 1
     return torch.cuda.device_count() if name in ("auto", "cuda") and device.type == "cuda" else 1
 
 
 def check_dtype(dtype: torch.dtype | str | None, device: torch.device) -> None:
-    """Makes sure that a device has a number format; all have one that is not decided yet.
+    """Checks that a device has a number format. None and ``auto`` pass.
 
     Raises:
-        PruningError: it lacks it.
+        PruningError: the device lacks the format.
     """
     if dtype == torch.float64 and device.type == "mps":
         raise PruningError("mps devices have no float64; choose another dtype or device cpu")

@@ -1,4 +1,4 @@
-"""Draws figures and writes them as PNG. Without matplotlib there is a note and no figure."""
+"""Draws figures and writes them as PNG; without matplotlib it logs a note instead."""
 
 import io
 import logging
@@ -24,15 +24,15 @@ _STYLE: Any = {  # matplotlib spells out every key in its types
 
 
 def save_figure(path: Path, size: tuple[float, float], draw: Callable[[Any], object]) -> bool:
-    """Draws into a new figure and writes it, without any window or global state.
+    """Draws a figure and writes it, without a window or global state.
 
     Args:
         path: the PNG file.
         size: inches.
-        draw: is given the figure.
+        draw: draws into the figure.
 
     Returns:
-        Whether it was drawn: not without matplotlib.
+        Whether it was drawn; False without matplotlib.
 
     Raises:
         PruningError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""Writing files so that no crash and no full disk leaves half of one."""
+"""Writes files completely or not at all, also at a crash or on a full disk."""
 
 import errno
 import hashlib
@@ -19,7 +19,7 @@ from pgprune.errors import PruningError
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Writes a file under a temporary name, forces it to the disk and renames it.
+    """Writes a file under a temporary name, flushes it to the disk and renames it.
 
     Args:
         path: the file, replaced if it exists.
@@ -42,10 +42,10 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def read_text(path: Path) -> str:
-    """The text of a small file.
+    """Reads the text of a small file.
 
     Raises:
-        PruningError: it cannot be read, or is not text in UTF-8.
+        PruningError: the file cannot be read, or is not text in UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8")
@@ -54,7 +54,7 @@ def read_text(path: Path) -> str:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a file, which is made where there is none, and forces it to the disk.
+    """Appends a line to a file, new or not, and flushes it to the disk.
 
     Raises:
         OSError: the disk is full or refuses; the file is as before.
@@ -67,12 +67,12 @@ def append_line(path: Path, line: str) -> None:
             os.fsync(file.fileno())
     except OSError:
         if path.exists():
-            os.truncate(path, size)
+            os.truncate(path, size)  # removes a part of the line
         raise
 
 
 def sync_directory(path: Path) -> None:
-    """Forces a directory's entries to the disk, so that a rename survives a power cut."""
+    """Flushes a directory's entries to the disk, so that a rename survives a power cut."""
     if os.name == "posix":  # Windows cannot open directories
         descriptor = os.open(path, os.O_RDONLY)
         try:
@@ -82,20 +82,20 @@ def sync_directory(path: Path) -> None:
 
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
-    """Tensors of any device as the content of a safetensors file."""
+    """Returns tensors of any device as the content of a safetensors file."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     return save(plain, dict(metadata) if metadata else None)
 
 
 def check_new(path: Path, remedy: str = "choose another --output") -> None:
-    """Checks, before any long work, that a directory can be made.
+    """Checks that a directory can be made; to be called before long work.
 
     Args:
         path: the directory.
-        remedy: what to do where it exists, for the error.
+        remedy: what to do if it exists, for the error.
 
     Raises:
-        PruningError: it exists, or nothing may be written where it should be.
+        PruningError: the directory exists or cannot be made.
     """
     if os.path.lexists(path):
         raise PruningError(f"{path} exists; {remedy}")
@@ -103,10 +103,10 @@ def check_new(path: Path, remedy: str = "choose another --output") -> None:
 
 
 def check_place(path: Path) -> None:
-    """Checks that directories can be made in one that need not exist yet.
+    """Checks that directories can be made in a directory that may not exist yet.
 
     Raises:
-        PruningError: nothing may be written there.
+        PruningError: the directory is not writable.
     """
     place = path.absolute()
     while not os.path.lexists(place):
@@ -147,7 +147,7 @@ def make_directory(path: Path, files: Mapping[str, str], numbered: bool) -> Path
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """Makes a new directory, by one rename of the complete thing once the body is done.
+    """Makes a new directory by one rename, after the body has written its content.
 
     Args:
         path: the directory.
@@ -174,12 +174,12 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Writes tensors and a record into one safetensors file, the record as JSON in its metadata.
+    """Writes tensors and a record into one safetensors file, whose metadata holds the record.
 
     Args:
         path: the file, replaced if it exists.
         tensors: tensors by name.
-        record: everything else, as JSON can hold it.
+        record: all other values, as JSON can hold them.
 
     Raises:
         OSError: the disk is full or refuses; a previous file stays as it was.
@@ -199,7 +199,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         Tensors (on the CPU) and record.
 
     Raises:
-        PruningError: the file is not what was written, to the bit.
+        PruningError: the file differs from what was written.
     """
     try:
         with safe_open(path, "pt") as file:
@@ -216,11 +216,11 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 @contextmanager
 def saving(path: Path, remedy: str) -> Iterator[None]:
-    """Turns the system's refusal to write into a PruningError.
+    """Turns an OSError of the body into a PruningError.
 
     Args:
-        path: what is written, for the error.
-        remedy: what to do about it, for the error.
+        path: the file that is written, for the error.
+        remedy: what to do, for the error.
 
     Yields:
         Nothing.
@@ -236,7 +236,7 @@ def saving(path: Path, remedy: str) -> Iterator[None]:
 
 
 def _renamed(temporary: Path, path: Path) -> bool:
-    """Renames a directory unless the path is taken, also by one that appears this instant."""
+    """Renames a directory unless the path exists, also if it appears at the same moment."""
     if os.path.lexists(path):
         return False
     try:
@@ -249,5 +249,5 @@ def _renamed(temporary: Path, path: Path) -> bool:
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    """Identifies a checkpoint's content, so that damage inside the file is noticed."""
+    """Computes the digest of a checkpoint's content, which reveals damage inside the file."""
     return hashlib.sha256(tensor_bytes(tensors) + text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Records as lines of JSON in a file that only grows, each forced to the disk."""
+"""Records as lines of JSON in a file that only grows; each line is flushed to the disk."""
 
 import json
 import math
@@ -15,9 +15,9 @@ _REMEDY = "free some space and repeat the command"
 
 
 def read_lines(path: Path) -> list[Record]:
-    """The records of a file, none if it is not there.
+    """Reads the records of a file; a missing file has none.
 
-    A line that a power cut left unfinished does not count.
+    An incomplete line, which a power cut may leave, is skipped.
     """
     records: list[Record] = []
     for line in read_text(path).splitlines() if path.exists() else []:
@@ -31,20 +31,20 @@ def read_lines(path: Path) -> list[Record]:
 
 
 def add_line(path: Path, record: Mapping[str, Any]) -> None:
-    """Adds a record; numbers that are not finite become null.
+    """Appends a record; numbers that are not finite become null.
 
     Raises:
-        PruningError: the disk is full or refuses.
+        PruningError: the record cannot be written.
     """
     with saving(path, _REMEDY):
         append_line(path, json.dumps(finite(record), allow_nan=False))
 
 
 def close_line(path: Path) -> None:
-    """Ends a line that a power cut left unfinished, so that the next one is whole.
+    """Ends an incomplete last line, so that the next record has a line of its own.
 
     Raises:
-        PruningError: the disk is full or refuses.
+        PruningError: the file cannot be written.
     """
     if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
         with saving(path, _REMEDY), path.open("ab") as file:
@@ -52,7 +52,7 @@ def close_line(path: Path) -> None:
 
 
 def finite(value: Any) -> Any:
-    """The value with None for every number that is not finite, which JSON cannot hold."""
+    """Replaces numbers that are not finite, which JSON cannot hold, by None."""
     if isinstance(value, Mapping):
         return {str(key): finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

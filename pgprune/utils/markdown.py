@@ -1,4 +1,4 @@
-"""Tables in Markdown pages, and the places in a page where a command puts them."""
+"""Makes Markdown tables, and writes them between markers of a page."""
 
 import math
 import re
@@ -11,13 +11,13 @@ from pgprune.utils.files import read_text, write_file
 
 
 def grid(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table of cells under the names of its columns."""
+    """Makes a table of a header and rows of cells."""
     rows = [head, ["---"] * len(head), *lines]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 
 def spread(values: Sequence[float]) -> str:
-    """Mean and sample standard deviation, or a dash."""
+    """Formats mean and sample standard deviation, or a dash without values."""
     if not values:
         return "–"
     mean = statistics.fmean(values)
@@ -29,20 +29,20 @@ def spread(values: Sequence[float]) -> str:
 
 
 def has_place(page: str, marker: str) -> bool:
-    """Whether a page has a line ``<!-- marker -->`` with a line ``<!-- end -->`` after it."""
+    """Tells if a page has a line ``<!-- marker -->`` and a line ``<!-- end -->`` after it."""
     return _place(marker).search(page) is not None
 
 
 def renew(page: str, marker: str, text: str) -> str:
-    """The page with other text in the place of a marker, if it has one."""
+    """Replaces the text after a marker of a page, if it has the marker."""
     return _place(marker).sub(lambda marks: f"{marks[1]}{text}{marks[2]}", page)
 
 
 def check_page(page: Path, marker: str) -> None:
-    """Makes sure that a page has a place for what a command puts there.
+    """Checks that a page has a marker for the text of a command.
 
     Raises:
-        PruningError: there is no such page, or no such place in it.
+        PruningError: the page or the marker is missing.
     """
     if not page.is_file():
         raise PruningError(f"there is no page {page}; give a Markdown file to --into")
@@ -54,10 +54,10 @@ def check_page(page: Path, marker: str) -> None:
 
 
 def renew_page(page: Path, marker: str, text: str) -> None:
-    """Writes a page anew with other text in the place of a marker.
+    """Replaces the text after a marker in the file of a page.
 
     Raises:
-        OSError: the disk is full or refuses.
+        OSError: the file cannot be written.
         PruningError: the page cannot be read.
     """
     write_file(page, renew(read_text(page), marker, text).encode())

@@ -1,4 +1,4 @@
-"""Memory that a run takes, on the host or on the accelerator."""
+"""Measures the memory of a run, on the host or on the accelerator."""
 
 import ctypes
 import sys
@@ -12,21 +12,21 @@ from torch import Tensor
 from pgprune.errors import ResourceError, first_line
 
 LESS = "choose a smaller --batch-size or --sequence-length, or --dtype bfloat16"
-_NO_HOST_MEMORY = "can't allocate memory"  # in what torch says of the host
+_NO_HOST_MEMORY = "can't allocate memory"  # part of torch's message about the host
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most memory in use so far, in bytes: allocated on a GPU, resident on the host."""
+    """Returns the peak memory so far in bytes: allocated on a GPU, resident on the host."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource  # absent on Windows, where nothing here runs on it
+    import resource  # absent on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def memory_now(device: torch.device) -> int:
-    """The memory in use, in bytes; on a host without /proc the most so far."""
+    """Returns the memory in use in bytes; on a host without /proc the peak so far."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     statm = Path("/proc/self/statm")
@@ -39,7 +39,7 @@ def memory_now(device: torch.device) -> int:
 
 @contextmanager
 def within_memory(remedy: str = LESS) -> Iterator[None]:
-    """Says which setting lowers the memory that the body takes, where there is too little.
+    """Turns a lack of memory in the body into an error that names a remedy.
 
     Args:
         remedy: what to do, for the error.
@@ -62,22 +62,22 @@ def within_memory(remedy: str = LESS) -> Iterator[None]:
 
 
 def read_once(tensors: Iterable[Tensor]) -> None:
-    """Reads tensors, because weights mapped from a file are in memory only once they are read."""
+    """Reads tensors, since weights mapped from a file are in memory only after they are read."""
     for tensor in tensors:
         if tensor.device.type == "cpu":
             tensor.sum()
 
 
 def memory_of(work: Callable[[], object], device: torch.device) -> int | None:
-    """The most memory that a piece of work takes beyond what was in use before it.
+    """Measures the peak memory of work, beyond the memory in use before it.
 
     Args:
-        work: what to do.
-        device: where it is done.
+        work: the function to call.
+        device: where it runs.
 
     Returns:
-        Bytes: allocated on a GPU, resident on the host; None (and nothing is done) where the
-        system cannot forget an earlier peak, as only Linux does.
+        Bytes: allocated on a GPU, resident on the host; None, without a call, where the system
+        cannot reset the peak. On a CPU only Linux can.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -93,9 +93,9 @@ def memory_of(work: Callable[[], object], device: torch.device) -> int | None:
 
 
 def _forget_peak() -> bool:
-    """Sets the host's peak back to what is in use; returns whether it could."""
+    """Resets the host's peak to the memory in use; returns whether it succeeded."""
     try:
-        # Pages that freed tensors have left with the process would hide what is allocated anew.
+        # Pages of freed tensors that stay with the process would hide new allocations.
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
     except (OSError, AttributeError):

@@ -1,8 +1,7 @@
-"""Tasks in processes of their own, several at a time, of one CPU thread each.
+"""Runs tasks in separate processes, several at a time, with one CPU thread each.
 
-Processes are forks of a server that has loaded what this process has loaded, which takes longer
-than a small task. They end with this process, so that nothing goes on working where the command was
-killed.
+Processes are forks of a server that has imported the modules of this process, since the imports
+take longer than a small task. They end with this process, also if it is killed.
 """
 
 import multiprocessing
@@ -26,16 +25,17 @@ T = TypeVar("T")
 def run_tasks(
     tasks: Iterable[T], work: Callable[[T], None], workers: int, done: Callable[[T, str], None]
 ) -> int:
-    """Does tasks, in processes that end with this one.
+    """Runs tasks in processes that end with this one.
 
     Args:
-        tasks: to do, in this order; they can be pickled.
-        work: does one; a function of a module. ``ranks.worker`` is its number below ``workers``.
+        tasks: started in this order; they must be picklable.
+        work: runs a task; a function of a module. In it ``process_ids.worker`` is the number of its
+            process, below ``workers``.
         workers: processes at a time.
-        done: told of each task, and of the last line of its error where it failed unexpectedly.
+        done: called after each task with the last line of its error, empty if it succeeded.
 
     Returns:
-        How many failed unexpectedly.
+        The number of tasks that failed.
     """
     waiting, running = deque(tasks), dict[BaseProcess, tuple[T, IO[str], int]]()
     free, failed = set(range(workers)), 0
@@ -59,8 +59,8 @@ def run_tasks(
     return failed
 
 
-def teller(tasks: int) -> Callable[[object, str], None]:
-    """What says on standard error which of so many tasks is done, and how long the rest takes."""
+def progress_printer(tasks: int) -> Callable[[object, str], None]:
+    """Returns a function that prints, after each task, its number and the time left, to stderr."""
     started, count = time.monotonic(), 0
 
     def done(task: object, error: str) -> None:
@@ -74,7 +74,7 @@ def teller(tasks: int) -> Callable[[object, str], None]:
 
 
 def _start(work: Callable[[T], None], task: T, errors: str, number: int) -> BaseProcess:
-    """Starts a process, a worker's, that does a task and writes its errors to a file."""
+    """Starts a process that runs a task and writes its errors to a file."""
     if "forkserver" in multiprocessing.get_all_start_methods():
         context: multiprocessing.context.BaseContext = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([name for name in sys.modules if _is_ours(name)])
@@ -91,9 +91,9 @@ def _is_ours(module: str) -> bool:
 
 
 def _do(work: Callable[[T], None], task: T, errors: str, number: int) -> None:
-    """In a process of its own: does a task."""
+    """Runs a task; called in the new process."""
     os.environ[WORKER] = str(number)
-    os.setsid()  # Ctrl-C is the parent's, which ends them all
+    os.setsid()  # keeps Ctrl-C from this process: the parent gets it and ends all
     for path, stream in ((os.devnull, 1), (errors, 2)):
         os.dup2(os.open(path, os.O_WRONLY), stream)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -109,7 +109,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Lets processes that start have one thread each for their numbers."""
+    """Limits processes that start in the body to one thread each."""
     name = "OMP_NUM_THREADS"
     before = os.environ.get(name)
     os.environ[name] = "1"
@@ -123,7 +123,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def _failure(status: int, errors: IO[str]) -> str:
-    """The last line that a process wrote before it failed; nothing where it did not."""
+    """Returns the last line of a failed process's errors, or an empty string on success."""
     with errors:
         lines = errors.read().split("\n") if status else []
     said = [line.strip() for line in lines if line.strip()]

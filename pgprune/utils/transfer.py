@@ -1,7 +1,7 @@
-"""Tensors between the host and a device, without waiting more than needed.
+"""Copies tensors between the host and a device with as few waits as possible.
 
-A device works through what it was given while the host goes on. Every copy that the host waits for
-makes it wait for all of that, and leaves the device without work afterwards.
+A device works through its queue while the host continues. If the host waits for a copy, it waits
+for the whole queue, and the device then has no work.
 """
 
 import torch
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor on a device, without waiting for what the device still has to do."""
+    """Copies a tensor to a device without waiting for the device's queue."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
 def read(*tensors: Tensor) -> tuple[Tensor, ...]:
-    """Tensors of one device on the host, waiting for the device once."""
+    """Copies tensors to the host with one wait for their device."""
     copies = tuple(tensor.to("cpu", non_blocking=True) for tensor in tensors)
     devices = {tensor.device for tensor in tensors if tensor.device.type != "cpu"}
     for device in devices:

@@ -1,4 +1,4 @@
-"""What a result was computed with."""
+"""Versions of the software that computes a result."""
 
 import platform
 import subprocess
@@ -13,28 +13,28 @@ _PACKAGES = (
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python, pgprune and the packages under it, and the git commit if any.
+    """Returns the versions of Python, pgprune and its packages, and the git commit if any.
 
     Returns:
         Versions by name. A commit with uncommitted changes ends in ``-dirty``.
     """
-    found = {"python": platform.python_version(), "pgprune": __version__}
+    by_name = {"python": platform.python_version(), "pgprune": __version__}
     for package in _PACKAGES:
         try:
-            found[package] = version(package)
+            by_name[package] = version(package)
         except PackageNotFoundError:
             continue
     if commit := _git_commit(Path(__file__).resolve().parents[2]):
-        found["git"] = commit
-    return found
+        by_name["git"] = commit
+    return by_name
 
 
 def _git_commit(repository: Path) -> str | None:
-    """The commit of our own repository, not of one around an installed copy."""
+    """Returns the commit of this repository, not of one that contains an installed copy."""
     if not (repository / ".git").exists():
         return None
     command = ["git", "-C", str(repository), "describe", "--always", "--dirty", "--abbrev=40"]
-    command += ["--exclude=*"]  # the commit itself, never a tag
+    command += ["--exclude=*"]  # else describe prefers tags
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
