@@ -38,7 +38,7 @@ class Lucky(Agent):
 
     def __init__(self, env: Any, config: LuckyConfig, importance: Importance, seed: int) -> None:
         super().__init__(env, config.masks, seed)
-        self.best = importance.mask.clone()
+        self.best = importance.mask(env.budget)
 
     def mask(self) -> Tensor:
         return self.best.clone()
