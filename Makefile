@@ -15,7 +15,7 @@ DEVELOPED := $(VENV)/.developed
 .PHONY: run test lint clean
 
 run: $(INSTALLED)
-	$(BIN)/python scripts/train_agent.py --agent reinforce --model builtin --export hf $(ARGS)
+	$(BIN)/pgprune train --agent reinforce --model builtin --export hf $(ARGS)
 
 test: $(DEVELOPED)
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4

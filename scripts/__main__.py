@@ -6,7 +6,7 @@ from typing import NoReturn
 
 from pgprune import PruningError, __version__
 from pgprune.utils.command_line import run_command
-from pgprune.utils.command_names import COMMANDS
+from pgprune.utils.command_names import COMMANDS, program
 
 USAGE = """usage: pgprune COMMAND [options]
 
@@ -34,7 +34,9 @@ def main() -> NoReturn:
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name not in COMMANDS:
         run_command(lambda: answer(name), replicas=True)
-    sys.argv = [f"pgprune {name}", *sys.argv[2:]]
+    started = sys.argv[0]
+    first = "pgprune" if started.endswith("__main__.py") else program(started)
+    sys.argv = [f"{first} {name}", *sys.argv[2:]]  # from which messages spell other commands
     command = import_module(f"pgprune.commands.{COMMANDS[name]}")
     run_command(command.main, replicas=name == "train")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pgprune.utils.command_line import HELP_WIDTH, MAIN, ArgumentParser
-from pgprune.utils.command_names import COMMANDS, command_words, spelled
+from pgprune.utils.command_names import COMMANDS, command_words, program, spelled
 
 ROOT = Path(__file__).resolve().parents[1]
 LIGHT = "import sys; from pgprune.commands.__main__ import main; sys.argv[1:] = {words}\n"
@@ -74,9 +74,23 @@ def test_messages_name_a_command_as_this_one_was_started(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["pgprune train", "--seed", "1"])
     assert spelled(text) == text
     assert command_words() == ["pgprune", "train", "--seed", "1"]
+    monkeypatch.setattr(sys, "argv", [".venv/bin/pgprune train"])
+    assert spelled("type pgprune export RUN") == "type .venv/bin/pgprune export RUN"
     monkeypatch.setattr(sys, "argv", ["scripts/train_agent.py", "--seed", "1"])
+    python = program(sys.executable)
     assert spelled(text) == (
-        "python scripts/export.py RUN, then python scripts/benchmark_inference.py RUN; "
+        f"{python} scripts/export.py RUN, then {python} scripts/benchmark_inference.py RUN; "
         "not pgprune exporter"
     )
     assert command_words() == ["python", "scripts/train_agent.py", "--seed", "1"]
+
+
+def test_a_program_that_the_shell_does_not_find_is_named_by_its_path(tmp_path, monkeypatch):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "pgprune").write_text("")
+    (tmp_path / "bin" / "pgprune").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert program("bin/pgprune") == "bin/pgprune"
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert program("bin/pgprune") == "pgprune"

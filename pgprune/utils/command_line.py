@@ -39,7 +39,7 @@ class ArgumentParser(argparse.ArgumentParser):
         self, description: str | None, *configs: type[Config], main: Sequence[str] = MAIN
     ) -> None:
         super().__init__(
-            prog=spelled(sys.argv[0]) if " " in sys.argv[0] else f"python {sys.argv[0]}",
+            prog=f"python {sys.argv[0]}" if sys.argv[0].endswith(".py") else sys.argv[0],
             description=None if description is None else spelled(description),
             allow_abbrev=False,
             formatter_class=HelpFormatter,

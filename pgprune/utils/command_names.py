@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -22,8 +23,23 @@ _MENTIONED = re.compile(rf"(?<![\w/])pgprune ({'|'.join(COMMANDS)})(?![\w-])")
 
 def command_words() -> list[str]:
     """Returns the words that started this process, ``python`` or ``pgprune`` first."""
-    first = [sys.argv[0]] if sys.argv[0].endswith(".py") else shlex.split(sys.argv[0])
-    return [*(["python"] if first[0].endswith(".py") else []), *first, *sys.argv[1:]]
+    script = sys.argv[0].endswith(".py")
+    return ["python", *sys.argv] if script else [*shlex.split(sys.argv[0]), *sys.argv[1:]]
+
+
+def program(path: str) -> str:
+    """Returns a program as it has to be typed: by its name if the shell finds it, else by its path.
+
+    Args:
+        path: of the program, such as ``.venv/bin/pgprune``.
+    """
+    # Not resolved: python of a virtual environment is a link to the python that it was made with.
+    file, found = Path(path).absolute(), shutil.which(Path(path).name)
+    if found is not None and Path(found).absolute() == file:
+        return file.name
+    return shlex.quote(
+        str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
+    )
 
 
 def spelled(text: str) -> str:
@@ -33,14 +49,18 @@ def spelled(text: str) -> str:
         text: names commands as they are installed, ``pgprune export RUN``.
 
     Returns:
-        The same text, or where a script of a checkout was started, with
-        ``python scripts/export.py RUN``.
+        The text with commands that can be typed as they are: ``python scripts/export.py RUN`` where
+        a script was started, and paths where the shell would not find a program.
     """
     script = Path(sys.argv[0])
-    if script.suffix != ".py" or script.stem not in COMMANDS.values():
+    if script.suffix != ".py":
+        first = sys.argv[0].rpartition(" ")[0] or "pgprune"
+        return _MENTIONED.sub(lambda name: f"{first} {name[1]}", text)
+    if script.stem not in COMMANDS.values():
         return text
+    python = program(sys.executable)
 
-    def python(name: re.Match[str]) -> str:
-        return shlex.join(["python", str(script.with_name(f"{COMMANDS[name[1]]}.py"))])
+    def by_script(name: re.Match[str]) -> str:
+        return f"{python} {shlex.quote(str(script.with_name(f'{COMMANDS[name[1]]}.py')))}"
 
-    return _MENTIONED.sub(python, text)
+    return _MENTIONED.sub(by_script, text)
