@@ -20,15 +20,15 @@ from pgprune.utils.options import Config, option
 
 @dataclass(frozen=True)
 class Pruned:
-    """What a method has decided.
+    """The result of a method.
 
     Attributes:
         mask: (n,) uint8, 1 keeps; within the budget.
         importance: the scores that the mask was rounded from, where there are any.
         repair: weights and biases that belong to the mask, where the method changes them.
-        slices: what is kept of the residual stream, where the method slices it; its mask keeps
-            all.
-        notes: figures of the method's own for results.json, as JSON can hold them.
+        slices: the kept part of the residual stream, if the method slices it; then the mask
+            keeps all.
+        notes: figures for results.json, as JSON can hold them.
     """
 
     mask: Tensor
@@ -39,12 +39,12 @@ class Pruned:
 
 
 def _method_names() -> list[str]:
-    return list(METHODS)  # which is filled later
+    return list(METHODS)  # read late: METHODS needs this config, and grows
 
 
 @dataclass(frozen=True)
 class MethodConfig(Config):
-    """Method: which one, and the knobs of its own.
+    """Method: which one, and its options.
 
     Raises:
         PruningError: a value that its field does not allow.
@@ -140,7 +140,7 @@ class Method:
             ("granularity", problem.units.granularity, self.granularities),
             ("budget", problem.budget.kind, self.budgets),
         ):
-            if value not in fitting and not self.slices:  # which prunes no unit
+            if value not in fitting and not self.slices:  # slicing prunes no unit
                 raise PruningError(
                     f"method {self.name} does not fit {what} {value!r}; choose "
                     f"{' or '.join(fitting)}"

@@ -1,4 +1,4 @@
-"""FASP: Wanda's score for whole columns, and least squares for what is left."""
+"""FASP: prunes columns with low Wanda scores and refits the others by least squares."""
 
 from torch import Tensor
 
@@ -10,7 +10,7 @@ from pgprune.metrics.fasp import score_and_refit
 
 @method("fasp", FINE)
 def fasp(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
-    """FASP: the columns with the lowest Wanda scores go, and the others are refitted.
+    """Prunes the columns with the lowest Wanda scores, and refits the others.
 
     The score of input j of an output or down projection is sum_i |W_ij| |x_j|, summed over the
     inputs of a unit. Every layer keeps its share of each kind, and each projection is refitted
@@ -18,8 +18,8 @@ def fasp(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> 
 
     Source: Hu et al. 2025 (FASP; no code is published, known from its abstract and reviews). FASP
     drops value rows and output columns one by one and keeps queries and keys; here whole kv groups
-    go, as everywhere in this package, and MLP channels as there. Least squares are damped a little,
-    and fit the bias too where there is one.
+    are pruned, as everywhere in this package, and MLP channels as there. Least squares are damped a
+    little, and fit the bias too where there is one.
 
     Args:
         problem: the frozen model, whose units must be heads, channels or both, and the budget.

@@ -1,4 +1,4 @@
-"""FLAP as a method: its metric, and the biases that make up for what is gone."""
+"""FLAP as a method: its metric, and biases that compensate for the pruned inputs."""
 
 from torch import Tensor
 
@@ -14,7 +14,7 @@ from pgprune.repair.repair import Repair
 
 @method("flap", FINE, budgets=("parameters", "per-kind", "units"))
 def flap(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
-    """FLAP: fluctuation as importance, and the mean of what is pruned as a bias.
+    """Prunes inputs that fluctuate little, and adds their mean as a bias.
 
     The bias of an output or down projection grows by W_P mu_P, the pruned columns times the mean
     of their inputs in the dense model. Weights stay.
@@ -39,7 +39,10 @@ def flap(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> 
 
 
 def compensation(lm: MaskedLM, moments: dict[tuple[int, str], Moments], mask: Tensor) -> Repair:
-    """The biases that stand for the mean of what a mask prunes.
+    """Computes the biases that stand for the mean of the pruned inputs.
+
+    A projection gives W x + b = W_K x_K + W_P x_P + b. Without the pruned inputs x_P, the bias
+    b + W_P mu_P keeps the mean of its output.
 
     Args:
         lm: the frozen model.
@@ -51,13 +54,13 @@ def compensation(lm: MaskedLM, moments: dict[tuple[int, str], Moments], mask: Te
     """
     family = family_of(lm.model.config)
     repair = Repair()
-    for (layer, kind), of_inputs in moments.items():
+    for (layer, kind), inputs in moments.items():
         part = LayerMask(mask[None], lm.units, layer, family)
         kept = part.output_columns() if kind == "heads" else part.by_kind.get("channels")
         if kept is None or bool(kept.all()):
-            continue
+            continue  # nothing is pruned, so the stored bias is right
         linear = lm.linear(layer, kind)
-        pruned_mean = of_inputs.mean * (1 - kept[0].double())  # (inputs,)
+        pruned_mean = inputs.mean * (1 - kept[0].double())  # (inputs,)
         bias = linear.weight.double().cpu() @ pruned_mean  # (D,)
         if isinstance(linear.bias, Tensor):
             bias += linear.bias.double().cpu()

@@ -1,4 +1,4 @@
-"""What greedy methods ask: the loss without each of some parts of the model."""
+"""Evaluates a model without each of several parts, for greedy methods."""
 
 import torch
 from torch import Tensor
@@ -10,16 +10,16 @@ _BATCH = 8  # windows of one call
 
 
 def losses_without(lm: MaskedLM, mask: Tensor, parts: list[Tensor], windows: Tensor) -> Tensor:
-    """Mean loss of the masked model without one more part, for each part alone.
+    """Computes the mean loss of the masked model without one more part, for each part alone.
 
     Args:
         lm: the frozen model.
-        mask: what is kept so far, (n,).
+        mask: the units kept so far, (n,).
         parts: flat indices of the units of each part.
         windows: calibration token ids, (N, T).
 
     Returns:
-        (parts,) float64 in nats; a loss that is not finite is a very large one.
+        (parts,) float64 in nats; a loss that is not finite becomes ``finite``'s large one.
     """
     masks = mask.repeat(len(parts), 1)  # (parts, n)
     for row, part in zip(masks, parts, strict=True):

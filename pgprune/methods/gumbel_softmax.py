@@ -1,4 +1,4 @@
-"""Gumbel-softmax mask learning: the paper's agent with back-propagation in place of REINFORCE."""
+"""Gumbel-softmax: learns the paper's policy by back-propagation in place of REINFORCE."""
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from pgprune.metrics.initialization import initial_probabilities, metric_name
 
 _LEARNING_RATE = 0.05
 _HOT, _COLD = 2.0, 0.4  # temperatures at the first and the last step
-_INTERIOR = 1e-4  # from 0 and 1 that probabilities keep, whose logits must be finite
+_INTERIOR = 1e-4  # distance of probabilities from 0 and 1, where logits are infinite
 
 
 @method("gumbel-softmax", ALL, random=True, backward=True, learns=True)
@@ -25,12 +25,11 @@ def gumbel_softmax(problem: Problem, windows: Tensor, seed: int, config: MethodC
     (straight-through), with a temperature that falls from 2 to 0.4. Adam moves the logits, and
     after each step s is projected onto the budget by the agent's own projection. Start (an
     importance metric), calibration batches, budget, cosine schedule and rounding are the agent's
-    too, so that what differs is the gradient: biased and of little variance here, unbiased and
-    noisy there.
+    too, so only the gradient differs: biased with little variance here, unbiased and noisy there.
 
     One mask is drawn on each batch. A batch counts twice in ``tokens``: with frozen weights its
     backward pass costs about another forward pass, and holds all activations of the batch. So
-    2,000 timesteps read the 1,000 batches that an agent with two masks a step reads in as many.
+    2,000 timesteps read 1,000 batches, as do 2,000 of an agent with two masks a step.
 
     Source: Jang et al. 2017 and Maddison et al. 2017, with the projection of arXiv 2406.10576,
     whose Remarks 2 and 3 argue against this method.
@@ -42,7 +41,7 @@ def gumbel_softmax(problem: Problem, windows: Tensor, seed: int, config: MethodC
         config: ``learning_timesteps`` and ``learning_step``.
 
     Returns:
-        The rounded mask, its probabilities, and what learning took.
+        The rounded mask, its probabilities, and the cost of learning.
     """
     lm, budget = problem.lm, problem.budget
     metric = METRICS[metric_name("auto", problem.units.granularity)]
@@ -58,7 +57,7 @@ def gumbel_softmax(problem: Problem, windows: Tensor, seed: int, config: MethodC
         mask = straight_through(logits, temperature, generator)
         loss = soft_losses(lm, mask, problem.stream.next()).mean()
         if not bool(loss.isfinite()):
-            continue
+            continue  # a batch without a gradient; it counts in the cost
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -85,6 +84,7 @@ def straight_through(logits: Tensor, temperature: float, generator: torch.Genera
     )
     noisy = logits + torch.logit(uniform, eps=1e-12)
     soft = torch.sigmoid(noisy / temperature)
+    # Straight-through: the value is the hard mask, the gradient is that of the soft one.
     return (noisy > 0).to(soft) + (soft - soft.detach())
 
 

@@ -1,4 +1,4 @@
-"""Hard-concrete mask learning: L0 regularisation under a Lagrangian, by back-propagation."""
+"""Hard-concrete: learns masks by L0 regularisation under a Lagrangian."""
 
 import math
 
@@ -13,16 +13,16 @@ from pgprune.methods.learning import steps_for, stopwatch
 from pgprune.metrics import Importance
 from pgprune.metrics.base import ALL
 
-_BETA, _GAMMA, _ZETA = 2 / 3, -0.1, 1.1
+_BETA, _GAMMA, _ZETA = 2 / 3, -0.1, 1.1  # temperature and stretch of Louizos et al.
 _LEARNING_RATE = 0.15
-_MULTIPLIER_RATE = 1.0
+_MULTIPLIER_RATE = 1.0  # of gradient ascent in the Lagrangian's a and b
 _RAMP = 0.2  # share of the steps in which the target falls from everything to the budget's
 _ALPHA = (math.log(0.01), math.log(100))  # the range of alpha
 
 
 @method("hard-concrete", ALL, random=True, backward=True, learns=True)
 def hard_concrete(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
-    """Learns masks whose expected number of kept units is held to the budget by multipliers.
+    """Learns masks whose expected number of kept units Lagrange multipliers hold to the budget.
 
     The mask of a unit is ``clip(sigmoid((logit(u) + alpha) / beta) (zeta - gamma) + gamma, 0, 1)``
     for a uniform u, with beta 2/3, gamma -0.1 and zeta 1.1, so that exact zeros and ones have
@@ -31,14 +31,14 @@ def hard_concrete(problem: Problem, windows: Tensor, seed: int, config: MethodCo
     budget's share over the first 20 % of the steps, alpha is trained by Adam and clamped to [ln
     0.01, ln 100], and a and b ascend with step size 1. Alpha starts at N(5, 0.01).
 
-    Theirs are these formulas and constants. Ours: the weights stay frozen; a pool is the budget's
-    (each kind of unit by default, over all layers) and not each module, whose counts theirs fixes
-    beforehand; the answer is the budget's rounding of alpha, a mask of zeros and ones, where theirs
-    keeps soft masks and folds them into the weights that it goes on training.
+    These formulas and constants are theirs. Ours: the weights stay frozen. A pool is the budget's
+    (each kind of unit by default, over all layers); theirs is each module, with a number fixed
+    beforehand. The answer is the budget's rounding of alpha, a mask of zeros and ones; theirs keeps
+    soft masks and folds them into weights that are trained further.
 
     One mask is drawn on each batch. A batch counts twice in ``tokens``: with frozen weights its
     backward pass costs about another forward pass, and holds all activations of the batch. So
-    2,000 timesteps read the 1,000 batches that an agent with two masks a step reads in as many.
+    2,000 timesteps read 1,000 batches, as do 2,000 of an agent with two masks a step.
 
     Source: Louizos et al. 2018; Xia et al. 2024, Sheared LLaMA (princeton-nlp/LLM-Shearing).
 
@@ -49,8 +49,8 @@ def hard_concrete(problem: Problem, windows: Tensor, seed: int, config: MethodCo
         config: ``learning_timesteps`` and ``learning_step``.
 
     Returns:
-        The rounded mask, its scores, and what learning took; the notes' ``expected_kept`` has what
-        each pool kept in expectation at the end.
+        The rounded mask, its scores, and the cost of learning; the notes' ``expected_kept`` is the
+        expected kept share of each pool at the end.
     """
     lm, budget = problem.lm, problem.budget
     generator = torch.Generator(lm.device).manual_seed(seed)
@@ -64,16 +64,16 @@ def hard_concrete(problem: Problem, windows: Tensor, seed: int, config: MethodCo
         mask = stretched(alpha, generator)
         loss = soft_losses(lm, mask, problem.stream.next()).mean()
         if not bool(loss.isfinite()):
-            continue
+            continue  # a batch without a gradient; it counts in the cost
         target = 1 - (1 - budget.target_share) * min(1, (step + 1) / (_RAMP * steps))
         excess = kept_shares(alpha, budget) - target  # (pools,)
         powers = torch.stack([excess, excess**2])  # (2, pools)
         optimizer.zero_grad()
-        (loss + (multipliers * powers).sum()).backward()
+        (loss + (multipliers * powers).sum()).backward()  # L + a (k - t) + b (k - t)^2
         optimizer.step()
         with torch.no_grad():
             alpha.clamp_(*_ALPHA)
-            multipliers += _MULTIPLIER_RATE * powers
+            multipliers += _MULTIPLIER_RATE * powers  # the Lagrangian's gradient in a and b
     scores = alpha.detach().cpu()
     expected = {"expected_kept": kept_shares(scores, budget).tolist()}
     return Pruned(budget.round(scores), Importance(scores), notes=notes(steps) | expected)
@@ -95,7 +95,9 @@ def stretched(alpha: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def kept_shares(alpha: Tensor, budget: Budget) -> Tensor:
-    """The share of each pool's cost whose mask is above 0, in expectation.
+    """Computes the expected share of each pool's cost whose mask is above 0.
+
+    P(mask > 0) = sigmoid(alpha - beta ln(-gamma / zeta)), the complexity loss of Louizos et al.
 
     Args:
         alpha: (n,).

@@ -1,4 +1,4 @@
-"""What the methods that learn masks by back-propagation share: their budget and their cost."""
+"""Counts steps and costs of the methods that learn masks by back-propagation."""
 
 import time
 from collections.abc import Callable
@@ -9,20 +9,21 @@ from pgprune.utils.memory import peak_memory
 
 
 def steps_for(problem: Problem, timesteps: int) -> int:
-    """Steps of one batch each, forwards and backwards, that cost as much as an agent's timesteps.
+    """Counts the steps, each one batch forwards and backwards, that cost an agent's timesteps.
 
-    With two masks a step, an agent reads the same batches.
+    An agent with two masks a step reads the same batches.
     """
+    # A backward pass through frozen weights costs about as much as a forward pass.
     tokens = 2 * problem.stream.batch_size * problem.stream.sequence_length
     return max(1, -(-timesteps * TOKENS_PER_TIMESTEP // tokens))
 
 
 def stopwatch(problem: Problem) -> Callable[[int], dict[str, Any]]:
-    """Starts to measure what learning costs.
+    """Starts to measure the cost of learning.
 
     Returns:
-        What makes the notes for results.json once the given number of steps is done: steps,
-        tokens, seconds, and the process's peak memory in bytes.
+        A function from the number of steps done to notes for results.json: steps, tokens,
+        seconds, and the peak memory of the process in bytes.
     """
     started, tokens = time.perf_counter(), problem.lm.meter.tokens
 

@@ -1,4 +1,4 @@
-"""What layer-wise solvers share: each layer's share, and the run through the layers."""
+"""Prunes layer by layer with a solver that chooses the units of one projection."""
 
 from collections.abc import Callable
 
@@ -22,13 +22,15 @@ def prune_locally(
     target: str = "projection",
     alternating: bool = False,
 ) -> Pruned:
-    """Keeps each kind's share in each layer, projection by projection on what is pruned already.
+    """Keeps the share of each kind in each layer, one projection after the other.
+
+    Each projection is scored and refitted on the inputs that the layers pruned before it give.
 
     Args:
         problem: the frozen model, whose units must be heads, channels or both, and the budget.
         windows: calibration token ids, (N, T).
         select: chooses the units of one projection.
-        target: what refitted projections should give, as in ``refit_layers``.
+        target: of the refitted projections, as in ``refit_layers``.
         alternating: whether up projections of gated MLPs are refitted too.
 
     Returns:
@@ -37,7 +39,8 @@ def prune_locally(
     Raises:
         PruningError: the repair fails.
     """
-    # Under local scope the number that each group keeps does not depend on the scores.
+    # Under local scope the number of units that a group keeps does not depend on the scores, so
+    # rounding any scores gives it, with remainders and round_to handled by the budget.
     shares = problem.budget.local().round(torch.zeros(problem.units.n))
 
     def choose(squares: LeastSquares, group: Group) -> Tensor:

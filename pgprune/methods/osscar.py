@@ -1,4 +1,4 @@
-"""OSSCAR: greedy removal in batches, exact refits, and a local search by swaps."""
+"""OSSCAR: removes units in batches with exact refits, then swaps kept and pruned units."""
 
 import math
 
@@ -12,18 +12,18 @@ from pgprune.metrics.base import FINE
 from pgprune.repair.least_squares import LeastSquares
 from pgprune.repair.removal import removal_costs
 
-_STAGES = 20  # of removal: a batch is a 20th of what goes
-_SWAPS = 100  # at first
-_ROUNDS = 20  # of swaps
+_STAGES = 20  # batches of removal
+_SWAPS = 100  # units swapped in the first round, as in the paper's code
+_ROUNDS = 20  # of swaps, at most, as there
 
 
 @method("osscar", FINE)
 def osscar(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
-    """OSSCAR: the cheapest units go in batches; then the worst kept and best pruned swap places.
+    """Removes the cheapest units in batches, then swaps the worst kept and best pruned units.
 
-    Removal costs are as in ZipLM, but a batch goes at once and the rest is then refitted exactly.
-    The local search swaps the t kept units that cost least with the t pruned units that would
-    lower the error most, as long as the error falls; where it does not, t is halved.
+    Removal costs are as in ZipLM, but a batch is removed at once and the rest is then refitted
+    exactly. The local search swaps the t kept units that cost least with the t pruned units that
+    would lower the error most, as long as the error falls; where it does not, t is halved.
 
     Source: Meng et al. 2024 (mazumder-lab/OSSCAR), whose code knows OPT only; 20 rounds of swaps
     that begin with 100 units are theirs, removal in 20 batches is ours.
@@ -44,12 +44,12 @@ def osscar(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -
 
 
 def remove_and_swap(squares: LeastSquares, keep: int) -> Tensor:
-    """Removes units in batches until so many are kept, then swaps: (units,) bool."""
+    """Removes units in batches until ``keep`` are left, then swaps: (units,) bool."""
     return swap(squares, remove_in_batches(squares, keep))
 
 
 def remove_in_batches(squares: LeastSquares, keep: int, stages: int = _STAGES) -> Tensor:
-    """Removes units in about equal batches, each time the cheapest ones: (units,) bool."""
+    """Removes units in nearly equal batches, each time the cheapest ones: (units,) bool."""
     kept = squares.everything()
     batch = math.ceil((squares.units - keep) / stages)
     while (left := int(kept.sum()) - keep) > 0:
@@ -64,11 +64,11 @@ def swap(squares: LeastSquares, kept: Tensor, swaps: int = _SWAPS, rounds: int =
     Args:
         squares: the least squares of a projection.
         kept: where to start, (units,) bool.
-        swaps: units that are swapped at once in the first round.
-        rounds: how many at most.
+        swaps: units swapped at once in the first round.
+        rounds: at most.
 
     Returns:
-        As many kept units, (units,) bool.
+        The same number of kept units, (units,) bool.
     """
     error = squares.error(kept)
     swaps = min(swaps, int(kept.sum()), int((~kept).sum()))
@@ -82,33 +82,37 @@ def swap(squares: LeastSquares, kept: Tensor, swaps: int = _SWAPS, rounds: int =
         if trial_error < error:
             kept, error = trial, trial_error
         else:
-            swaps //= 2
+            swaps //= 2  # costs and gains hold for single swaps; together they may interfere
     return kept
 
 
 def costs_of_kept(squares: LeastSquares, kept: Tensor) -> Tensor:
-    """How much the error rises without each kept unit, (units,); infinite for the others."""
+    """Computes the rise of the error without each kept unit, (units,); infinite for the others."""
     inverse = squares.inverse(kept)
     return removal_costs(squares.cross @ inverse, inverse, kept)
 
 
 def gains_of_pruned(squares: LeastSquares, kept: Tensor) -> Tensor:
-    """How much the error falls with each pruned unit, (units,); minus infinity for the others.
+    """Computes the fall of the error with each pruned unit, (units,); -infinity for the others.
 
-    With the residual correlation R = B - V H of the best weights V and the Schur complement
-    C = H_SS - H_SK H_KK^-1 H_KS of the unit's inputs S, it is tr(R_S C^-1 R_S^T).
+    H are the second moments of the inputs and B those of targets and inputs. With the residual
+    correlation R = B - V H of the best weights V for the kept inputs K, and the Schur complement
+    C = H_SS - H_SK H_KK^-1 H_KS of the unit's inputs S, the fall is tr(R_S C^-1 R_S^T).
     """
     units, width = squares.units, squares.width
     pruned = ~kept
-    correlation = squares.cross - squares.refit(kept) @ squares.gram
+    correlation = squares.cross - squares.refit(kept) @ squares.gram  # R, (outputs, inputs)
     columns = correlation.view(-1, units, width).permute(1, 2, 0)[pruned]  # (p, width, outputs)
-    index = squares.inputs(kept)
-    rows = squares.inputs(pruned)
+    index = squares.inputs(kept)  # K
+    rows = squares.inputs(pruned)  # all S, one after the other
+    # With the Cholesky factor L L^T = H_KK, H_SK H_KK^-1 H_KS = A^T A for A = L^-1 H_KS.
     across = torch.linalg.solve_triangular(
         squares.factor(index), squares.gram[index[:, None], rows], upper=False
     ).view(len(index), -1, width)  # (kept inputs, p, width)
-    own = squares.gram.view(units, width, units, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-    schur = own[pruned] - torch.einsum("kpv,kpw->pvw", across, across)
+    blocks = squares.gram.view(units, width, units, width).diagonal(dim1=0, dim2=2)  # H_SS of all
+    blocks = blocks.permute(2, 0, 1)  # (units, width, width)
+    schur = blocks[pruned] - torch.einsum("kpv,kpw->pvw", across, across)
     gains = torch.full((units,), -torch.inf, dtype=schur.dtype, device=schur.device)
+    # tr(R_S C^-1 R_S^T), one sum of products for each pruned unit
     gains[pruned] = (torch.linalg.solve(schur, columns) * columns).sum((1, 2))
     return gains

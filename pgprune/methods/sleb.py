@@ -1,4 +1,4 @@
-"""SLEB: remove the layer that is missed least, look again, and so on."""
+"""SLEB: removes layers one by one, each time the one without which the loss is least."""
 
 import torch
 from torch import Tensor
@@ -14,11 +14,11 @@ from pgprune.metrics.importance import protected_units
 
 @method("sleb", DEPTH)
 def sleb(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
-    """Greedy removal of layers: in each round the one without which the loss is least.
+    """Removes layers greedily: in each round the one without which the loss is least.
 
     All the calibration windows are read for every layer that is left, in every round. The first
     and the last ``barrier`` layers are never removed. With blocks, attention and MLP blocks are
-    removed one by one, each kind as far as the budget wants.
+    removed one by one, each kind until the budget is met.
 
     Source: Song et al. 2024 (jiwonsong-dev/SLEB), with barriers of 1.
 
@@ -32,7 +32,7 @@ def sleb(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> 
         The mask, and in the notes the units in the order of removal and the loss after each.
 
     Raises:
-        PruningError: the barriers leave nothing to remove, or less than the budget wants.
+        PruningError: the barriers leave nothing to remove, or less than the budget needs.
     """
     units, budget = problem.units, problem.budget
     if 2 * config.barrier >= units.layers:
@@ -48,14 +48,15 @@ def sleb(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> 
         removed.append(int(candidates[best]))
         losses.append(float(loss[best]))
         mask[removed[-1]] = 0
-    # Where costs differ, what went early may fit again: the later it went, the sooner it returns.
+    # Where costs differ, a unit removed early may fit again after a large one was removed; units
+    # return in reverse order of removal.
     order = torch.full((units.n,), float(len(removed)), dtype=torch.float64)
     order[removed] = torch.arange(len(removed), dtype=torch.float64)
     return Pruned(budget.round(order), notes={"removed": removed, "losses": losses})
 
 
 def _removable(budget: Budget, mask: Tensor, guarded: Tensor) -> Tensor:
-    """Units that are kept and not guarded, in pools that keep more than they may: (candidates,)."""
+    """Finds kept, unguarded units of pools that are over their capacity: (candidates,)."""
     over = torch.zeros_like(guarded)
     for pool in budget.pools:
         over[pool.members] = int(pool.cost[mask[pool.members].bool()].sum()) > pool.capacity

@@ -1,4 +1,4 @@
-"""SliceGPT: rotates the residual stream to its principal components and cuts the least of them."""
+"""SliceGPT: rotates the residual stream to its principal components and cuts the smallest."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
@@ -16,27 +16,28 @@ from pgprune.models.families import decoder_layers, family_of
 from pgprune.surgery.slice_model import sliced_parameters
 from pgprune.surgery.stream_slices import Slices, centred, project, projection_hooks
 
-_MULTIPLE = 8  # of which widths are, where the stream is wide or a fraction is asked for
-_WIDE = 1024  # below which 8 numbers would be much of a prune rate
+_MULTIPLE = 8  # of widths, where the stream is wide or a fraction is asked for
+_WIDE = 1024  # below this, steps of 8 dimensions would miss the prune rate by too much
 
 
 @method("slicegpt", ("heads+channels",), slices=True)
 def slicegpt(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
-    """Slices the residual stream: no unit is pruned, every layer gets narrower.
+    """Slices the residual stream: prunes no unit, and makes every layer narrower.
 
     At 2 L points, before attention and before the MLP of each layer, the stream is projected onto
     the leading eigenvectors of its second moments over the calibration tokens, point by point, on
-    the outputs of what is sliced already. ``slice_fraction`` sets the width, rounded down to a
+    the outputs of the layers sliced so far. ``slice_fraction`` sets the width, rounded down to a
     multiple of 8; else it is the largest whose model has no more parameters than the prune rate
     leaves: dense parameters minus the rate's share of the prunable ones, as for every other method.
-    That one is a multiple of 8 from 1,024 dimensions on, so that small models meet the rate too.
-    Embeddings are sliced too, shortcuts are added and a tied head is not tied any more, all of
-    which the count includes, exactly.
+    From 1,024 dimensions on, that width is a multiple of 8 as well; small models would miss the
+    rate. The count includes exactly that embeddings are sliced, shortcuts are added, and a tied
+    head becomes untied.
 
-    Theirs have steps that change no output and are left out: rotating the last layer's output,
-    where nothing is cut, and what is kept by a random matrix; damping the second moments, which
-    leaves their eigenvectors. Their code takes off the mean of embeddings for every model, which
-    is right only where norms do so too, as here; and it has one epsilon for all models.
+    Three of their steps change no output and are left out: rotating the output of the last layer,
+    where nothing is cut; rotating the kept directions by a random matrix; and damping the second
+    moments, which leaves their eigenvectors. Their code subtracts the mean of embeddings for every
+    model, which is right only where norms do so too, as here; and it has one epsilon for all
+    models.
 
     Source: Ashkboos et al. 2024 (microsoft/TransformerCompression).
 
@@ -72,7 +73,7 @@ def slicegpt(problem: Problem, windows: Tensor, seed: int, config: MethodConfig)
 
 
 def width_of(model: PreTrainedModel, fraction: float) -> int:
-    """The width that a slice fraction leaves: rounded down to a multiple of 8; 0 cuts nothing.
+    """Returns the width that a slice fraction leaves, rounded down to a multiple of 8; 0 keeps all.
 
     Raises:
         PruningError: nothing is left.
@@ -88,9 +89,9 @@ def width_of(model: PreTrainedModel, fraction: float) -> int:
 
 
 def width_for(model: PreTrainedModel, parameters: int) -> int:
-    """The largest width whose model has at most that many parameters.
+    """Returns the largest width whose model has at most ``parameters`` parameters.
 
-    It is a multiple of 8 where the dense one is 1,024 or more.
+    It is a multiple of 8 where the dense width is 1,024 or more.
 
     Raises:
         PruningError: the narrowest has more.
@@ -110,7 +111,7 @@ def width_for(model: PreTrainedModel, parameters: int) -> int:
 
 @torch.no_grad()
 def find_slices(lm: MaskedLM, windows: Tensor, width: int) -> Slices:
-    """The principal directions of the stream, point by point, on the outputs of what is sliced.
+    """Finds the principal directions of the stream, point by point, in the model sliced so far.
 
     Args:
         lm: the frozen model.
@@ -134,7 +135,7 @@ def find_slices(lm: MaskedLM, windows: Tensor, width: int) -> Slices:
             first = principal(before, norm, width)
             second = principal(_between(observation, layer, norm, first), norm, width)
             rotations += [first.cpu(), second.cpu()]
-            # From here on the layer is sliced, which is how the observation goes on.
+            # The hooks slice this layer, so the observation of the next one sees sliced outputs.
             hooks += projection_hooks(layer, family, first, second)
     finally:
         for hook in hooks:
@@ -143,13 +144,13 @@ def find_slices(lm: MaskedLM, windows: Tensor, width: int) -> Slices:
 
 
 def principal(streams: Iterable[Tensor], norm: nn.Module, width: int) -> Tensor:
-    """The leading eigenvectors of the second moments of a stream.
+    """Finds the leading eigenvectors of the second moments X^T X of a stream.
 
     Args:
         streams: the stream in parts, each (b, T, D) or (b * T, D).
-        norm: the norm behind it; if that subtracts the mean, so do the moments, and the direction
+        norm: the norm behind it; if it subtracts the mean, so do the moments, and the direction
             of the mean comes last.
-        width: how many eigenvectors.
+        width: number of eigenvectors.
 
     Returns:
         (D, width) with orthonormal columns, float32, or float64 for a float64 stream.
@@ -161,21 +162,24 @@ def principal(streams: Iterable[Tensor], norm: nn.Module, width: int) -> Tensor:
     for stream in streams:
         wide = stream.to(torch.promote_types(stream.dtype, torch.float32)).flatten(0, -2)
         wide = centred(wide, norm)  # (tokens, D)
-        moments = moments.to(wide.device) + (wide.T @ wide).double()
+        moments = moments.to(wide.device) + (wide.T @ wide).double()  # (D, D)
     if not bool(moments.isfinite().all()):
         raise PruningError(
             "hidden states are not finite on the calibration text, so that there is nothing to "
             "slice by; choose another dtype"
         )
     if isinstance(norm, nn.LayerNorm):
-        moments = moments - moments.trace() / len(moments)  # only the mean's eigenvalue changes
+        # The vector of ones is an eigenvector with eigenvalue 0. A constant taken from every entry
+        # makes that eigenvalue negative, so it comes last, and changes no other.
+        moments = moments - moments.trace() / len(moments)
+    # eigh sorts ascending
     return torch.linalg.eigh(moments).eigenvectors.flip(1)[:, :width].to(wide.dtype).contiguous()
 
 
 def _between(
     observation: Observation, layer: nn.Module, norm: nn.Module, first: Tensor
 ) -> Iterator[Tensor]:
-    """The stream between attention and MLP, where attention is sliced already."""
+    """Yields the stream between attention and MLP with attention already sliced."""
     seen: list[Tensor] = []
     hooks = [
         layer.register_forward_pre_hook(

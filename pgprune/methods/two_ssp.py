@@ -1,4 +1,4 @@
-"""2SSP: channels by the norm of their activations, then whole attention blocks by perplexity."""
+"""2SSP: prunes channels by the norm of their activations, then whole attention blocks."""
 
 import math
 from typing import NamedTuple
@@ -12,12 +12,12 @@ from pgprune.methods.base import MethodConfig, Pruned, method
 from pgprune.methods.greedy import losses_without
 from pgprune.metrics.importance import ranks
 
-_ALPHA = 1.5  # of the paper: how much less attention loses where MLPs are larger
-_STAGE_TWO_TOKENS = 2048  # as many as the original's one window
+_ALPHA = 1.5  # of the paper: the larger MLPs are, the fewer attention blocks are removed
+_STAGE_TWO_TOKENS = 2048  # the one window of the original
 
 
 class Split(NamedTuple):
-    """How 2SSP divides a prune rate: attention blocks to remove, and share of channels to keep."""
+    """A prune rate, divided: attention blocks to remove, and the share of channels to keep."""
 
     attention_blocks: int
     kept_channels: float
@@ -25,13 +25,13 @@ class Split(NamedTuple):
 
 @method("2ssp", ("heads+channels",), budgets=("parameters",))
 def two_ssp(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
-    """Two stages: MLP channels everywhere, then whole attention blocks.
+    """Prunes MLP channels in all layers, then whole attention blocks.
 
     Stage 1 scores a channel by the mean over windows of the Euclidean norm over tokens of its
     activation, and keeps equally many in each layer. Stage 2 removes attention blocks one by one,
     each time the one without which the pruned model's loss on the first 2,048 tokens is least.
-    How many of them, N = round(L p^(M/A/1.5)) for M and A parameters of the MLP's channels and the
-    heads of a layer, follows from the rate; what is left to prune goes to the channels.
+    Their number follows from the rate p: N = round(L p^(M/A/1.5)) for M and A parameters of the
+    channels and the heads of a layer. The rest of the rate falls on the channels.
 
     Source: Sandri et al. 2025 (2SSP). Here a block is all heads of a layer, so its norm and the
     bias of its output projection stay; the last unit that the budget allows is kept, so layers may
@@ -45,12 +45,14 @@ def two_ssp(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) 
         config: not used.
 
     Returns:
-        The mask, and in the notes the layers that lost their attention, in this order.
+        The mask, and in the notes the layers without attention, in order of removal.
     """
     units, lm = problem.units, problem.lm
     split = split_rate(units, problem.budget.prune_rate)
     heads = units.kind == units.kinds.index("heads")
-    scores = torch.full((units.n,), 2.0, dtype=torch.float64)  # above all ranks
+    # One order for the budget's rounding: attention that stays (2), channels by rank (0 to 1],
+    # attention that is removed (-1).
+    scores = torch.full((units.n,), 2.0, dtype=torch.float64)
     norms = torch.zeros(units.n, dtype=torch.float64)
     norms[~heads] = _channel_norms(problem, windows)
     scores[~heads] = ranks(units, norms)[~heads]
@@ -68,10 +70,10 @@ def two_ssp(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) 
 
 
 def split_rate(units: PruningUnits, prune_rate: float) -> Split:
-    """How a prune rate is divided between attention blocks and channels.
+    """Divides a prune rate between attention blocks and channels.
 
-    The number of attention blocks is the formula's, moved as little as it takes where that many
-    would be more than the rate asks for, or all the channels less than it lacks.
+    The number of attention blocks is the formula's. It is moved to the nearest possible number
+    where it is more than the rate asks for, or where all the channels are less than the rest.
 
     Args:
         units: heads and channels of all layers.
@@ -82,15 +84,15 @@ def split_rate(units: PruningUnits, prune_rate: float) -> Split:
     mlp = sum(s.channels * s.channel_cost for s in shapes) / len(shapes)
     to_prune = prune_rate * units.prunable
     blocks = round(len(shapes) * prune_rate ** (mlp / attention / _ALPHA))
-    least = math.ceil((to_prune - mlp * len(shapes)) / attention)
-    most = math.floor(to_prune / attention)
+    least = math.ceil((to_prune - mlp * len(shapes)) / attention)  # with all channels pruned
+    most = math.floor(to_prune / attention)  # with no channel pruned
     blocks = max(min(blocks, most), least, 0)
     channels = max(0.0, to_prune - blocks * attention)
     return Split(blocks, 1 - min(1.0, channels / (mlp * len(shapes))))
 
 
 def _channel_norms(problem: Problem, windows: Tensor) -> Tensor:
-    """Mean over windows of each channel's norm over tokens, for all layers: (channel units,)."""
+    """Averages over windows each channel's norm over tokens, in all layers: (channel units,)."""
     units, parts = problem.units, []
     for observation in problem.lm.observe(units.ones(), windows):
         total = torch.zeros(units.shapes[observation.layer].channels, dtype=torch.float64)
