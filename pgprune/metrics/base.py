@@ -16,7 +16,7 @@ from pgprune.metrics.importance import Importance
 ALL = tuple(GRANULARITIES)
 FINE = ("heads+channels", "heads", "channels")
 DEPTH = ("layers", "blocks")
-"""Granularities of metrics and methods; the first is the default of a method."""
+"""Sets of granularities for metrics and methods; the first one is a method's default."""
 
 _HOPELESS = 1e3  # nats, far above the loss of guessing (ln 100,000 is 11.5)
 _ROWS = 512  # converted to float32 at a time: a whole projection of a 70B model would be 1 GB
@@ -89,7 +89,10 @@ def metric(
 
 
 def finite(losses: Tensor) -> Tensor:
-    """Losses in float64; one that is not finite becomes a hopeless 1,000 nats, so sums order it."""
+    """Turns losses into float64, with 1,000 nats for one that is not finite.
+
+    Sums and regressions over losses stay finite, and order such a mask last.
+    """
     return losses.double().nan_to_num(_HOPELESS, _HOPELESS)
 
 

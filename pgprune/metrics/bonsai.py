@@ -1,4 +1,4 @@
-"""Bonsai: what units are worth, regressed from the losses of random sub-models, round by round."""
+"""Bonsai: regresses the worth of units from the losses of random sub-models, round by round."""
 
 import math
 from collections.abc import Callable
@@ -20,11 +20,11 @@ Prior = Callable[[MaskedLM, Tensor, Tensor], Tensor]
 
 
 def wanda_prior(lm: MaskedLM, mask: Tensor, windows: Tensor) -> Tensor:
-    """Wanda's score of every unit on a pruned model.
+    """Computes Wanda's score of every unit on a pruned model.
 
     Args:
         lm: the frozen model.
-        mask: what is left, (n,); a layer's own mask acts on the layers after it only.
+        mask: the units that are left, (n,); a layer's mask acts only on the layers after it.
         windows: calibration token ids, (N, T).
 
     Returns:
@@ -55,7 +55,7 @@ def bonsai(
     fraction: float = FRACTION,
     prior_of: Prior = wanda_prior,
 ) -> Importance:
-    """Scores in whose order Bonsai prunes, see ``pgprune.methods.bonsai``.
+    """Scores units in the order in which Bonsai prunes them, see ``pgprune.methods.bonsai``.
 
     Args:
         lm: the frozen model; its units must be heads, channels or both.
@@ -63,7 +63,7 @@ def bonsai(
         budget: how much to keep.
         seed: of sub-models and windows.
         masks: sub-models of a round, in antithetic pairs.
-        judged_on: windows that these are judged on, or all where there are fewer.
+        judged_on: windows to evaluate them on, or all where there are fewer.
         fraction: share of the units that a round prunes.
         prior_of: scores all units of a pruned model.
     """
@@ -77,39 +77,42 @@ def bonsai(
         tried = sample_pairs(units, mask, prior, candidates, masks // 2, generator)
         chosen = torch.randperm(len(windows), generator=generator)[:judged_on]
         losses = _losses(lm, tried, windows[chosen])
+        # loss = c - sum_i w_i m_i over the candidates' bits m_i, so w is the slope of -loss.
         worth = ridge(tried[:, candidates].double(), -losses, together=2)
         alive = mask.bool()
-        scores[alive] = 1 + ranks(units, prior)[alive]  # above candidates
+        # Candidates rank in [0, 1) by worth, all other units above them by their prior.
+        scores[alive] = 1 + ranks(units, prior)[alive]
         scores[candidates] = worth.argsort().argsort().double() / len(worth)
         mask = budget.with_rate(rate).round(scores)
-        scores[alive & (mask == 0)] -= 2.0 * (len(rates) - index)  # below what is pruned later
+        # Units pruned now end below all that are pruned later, so one rounding gives every round.
+        scores[alive & (mask == 0)] -= 2.0 * (len(rates) - index)
     return Importance(scores)
 
 
 def rates_of_rounds(prune_rate: float, fraction: float) -> list[float]:
-    """The prune rate after each round."""
-    rounds = math.ceil(prune_rate / fraction - 1e-9)
+    """Returns the prune rate after each round."""
+    rounds = math.ceil(prune_rate / fraction - 1e-9)  # 0.3 / 0.1 is a little above 3
     return [min((index + 1) * fraction, prune_rate) for index in range(rounds)]
 
 
 def find_candidates(units: PruningUnits, mask: Tensor, prior: Tensor, fraction: float) -> Tensor:
-    """The units that a round may prune: of each layer and kind the lowest that are left.
+    """Finds the units that a round may prune: the lowest that are left of each layer and kind.
 
     Args:
         units: of the model.
-        mask: what is left, (n,).
+        mask: the units that are left, (n,).
         prior: (n,).
         fraction: share of the dense layer's units that a round prunes.
 
     Returns:
-        Flat indices, twice the share of each layer and kind and at least 2 where so many are left.
+        Flat indices: of each layer and kind twice the share, and at least 2, if they are left.
     """
-    found = []
+    candidates = []
     for group in units.groups:
         left = group.start + torch.nonzero(mask[group.start : group.stop]).flatten()
         count = 2 * max(1, round(fraction * (group.stop - group.start)))
-        found.append(left[prior[left].argsort(stable=True)[:count]])
-    return torch.cat(found).sort().values
+        candidates.append(left[prior[left].argsort(stable=True)[:count]])
+    return torch.cat(candidates).sort().values
 
 
 def sample_pairs(
@@ -124,14 +127,14 @@ def sample_pairs(
 
     Args:
         units: of the model.
-        mask: what is left, (n,).
-        prior: (n,); the lower two units are, the likelier they are lost together.
+        mask: the units that are left, (n,).
+        prior: (n,); units with low priors are often lost together.
         candidates: flat indices.
-        pairs: how many.
+        pairs: number of pairs.
         generator: of the CPU.
 
     Returns:
-        (2 * pairs, n) uint8, the two of a pair beside each other.
+        (2 * pairs, n) uint8, the masks of a pair next to each other.
     """
     masks = mask.repeat(pairs, 2, 1)  # (pairs, 2, n)
     for group in units.groups:
@@ -140,18 +143,19 @@ def sample_pairs(
         left = slice(group.start, group.stop)
         largest = prior[left][mask[left].bool()].amax() if len(here) else prior.new_zeros(())
         weight = (largest - prior[here]).clamp(min=1e-9 * float(largest) + 1e-300)
-        # The largest of log(weight) + Gumbel noise are a draw without replacement.
+        # The largest of log(weight) + Gumbel noise are a draw without replacement, with
+        # probabilities in proportion to the weights (the Gumbel top-k trick).
         uniform = torch.rand(pairs, len(here), generator=generator, dtype=torch.float64)
         order = (weight.log() - (-uniform.log()).log()).argsort(dim=1, descending=True)
         drawn = order.argsort(dim=1) <= len(here) // 2  # (pairs, c), one more than half
         coin = torch.rand(pairs, 1, generator=generator) < 0.5
-        lost = drawn ^ coin
+        lost = drawn ^ coin  # (pairs, c): the coin says which mask loses the larger half
         masks[:, 0, here] = (~lost).to(torch.uint8)
         masks[:, 1, here] = lost.to(torch.uint8)
     return masks.flatten(0, 1)
 
 
 def _losses(lm: MaskedLM, masks: Tensor, windows: Tensor) -> Tensor:
-    """Mean loss of each sub-model, (K,) float64."""
+    """Computes the mean loss of each sub-model, (K,) float64."""
     losses = torch.cat([lm.losses(masks, batch).cpu() for batch in windows.split(8)], dim=1)
     return finite(losses).mean(1)

@@ -1,4 +1,4 @@
-"""FASP's scores: Wanda's for whole columns, on a model that is refitted as it is pruned."""
+"""FASP: Wanda's scores of whole columns, on a model that is refitted as it is pruned."""
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from pgprune.repair.repair import Repair
 
 @metric("fasp", FINE)
 def fasp(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
-    """The scores of FASP without its weights, see ``pgprune.methods.fasp``.
+    """Computes the scores of FASP without its weights, see ``pgprune.methods.fasp``.
 
     Args:
         lm: the frozen model; its units must be heads, channels or both.
@@ -31,7 +31,7 @@ def fasp(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance
 
 
 def score_and_refit(lm: MaskedLM, windows: Tensor, budget: Budget) -> tuple[Importance, Repair]:
-    """Scores, prunes and refits projection by projection, each on what was refitted before it.
+    """Scores, prunes and refits one projection after the other, on the ones refitted before.
 
     Args:
         lm: the frozen model; its units must be heads, channels or both.
@@ -47,13 +47,17 @@ def score_and_refit(lm: MaskedLM, windows: Tensor, budget: Budget) -> tuple[Impo
     def choose(squares: LeastSquares, group: Group) -> Tensor:
         here = slice(group.start, group.stop)
         scores[here] = column_scores(squares).cpu()
-        return local.round(scores)[here].bool()  # a group's rounding needs its own scores only
+        # Local rounding of a group reads this group's scores only, so others may be missing.
+        return local.round(scores)[here].bool()
 
     _, repair = choose_and_refit(lm, windows, choose)
     return Importance(scores, local=True), repair
 
 
 def column_scores(squares: LeastSquares) -> Tensor:
-    """Wanda's score of each unit, (units,): sum of |W_ij| |x_j| over outputs i and its inputs j."""
+    """Computes Wanda's score of each unit: sum of |W_ij| |x_j| over outputs i and its inputs j.
+
+    |x_j| is the norm of input j over tokens. Returns (units,).
+    """
     columns = squares.weight.abs().sum(0) * squares.squares.sqrt()  # (inputs,)
     return columns.view(-1, squares.width).sum(1)

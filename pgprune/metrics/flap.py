@@ -1,4 +1,4 @@
-"""FLAP: how much the inputs of the output and down projections fluctuate."""
+"""FLAP: scores units by the fluctuation of the inputs of output and down projections."""
 
 from dataclasses import dataclass, field
 
@@ -20,11 +20,11 @@ class Moments:
     """Running moments of the inputs of one projection, window by window.
 
     Attributes:
-        windows: seen so far.
-        tokens: seen so far.
+        windows: number seen so far.
+        tokens: number seen so far.
         total: sum of the inputs, (inputs,) float64.
         squares: sum of their squares, (inputs,) float64.
-        drift: the sum that the released code calls fluctuation, see ``fluctuation``.
+        drift: the sum that the released code calls fluctuation, (inputs,) float64.
     """
 
     windows: int = 0
@@ -34,13 +34,14 @@ class Moments:
     drift: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
     def add(self, inputs: Tensor) -> None:
-        """Takes in one window: (T, inputs)."""
+        """Adds one window: (T, inputs)."""
         inputs = inputs.double()
         total, squares = inputs.sum(0).cpu(), inputs.square().sum(0).cpu()
         self.windows += 1
         self.tokens += len(inputs)
         self.total = self.total + total
         self.squares = self.squares + squares
+        # sum over tokens of (x - mu_k)^2, with the mean mu_k of all windows up to this one
         around = squares - 2 * self.mean * total + len(inputs) * self.mean.square()
         self.drift = self.drift + (1 - 1 / self.windows) * around
 
@@ -50,20 +51,20 @@ class Moments:
         return self.total / self.tokens
 
     def fluctuation(self, how: str) -> Tensor:
-        """How much each input varies, (inputs,) float64.
+        """Computes how much each input varies, (inputs,) float64.
 
-        ``variance`` is the sample variance over tokens, as the paper says. ``released`` is what
-        its code computes: 1/(K-1) sum over windows k of (k-1)/k sum over tokens of (x - mu_k)^2,
+        ``variance`` is the sample variance over tokens, as the paper says. ``released`` is the
+        formula of its code: 1/(K-1) sum over windows k of (k-1)/k sum over tokens of (x - mu_k)^2,
         with the mean mu_k of the first k windows.
         """
         if how == "released":
             return self.drift / (self.windows - 1)
-        spread = self.squares - self.tokens * self.mean.square()
-        return spread.clamp(min=0) / (self.tokens - 1)
+        around = self.squares - self.tokens * self.mean.square()  # sum of (x - mean)^2
+        return around.clamp(min=0) / (self.tokens - 1)  # rounding may go below 0
 
 
 def dense_moments(lm: MaskedLM, windows: Tensor) -> dict[tuple[int, str], Moments]:
-    """Moments of the inputs of the output and down projections of the dense model.
+    """Measures the inputs of the output and down projections of the dense model.
 
     Args:
         lm: the frozen model.
@@ -85,12 +86,12 @@ def dense_moments(lm: MaskedLM, windows: Tensor) -> dict[tuple[int, str], Moment
 
 @metric("flap", FINE)
 def flap(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
-    """FLAP's metric (WIFV) and ranking (AL-AM): weighted fluctuation, standardised by layer.
+    """Scores units by FLAP's metric (WIFV), standardised by layer for its ranking (AL-AM).
 
     The score of input j is its fluctuation times the square sum of its column of weights, squared
     once more for the output projection, and standardised over the inputs of its layer. A kv group
     is the mean over its query heads' dimensions, a channel block over its channels. Scores then
-    compare across layers and kinds. FLAP's own budget is ``parameters``: a head there counts 512/3
+    compare across layers and kinds. The budget of FLAP is ``parameters``: a head there counts 512/3
     channels, which is (2g+2)d/3 for g query heads of d dimensions in a kv group without biases.
 
     Source: An et al. 2024 (CASIA-IVA-Lab/FLAP). Here any head size and grouped kv heads; all
@@ -99,7 +100,7 @@ def flap(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance
     Args:
         lm: the frozen model; its units must be heads, channels or both.
         windows: calibration token ids, (N, T).
-        budget: how much to keep.
+        budget: unused.
         seed: unused; the metric is deterministic.
 
     Raises:
@@ -114,7 +115,7 @@ def flap_importance(
     moments: dict[tuple[int, str], Moments],
     fluctuation: str = "variance",
 ) -> Importance:
-    """The importance that FLAP gives to the units, from what ``dense_moments`` returned.
+    """Computes FLAP's importance from the result of ``dense_moments``.
 
     Args:
         lm: the frozen model.
@@ -129,7 +130,7 @@ def flap_importance(
 
 
 def check_windows(windows: Tensor) -> None:
-    """Makes sure that there is something to vary.
+    """Makes sure that inputs can vary between windows.
 
     Raises:
         PruningError: only one window.
@@ -142,12 +143,12 @@ def check_windows(windows: Tensor) -> None:
 
 
 def _group_scores(lm: MaskedLM, group: Group, fluctuation: Tensor) -> Tensor:
-    """The scores of one group's units from the fluctuation of all its inputs (inputs,)."""
+    """Scores the units of a group from the fluctuation of all its inputs, (inputs,)."""
     weight = lm.projection(group.layer, group.kind)
     columns = torch.stack([part.double().square().sum(0) for part in weight.split(512)]).sum(0)
-    score = fluctuation * columns.cpu()  # (inputs,)
+    score = fluctuation * columns.cpu()  # S_j = Var(x_j) |W_:j|^2, (inputs,)
     if group.kind == "heads":
-        score = score.square()
+        score = score.square()  # as the released code does for attention only
     deviation = score.std()
     standard = (score - score.mean()) / deviation.where(deviation > 0, 1)
     return standard.view(group.stop - group.start, -1).mean(1)

@@ -10,13 +10,13 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.soft_losses import soft_losses
 from pgprune.models.families import decoder_layers, family_of
 
-_PASS_TOKENS = 2048  # through the model at once, whose activations all stay until the gradient
+_PASS_TOKENS = 2048  # in one pass, whose activations stay in memory until its backward pass
 
 
 class WeightGradients:
     """Gradients of the mean calibration loss for every parameter of the decoder layers.
 
-    The model is left as it was: weights untouched, nothing requires a gradient. Memory beyond the
+    The model stays as it was: no weight changes, and nothing requires a gradient. Memory beyond the
     model is one accumulator of the size of the layers in float32 (two with ``squares``), the
     largest single gradient, and the activations of a few thousand tokens (with ``squares`` of one
     window) through all layers.
@@ -24,8 +24,8 @@ class WeightGradients:
     Args:
         lm: the frozen model.
         windows: calibration token ids, (N, T).
-        squares: also the mean square of the gradients of single windows, with one backward pass
-            for each window instead of one for a few thousand tokens.
+        squares: whether to compute the mean square of the gradients of single windows too, which
+            takes one backward pass for each window.
 
     Attributes:
         mean: gradient of the mean loss, by parameter.
@@ -51,9 +51,9 @@ class WeightGradients:
                     hook.remove()
 
     def _take(self, parameter: Tensor) -> None:
-        """Moves a gradient into the accumulators as soon as it is there."""
+        """Moves a gradient into the accumulators as soon as the backward pass has it."""
         assert isinstance(parameter, nn.Parameter) and parameter.grad is not None
-        gradient, parameter.grad = parameter.grad, None
+        gradient, parameter.grad = parameter.grad, None  # frees it before the next one comes
         self.mean[parameter].add_(gradient, alpha=self._share)
         if self.square:
             wide = gradient.to(self.square[parameter].dtype)
@@ -67,7 +67,7 @@ def _accumulator(parameter: nn.Parameter) -> Tensor:
 
 @contextmanager
 def _differentiable(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """Lets parameters require gradients for a while."""
+    """Makes parameters require gradients within the block."""
     before = [(p.requires_grad, p.grad) for p in parameters]
     for parameter in parameters:
         parameter.requires_grad_(True).grad = None

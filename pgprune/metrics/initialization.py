@@ -19,7 +19,7 @@ PROGRESSIVE_STEP = 0.05
 
 @dataclass(frozen=True)
 class InitConfig(Config):
-    """Where the keep probabilities start."""
+    """Start of the keep probabilities."""
 
     init: str = option(
         "auto",
@@ -38,7 +38,12 @@ class InitConfig(Config):
 
 
 def metric_name(init: str, granularity: str, fine: str = "wanda-sp") -> str:
-    """The metric that an ``--init`` asks for at a granularity; ``fine`` is auto for fine ones.
+    """Returns the metric that an ``--init`` means at a granularity.
+
+    Args:
+        init: a metric, ``auto`` or ``random-progressive``.
+        granularity: of the units.
+        fine: what ``auto`` means for heads and channels.
 
     Raises:
         PruningError: an unknown metric.
@@ -54,7 +59,7 @@ def metric_name(init: str, granularity: str, fine: str = "wanda-sp") -> str:
 
 
 def progressive_rates(prune_rate: float) -> list[float]:
-    """Prune rates of the stages of random-progressive: 5 %, 10 %, ... up to the asked rate."""
+    """Returns the prune rates of random-progressive: 5 %, 10 %, ... up to ``prune_rate``."""
     steps = math.ceil(prune_rate / PROGRESSIVE_STEP - 1e-9)
     return [*(round(PROGRESSIVE_STEP * i, 10) for i in range(1, steps)), prune_rate]
 
@@ -65,14 +70,14 @@ def initial_probabilities(
     transform: str = "auto",
     constant: float = 0.8,
 ) -> Tensor:
-    """Keep probabilities from importance, projected onto the budget.
+    """Turns importance into keep probabilities on the budget.
 
     ``sigmoid-norm`` (Eq. A10, as the released code does it) is the sigmoid of the standardised
     score, shifted so that every group starts at the target's mean and clamped to [0, 1], which
     lowers the mean a little where the target is near 1; groups are (layer, kind) where scores
     compare within a layer, else kinds. ``score-const`` (Eq. A11) is ``constant`` for what the
     metric's mask keeps and ``1 - constant`` for the rest. ``auto`` is score-const for blocks and
-    layers, of which one whose loss explodes would make sigmoid-norm see all others as equal.
+    layers: if the loss explodes without one, sigmoid-norm would make all others equal.
 
     Args:
         importance: of the units, by a metric.
@@ -101,6 +106,7 @@ def initial_probabilities(
 
 
 def _sigmoid_norm(scores: Tensor, mean: float) -> Tensor:
-    deviation = scores.std() if len(scores) > 1 else torch.zeros(())
+    """Computes sigmoid((z - mean(z)) / std(z)), shifted to the target's mean: (m,) -> (m,)."""
+    deviation = scores.std() if len(scores) > 1 else torch.zeros(())  # one unit: the target
     sigmoid = torch.sigmoid((scores - scores.mean()) / (deviation + 1e-8))
     return (sigmoid + mean - sigmoid.mean()).clamp(0, 1)

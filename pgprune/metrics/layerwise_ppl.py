@@ -1,4 +1,4 @@
-"""Layerwise perplexity: the loss without one block or layer."""
+"""Layerwise perplexity: evaluates the model without one block or layer."""
 
 import torch
 from torch import Tensor
@@ -11,9 +11,9 @@ from pgprune.metrics.importance import Importance
 
 @metric("layerwise-ppl", DEPTH)
 def layerwise_ppl(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
-    """Layerwise perplexity: how bad the model gets without one block or layer, one at a time.
+    """Scores a unit by the calibration loss without it.
 
-    The score is the calibration loss without the unit, which orders units as perplexity does.
+    The loss orders units as perplexity does.
 
     Source: Kim et al. 2024, Shortened LLaMA (Nota-NetsPresso/shortened-llm), PPL criterion. No
     layer is protected, as in the paper; the released script keeps the outer ones by default.

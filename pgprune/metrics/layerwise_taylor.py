@@ -1,4 +1,4 @@
-"""Layerwise Taylor: what a Taylor expansion of the loss says of whole blocks and layers."""
+"""Layerwise Taylor: scores whole blocks and layers by a Taylor expansion of the loss."""
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from pgprune.metrics.llm_pruner import taylor_scores
 def layerwise_taylor(
     lm: MaskedLM, windows: Tensor, budget: Budget, seed: int, protect_layers: bool = True
 ) -> Importance:
-    """Taylor+: sum of |w g| over all weights of a block or layer, norms included.
+    """Sums |w g| over all weights of a block or layer, norms included (Taylor+).
 
     g is the gradient of the mean loss. The first L/8 and last L/16 layers are kept (the 4 and 2 of
     32 of the original), as the criterion alone would remove the first layer of LLaMA-2-7B.

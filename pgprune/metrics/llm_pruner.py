@@ -1,4 +1,4 @@
-"""LLM-Pruner: what a Taylor expansion of the loss says of a unit's weights."""
+"""LLM-Pruner: scores units by a Taylor expansion of the loss in their weights."""
 
 from torch import Tensor, nn
 
@@ -22,19 +22,19 @@ def llm_pruner(
     taylor: str = "element-first",
     protect_layers: bool = True,
 ) -> Importance:
-    """LLM-Pruner: estimated change of the loss when a unit's weights become zero.
+    """Estimates the change of the loss when the weights of a unit become zero.
 
     With a weight w, its gradient g and the mean square f of the gradients of single windows (the
     diagonal of the empirical Fisher matrix), a weight's salience is |w g| (``element-first``, the
     released code's default), |w^2 f| (``element-second``) or |w g - w^2 f / 2|
     (``element-mixed``); ``vector`` takes |sum of w g| over each row of q, k, v and the expanding
     MLP projections and each column of the output and down projections. A unit adds up all its rows
-    and columns. Units are ranked within their layer. The first L/8 and last L/16 layers lose
-    nothing (4 and 2 of 32), the others the more. Where a budget of scope local or uniform demands
+    and columns. Units are ranked within their layer. The first L/8 and last L/16 layers stay
+    whole (4 and 2 of 32), so the others lose more. Where a budget of scope local or uniform demands
     a share of every layer, none is protected.
 
     Source: Ma et al. 2023 (horseee/LLM-Pruner), block-wise. There, with grouped kv heads, a kv head
-    is given the scores of the query heads h, h + Hkv, ...; here of its own. Biases count here, as
+    h gets the scores of the query heads h, h + Hkv, ...; here of its own group. Biases count here;
     LLaMA, for which it was written, has none.
 
     Args:
@@ -55,7 +55,7 @@ def llm_pruner(
 
 
 def taylor_scores(lm: MaskedLM, windows: Tensor, taylor: str) -> Tensor:
-    """The summed salience of each unit, whatever its kind: (n,) float64.
+    """Sums the salience of the weights of each unit, of any kind: (n,) float64.
 
     Args:
         lm: the frozen model.
@@ -66,6 +66,7 @@ def taylor_scores(lm: MaskedLM, windows: Tensor, taylor: str) -> Tensor:
 
     def salience(parameter: nn.Parameter, dim: int | None) -> Tensor:
         weight = parameter.detach()
+        # L(0) - L(w) = -w g + w^2 f / 2 + ..., with f for the curvature (empirical Fisher)
         slope = weight * gradients.mean[parameter]
         if taylor == "vector":
             return slice_sums(slope, dim).abs()

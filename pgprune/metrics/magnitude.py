@@ -1,4 +1,4 @@
-"""Magnitude: the size of the weights, without any text."""
+"""Magnitude: scores units by the size of their weights, without any text."""
 
 from torch import Tensor
 
@@ -13,7 +13,7 @@ from pgprune.metrics.unit_sums import slice_sums, unit_sums
 def magnitude(
     lm: MaskedLM, windows: Tensor, budget: Budget, seed: int, protect_layers: bool = True
 ) -> Importance:
-    """Sum of |w| over the weights of a unit.
+    """Sums |w| over the weights of a unit.
 
     Heads and channels are compared within a layer and every layer keeps its share, as by
     Wanda-sp. Blocks and layers are compared with each other, and those of the first L/8 and last
@@ -21,7 +21,7 @@ def magnitude(
 
     Args:
         lm: the frozen model.
-        windows: unused; no text is read.
+        windows: unused.
         budget: how much to keep.
         seed: unused; the metric is deterministic.
         protect_layers: whether to keep the outer blocks and layers.

@@ -1,4 +1,4 @@
-"""Random scores: the floor."""
+"""Random scores: the baseline that every metric must beat."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from pgprune.metrics.importance import Importance
 
 @metric("random", random=True)
 def random_scores(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
-    """Uniform random scores: the floor that every metric must beat.
+    """Draws uniform random scores.
 
     Args:
         lm: the frozen model, for its units only.

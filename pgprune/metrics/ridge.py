@@ -3,22 +3,22 @@
 import torch
 from torch import Tensor
 
-_FOLDS = 5
+_FOLDS = 5  # of cross-validation
 _PENALTIES = 10.0 ** torch.arange(-4, 5, dtype=torch.float64)  # times the mean eigenvalue
 
 
 def ridge(features: Tensor, targets: Tensor, together: int = 1) -> Tensor:
     """Fits targets by a linear function with an intercept and a squared penalty on its slope.
 
-    The penalty is the one of nine, four decades below to four above the mean eigenvalue of the
-    Gram matrix, whose fits predict left-out observations best (5-fold cross-validation). Everything
-    is solved in the space of observations, whose number M costs M^3, and features only M^2 p.
+    Of nine penalties, from four decades below to four above the mean eigenvalue of the Gram matrix,
+    cross-validation (5 folds) chooses the one that predicts left-out observations best. Everything
+    is solved in the space of observations: M of them cost M^3, and p features only M^2 p.
 
     Args:
         features: (M, p) float64.
         targets: (M,) float64, in no particular order.
-        together: so many neighbouring observations are left out together, because they belong
-            together, as the two of an antithetic pair.
+        together: number of neighbouring observations that are left out together, such as the two
+            of an antithetic pair.
 
     Returns:
         The slope, (p,) float64.
@@ -35,9 +35,13 @@ def ridge(features: Tensor, targets: Tensor, together: int = 1) -> Tensor:
 
 
 def _slopes(features: Tensor, targets: Tensor) -> Tensor:
-    """The slopes of all penalties: (M, p), (M,) -> (penalties, p)."""
+    """Solves for all penalties: (M, p), (M,) -> slopes (penalties, p).
+
+    With the eigenvectors U and eigenvalues e of X X^T, the slope of the penalty l is
+    X^T (X X^T + l)^-1 y = X^T U diag(1 / (e + l)) U^T y, so one decomposition serves all.
+    """
     centred = features - features.mean(0)  # (M, p)
-    values, vectors = torch.linalg.eigh(centred @ centred.T)
+    values, vectors = torch.linalg.eigh(centred @ centred.T)  # e, (M,) and U, (M, M)
     projected = vectors.T @ (targets - targets.mean())  # (M,)
     mean = values.mean().clamp(min=torch.finfo(values.dtype).tiny)
     shrunk = projected / (values + mean * _PENALTIES.to(values)[:, None])  # (penalties, M)

@@ -1,4 +1,4 @@
-"""ShortGPT: how much a layer turns the hidden states."""
+"""ShortGPT: scores layers by the angle between their input and output."""
 
 import torch
 from torch import Tensor
@@ -11,9 +11,9 @@ from pgprune.metrics.importance import Importance
 
 @metric("shortgpt", ("layers",))
 def shortgpt(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
-    """Block influence: 1 minus the mean cosine of a layer's hidden states before and after it.
+    """Computes 1 minus the mean cosine of the hidden states before and after a layer.
 
-    Source: Men et al. 2024, ShortGPT. A state of zeros, which has no direction, counts as turned.
+    Source: Men et al. 2024, ShortGPT (block influence). A state of zeros has cosine 0.
 
     Args:
         lm: the frozen model; its units must be layers.

@@ -1,4 +1,4 @@
-"""What a unit adds to the residual stream that no other unit can give."""
+"""Stream error: scores units by the error in the residual stream when they are removed."""
 
 import torch
 
@@ -13,10 +13,10 @@ from pgprune.repair.projection import KINDS
 from pgprune.repair.removal import removals
 
 LEVELLING = 0.75
-"""Of the difference between layers that is taken out: 0 compares errors as they are, 1 within a
-layer only. Chosen on three small models; docs/auto.md has the figures."""
+"""Share of the differences between layers that is removed: 0 compares errors as they are, 1 within
+a layer only. Chosen on three small models; docs/auto.md has the figures."""
 
-_SMALLEST = 1e-12  # of a group's largest error: units that give nothing at all are alike
+_SMALLEST = 1e-12  # of a group's largest error: below it units count as equal
 
 
 @metric("stream-error", FINE)
@@ -29,29 +29,32 @@ def stream_error(
     refit: bool = False,
     levelling: float = LEVELLING,
 ) -> Importance:
-    """The error in the residual stream when a unit goes after those that matter less.
+    """Scores a unit by the error in the residual stream when it follows less important ones.
 
-    The squared error that pruned inputs leave in the output of their projection is taken token by
-    token relative to the mean square of the hidden state that it is added to, as the norm behind
-    will see it. Units are removed one by one, always the one that raises this error least, so two
-    units that cancel go together and one of two that double each other stays. A unit's importance
-    is the logarithm of that rise (of the largest up to there), less three quarters of the
-    logarithm of the group's mean: errors of early layers matter more than they measure.
+    The error of a projection with weights W that loses the inputs P is measured token by token
+    relative to the hidden state h that it is added to, as the next norm sees it:
 
-    With ``refit``, what is left is refitted after each removal, so importance is what a unit adds
-    that no least-squares repair of the others can give: the greedy optimal brain surgeon of ZipLM,
-    with errors measured in the stream and compared across layers.
+        E(P) = sum over tokens of |W_P x_P|^2 / mean(h^2)
 
-    Source: ours. It is Wanda-sp's product of inputs and weights with three changes: the stream as
-    the measure, which makes layers comparable, what other units are, and no root.
+    Units are removed one by one, always the one that raises E least. So two units that cancel are
+    removed together, and one of two equal ones stays. With r_u the largest rise up to the removal
+    of unit u, its importance is log r_u - 0.75 log mean(r) over the units of its projection: errors
+    of early layers matter more than their size.
+
+    With ``refit``, the units that are left are refitted after each removal. The rise is then what
+    no least-squares repair of the others can give: the greedy optimal brain surgeon of ZipLM, with
+    errors measured in the stream and compared across layers.
+
+    Source: ours. It differs from Wanda-sp in three ways: errors are relative to the stream, which
+    makes layers comparable; removed units count together; and there is no root.
 
     Args:
         lm: the frozen model; its units must be heads, channels or both.
         windows: calibration token ids, (N, T).
-        budget: how much to keep.
+        budget: unused.
         seed: unused; the metric is deterministic.
-        refit: whether the units that are left make up for those that go.
-        levelling: share of the logarithm of the group's mean that is taken out.
+        refit: whether the units that are left are refitted.
+        levelling: share of log mean(r) that is subtracted.
 
     Raises:
         PruningError: activations that overflow.
@@ -62,7 +65,7 @@ def stream_error(
         for kind, moments in _moments(lm, seen).items():
             if group := groups.get((seen.layer, kind)):
                 errors = _errors(lm, group, moments, refit)  # (units,)
-                level = levelling * errors.exp().mean().log()
+                level = levelling * errors.exp().mean().log()  # 0.75 log mean(r)
                 scores[group.start : group.stop] = errors - level
     return Importance(scores)
 
@@ -71,12 +74,12 @@ def stream_error(
 def stream_error_refit(
     lm: MaskedLM, windows: torch.Tensor, budget: Budget, seed: int
 ) -> Importance:
-    """``stream_error`` with ``refit``; the arguments are the same."""
+    """Computes ``stream_error`` with ``refit``."""
     return stream_error(lm, windows, budget, seed, refit=True)
 
 
 def _moments(lm: MaskedLM, seen: Observation) -> dict[str, SecondMoments]:
-    """Second moments of each projection's inputs, by kind, relative to the stream's."""
+    """Computes second moments of x / sqrt(mean(h^2)) for each projection, by kind."""
     weights = {kind: lm.projection(seen.layer, kind) for kind in KINDS}
     moments = {kind: SecondMoments.of(weight) for kind, weight in weights.items()}
     for state, inputs in zip(seen.states, seen.inputs, strict=True):
@@ -84,20 +87,22 @@ def _moments(lm: MaskedLM, seen: Observation) -> dict[str, SecondMoments]:
         scale = squares.clamp(min=torch.finfo(squares.dtype).tiny).rsqrt()
         for kind, x in zip(KINDS, inputs, strict=True):
             wide = x.to(torch.promote_types(x.dtype, torch.float32)) * scale.to(x.device)
+            # Scaled inputs and outputs: their squared errors are E without any further weights.
             moments[kind].add(wide, wide @ weights[kind].T.to(wide))
     return moments
 
 
 def _errors(lm: MaskedLM, group: Group, moments: SecondMoments, refit: bool) -> torch.Tensor:
-    """Logarithms of the rises that a group's units cause when they go, (units,) float64."""
+    """Computes log r of the units of a group, (units,) float64."""
     weight, units = lm.projection(group.layer, group.kind), group.stop - group.start
     name = f"the {group.kind} of layer {group.layer}"
     width = weight.shape[1] // units
     squares = LeastSquares(moments, weight, width, damping=DAMPING, name=name)
     order, costs = zip(*removals(squares, refit), strict=True)
+    # A later removal may cost less; the largest rise so far keeps the order of removal.
     rises = torch.tensor(costs, dtype=torch.float64).cummax(0).values
     rises = rises.clamp(min=max(_SMALLEST * float(rises[-1]), torch.finfo(rises.dtype).tiny))
     errors = torch.empty_like(rises)
     ranks = torch.arange(units, dtype=torch.float64) / units
-    errors[torch.tensor(order)] = rises.log() + 1e-9 * ranks  # those that tie stay in order
+    errors[torch.tensor(order)] = rises.log() + 1e-9 * ranks  # ties keep the order of removal
     return errors

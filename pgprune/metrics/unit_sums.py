@@ -1,4 +1,4 @@
-"""Which weights a unit is made of, and sums over them."""
+"""Sums over the weights that a unit is made of."""
 
 from collections.abc import Callable, Iterator
 
@@ -9,8 +9,8 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.models.families import Family, decoder_layers, family_of
 
 Salience = Callable[[nn.Parameter, int | None], Tensor]
-"""From a parameter and the dimension along which units lie to a number for each index of that
-dimension, or one number where the parameter belongs to a unit as a whole (None)."""
+"""(parameter, dimension of the units) -> a number for each index of that dimension; for None, where
+the whole parameter belongs to one unit, one number."""
 
 
 def unit_sums(lm: MaskedLM, salience: Salience) -> Tensor:
@@ -31,12 +31,13 @@ def unit_sums(lm: MaskedLM, salience: Salience) -> Tensor:
         here = slice(group.start, group.stop)
         for parameter, dim in _parts(layers[group.layer], family, group.kind):
             values = salience(parameter, dim).to("cpu", torch.float64)
+            # Rows of q are group_size times those of k: a view by units adds up either.
             sums[here] += values.view(group.stop - group.start, -1).sum(1)
     return sums
 
 
 def slice_sums(tensor: Tensor, dim: int | None) -> Tensor:
-    """Sum over all but one dimension, or over all: (size of dim,) or () float64."""
+    """Sums over all but one dimension, or over all: (size of dim,) or () float64."""
     if dim is None:
         return tensor.sum(dtype=torch.float64)
     rest = [other for other in range(tensor.ndim) if other != dim]
@@ -46,7 +47,7 @@ def slice_sums(tensor: Tensor, dim: int | None) -> Tensor:
 def _parts(
     layer: nn.Module, family: Family, kind: str
 ) -> Iterator[tuple[nn.Parameter, int | None]]:
-    """The parameters that units of a kind are made of, each with the dimension of the units."""
+    """Yields the parameters that units of a kind are made of, each with the units' dimension."""
     if kind in ("heads", "channels"):
         attention = (family.query, family.key, family.value)
         rows, column = {

@@ -1,4 +1,4 @@
-"""Wanda-sp: weights times activations, layer by layer."""
+"""Wanda-sp: scores units by weights times activations, layer by layer."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from pgprune.metrics.importance import Importance
 
 @metric("wanda-sp", FINE)
 def wanda_sp(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
-    """Wanda-sp: column norms of output and down projections, weighted by their activations.
+    """Scores inputs of output and down projections by weights times activations.
 
     The score of input j is mean_i |W_ij| sqrt(mean of x_j^2); a kv group adds up its head
     dimensions and averages over its query heads. Sequential: each layer is scored on the outputs
@@ -40,7 +40,8 @@ def wanda_sp(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Import
             energy = torch.stack(squares[group.kind]).sum(0) / windows.numel()  # mean of x^2
             score = column * energy.sqrt()
             scores[group.start : group.stop] = per_unit(lm, group, score).cpu()
-        # Rounding is per layer, so the layers that follow do not change this layer's mask.
+        # observe() reads the mask as it goes, so later layers see this one pruned. Rounding is per
+        # layer, so their scores cannot change it any more.
         here = units.layer == observation.layer
         mask[here] = local.round(scores)[here]
     return Importance(scores, local=True)
