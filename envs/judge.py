@@ -86,7 +86,7 @@ class Judge:
             if self._repair is None:
                 return self.lm.losses(masks, input_ids, self._fill)
             losses = list[Tensor]()
-            for mask in masks:  # each has weights of its own, so no two share a pass
+            for mask in masks:  # each has other weights, so no two share a pass
                 with repaired(self.lm, self._repair(mask)):
                     losses.append(self.lm.losses(mask[None], input_ids))
             return torch.cat(losses)

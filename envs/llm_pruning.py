@@ -1,6 +1,6 @@
 """LLM pruning as an environment: an action is a mask, the reward is minus the masked LLM's loss.
 
-What happens in a step is in ``vector.py``; this is one row of it, and the documentation of both.
+This class is one row of ``vector.py``, which computes the steps. It documents both.
 """
 
 from collections.abc import Mapping
@@ -58,17 +58,16 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
     kept share is above the target. With `budget_penalty=0`, the default, this is the paper's
     reward.
 
-    With `reward="repaired"` the cross-entropy is that of the masked model after a bias repair,
-    which makes up for what is pruned by its mean contribution: the inputs of the attention output
-    and MLP down projections that a mask prunes stand at their means in the dense model, measured
-    once on the first calibration windows, in place of zero. With `granularity="blocks"` a pruned
-    block is the mean of what it adds; `layers` have no repaired reward.
+    With `reward="repaired"` the cross-entropy is that of the masked model after a bias repair: the
+    pruned inputs of the attention output and MLP down projections are not zero but their means in
+    the dense model, measured once on the first calibration windows. With `granularity="blocks"` a
+    pruned block adds its mean output; `layers` have no repaired reward.
 
     ## Starting State
 
     The unpruned model: all kept shares are one; the last entry is the target, as always.
     `reset(seed=s)` starts the calibration stream of seed `s` at its first batch; a reset without a
-    seed goes on with the next batch. Every step takes one batch.
+    seed continues with the next batch. Every step takes one batch.
 
     ## Episode End
 

@@ -1,14 +1,14 @@
-"""A least-squares repair for every mask near one that was looked at.
+"""Repairs masks by least squares from the moments measured in the model of a similar mask.
 
-A repair runs through the model layer by layer, as each projection gets what the ones before it
-give. For each mask that an agent tries, that would cost far more than trying it. But the second
-moments that a projection's inputs have in the repaired model of one mask are nearly those in the
-models of similar masks, and given the moments, the best weights for what a mask keeps are a small
-linear system. It is ours; the paper has no repair.
+A shipped repair runs through the model layer by layer, since the inputs of a projection depend on
+the layers before it. For each mask that an agent tries, this would cost far more than its loss. But
+the second moments of a projection's inputs change little between the models of similar masks.
+Given the moments H of one mask, the best weights of another with the kept inputs K are a small
+linear system, V_K = B_K (H_KK + damping)^-1. This is ours; the paper has no repair.
 
-Each projection should give what it gives with dense weights. In the shipped repair it makes up for
-what earlier layers get wrong, too; weights that do so for one mask punish every other mask, and an
-agent that is judged with them stays where it is.
+Each projection should give what it gives with dense weights. The shipped repair also compensates
+for errors of earlier layers. Weights that do so for one mask penalise every other mask, so an agent
+whose rewards use them would stay at the first mask.
 """
 
 import torch
@@ -24,14 +24,14 @@ from pgprune.repair.repair import Repair
 
 
 class NearbyRepair:
-    """Repairs for masks over one model, from the second moments in the repaired model of a mask.
+    """Gives masks the weights that are best under the moments in the repaired model of one mask.
 
     The moments of all output and down projections stay in memory, (inputs, inputs) float64 each.
 
     Args:
-        lm: the frozen model; each ``follow`` counts in its tokens as a repair does.
+        lm: the frozen model; each ``follow`` counts tokens as a repair does.
         windows: calibration token ids, (N, T).
-        damping: as of the repair that the masks will get.
+        damping: as in the shipped repair.
 
     Raises:
         PruningError: units other than heads and channels.
@@ -46,9 +46,10 @@ class NearbyRepair:
 
     @torch.no_grad()
     def follow(self, mask: Tensor) -> None:
-        """Takes the moments in the model of a mask, (n,), whose projections are refitted so.
+        """Measures the moments in the model of a mask, (n,), repaired in the same way.
 
-        A projection that loses all its inputs has none; masks that keep some get dense weights.
+        A projection that loses all its inputs has no moments; masks that keep some of them get
+        dense weights.
 
         Raises:
             PruningError: activations that overflow, or singular second moments.
@@ -63,17 +64,17 @@ class NearbyRepair:
             return best_weights(projection, problem)
 
         refit_layers(self._lm, mask, self._windows, solve, "projection")
-        self._problems = problems
+        self._problems = problems  # only now, so that an error leaves the last ones whole
 
     @torch.no_grad()
     def __call__(self, mask: Tensor) -> Repair:
-        """The weights that are best for a mask (n,) under the moments that are followed."""
+        """Solves the weights of a mask (n,) under the moments of the followed mask."""
         repair = Repair()
         for group in self._lm.units.groups:
             kept = mask[group.start : group.stop].bool()
             problem = self._problems.get((group.layer, group.kind))
             if problem is None or kept.all():
-                continue  # dense weights are the best
+                continue  # dense weights are the best for all inputs
             weight, dense = problem.refit(kept), self._lm.projection(group.layer, group.kind)
             repair.weights[group.layer, group.kind] = weight.to(dense)
             if (bias := problem.bias(weight)) is not None:
@@ -82,7 +83,7 @@ class NearbyRepair:
 
 
 def check_units(granularity: str) -> None:
-    """Makes sure that units are the inputs of projections.
+    """Makes sure that units are inputs of projections.
 
     Raises:
         PruningError: they are whole blocks or layers.

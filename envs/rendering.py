@@ -1,4 +1,4 @@
-"""Pictures of a mask: the kept share of every layer and kind, as text or as pixels."""
+"""Draws the kept share of every layer and kind, as text or as pixels."""
 
 from collections.abc import Sequence
 
@@ -58,7 +58,7 @@ def rgb_array(
 
 
 def _panel(shares: list[float | None], target: float) -> Frame:
-    """One kind's bars, (HEIGHT + 2 MARGIN, layers * CELL + 2 MARGIN, 3)."""
+    """Draws the bars of a kind, (HEIGHT + 2 MARGIN, layers * CELL + 2 MARGIN, 3)."""
     size = (HEIGHT + 2 * MARGIN, len(shares) * CELL + 2 * MARGIN, 3)
     panel = np.full(size, _WHITE, dtype=np.uint8)
     inside = panel[MARGIN:-MARGIN, MARGIN:-MARGIN]
@@ -66,13 +66,15 @@ def _panel(shares: list[float | None], target: float) -> Frame:
         if share is not None:
             bar = inside[:, position * CELL + 1 : (position + 1) * CELL - 1]
             bar[:] = _TRACK
+            # filled from the bottom up; colours between the ends of viridis
             bar[HEIGHT - round(share * HEIGHT) :] = (_LOW + share * (_HIGH - _LOW)).round()
+    # Row 0 is the top, and a target of 1 must still be inside the panel.
     inside[HEIGHT - 1 - round(target * (HEIGHT - 1))] = _TARGET
     return panel
 
 
 def _bar(share: float | None) -> str:
-    if share is None:
+    if share is None:  # the layer has no unit of this kind
         return " " * (BAR + 8)
     full = round(share * BAR)
     return "█" * full + "░" * (BAR - full) + f" {share:>6.1%} "

@@ -1,9 +1,9 @@
-"""What masks are rewarded for: their loss as they are, or as they will be after a bias repair.
+"""Chooses what rewards measure: the loss of a mask as it is, or after a bias repair.
 
-A projection that loses inputs x_P loses W_P x_P from its output. A bias repair gives back what that
-was on average, W_P mu_P, as a bias. The same loss comes out if pruned inputs are not zero but their
-means mu: nothing is solved and no layer runs twice, so every mask of a training run can be judged
-as it will be repaired.
+A projection that loses the inputs x_P loses W_P x_P from its output. A bias repair adds the mean of
+this, W_P mu_P, as a bias. The loss is the same if pruned inputs are not zero but their means mu. So
+nothing is solved and no layer runs twice, and every mask of a training run can be evaluated with
+its repair.
 """
 
 from torch import Tensor
@@ -20,7 +20,7 @@ _WINDOWS = 128  # of calibration text for the means
 
 
 def check_reward(reward: str, granularity: str) -> None:
-    """Makes sure that masks over units of a granularity can be rewarded so.
+    """Makes sure that a reward fits masks over units of a granularity.
 
     Raises:
         PruningError: an unknown reward, or units that a bias repair leaves as they are.
@@ -35,7 +35,7 @@ def check_reward(reward: str, granularity: str) -> None:
 
 
 def reward_fill(problem: Problem, reward: str) -> Fill | None:
-    """What pruned inputs are where rewards are computed.
+    """Returns the values of pruned inputs in the passes for rewards.
 
     Args:
         problem: the frozen model and its calibration text, whose first 128 windows give the means
@@ -54,15 +54,15 @@ def reward_fill(problem: Problem, reward: str) -> Fill | None:
 
 
 def mean_fill(lm: MaskedLM, windows: Tensor) -> Fill:
-    """The mean inputs of the output and down projections of the dense model.
+    """Measures the mean inputs of the output and down projections of the dense model.
 
-    ``MaskedLM.losses`` with it gives pruned kv groups and channels FLAP's bias compensation: the
-    projection's bias grows by W_P mu_P. With granularity ``blocks``, a pruned block is the constant
-    W mu + b, the mean of what its projection gives; no export holds that constant. Whole layers
-    are not filled.
+    ``MaskedLM.losses`` with these means is FLAP's bias compensation for pruned kv groups and
+    channels: the bias of the projection grows by W_P mu_P. With granularity ``blocks``, a pruned
+    block is the constant W mu + b, the mean output of its projection; no export holds that
+    constant. Whole layers are not filled.
 
     Args:
-        lm: the frozen model; its pass over the text counts in its tokens.
+        lm: the frozen model, which counts the tokens of the pass.
         windows: calibration token ids, (N, T).
 
     Returns:
@@ -76,6 +76,7 @@ def mean_fill(lm: MaskedLM, windows: Tensor) -> Fill:
     for (layer, kind), moments in dense_moments(lm, windows).items():
         fill[layer, kind] = mean = moments.mean.to(lm.projection(layer, kind))
         if not bool(mean.isfinite().all()):
+            # A mean in half precision overflows where the activations themselves just do not.
             raise PruningError(
                 f"the inputs of the {kind} of layer {layer} overflow or are not numbers, so they "
                 "have no mean; choose dtype float32 or bfloat16"

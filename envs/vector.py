@@ -88,12 +88,12 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         self.units = problem.units
         self.budget = problem.budget
         self.num_envs = num_envs
-        self.judge = Judge(problem.lm, reward_fill(problem, reward))  # whose losses rewards are
+        self.judge = Judge(problem.lm, reward_fill(problem, reward))  # the losses of rewards
         self.horizon = horizon
         self.budget_penalty = budget_penalty
         self.shared_batch = shared_batch
         self.render_mode = render_mode
-        # Streams of its own, so that environments that share a problem do not disturb each other.
+        # Forked streams, so that environments that share a problem do not disturb each other.
         first = problem.stream.seed if seed is None else seed
         rows = range(1 if shared_batch else num_envs)
         self.streams = tuple(problem.stream.fork(first + row) for row in rows)
@@ -114,7 +114,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
 
         Args:
             seed: starts the calibration stream of this seed (row ``i`` of ``seed + i`` with
-                ``shared_batch=False``); without one, the streams go on.
+                ``shared_batch=False``); without one, the streams continue.
             options: not used.
 
         Returns:
@@ -144,21 +144,21 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         masks = self._masks(actions, self.num_envs)  # (K, n), on the host
         loss = self._losses(masks)  # (K,), which the device still computes
         if not isinstance(actions, Tensor):
-            (loss,) = read(loss)
+            (loss,) = read(loss)  # waits; a tensor's caller may use the time for other work
         excess = send(self.budget.excess(masks), loss.device)  # (K,)
         self._shares = send(self.units.kept_shares(masks), loss.device)  # (K, groups)
         self._elapsed += 1
         ended = self._elapsed >= self.horizon
 
         out = _fresh_tensor if isinstance(actions, Tensor) else _fresh_array
-        every = np.ones(self.num_envs, dtype=np.bool_)
+        present = np.ones(self.num_envs, dtype=np.bool_)  # all rows end together
         step_info = {"loss": loss, "kept_shares": self._shares, "excess": excess}
-        info = _described(step_info, out, every)
+        info = _described(step_info, out, present)
         observations = out(self._observations(self._shares))  # (K, groups + 1)
-        if ended:
+        if ended:  # SAME_STEP: the observations are already those of the next episode
             info["final_obs"] = np.fromiter(observations, dtype=object)
-            info["final_info"] = _described(step_info, out, every)
-            info |= {"_final_obs": every.copy(), "_final_info": every.copy()}
+            info["final_info"] = _described(step_info, out, present)
+            info |= {"_final_obs": present.copy(), "_final_info": present.copy()}
             observations = out(self._observations(torch.ones_like(self._shares)))
             self._elapsed = 0
         rewards = out(-loss - self.budget_penalty * excess)
@@ -200,9 +200,9 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
     def perplexity(
         self, mask: Array, windows: Mapping[str, Tensor] | None = None
     ) -> dict[str, float]:
-        """The masked model's perplexity on text that no reward was computed on.
+        """Computes the masked model's perplexity on text that no reward was computed on.
 
-        It is that of the mask as it is, without repair, whatever the reward.
+        The mask has no repair here, whatever the reward.
 
         Args:
             mask: the mask, (n,) of zeros and ones.
@@ -225,7 +225,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         return evaluation_windows(self.problem.data, self.problem.tokenizer)
 
     def _losses(self, masks: Tensor) -> Tensor:
-        """The mean loss of each mask (K, n) on its next batch, (K,) float64."""
+        """Computes the mean loss of each mask (K, n) on its next batch, (K,) float64."""
         if self.shared_batch:
             losses = self.evaluate(masks, self.stream.next())  # (K, B)
         else:
@@ -234,12 +234,12 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         return losses.double().mean(dim=1)
 
     def _observations(self, kept_shares: Tensor) -> Tensor:
-        """Kept shares (K, groups) and the target as observations, (K, groups + 1) float32."""
+        """Appends the target to kept shares (K, groups): (K, groups + 1) float32."""
         target = torch.full_like(kept_shares[:, :1], self.budget.target_share)
         return torch.cat([kept_shares, target], dim=1).float()
 
     def _masks(self, actions: Array, rows: int) -> Tensor:
-        """Checked masks, (rows, n) uint8 on the host."""
+        """Checks actions and returns masks, (rows, n) uint8 on the host."""
         shape = (rows, self.units.n)
         expected = f"actions must have shape {shape}, a 1 (keep) or 0 (prune) for each unit"
         if not isinstance(actions, Tensor):
@@ -281,8 +281,8 @@ def _fresh_array(values: Tensor) -> Array:
 
 
 def _described(
-    values: dict[str, Tensor], out: Callable[[Tensor], Array], every: npt.NDArray[np.bool_]
+    values: dict[str, Tensor], out: Callable[[Tensor], Array], present: npt.NDArray[np.bool_]
 ) -> dict[str, Any]:
-    """Values of all rows as Gymnasium's vector info: each key with the rows that have it."""
-    present = {f"_{key}": every.copy() for key in values}
-    return {key: out(value) for key, value in values.items()} | present
+    """Makes Gymnasium's vector info: the values, and for each key the rows that have it."""
+    masks = {f"_{key}": present.copy() for key in values}
+    return {key: out(value) for key, value in values.items()} | masks

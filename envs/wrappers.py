@@ -1,8 +1,8 @@
-"""Wrappers that let agents act in a ``Box``: every action becomes a mask of exactly the budget.
+"""Wrappers that turn actions in a ``Box`` into masks of exactly the budget.
 
-``ScoreAction`` takes a score for each unit, ``DensityAction`` how much each layer keeps of each
-kind: a few dozen numbers even for a large model, so agents like SAC, TD3 or CMA-ES work too. The
-``Vector...`` wrappers do the same for ``LLMPruningVectorEnv``.
+``ScoreAction`` takes a score for each unit. ``DensityAction`` takes the share that each layer keeps
+of each kind: a few dozen numbers even for a large model, so agents like SAC, TD3 or CMA-ES work,
+too. The ``Vector...`` wrappers do the same for ``LLMPruningVectorEnv``.
 """
 
 from collections.abc import Callable
@@ -23,6 +23,7 @@ from pgprune.envs.vector import Array, LLMPruningVectorEnv
 from pgprune.errors import PruningError
 from pgprune.masking.problem import Problem
 from pgprune.metrics import METRICS
+from pgprune.metrics.importance import places
 
 _WINDOWS = 128  # of calibration text for the metric, as in the paper
 
@@ -60,7 +61,7 @@ class ScoreAction(gym.ActionWrapper[Numbers, Numbers, Numbers], RecordConstructo
         self.action_space = _box(self.problem.units.n)
 
     def action(self, action: Numbers) -> Numbers:
-        """The budget's mask of the best scores: (n,) -> (n,) uint8."""
+        """Rounds scores to the budget's mask: (n,) -> (n,) uint8."""
         return _masks(self.problem, _itself, action[None], self.action_space)[0]
 
 
@@ -74,12 +75,12 @@ class VectorScoreAction(VectorActionWrapper[Array, Array, Array, Array]):
         self.action_space = batch_space(self.single_action_space, env.num_envs)
 
     def actions(self, actions: Array) -> Array:
-        """The budget's masks of the best scores: (K, n) -> (K, n) uint8."""
+        """Rounds scores to the budget's masks: (K, n) -> (K, n) uint8."""
         return _masks(self.problem, _itself, actions, self.single_action_space)
 
 
 class DensityAction(gym.ActionWrapper[Numbers, Numbers, Numbers], RecordConstructorArgs):
-    """Takes how much each layer keeps of each kind and fills it in order of importance.
+    """Takes the share that each layer keeps of each kind, and fills it in order of importance.
 
     The action space becomes ``Box(-1, 1, (groups,), float32)``: -1 asks for none of a group's
     units, 1 for all of them. The densities of a pool are shifted together until the budget is met,
@@ -113,7 +114,7 @@ class DensityAction(gym.ActionWrapper[Numbers, Numbers, Numbers], RecordConstruc
         self._scores = _density_scores(self.problem, importance)
 
     def action(self, action: Numbers) -> Numbers:
-        """The budget's mask with these densities: (groups,) -> (n,) uint8."""
+        """Fills densities to the budget's mask: (groups,) -> (n,) uint8."""
         return _masks(self.problem, self._scores, action[None], self.action_space)[0]
 
 
@@ -130,12 +131,12 @@ class VectorDensityAction(VectorActionWrapper[Array, Array, Array, Array]):
         self._scores = _density_scores(self.problem, importance)
 
     def actions(self, actions: Array) -> Array:
-        """The budget's masks with these densities: (K, groups) -> (K, n) uint8."""
+        """Fills densities to the budget's masks: (K, groups) -> (K, n) uint8."""
         return _masks(self.problem, self._scores, actions, self.single_action_space)
 
 
 def _masks(problem: Problem, scores: Scores, actions: Array, single: gym.Space[Any] | None) -> Any:
-    """Actions (K, ...) as masks (K, n) uint8: a tensor on its device for a tensor, else an array.
+    """Turns actions (K, ...) into masks (K, n) uint8, of the same type and device.
 
     Raises:
         PruningError: actions of another shape, or not numbers.
@@ -144,7 +145,7 @@ def _masks(problem: Problem, scores: Scores, actions: Array, single: gym.Space[A
     assert single is not None and single.shape is not None
     if rows.shape[1:] != single.shape:
         raise PruningError(f"an action must have shape {single.shape}, got {tuple(rows.shape[1:])}")
-    rows = rows.detach().to("cpu", torch.float64)
+    rows = rows.detach().to("cpu", torch.float64)  # the budget rounds on the host, exactly
     masks = torch.stack([problem.budget.round(scores(row)) for row in rows])  # (K, n)
     return masks.to(actions.device) if isinstance(actions, Tensor) else masks.numpy()
 
@@ -154,10 +155,11 @@ def _itself(action: Tensor) -> Tensor:
 
 
 def _density_scores(problem: Problem, importance: Array | None) -> Scores:
-    """Scores by which ``round`` fills densities in order of importance.
+    """Makes a function from densities to scores whose rounding fills them in order of importance.
 
-    The unit of rank r of the m in its group sits at (r + 1/2) / m of the way through the group and
-    is kept where its group's density, shifted by the budget, is above that.
+    Let d_g in [0, 1] be the density of group g, and r = 0, 1, ... the place of a unit among the m
+    units of g, most important first. Its score is d_g - (r + 1/2) / m. Rounding keeps the scores
+    above one threshold v for a pool, so group g keeps about (d_g - v) m of its best units.
     """
     units = problem.units
     if importance is None:
@@ -165,16 +167,13 @@ def _density_scores(problem: Problem, importance: Array | None) -> Scores:
     important = torch.as_tensor(importance).detach().to("cpu", torch.float64)
     if important.shape != (units.n,):
         raise PruningError(f"importance must have shape ({units.n},), got {tuple(important.shape)}")
-    position = torch.empty(units.n, dtype=torch.float64)
-    for group in units.groups:
-        size = group.stop - group.start
-        order = important[group.start : group.stop].argsort(descending=True, stable=True)
-        position[group.start + order] = (torch.arange(size, dtype=torch.float64) + 0.5) / size
+    place, size = places(units, important)
+    position = (place + 0.5) / size.double()  # (n,)
     return lambda action: ((action + 1) / 2)[units.group] - position
 
 
 def _wanda_sp(problem: Problem) -> Tensor:
-    """The metric's scores, (n,); groups of one unit, such as blocks, need no order."""
+    """Returns the metric's scores, (n,); groups of one unit, such as blocks, need no order."""
     if problem.units.n == len(problem.units.groups):
         return torch.zeros(problem.units.n)
     windows = problem.stream.head(_WINDOWS)
