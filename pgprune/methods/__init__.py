@@ -1,7 +1,7 @@
 """Whole pruning methods, from a problem to a mask: what the agents compare with.
 
 A new method is one file here, with a function under ``@method(...)``, and one line below. Every
-metric is a method already.
+metric is a method already. ``Method`` documents the arguments that all methods share.
 """
 
 from pgprune.methods.base import METHODS, Method, MethodConfig, Pruned, method

@@ -36,11 +36,7 @@ def bonsai(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -
 
     Source: Dery et al. 2024, Everybody Prune Now (ldery/Bonsai).
 
-    Args:
-        problem: the frozen model and the budget; its units must be heads, channels or both.
-        windows: calibration token ids, (N, T).
-        seed: of sub-models and windows.
-        config: ``bonsai_masks``, ``bonsai_windows``, ``bonsai_fraction``.
+    Options: ``bonsai_masks``, ``bonsai_windows``, ``bonsai_fraction``.
 
     Returns:
         The mask, and scores that order units as they were pruned.

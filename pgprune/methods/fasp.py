@@ -21,12 +21,6 @@ def fasp(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> 
     are pruned, as everywhere in this package, and MLP channels as there. Least squares are damped a
     little, and fit the bias too where there is one.
 
-    Args:
-        problem: the frozen model, whose units must be heads, channels or both, and the budget.
-        windows: calibration token ids, (N, T).
-        seed: unused; the method is deterministic.
-        config: not used.
-
     Returns:
         The mask, the scores, which compare within a layer, and the refitted weights.
 

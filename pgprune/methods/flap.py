@@ -21,11 +21,7 @@ def flap(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> 
 
     Source: An et al. 2024 (CASIA-IVA-Lab/FLAP); see ``pgprune.metrics.flap``.
 
-    Args:
-        problem: the frozen model, whose units must be heads, channels or both, and the budget.
-        windows: calibration token ids, (N, T), at least two.
-        seed: unused; the method is deterministic.
-        config: ``fluctuation``.
+    Options: ``fluctuation``.
 
     Raises:
         PruningError: there is only one window.

@@ -34,11 +34,7 @@ def gumbel_softmax(problem: Problem, windows: Tensor, seed: int, config: MethodC
     Source: Jang et al. 2017 and Maddison et al. 2017, with the projection of arXiv 2406.10576,
     whose Remarks 2 and 3 argue against this method.
 
-    Args:
-        problem: the frozen model, the budget and the calibration stream.
-        windows: calibration token ids of the initialising metric, (N, T).
-        seed: of the masks.
-        config: ``learning_timesteps`` and ``learning_step``.
+    Options: ``learning_timesteps`` and ``learning_step``.
 
     Returns:
         The rounded mask, its probabilities, and the cost of learning.

@@ -42,11 +42,7 @@ def hard_concrete(problem: Problem, windows: Tensor, seed: int, config: MethodCo
 
     Source: Louizos et al. 2018; Xia et al. 2024, Sheared LLaMA (princeton-nlp/LLM-Shearing).
 
-    Args:
-        problem: the frozen model, the budget and the calibration stream.
-        windows: unused.
-        seed: of start and masks.
-        config: ``learning_timesteps`` and ``learning_step``.
+    Options: ``learning_timesteps`` and ``learning_step``.
 
     Returns:
         The rounded mask, its scores, and the cost of learning; the notes' ``expected_kept`` is the

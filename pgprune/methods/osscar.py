@@ -28,12 +28,6 @@ def osscar(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -
     Source: Meng et al. 2024 (mazumder-lab/OSSCAR), whose code knows OPT only; 20 rounds of swaps
     that begin with 100 units are theirs, removal in 20 batches is ours.
 
-    Args:
-        problem: the frozen model, whose units must be heads, channels or both, and the budget.
-        windows: calibration token ids, (N, T).
-        seed: unused; the method is deterministic.
-        config: not used.
-
     Returns:
         The mask and the refitted weights.
 

@@ -22,11 +22,7 @@ def sleb(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> 
 
     Source: Song et al. 2024 (jiwonsong-dev/SLEB), with barriers of 1.
 
-    Args:
-        problem: the frozen model, whose units must be layers or blocks, and the budget.
-        windows: calibration token ids, (N, T).
-        seed: unused; the method is deterministic.
-        config: ``barrier``.
+    Options: ``barrier``.
 
     Returns:
         The mask, and in the notes the units in the order of removal and the loss after each.

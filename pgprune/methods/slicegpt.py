@@ -41,11 +41,7 @@ def slicegpt(problem: Problem, windows: Tensor, seed: int, config: MethodConfig)
 
     Source: Ashkboos et al. 2024 (microsoft/TransformerCompression).
 
-    Args:
-        problem: the frozen model; of the budget only the prune rate counts.
-        windows: calibration token ids, (N, T).
-        seed: unused; the method is deterministic.
-        config: ``slice_fraction``.
+    Options: ``slice_fraction``.
 
     Returns:
         A mask that keeps all, and the slices.

@@ -45,12 +45,6 @@ def spap(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> 
 
     Source: Hu & Yuan 2025 (SPAP, arXiv 2505.03373).
 
-    Args:
-        problem: the frozen model, whose units must be heads, channels or both, and the budget.
-        windows: calibration token ids, (N, T).
-        seed: unused; the method is deterministic.
-        config: not used.
-
     Returns:
         The mask and the refitted weights.
 

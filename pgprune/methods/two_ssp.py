@@ -37,13 +37,6 @@ def two_ssp(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) 
     bias of its output projection stay; the last unit that the budget allows is kept, so layers may
     differ by one channel.
 
-    Args:
-        problem: the frozen model, whose units must be heads and channels, and a budget that
-            counts parameters.
-        windows: calibration token ids, (N, T).
-        seed: unused; the method is deterministic.
-        config: not used.
-
     Returns:
         The mask, and in the notes the layers without attention, in order of removal.
     """

@@ -26,12 +26,6 @@ def ziplm(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) ->
     code of DarwinLM. Here a unit is a kv group or a channel; ZipLM's search for shares by latency
     is not part of this.
 
-    Args:
-        problem: the frozen model, whose units must be heads, channels or both, and the budget.
-        windows: calibration token ids, (N, T).
-        seed: unused; the method is deterministic.
-        config: not used.
-
     Returns:
         The mask and the refitted weights.
 

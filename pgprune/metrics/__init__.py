@@ -1,6 +1,7 @@
 """Importance metrics: the one-shot baselines, and what the agents' probabilities start from.
 
 A new metric is one file here, with a function under ``@metric(...)``, and one line in ``METRICS``.
+``Metric`` documents the arguments that all metrics share.
 """
 
 from pgprune.metrics.base import Metric, metric

@@ -57,11 +57,7 @@ def bonsai(
 ) -> Importance:
     """Scores units in the order in which Bonsai prunes them, see ``pgprune.methods.bonsai``.
 
-    Args:
-        lm: the frozen model; its units must be heads, channels or both.
-        windows: calibration token ids, (N, T).
-        budget: how much to keep.
-        seed: of sub-models and windows.
+    Options:
         masks: sub-models of a round, in antithetic pairs.
         judged_on: windows to evaluate them on, or all where there are fewer.
         fraction: share of the units that a round prunes.

@@ -17,12 +17,6 @@ from pgprune.repair.repair import Repair
 def fasp(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
     """Computes the scores of FASP without its weights, see ``pgprune.methods.fasp``.
 
-    Args:
-        lm: the frozen model; its units must be heads, channels or both.
-        windows: calibration token ids, (N, T).
-        budget: how much to keep.
-        seed: unused; the metric is deterministic.
-
     Raises:
         PruningError: the repair fails.
     """

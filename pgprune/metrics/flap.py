@@ -97,12 +97,6 @@ def flap(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance
     Source: An et al. 2024 (CASIA-IVA-Lab/FLAP). Here any head size and grouped kv heads; all
     statistics are of the dense model, as there. Its bias compensation is in the method ``flap``.
 
-    Args:
-        lm: the frozen model; its units must be heads, channels or both.
-        windows: calibration token ids, (N, T).
-        budget: unused.
-        seed: unused; the metric is deterministic.
-
     Raises:
         PruningError: there is only one window.
     """

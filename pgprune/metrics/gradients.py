@@ -10,8 +10,6 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.soft_losses import soft_losses
 from pgprune.models.families import decoder_layers, family_of
 
-_PASS_TOKENS = 2048  # in one pass, whose activations stay in memory until its backward pass
-
 
 class WeightGradients:
     """Gradients of the mean calibration loss for every parameter of the decoder layers.
@@ -26,20 +24,23 @@ class WeightGradients:
         windows: calibration token ids, (N, T).
         squares: whether to compute the mean square of the gradients of single windows too, which
             takes one backward pass for each window.
+        pass_tokens: tokens of a pass, whose activations stay in memory until its backward pass.
 
     Attributes:
         mean: gradient of the mean loss, by parameter.
         square: mean over windows of the squared gradient, by parameter; empty without ``squares``.
     """
 
-    def __init__(self, lm: MaskedLM, windows: Tensor, squares: bool = False) -> None:
+    def __init__(
+        self, lm: MaskedLM, windows: Tensor, squares: bool = False, pass_tokens: int = 2048
+    ) -> None:
         layers = decoder_layers(lm.model, family_of(lm.model.config))
         parameters = list(layers.parameters())
         self.mean = {p: _accumulator(p) for p in parameters}
         self.square = {p: _accumulator(p) for p in parameters} if squares else {}
         self._share = 1.0  # of the windows that are in the pass at hand
         everything = torch.ones(lm.units.n)
-        together = 1 if squares else max(1, _PASS_TOKENS // windows.shape[1])
+        together = 1 if squares else max(1, pass_tokens // windows.shape[1])
         with _differentiable(parameters), torch.enable_grad():
             hooks = [p.register_post_accumulate_grad_hook(self._take) for p in parameters]
             try:

@@ -17,12 +17,6 @@ def layerwise_ppl(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> I
 
     Source: Kim et al. 2024, Shortened LLaMA (Nota-NetsPresso/shortened-llm), PPL criterion. No
     layer is protected, as in the paper; the released script keeps the outer ones by default.
-
-    Args:
-        lm: the frozen model; its units must be blocks or layers.
-        windows: calibration token ids, (N, T).
-        budget: unused.
-        seed: unused; the metric is deterministic.
     """
     units = lm.units
     scores = torch.zeros(units.n, dtype=torch.float64)

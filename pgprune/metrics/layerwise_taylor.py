@@ -20,11 +20,7 @@ def layerwise_taylor(
 
     Source: Kim et al. 2024, Shortened LLaMA (Nota-NetsPresso/shortened-llm), Taylor criterion.
 
-    Args:
-        lm: the frozen model; its units must be blocks or layers.
-        windows: calibration token ids, (N, T).
-        budget: how much to keep.
-        seed: unused; the metric is deterministic.
+    Options:
         protect_layers: whether to keep the outer layers.
 
     Raises:

@@ -37,11 +37,7 @@ def llm_pruner(
     h gets the scores of the query heads h, h + Hkv, ...; here of its own group. Biases count here;
     LLaMA, for which it was written, has none.
 
-    Args:
-        lm: the frozen model; its units must be heads, channels or both.
-        windows: calibration token ids, (N, T).
-        budget: how much to keep.
-        seed: unused; the metric is deterministic.
+    Options:
         taylor: one of ``TAYLOR``.
         protect_layers: whether to keep the outer layers whole.
 

@@ -19,11 +19,7 @@ def magnitude(
     Wanda-sp. Blocks and layers are compared with each other, and those of the first L/8 and last
     L/16 layers are kept (Magnitude+ of Kim et al. 2024, Nota-NetsPresso/shortened-llm).
 
-    Args:
-        lm: the frozen model.
-        windows: unused.
-        budget: how much to keep.
-        seed: unused; the metric is deterministic.
+    Options:
         protect_layers: whether to keep the outer blocks and layers.
 
     Raises:

@@ -11,14 +11,7 @@ from pgprune.metrics.importance import Importance
 
 @metric("random", random=True)
 def random_scores(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
-    """Draws uniform random scores.
-
-    Args:
-        lm: the frozen model, for its units only.
-        windows: unused.
-        budget: unused.
-        seed: of the scores.
-    """
+    """Draws uniform random scores."""
     generator = torch.Generator().manual_seed(seed)
     scores = torch.rand(lm.units.n, generator=generator, dtype=torch.float64)
     return Importance(scores)

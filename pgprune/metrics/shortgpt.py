@@ -14,12 +14,6 @@ def shortgpt(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Import
     """Computes 1 minus the mean cosine of the hidden states before and after a layer.
 
     Source: Men et al. 2024, ShortGPT (block influence). A state of zeros has cosine 0.
-
-    Args:
-        lm: the frozen model; its units must be layers.
-        windows: calibration token ids, (N, T).
-        budget: unused.
-        seed: unused; the metric is deterministic.
     """
     cosine = torch.zeros(lm.units.n, dtype=torch.float64)
     for layer, before, after in lm.states(windows):

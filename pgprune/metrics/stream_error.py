@@ -48,11 +48,7 @@ def stream_error(
     Source: ours. It differs from Wanda-sp in three ways: errors are relative to the stream, which
     makes layers comparable; removed units count together; and there is no root.
 
-    Args:
-        lm: the frozen model; its units must be heads, channels or both.
-        windows: calibration token ids, (N, T).
-        budget: unused.
-        seed: unused; the metric is deterministic.
+    Options:
         refit: whether the units that are left are refitted.
         levelling: share of log mean(r) that is subtracted.
 

@@ -19,12 +19,6 @@ def wanda_sp(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Import
 
     Source: An et al. 2024 (CASIA-IVA-Lab/FLAP) and the initialisation of
     ethanygao/backprop-free_LLM_pruning, for kv groups and any head size.
-
-    Args:
-        lm: the frozen model; its units must be heads, channels or both.
-        windows: calibration token ids, (N, T).
-        budget: how much to keep.
-        seed: unused; the metric is deterministic.
     """
     units = lm.units
     local = budget.local()
