@@ -157,8 +157,8 @@ def one_shot(metric: Metric) -> Method:
     """Makes a method of a metric: score once, round, done."""
 
     def prune(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
-        knobs = {name: getattr(config, name) for name in metric.knobs}
-        importance = metric(problem.lm, windows, problem.budget, seed, **knobs)
+        options = {name: getattr(config, name) for name in metric.options}
+        importance = metric(problem.lm, windows, problem.budget, seed, **options)
         return Pruned(importance.mask(problem.budget), importance)
 
     fits, random, backward = metric.granularities, metric.random, metric.backward

@@ -22,7 +22,7 @@ _HOPELESS = 1e3  # nats, far above the loss of guessing (ln 100,000 is 11.5)
 _ROWS = 512  # converted to float32 at a time: a whole projection of a 70B model would be 1 GB
 
 Score = Callable[..., Importance]
-"""(model, calibration windows (N, T), budget, seed) -> importance; maybe knobs by keyword."""
+"""(model, calibration windows (N, T), budget, seed) -> importance; maybe options by keyword."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Metric:
         granularities: that it scores.
         random: whether the seed changes the scores.
         backward: whether it back-propagates through the model.
-        knobs: options of ``MethodConfig`` that it takes by keyword.
+        options: options of ``MethodConfig`` that it takes by keyword.
     """
 
     name: str
@@ -43,10 +43,10 @@ class Metric:
     granularities: tuple[str, ...] = ALL
     random: bool = False
     backward: bool = False
-    knobs: tuple[str, ...] = ()
+    options: tuple[str, ...] = ()
 
     def __call__(
-        self, lm: MaskedLM, windows: Tensor, budget: Budget, seed: int, **knobs: Any
+        self, lm: MaskedLM, windows: Tensor, budget: Budget, seed: int, **options: Any
     ) -> Importance:
         """Scores the units of a model.
 
@@ -55,13 +55,13 @@ class Metric:
             windows: calibration token ids, (N, T).
             budget: how much to keep; metrics that prune while they score need it.
             seed: of metrics that draw at random.
-            **knobs: of this metric.
+            **options: of this metric, by keyword.
 
         Raises:
             PruningError: it does not score units of this granularity, or its own reasons.
         """
         self.check(lm.units.granularity)
-        return self.score(lm, windows, budget, seed, **knobs)
+        return self.score(lm, windows, budget, seed, **options)
 
     def check(self, granularity: str) -> None:
         """Makes sure that the metric scores the units of a granularity.
@@ -82,10 +82,10 @@ def metric(
     *,
     random: bool = False,
     backward: bool = False,
-    knobs: tuple[str, ...] = (),
+    options: tuple[str, ...] = (),
 ) -> Callable[[Score], Metric]:
     """Makes a metric of a function; the arguments are those of ``Metric``."""
-    return lambda score: Metric(name, score, granularities, random, backward, knobs)
+    return lambda score: Metric(name, score, granularities, random, backward, options)
 
 
 def finite(losses: Tensor) -> Tensor:

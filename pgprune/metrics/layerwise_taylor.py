@@ -9,7 +9,7 @@ from pgprune.metrics.importance import Importance, outer_units
 from pgprune.metrics.llm_pruner import taylor_scores
 
 
-@metric("layerwise-taylor", DEPTH, backward=True, knobs=("protect_layers",))
+@metric("layerwise-taylor", DEPTH, backward=True, options=("protect_layers",))
 def layerwise_taylor(
     lm: MaskedLM, windows: Tensor, budget: Budget, seed: int, protect_layers: bool = True
 ) -> Importance:

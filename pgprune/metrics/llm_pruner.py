@@ -13,7 +13,7 @@ from pgprune.metrics.unit_sums import slice_sums, unit_sums
 TAYLOR = ("element-first", "element-second", "element-mixed", "vector")
 
 
-@metric("llm-pruner", FINE, backward=True, knobs=("taylor", "protect_layers"))
+@metric("llm-pruner", FINE, backward=True, options=("taylor", "protect_layers"))
 def llm_pruner(
     lm: MaskedLM,
     windows: Tensor,

@@ -9,7 +9,7 @@ from pgprune.metrics.importance import Importance, outer_units
 from pgprune.metrics.unit_sums import slice_sums, unit_sums
 
 
-@metric("magnitude", knobs=("protect_layers",))
+@metric("magnitude", options=("protect_layers",))
 def magnitude(
     lm: MaskedLM, windows: Tensor, budget: Budget, seed: int, protect_layers: bool = True
 ) -> Importance:

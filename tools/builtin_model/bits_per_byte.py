@@ -1,4 +1,4 @@
-"""Bits per byte of the held-out built-in text: a model's, and an n-gram's on the same tokens."""
+"""Measures bits per byte of the held-out built-in text, of a model and of an n-gram."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from ngram import KneserNey, mixture_weight
 from torch.nn import functional
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from pgprune.data.builtin_text import Domain, Split, builtin_documents
 
@@ -16,7 +16,7 @@ DOMAINS: tuple[Domain, Domain] = ("code", "prose")
 def encoded_documents(
     tokenizer: PreTrainedTokenizerBase, domain: Domain, split: Split
 ) -> list[np.ndarray]:
-    """Token ids of each built-in document, its BOS included.
+    """Returns the token ids of each built-in document, its BOS included.
 
     Args:
         tokenizer: the built-in model's.
@@ -31,7 +31,8 @@ def encoded_documents(
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
-    """How many bytes of text each token stands for; special tokens stand for none."""
+    """Returns the number of bytes of text of each token; special tokens have none."""
+    # In byte-level BPE, each character of a token stands for one byte.
     tokens = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
     special = set(tokenizer.all_special_tokens)
     return np.array([0 if token in special else len(token) for token in tokens])
@@ -43,13 +44,13 @@ def windows_of(tokens: np.ndarray, length: int) -> np.ndarray:
 
 
 def model_bits_per_byte(
-    model: PreTrainedModel,
+    model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerBase,
     domain: Domain,
     length: int = 128,
     every: int = 1,
 ) -> float:
-    """Bits that the model needs per byte of held-out text.
+    """Measures the bits that the model needs per byte of held-out text.
 
     Each window is read on its own and its first token is not predicted.
 
@@ -58,7 +59,7 @@ def model_bits_per_byte(
         tokenizer: its tokenizer.
         domain: code or prose.
         length: tokens of a window.
-        every: evaluate only one in so many windows.
+        every: evaluate one window in ``every`` only.
 
     Returns:
         Bits per byte.
@@ -72,21 +73,22 @@ def model_bits_per_byte(
 def ngram_bits_per_byte(
     tokenizer: PreTrainedTokenizerBase, order: int = 4, length: int = 128, every: int = 1
 ) -> dict[Domain, float]:
-    """The same figure of an interpolated n-gram, on the same tokens as the model.
+    """Measures the same of an interpolated n-gram, on the same tokens as the model.
 
-    The n-gram knows the tokens before the window, and mixes counts of all the training text with
-    counts of the domain's, by a weight that every twentieth training document decides.
+    The n-gram knows the tokens before the window. It mixes counts of all the training text with
+    counts of the domain, by a weight that is fitted on every twentieth training document.
 
     Args:
         tokenizer: the built-in model's.
         order: the longest n-gram.
         length: tokens of a window, of which the first is not counted.
-        every: evaluate only one in so many windows.
+        every: evaluate one window in ``every`` only.
 
     Returns:
         Bits per byte by domain.
     """
     training = {domain: encoded_documents(tokenizer, domain, "train") for domain in DOMAINS}
+    # The weight is fitted on documents that the counts of ``tried`` do not contain.
     tuning = {domain: documents[::20] for domain, documents in training.items()}
     rest = {domain: _without(documents) for domain, documents in training.items()}
     fitted, tried = _Mixture(training, len(tokenizer), order), _Mixture(rest, len(tokenizer), order)
@@ -95,9 +97,9 @@ def ngram_bits_per_byte(
     for domain in DOMAINS:
         weight = mixture_weight(*tried.probabilities(domain, np.concatenate(tuning[domain])))
         stream = np.concatenate(encoded_documents(tokenizer, domain, "heldout"))
-        general, own = fitted.probabilities(domain, stream)
-        scored = windows_of(np.arange(len(stream)), length)[::every, 1:]
-        bits = -np.log2(weight * general + (1 - weight) * own)[scored].sum()
+        general, of_domain = fitted.probabilities(domain, stream)
+        scored = windows_of(np.arange(len(stream)), length)[::every, 1:]  # positions in the stream
+        bits = -np.log2(weight * general + (1 - weight) * of_domain)[scored].sum()
         result[domain] = float(bits / sizes[stream[scored]].sum())
     return result
 
@@ -108,12 +110,12 @@ class _Mixture:
     def __init__(self, documents: dict[Domain, list[np.ndarray]], vocabulary: int, order: int):
         streams = {domain: np.concatenate(parts) for domain, parts in documents.items()}
         self.general = KneserNey(np.concatenate(list(streams.values())), vocabulary, order)
-        self.own = {
+        self.by_domain = {
             domain: KneserNey(stream, vocabulary, order) for domain, stream in streams.items()
         }
 
     def probabilities(self, domain: Domain, stream: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self.general.probabilities(stream), self.own[domain].probabilities(stream)
+        return self.general.probabilities(stream), self.by_domain[domain].probabilities(stream)
 
 
 def _without(documents: list[np.ndarray]) -> list[np.ndarray]:
@@ -121,7 +123,7 @@ def _without(documents: list[np.ndarray]) -> list[np.ndarray]:
 
 
 @torch.no_grad()
-def _nats(model: PreTrainedModel, windows: torch.Tensor) -> float:
+def _nats(model: LlamaForCausalLM, windows: torch.Tensor) -> float:
     logits = model(input_ids=windows, use_cache=False).logits[:, :-1].float()
     targets = windows[:, 1:].flatten()
     return functional.cross_entropy(logits.flatten(0, 1), targets, reduction="sum").item()

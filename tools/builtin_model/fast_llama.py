@@ -1,4 +1,4 @@
-"""The training loss of a Hugging Face Llama, twice as fast on a CPU as Hugging Face computes it."""
+"""Computes the training loss of a Llama twice as fast on a CPU as Hugging Face does."""
 
 import torch
 from torch import Tensor
@@ -29,7 +29,7 @@ def fast_loss(model: LlamaForCausalLM, ids: Tensor, precision: torch.dtype) -> T
         parts = [attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj]
         parts += [mlp.gate_proj, mlp.up_proj, mlp.down_proj]
         parts += [layer.input_layernorm, layer.post_attention_layernorm]
-        weights = [part.weight for part in parts]
+        weights = [part.weight for part in parts]  # a plain list: one compiled layer serves all
         x = _layer(x, cosine[0], sine[0], future, weights, shape, config.rms_norm_eps)
     return _head(x, model.model.norm.weight, model.lm_head.weight, ids, config.rms_norm_eps)
 
@@ -44,16 +44,17 @@ def _layer(
     shape: tuple[int, int, int],
     epsilon: float,
 ) -> Tensor:
-    """One layer, with fused projections and plain attention: SDPA is slow for short windows."""
+    """Computes a layer, with fused projections and without SDPA, slow on short windows."""
     query, key, value, out, gate, up, down, *norms = (weight.to(x.dtype) for weight in weights)
     batch, length, width = x.shape
     queries, groups, size = shape
     normed = functional.rms_norm(x, (width,), norms[0], epsilon)
     fused = functional.linear(normed, torch.cat((query, key, value)))
-    heads = fused.view(batch, length, -1, size).transpose(1, 2)
+    heads = fused.view(batch, length, -1, size).transpose(1, 2)  # (b, heads, T, size)
     q, k, v = heads.split((queries, groups, groups), 1)
     q, k = _rotate(q, cosine, sine), _rotate(k, cosine, sine)
     k, v = (each.repeat_interleave(queries // groups, 1) for each in (k, v))
+    # softmax in float32, as the model's own attention computes it
     scores = (q @ k.mT).float() * size**-0.5
     attended = scores.masked_fill(future, float("-inf")).softmax(-1).to(x.dtype) @ v
     x = x + functional.linear(attended.transpose(1, 2).reshape(batch, length, -1), out)
@@ -64,7 +65,7 @@ def _layer(
 
 @torch.compile(dynamic=False)
 def _head(x: Tensor, norm: Tensor, embedding: Tensor, ids: Tensor, epsilon: float) -> Tensor:
-    """The mean next-token loss of the last layer's output."""
+    """Computes the mean next-token loss of the last layer's output."""
     normed = functional.rms_norm(x[:, :-1], x.shape[-1:], norm.to(x.dtype), epsilon)
     logits = functional.linear(normed, embedding.to(x.dtype)).float()
     return functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())

@@ -1,4 +1,4 @@
-"""An interpolated Kneser-Ney n-gram: what a model without layers achieves on the same tokens."""
+"""An interpolated Kneser-Ney n-gram, to compare the built-in model with on the same tokens."""
 
 import numpy as np
 
@@ -16,9 +16,9 @@ class KneserNey:
         """Counts.
 
         Args:
-            tokens: The training stream, 1-D.
-            vocabulary: How many ids there are; ``vocabulary ** order`` must fit an int64.
-            order: The longest n-gram.
+            tokens: the training stream, 1-D.
+            vocabulary: number of ids; ``vocabulary ** order`` must fit an int64.
+            order: the longest n-gram.
         """
         self.vocabulary = vocabulary
         self.levels = [_Level(counts, vocabulary) for counts in self._counts(tokens, order)]
@@ -28,6 +28,7 @@ class KneserNey:
         grams, occurrences = np.unique(_encode(tokens, order, self.vocabulary), return_counts=True)
         tables = [(grams, occurrences)]
         for length in range(order, 1, -1):
+            # A suffix counts the distinct n-grams that end in it: the different tokens before it.
             suffixes = tables[0][0] % self.vocabulary ** (length - 1)
             tables.insert(0, np.unique(suffixes, return_counts=True))
         return tables
@@ -36,7 +37,7 @@ class KneserNey:
         """Returns the probability of every token given the ones before it.
 
         Args:
-            tokens: A stream, 1-D, of at least ``order`` tokens.
+            tokens: a stream, 1-D, of at least ``order`` tokens.
 
         Returns:
             An array as long as ``tokens``; the first ``order - 1`` know shorter contexts only.
@@ -56,6 +57,7 @@ class _Level:
     def __init__(self, counts: _Table, vocabulary: int) -> None:
         self.vocabulary = vocabulary
         self.grams, occurrences = counts
+        # An absent n-gram or context is found at the last entry: count 0, or the lower order alone.
         discounts = _discounts(occurrences)[np.minimum(occurrences, 3)]
         self.discounted = np.append(occurrences - discounts, 0.0)
         self.contexts, inverse = np.unique(self.grams // vocabulary, return_inverse=True)
@@ -65,8 +67,9 @@ class _Level:
     def refine(self, grams: np.ndarray, lower: np.ndarray) -> np.ndarray:
         """Interpolates this order's estimate with the lower order's."""
         context = _find(self.contexts, grams // self.vocabulary)
-        found = self.discounted[_find(self.grams, grams)]
-        return (found + self.backoff[context] * lower) / self.totals[context]
+        count = self.discounted[_find(self.grams, grams)]
+        # p(w | h) = (max(c(hw) - D, 0) + sum of discounts of h * p_lower(w)) / c(h)
+        return (count + self.backoff[context] * lower) / self.totals[context]
 
 
 def _encode(tokens: np.ndarray, length: int, vocabulary: int) -> np.ndarray:
@@ -85,6 +88,7 @@ def _find(table: np.ndarray, keys: np.ndarray) -> np.ndarray:
 def _discounts(counts: np.ndarray) -> np.ndarray:
     """Returns what to subtract from a count of 0, 1, 2 and 3 or more."""
     ones, twos, threes, fours = (max(1, int((counts == number).sum())) for number in (1, 2, 3, 4))
+    # Chen & Goodman: Y = n1 / (n1 + 2 n2), D_k = k - (k + 1) Y n_{k+1} / n_k
     share = ones / (ones + 2 * twos)
     discounts = np.array(
         [
@@ -98,7 +102,7 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
 
 
 def mixture_weight(first: np.ndarray, second: np.ndarray) -> float:
-    """The w that makes ``w * first + (1 - w) * second`` most likely, by EM."""
+    """Finds by EM the w that makes ``w * first + (1 - w) * second`` most likely."""
     weight = 0.5
     for _ in range(50):
         joint = weight * first

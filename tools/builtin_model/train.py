@@ -43,10 +43,10 @@ from pgprune.utils.files import read_checkpoint, write_checkpoint, write_file
 VOCABULARY = 2048
 REPEATS = {"code": 1, "prose": 2}  # prose is rare
 BATCH_TOKENS = 4096
-LENGTHS = (128,) * 7 + (256,)  # windows are mostly evaluated at 128; longer prompts must work too
+LENGTHS = (128,) * 7 + (256,)  # most evaluations use 128; longer prompts must work too
 WARMUP_STEPS = 100
 DECAY_SHARE = 0.25
-AVERAGED_STEPS = 100
+AVERAGED_STEPS = 100  # of the weights that are shipped: an average takes the noise of steps out
 PRECISION = torch.bfloat16
 
 # Deep and thin with grouped queries: much to prune for few parameters.
@@ -94,7 +94,7 @@ def train_tokenizer() -> PreTrainedTokenizerBase:
 
 
 class Batches:
-    """Endless shuffled windows of the training text; seed and step decide a batch."""
+    """Endless shuffled windows of the training text; a batch depends on seed and step only."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
         """Joins the documents in an order drawn once."""
@@ -106,37 +106,38 @@ class Batches:
         self.seed = seed
 
     def at(self, step: int) -> Tensor:
-        """The (windows, length) batch of a step; every epoch has its own order and shift."""
+        """Returns the batch of a step, (windows, length); order and shift differ by epoch."""
         length = LENGTHS[step % len(LENGTHS)]
         count = BATCH_TOKENS // length
         windows = len(self.tokens) // length - 1
         epoch, first = divmod(step * count, windows - windows % count)
-        random = np.random.default_rng((self.seed, length, epoch))
+        random = np.random.default_rng((self.seed, length, epoch))  # no state to save
         shift = random.integers(length)
         starts = random.permutation(windows)[first : first + count] * length + shift
         return torch.stack([self.tokens[start : start + length] for start in starts])
 
 
 def rate_share(step: int, steps: int) -> float:
-    """Share of the peak learning rate: warm-up, constant, linear decay."""
+    """Returns the share of the peak learning rate: warm-up, constant, linear decay."""
     return min(1.0, (step + 1) / WARMUP_STEPS, (steps - step) / (steps * DECAY_SHARE))
 
 
 class Trainer:
-    """Everything that training changes."""
+    """The state of training."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
-        """Draws the weights; what writes to the residual stream starts at zero."""
+        """Draws the weights."""
         torch.manual_seed(seed)
         self.tokenizer, self.batches = tokenizer, Batches(tokenizer, seed)
         self.model = LlamaForCausalLM(CONFIG)
-        for layer in self.model.model.layers:
+        for layer in self.model.model.layers:  # each layer starts as the identity
             torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
             torch.nn.init.zeros_(layer.mlp.down_proj.weight)
         self.weights: dict[str, Tensor] = dict(self.model.named_parameters())
         self.average = {name: weight.detach().clone() for name, weight in self.weights.items()}
         matrices = {n: w for n, w in self.weights.items() if ".layers." in n and w.ndim == 2}
         others = [weight for name, weight in self.weights.items() if name not in matrices]
+        # Muon for the matrices of layers; it is not made for embeddings and norms.
         self.optimizers: list[tuple[float, torch.optim.Optimizer]] = [
             (0.02, torch.optim.Muon(matrices.values(), momentum=0.95, weight_decay=0.1)),
             (0.005, torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0)),
@@ -144,7 +145,7 @@ class Trainer:
         self.record: dict[str, Any] = {"step": 0, "seconds": 0.0, "seed": seed, "history": []}
 
     def advance(self, steps: int) -> float:
-        """Takes one step of a training of so many steps; returns its loss."""
+        """Takes one step of a training of ``steps`` steps; returns its loss."""
         started, step = time.perf_counter(), self.record["step"]
         loss = fast_loss(self.model, self.batches.at(step), PRECISION)
         loss.backward()
@@ -154,13 +155,14 @@ class Trainer:
             optimizer.zero_grad()
         with torch.no_grad():
             for name, weight in self.weights.items():
+                # a plain mean at first, then an exponential one
                 self.average[name].lerp_(weight, max(1 / AVERAGED_STEPS, 1 / (step + 1)))
         self.record["step"] += 1
         self.record["seconds"] += time.perf_counter() - started
         return loss.item()
 
     def evaluate(self) -> None:
-        """Adds a look at a part of the held-out text to the history."""
+        """Adds bits per byte of a part of the held-out text to the history."""
         model, row = self.averaged(), {"step": self.record["step"]}
         for domain in DOMAINS:
             every = 16 if domain == "code" else 2
@@ -169,7 +171,7 @@ class Trainer:
         self.record["history"].append(row)
 
     def averaged(self) -> LlamaForCausalLM:
-        """A copy of the model with the averaged weights."""
+        """Returns a copy of the model with the averaged weights."""
         model = LlamaForCausalLM(CONFIG)
         model.load_state_dict(self.average, strict=False)  # the head is tied to the embedding
         return model.eval()
@@ -198,7 +200,7 @@ class Trainer:
 
 
 def train(options: argparse.Namespace) -> None:
-    """Trains, with a checkpoint now and then, and writes the model."""
+    """Trains with regular checkpoints, and writes the model."""
     if options.output.exists():
         raise PruningError(f"{options.output} exists; choose another --output")
     vocabulary = options.checkpoints / "tokenizer"
@@ -221,7 +223,7 @@ def train(options: argparse.Namespace) -> None:
 
 
 def save_model(trainer: Trainer, output: Path) -> None:
-    """Writes model, tokenizer and the facts, by one rename of the complete directory."""
+    """Writes model, tokenizer and training.json, by one rename of the complete directory."""
     temporary = output.with_name(f".{output.name}.partial")
     trainer.averaged().half().save_pretrained(temporary)
     trainer.tokenizer.save_pretrained(temporary)
@@ -237,7 +239,7 @@ def save_model(trainer: Trainer, output: Path) -> None:
 
 
 def evaluate(directory: Path) -> None:
-    """Measures a model as shipped, and the 4-gram, and writes the figures beside it."""
+    """Measures a model as shipped, and the 4-gram, and writes the figures to training.json."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
     bits: dict[str, Any] = {"4-gram": ngram_bits_per_byte(tokenizer)}
