@@ -44,6 +44,7 @@ def module_family(name: str) -> str:
         return "re"
     if name.startswith("_collections"):
         return "collections"
+    # Versions of Python have datetime in _pydatetime, _datetime or datetime itself.
     return re.sub(r"^_+(py_?)?", "", name).strip("_") or name
 
 
@@ -100,6 +101,7 @@ def _code_documents() -> tuple[tuple[str, str], ...]:
     texts = ((path.relative_to(root).parts[0], _read(path)) for path in _sources(root))
     documents = tuple((name.removesuffix(".py"), text) for name, text in texts if text.strip())
     for held_out in (False, True):
+        # Some installations have compiled files only.
         if not any(is_held_out("code", name) == held_out for name, _ in documents):
             raise PruningError(
                 f"this Python has no library sources under {root}: name your own texts instead"
@@ -120,7 +122,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
-        return ""
+        return ""  # unreadable sources are skipped
 
 
 @cache
@@ -133,6 +135,7 @@ def _prose_documents() -> tuple[tuple[str, str], ...]:
             "this Python lacks pydoc_data, the language reference: name your own texts instead"
         ) from error
     paragraphs = {name: split_paragraphs(topics[name]) for name in sorted(topics)}
+    # Topics repeat paragraphs. One that both splits have would be known from training.
     shared = _keys(paragraphs, held_out=False) & _keys(paragraphs, held_out=True)
     kept = {
         name: "\n\n".join(paragraph for paragraph in text if paragraph_key(paragraph) not in shared)

@@ -52,8 +52,8 @@ def calibration_documents(source: str, in_memory_bytes: int = IN_MEMORY_BYTES) -
     if len(opened) == 1:
         return opened[0]
     if any(callable(documents) for documents in opened):
-        return partial(_read_all, opened)
-    return list(_read_all(opened))
+        return partial(_read_all, opened)  # one large text makes the whole text a stream
+    return list(_read_all(opened))  # all in memory, so that they are shuffled together
 
 
 def evaluation_documents(source: str) -> dict[str, Documents]:
@@ -141,7 +141,7 @@ def _read_txt(path: Path) -> Iterator[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        text = "\0"
+        text = "\0"  # reported as binary below
     if "\0" in text:
         raise PruningError(f"the text {str(path)!r} is binary; give text in UTF-8")
     yield text
@@ -186,7 +186,7 @@ def parquet_rows(path: Path) -> Iterator[Row]:
 
     try:
         with ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):
+            for batch in file.iter_batches(batch_size=256):  # rows of a few megabytes at a time
                 yield from batch.to_pylist()
     except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
         raise PruningError(
@@ -217,7 +217,7 @@ def hub_rows(place: str, default_split: str = "train") -> Iterator[Row]:
     """
     from datasets import load_dataset
 
-    name, config, split = (*place.split(":"), "", "")[:3]
+    name, config, split = (*place.split(":"), "", "")[:3]  # missing ones are empty
     try:
         yield from load_dataset(name, config or None, split=split or default_split, streaming=True)
     except Exception as error:  # datasets, httpx and fsspec share no base class

@@ -24,11 +24,7 @@ from pgprune.utils.options import Config, option
 
 @dataclass(frozen=True)
 class DataConfig(Config):
-    """Which text, and how it is cut.
-
-    Raises:
-        PruningError: a number that is too small.
-    """
+    """Options of the text, and of how it is cut into windows."""
 
     calibration: str = option(
         "builtin",
@@ -121,6 +117,7 @@ class CalibrationStream:
         """Moves to a position, whose batch is the one that a stream from the start gives there."""
         if position < 0:
             raise PruningError(f"stream position {position} is negative")
+        # An iterator cannot go back, so an earlier position is reached from the start.
         if position < self.position:
             self.reseed(self.seed)
         for _ in islice(self._sequence, (position - self.position) * self.batch_size):
@@ -136,9 +133,9 @@ class CalibrationStream:
         self._sequence = self._endless()
 
     def fork(self, seed: int) -> "CalibrationStream":
-        """An independent stream over the same text, with its own seed, at position 0."""
+        """Returns an independent stream over the same text, with another seed, at position 0."""
         other = copy.copy(self)  # shares the tokenised text
-        other.reseed(seed)  # a position and an iterator that are not shared
+        other.reseed(seed)  # does not share position and iterator
         return other
 
     def head(self, n: int) -> Tensor:
@@ -150,7 +147,8 @@ class CalibrationStream:
         Raises:
             PruningError: the text has fewer windows.
         """
-        windows = list(islice(self._epoch(0), n := min(n, self.samples or n)))
+        n = min(n, self.samples or n)
+        windows = list(islice(self._epoch(0), n))  # a new iterator, so the position stays
         if len(windows) < n:
             raise PruningError(
                 f"{self.name} has only {len(windows)} windows of {self.sequence_length} tokens, "
@@ -162,7 +160,7 @@ class CalibrationStream:
         """Yields the windows of all epochs, (T,) each."""
         if self.samples is not None:
             windows = self.head(self.samples).numpy()  # (N, T)
-            yield from windows
+            yield from windows  # the first epoch has the order of the whole text
             for epoch in count(1):
                 yield from _generator(self.seed, epoch, 0).permutation(windows)
         for epoch in count():
@@ -170,7 +168,7 @@ class CalibrationStream:
             for window in self._epoch(epoch):
                 empty = False
                 yield window
-            if empty:
+            if empty:  # else an empty text is an endless loop
                 raise PruningError(_too_short(self.name, self.sequence_length))
 
     def _epoch(self, epoch: int) -> Iterator[Ids]:
@@ -238,8 +236,8 @@ def evaluation_sets(
     sets, length = dict[str, EvaluationSet](), config.sequence_length
     for name, documents in evaluation_documents(config.evaluation).items():
         sizes: Counter[str] = Counter()
-        parts = cut(_measured(iterate(documents), tokenizer, sizes), length)
-        windows = list(islice(chain.from_iterable(parts), config.evaluation_windows))
+        blocks = cut(_measured(iterate(documents), tokenizer, sizes), length)  # each (M, T)
+        windows = list(islice(chain.from_iterable(blocks), config.evaluation_windows))
         if not windows:
             raise PruningError(_too_short(f"the evaluation text {name!r}", length))
         sets[name] = EvaluationSet(_stack(windows), sizes["bytes"] / sizes["tokens"])
@@ -255,7 +253,7 @@ def _measured(
     documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, sizes: Counter[str]
 ) -> Iterator[Ids]:
     """Tokenises documents and adds their bytes and tokens to ``sizes`` as they are taken."""
-    ahead, texts = tee(documents)
+    ahead, texts = tee(documents)  # the tokenizer reads ahead, so texts wait in the tee
     for ids, text in zip(encode(tokenizer, ahead), texts, strict=True):
         sizes.update(bytes=len(text.encode()), tokens=len(ids))
         yield ids
@@ -280,6 +278,7 @@ def check_sequence_length(model_config: Any, sequence_length: int) -> None:
 
 
 def _generator(seed: int, epoch: int, block: int) -> np.random.Generator:
+    # A seed sequence for each block makes the stream seekable: no state but (seed, position).
     return np.random.default_rng([seed, epoch, block])
 
 

@@ -12,7 +12,7 @@ from pgprune.data.documents import Documents
 Ids = NDArray[np.int32]
 
 BLOCK_DOCUMENTS = 1000
-_BLOCK_CHARACTERS = 2_000_000
+_BLOCK_CHARACTERS = 2_000_000  # a block of long documents is smaller, to bound its memory
 
 
 class BlockTokens:
@@ -86,7 +86,7 @@ def cut(blocks: Iterable[Ids], length: int) -> Iterator[Ids]:
     """Joins blocks of ids and yields the windows that each block completes, (M, length)."""
     rest = np.empty(0, dtype=np.int32)
     for block in blocks:
-        joined = np.concatenate([rest, block])
+        joined = np.concatenate([rest, block])  # (tokens,)
         whole = len(joined) - len(joined) % length
         rest = joined[whole:]
-        yield joined[:whole].reshape(-1, length)
+        yield joined[:whole].reshape(-1, length)  # (M, length)

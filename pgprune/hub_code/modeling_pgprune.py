@@ -1,15 +1,15 @@
 """Decoders whose layers differ in their numbers of heads and channels, or lack whole blocks.
 
-This file travels with every pruned model, so that plain transformers (5.15 or newer) loads it:
+A copy of this file is in every pruned model, so that plain transformers (5.15 or newer) loads it:
 
     AutoModelForCausalLM.from_pretrained(DIRECTORY, trust_remote_code=True)
 
 Nothing is reimplemented: the layers are the stock ones of transformers, built from the ``config``
-of each layer, and all weights have their stock names. ``config.per_layer_config`` says what is
-different about a layer: ``num_attention_heads``, ``num_key_value_heads``, ``intermediate_size``
-(``ffn_dim`` for OPT), ``skip`` for an attention or MLP block that is gone with its norm, and
+of each layer, and all weights have their stock names. ``config.per_layer_config`` holds the values
+of a layer that differ: ``num_attention_heads``, ``num_key_value_heads``, ``intermediate_size``
+(``ffn_dim`` for OPT), ``skip`` for an attention or MLP block that is pruned with its norm, and
 ``biases`` for projections that have a bias here but not in the dense model. A block of 0 heads or 0
-channels is not gone: the bias of its output projection still acts.
+channels is not skipped: the bias of its output projection still acts.
 """
 
 import copy
@@ -27,7 +27,7 @@ from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 
 class Constant(nn.Module):
-    """A projection without inputs: its bias is what is left, or nothing."""
+    """A projection without inputs, which returns its bias or zero."""
 
     bias: nn.Parameter | None
 
@@ -36,12 +36,12 @@ class Constant(nn.Module):
         self.register_parameter("bias", None if projection is None else projection.bias)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """The bias, or zero, at every position: (..., D) -> (..., D)."""
+        """Returns the bias, or zero, at every position: (..., D) -> (..., D)."""
         return torch.zeros_like(hidden_states) + (0 if self.bias is None else self.bias)
 
 
 class Headless(nn.Module):
-    """What is left of attention without heads: maybe an output bias."""
+    """Attention without heads, which returns the output bias if there is one."""
 
     # With "Attention" in its name, transformers would refuse to change the attention kernel.
 
@@ -51,21 +51,21 @@ class Headless(nn.Module):
         for name, child in children.items():
             if not isinstance(child, nn.Linear):  # norms of queries and keys
                 self.add_module(name, child)
-        self.layer_idx: int | None = None  # slot of the cache to keep the text's length in
+        self.layer_idx: int | None = None  # slot of the cache that holds the text's length
         self.output = output
         self.add_module(output, Constant(children.get(output)))  # type: ignore[arg-type]
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
-        """What stock attention returns: its output (B, T, D), and no attention weights."""
+        """Returns an output (B, T, D) and no attention weights, as stock attention does."""
         cache = kwargs.get("past_key_values")
         if cache is not None and self.layer_idx is not None:
-            length = hidden_states[:, None, :, :1]  # (B, 1, T, 1), of which the T matters
+            length = hidden_states[:, None, :, :1]  # (B, 1, T, 1): only T matters
             cache.update(length, length, self.layer_idx)
         return self.get_submodule(self.output)(hidden_states), None
 
 
 def _with_biases(layer: nn.Module, own: Any) -> nn.Module:
-    """The layer with the biases that a repair has added to it."""
+    """Adds the biases of a repair to a layer."""
     for path in getattr(own, "biases", ()):
         linear: Any = layer.get_submodule(path)
         linear.bias = nn.Parameter(torch.zeros(linear.out_features))
@@ -73,11 +73,11 @@ def _with_biases(layer: nn.Module, own: Any) -> nn.Module:
 
 
 def _gated_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Module:
-    """A layer of the LLaMA kind: query, key, value, o; gate, up, down."""
+    """Builds a layer of the LLaMA kind: query, key, value, o; gate, up, down."""
     own = copy.copy(config.per_layer_config[index])
     heads, channels, skip = own.num_attention_heads, own.intermediate_size, getattr(own, "skip", ())
     if not heads:
-        own.num_attention_heads = own.num_key_value_heads = 1  # something that can be built
+        own.num_attention_heads = own.num_key_value_heads = 1  # the stock class needs heads
     own.intermediate_size = max(1, channels)
     layer: Any = _with_biases(layer_class(own, index), own)
     if "attention" in skip:
@@ -92,10 +92,10 @@ def _gated_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Mo
 
 
 def _opt_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Module:
-    """A layer of OPT, whose attention insists on heads that fill the width of the model."""
+    """Builds a layer of OPT, whose stock attention needs heads that fill the width."""
     own = copy.copy(config.per_layer_config[index])
     heads, channels, skip = own.num_attention_heads, own.ffn_dim, getattr(own, "skip", ())
-    own.num_attention_heads = own.hidden_size // own.head_dim
+    own.num_attention_heads = own.hidden_size // own.head_dim  # the stock class needs all heads
     own.ffn_dim = max(1, channels)
     layer: Any = _with_biases(layer_class(own, index), own)
     if "attention" in skip:
@@ -104,7 +104,7 @@ def _opt_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Modu
         layer.self_attn = Headless(layer.self_attn, "out_proj")
     elif heads != own.num_attention_heads:
         attention, width = layer.self_attn, heads * own.head_dim
-        attention.num_heads = heads
+        attention.num_heads = heads  # then with the projections of the kept heads
         for name in ("q_proj", "k_proj", "v_proj"):
             setattr(attention, name, nn.Linear(own.hidden_size, width, bias=own.enable_bias))
         bias = attention.out_proj.bias is not None
@@ -117,16 +117,16 @@ def _opt_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Modu
 
 
 def _layers(layer_class: type[nn.Module], config: Any) -> nn.ModuleList:
-    """All layers of a model, with the numbers that caches and servers look for."""
+    """Builds all layers of a model, with the numbers that caches and servers read."""
     build = _opt_layer if layer_class is opt.OPTDecoderLayer else _gated_layer
     layers = nn.ModuleList(build(layer_class, config, i) for i in range(config.num_hidden_layers))
     slots = cache_slots(config)
-    if not slots:  # a cache that nobody writes to would take every token for the first
+    if not slots:  # else the cache stays empty and every token has position 0
         cast(Any, layers[0]).self_attn.layer_idx = 0
     for index, layer in enumerate(layers):
         for module in layer.modules():
             if hasattr(module, "config"):
-                module.config = config  # or a later change of the attention kernel is not seen
+                module.config = config  # sees later changes of the attention kernel
         if index in slots:
             own: Any = config.per_layer_config[index]
             attention: Any = layer.self_attn
@@ -137,11 +137,11 @@ def _layers(layer_class: type[nn.Module], config: Any) -> nn.ModuleList:
 
 
 def cache_slots(config: Any) -> dict[int, int]:
-    """The slot of the key and value cache that each layer with attention uses, by its index.
+    """Returns the slot of the key and value cache of each layer with attention, by its index.
 
-    A cache asks its slot 0 how long the text is, so slots must not be left to layers without
-    attention. Slots differ in kind where ``config.layer_types`` does (a sliding window or not):
-    the layers of a type take the slots of that type in order.
+    A cache reads the length of the text from its slot 0, so a layer without attention must not own
+    that slot. ``config.layer_types`` gives each slot a type (with a sliding window or not); the
+    layers of a type take the slots of that type in order.
     """
     count = config.num_hidden_layers
     types = getattr(config, "layer_types", None) or [None] * count
@@ -155,9 +155,9 @@ def cache_slots(config: Any) -> dict[int, int]:
 
 
 def _without_layers(config: Any) -> Any:
-    """The configuration of the same model with no layers, which stock classes can build."""
+    """Returns a configuration without layers, which stock classes can build."""
     bare = copy.copy(config)
-    bare.per_layer_config = None
+    bare.per_layer_config = None  # it must have as many layers as the model
     bare.num_hidden_layers = 0
     return bare
 
@@ -169,9 +169,9 @@ class _PrunedDecoder(transformers.PreTrainedModel):
 
     def __init__(self, config: Any) -> None:
         super().__init__(_without_layers(config))
-        decoder = getattr(self, "decoder", self)
+        decoder = getattr(self, "decoder", self)  # only OPT has a decoder of its own
         decoder.layers = _layers(self._layer_class, config)
-        config._attn_implementation = self.config._attn_implementation  # as checked for the model
+        config._attn_implementation = self.config._attn_implementation  # checked by super
         self.config = decoder.config = config
         self.post_init()
 

@@ -1,15 +1,15 @@
 """Decoders with a narrower residual stream: SliceGPT.
 
-This file travels with every sliced model, so that plain transformers (5.15 or newer) loads it:
+A copy of this file is in every sliced model, so that plain transformers (5.15 or newer) loads it:
 
     AutoModelForCausalLM.from_pretrained(DIRECTORY, trust_remote_code=True)
 
 The residual stream is rotated and cut to ``config.slice_width`` before attention and before the MLP
-of each layer; a shortcut takes it from one basis to the next, and the last one back to the full
+of each layer; a shortcut maps it from one basis to the next, and the last one back to the full
 width. Norms have no gain and divide by the dense width ``config.hidden_size``. Attention and MLP
 are the stock modules of transformers with fewer inputs and outputs; heads and channels, and hence
-the cache, are as in the dense model. ``config.norm_biases`` says whether the dense model's norms
-had biases, which the projections behind them and the head then have too.
+the cache, are as in the dense model. If ``config.norm_biases``, the dense model's norms had biases,
+and the projections that follow them and the head have biases too.
 """
 
 import copy
@@ -42,7 +42,7 @@ class RMSN(nn.Module):
     def forward(self, hidden_states: Tensor) -> Tensor:
         """Divides (..., width) by its root mean square, computed in at least float32."""
         wide = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
-        mean = wide.square().sum(-1, keepdim=True) / self.hidden_size
+        mean = wide.square().sum(-1, keepdim=True) / self.hidden_size  # R keeps the norm of x
         return (wide * torch.rsqrt(mean + self.epsilon)).to(hidden_states.dtype)
 
 
@@ -50,9 +50,9 @@ class SlicedLayer(GradientCheckpointingLayer):
     """A layer of the LLaMA kind: query, key, value, o; gate, up, down.
 
     Args:
-        layer: a stock layer, whose attention and MLP are taken over.
+        layer: a stock layer, which gives its attention and MLP.
         config: of the sliced model.
-        outputs: width of what the layer returns.
+        outputs: width of the layer's output.
     """
 
     attention_shortcut: nn.Linear
@@ -67,7 +67,7 @@ class SlicedLayer(GradientCheckpointingLayer):
         _resize(self, config, outputs, "self_attn.o_proj", "mlp.down_proj")
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        """One layer: (B, T, width) -> (B, T, outputs)."""
+        """Runs the layer: (B, T, width) -> (B, T, outputs)."""
         attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
         hidden_states = self.attention_shortcut(hidden_states) + attended
         transformed = self.mlp(self.post_attention_layernorm(hidden_states))
@@ -80,7 +80,7 @@ class SlicedOPTLayer(opt.OPTDecoderLayer):
     Args:
         config: of the sliced model.
         index: of the layer.
-        outputs: width of what the layer returns.
+        outputs: width of the layer's output.
     """
 
     attention_shortcut: nn.Linear
@@ -94,7 +94,7 @@ class SlicedOPTLayer(opt.OPTDecoderLayer):
         _resize(self, config, outputs, "self_attn.out_proj", "fc2")
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
-        """One layer: (B, T, width) -> (B, T, outputs)."""
+        """Runs the layer: (B, T, width) -> (B, T, outputs)."""
         normed = self.self_attn_layer_norm(hidden_states)
         attended = self._drop(self.self_attn(hidden_states=normed, **kwargs)[0])
         hidden_states = self.attention_shortcut(hidden_states) + attended
@@ -111,7 +111,7 @@ def _resize(layer: nn.Module, config: Any, outputs: int, attention: str, mlp: st
     Args:
         layer: the layer.
         config: of the sliced model.
-        outputs: width of what the layer returns.
+        outputs: width of the layer's output.
         attention: the attention output projection; it and the next write to the residual stream.
         mlp: the MLP down projection; all other projections read from the stream.
     """
@@ -120,16 +120,16 @@ def _resize(layer: nn.Module, config: Any, outputs: int, attention: str, mlp: st
     projections = {n: m for n, m in layer.named_modules() if isinstance(m, nn.Linear)}
     for name, dense in projections.items():
         inputs, rows, bias = dense.in_features, writers.get(name), dense.bias is not None
-        if rows is None:
-            inputs, rows, bias = width, dense.out_features, bias or config.norm_biases
+        if rows is None:  # it reads from the stream
+            inputs, rows, bias = width, dense.out_features, bias or config.norm_biases  # W shift
         parent, _, child = name.rpartition(".")
         setattr(layer.get_submodule(parent), child, nn.Linear(inputs, rows, bias=bias))
     layer.attention_shortcut = nn.Linear(width, width, bias=False)
-    layer.mlp_shortcut = nn.Linear(width, outputs, bias=False)
+    layer.mlp_shortcut = nn.Linear(width, outputs, bias=False)  # R2' R1
 
 
 def _without_layers(config: Any) -> Any:
-    """The configuration of the same model with no layers, which stock classes can build."""
+    """Returns a configuration without layers, which stock classes can build."""
     bare = copy.copy(config)
     bare.num_hidden_layers = 0
     return bare
@@ -145,7 +145,7 @@ class _SlicedDecoder(transformers.PreTrainedModel):
         super().__init__(_without_layers(config))
         decoder: Any = getattr(self, "decoder", self)
         width, count = config.slice_width, config.num_hidden_layers
-        outputs = [width] * (count - 1) + [config.hidden_size]
+        outputs = [width] * (count - 1) + [config.hidden_size]  # the head is not sliced
         decoder.embed_tokens = nn.Embedding(config.vocab_size, width, config.pad_token_id)
         if self._layer_class is SlicedOPTLayer:
             positions = opt.OPTLearnedPositionalEmbedding
@@ -158,7 +158,7 @@ class _SlicedDecoder(transformers.PreTrainedModel):
             dense = (self._layer_class(config, i) for i in range(count))
             layers = [SlicedLayer(layer, config, outputs[i]) for i, layer in enumerate(dense)]
         decoder.layers = nn.ModuleList(layers)
-        config._attn_implementation = self.config._attn_implementation  # as checked for the model
+        config._attn_implementation = self.config._attn_implementation  # checked by super
         self.config = decoder.config = config
         self.post_init()
 
@@ -174,7 +174,7 @@ class _SlicedCausalLM(transformers.PreTrainedModel):
         super().__init__(_without_layers(config))
         config._attn_implementation = self.config._attn_implementation
         self.model = self._base_class(config)
-        bias = config.norm_biases
+        bias = config.norm_biases  # of the final norm, folded into the head
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=bias)
         self.config = config
         self.post_init()

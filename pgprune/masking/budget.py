@@ -152,7 +152,7 @@ class Budget:
             else:
                 group, chunk = self.units.group[members], self._chunk[members]
                 kept = best_chunks(scores[members], pool.cost, pool.capacity, group, chunk)
-            mask[members[kept]] = 1
+            mask[members[kept]] = 1  # indices within the pool
         return mask
 
     def kept_share(self, masks: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ class Budget:
         of all units.
         """
         if self.kind != "per-kind":
-            cost = self.cost.to(masks.device, torch.float64)
+            cost = self.cost.to(masks.device, torch.float64)  # (n,)
             return masks.to(torch.float64) @ cost / cost.sum()
         return self.units.kind_shares(masks).amax(dim=1)
 

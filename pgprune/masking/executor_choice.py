@@ -59,9 +59,10 @@ def choose_executor(
     """
     rates = DEVICE_RATES.get(device, DEVICE_RATES["cpu"])
     largest = max(_kept_weights(shape, units, prune_rate) for shape in units.shapes)
-    if largest * dtype.itemsize > MOST_COPIED:
+    if largest * dtype.itemsize > MOST_COPIED:  # gathered copies do not fit
         return "masked"
     saved = sliced = 0.0
+    # The share of the layers' work that masks can prune.
     share = units.prunable / sum(s.attention_cost + s.mlp_cost for s in units.shapes)
     for shape in units.shapes:
         # Slicing saves the arithmetic of pruned weights, and adds a copy of the kept ones and the

@@ -178,5 +178,5 @@ def gather(rows: Tensor, kept: Tensor, size: int) -> Tensor:
         return rows.index_select(0, kept)
     gathered = rows.new_empty(size, *rows.shape[1:])
     torch.index_select(rows, 0, kept, out=gathered[:count])
-    gathered[count:].zero_()
+    gathered[count:].zero_()  # unset memory may hold NaN, and 0 * NaN is NaN
     return gathered

@@ -28,6 +28,7 @@ def distinct(masks: Tensor) -> tuple[Tensor, list[int]]:
     Returns:
         Each mask once, (k, n) bool on the host, and the row there of each of the K masks.
     """
+    # unique() sorts rows, so rows with a common beginning are neighbours.
     rows, where = torch.unique(masks.to("cpu", torch.bool), dim=0, return_inverse=True)
     return rows, where.tolist()
 
@@ -58,11 +59,11 @@ def run_tree(
             trees = (run_tree(run, calls, states, branch, index) for branch in branches)
             return [after for tree in trees for after in tree]
         states = run(calls[index], states, masks[0][index])
-    return [states]
+    return [states]  # the masks that are left agree on all layers
 
 
 def _branches(masks: Masks, layer: int) -> Sequence[Masks]:
     """Groups neighbouring masks that agree on a layer."""
     if len(masks) == 1:
-        return (masks,)
+        return (masks,)  # no key to compute
     return [list(branch) for _, branch in groupby(masks, key=lambda mask: mask[layer].key)]

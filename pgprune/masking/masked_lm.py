@@ -211,7 +211,7 @@ class MaskedLM:
             together = max(1, self.pass_tokens // input_ids.numel())
             return torch.cat([compute(few) for few in send(masks, self.device).split(together)])
         together = max(1, _TREE_TOKENS // input_ids.numel())
-        rows, where = distinct(masks)
+        rows, where = distinct(masks)  # equal masks are evaluated once
         results = [result for few in rows.split(together) for result in compute(few)]
         return torch.stack([results[row] for row in where])
 
@@ -273,7 +273,7 @@ class MaskedLM:
         """Runs the base model with a function in place of its layers: (N, T) -> (N, T, D)."""
         with self._driver.layers_run_by(run_layers):
             output = self.model.base_model(input_ids=input_ids, use_cache=False)  # type: ignore
-        return output.last_hidden_state
+        return output.last_hidden_state  # after the final norm
 
     def _watch(self, call: LayerCall, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """Runs a dense layer and returns the inputs of its output and down projections."""

@@ -34,6 +34,7 @@ def perplexity(
     """
     masks = torch.atleast_2d(mask)  # (K, n)
     losses = [lm.losses(masks, batch).cpu() for batch in windows.split(batch_size)]  # each (K, B)
+    # (K, B) of each batch become (K, N), then K values.
     values: list[float] = torch.cat(losses, dim=1).double().mean(dim=1).exp().tolist()
     return values if mask.ndim == 2 else values[0]
 

@@ -43,7 +43,7 @@ def soft_losses(
         output = lm.model.base_model(input_ids=ids, use_cache=False)  # type: ignore[operator]
     hidden = output.last_hidden_state[:, :-1].flatten(0, 1)  # (B*(T-1), D)
     losses = _token_losses(lm.model, hidden, ids[:, 1:].flatten(), chunk)
-    losses = losses.view(len(ids), -1).mean(dim=1).to(lm.device)
+    losses = losses.view(len(ids), -1).mean(dim=1).to(lm.device)  # (B,)
     if losses.requires_grad:
         losses.register_hook(lambda gradient: lm.meter.add(input_ids.numel()))
     return losses

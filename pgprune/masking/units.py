@@ -93,7 +93,7 @@ class PruningUnits:
         for layer, shape in enumerate(shapes):
             for kind in self.kinds:
                 count, cost = _count_and_cost(shape, kind, channel_block)
-                start = groups[-1].stop if groups else 0
+                start = groups[-1].stop if groups else 0  # flat order
                 groups.append(Group(layer, kind, start, start + count))
                 costs.append(torch.full((count,), cost, dtype=torch.int64))
         self.groups = tuple(groups)
@@ -117,7 +117,7 @@ class PruningUnits:
     def kind(self) -> Tensor:
         """The index into ``kinds`` of every unit, (n,) int64."""
         kinds = torch.tensor([self.kinds.index(group.kind) for group in self.groups])
-        return kinds[self.group]
+        return kinds[self.group]  # (n,)
 
     @cached_property
     def layer(self) -> Tensor:
@@ -218,7 +218,7 @@ def layer_shapes(model: nn.Module) -> Iterator[LayerShape]:
             )
         )
         kv_heads = key.out_features // head_dim
-        per_group = query.out_features // key.out_features
+        per_group = query.out_features // key.out_features  # query heads of a kv head
         # A kv group owns its rows of k and v, the rows of its query heads, and their columns of o.
         rows = head_dim * (_row_cost(key) + _row_cost(value) + per_group * _row_cost(query))
         yield LayerShape(

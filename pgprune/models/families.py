@@ -123,7 +123,7 @@ def family_of(config: Any) -> Family:
             f"the model family {model_type!r} is not supported; known families: "
             f"{', '.join(sorted(FAMILIES))}"
         )
-    if getattr(config, "do_layer_norm_before", True) is False:
+    if getattr(config, "do_layer_norm_before", True) is False:  # only opt-350m
         raise PruningError(
             "OPT with norms after its blocks (do_layer_norm_before=false, as opt-350m) is not "
             "supported, because a norm would still act where a block is gone; take another size"

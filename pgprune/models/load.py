@@ -86,7 +86,7 @@ def check_model(
     _check_device_map(config)
     source = _resolve(config.model)
     model_config = _read_config(source, pruned)
-    if dtype == "auto":
+    if dtype == "auto":  # the checkpoint decides
         check_dtype(model_config.dtype, device)
     if Path(source).is_dir():
         check_weights(Path(source))
@@ -119,12 +119,13 @@ def load_model(
         attn_implementation=config.attn_implementation,
         **placement,
     )
+    # accelerate leaves weights that fit nowhere on the meta device.
     if any(parameter.is_meta for parameter in model.parameters()):
         raise PruningError(
             f"the model {config.model!r} does not fit into the memory of all devices together; "
             "choose a smaller dtype or more devices"
         )
-    if not placement:
+    if not placement:  # else accelerate has placed it
         model = move_model(model, device)
     return model.eval().requires_grad_(False), tokenizer
 
@@ -133,7 +134,7 @@ def fingerprint(*tensors: Tensor) -> str:
     """Computes a short digest of tensors of any shape: their shapes and a few values of each."""
     digest = hashlib.sha256()
     for tensor in tensors:
-        few = tensor.flatten()[:: max(1, tensor.numel() // 64)].double().cpu()
+        few = tensor.flatten()[:: max(1, tensor.numel() // 64)].double().cpu()  # about 64 values
         digest.update(f"{tuple(tensor.shape)} {few.tolist()}".encode())
     return digest.hexdigest()[:16]
 
@@ -189,7 +190,7 @@ def _read_config(source: str, pruned: bool) -> PretrainedConfig:
     except (OSError, ValueError) as error:
         raise PruningError(_unreadable(source, "configuration", error)) from error
     family = str(raw.get("model_type"))
-    dense = family.removeprefix(PRUNED).removeprefix("slicegpt_")
+    dense = family.removeprefix(PRUNED).removeprefix("slicegpt_")  # the family before pruning
     is_pruned = dense in FAMILIES and family.startswith(PRUNED)
     if is_pruned and not pruned:
         raise PruningError(f"the model {source!r} is already pruned; give the dense model")
@@ -205,7 +206,7 @@ def _read_config(source: str, pruned: bool) -> PretrainedConfig:
         raise PruningError(_unreadable(source, "configuration", error)) from error
     if not is_pruned:
         family_of(config)  # raises for variants that cannot be pruned
-    config.use_cache = False
+    config.use_cache = False  # masks are evaluated on whole windows
     return config
 
 
@@ -220,7 +221,7 @@ def _load_weights(source: str, **options: Any) -> PreTrainedModel:
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
-            use_safetensors=True,
+            use_safetensors=True,  # never a pickle, which can run code
             trust_remote_code=False,
             output_loading_info=True,
             **options,

@@ -145,8 +145,8 @@ def _losses_in_place(
         torch.mm(hidden, head.weight.T, out=logits)
     else:
         torch.addmm(head.bias, hidden, head.weight.T, out=logits)
-    torch.log_softmax(logits, 1, out=logits)
-    return F.nll_loss(logits, targets.to(logits.device), reduction="none")
+    torch.log_softmax(logits, 1, out=logits)  # in place
+    return F.nll_loss(logits, targets.to(logits.device), reduction="none")  # (N,)
 
 
 def _compiled_losses(head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -161,6 +161,7 @@ def _compiled_losses(head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor
         ) from error
 
 
+# Compiled once for all models: weights are arguments, and shapes do not change.
 @cache
 def _head_and_loss() -> Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]:
     def losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:

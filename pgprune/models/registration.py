@@ -77,6 +77,7 @@ def register() -> None:
     """Registers the classes of all families with transformers' automatic classes."""
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
+    # exist_ok: an export that is loaded with remote code registers the same names.
     for classes in (*map(pruned_classes, PREFIXES), *map(sliced_classes, PREFIXES)):
         AutoConfig.register(classes.config.model_type, classes.config, exist_ok=True)
         AutoModel.register(classes.config, classes.model, exist_ok=True)
@@ -85,7 +86,7 @@ def register() -> None:
 
 def register_with_transformers() -> None:
     """Registers now if transformers' automatic classes are imported, else after their import."""
-    if _TRIGGER in sys.modules:
+    if _TRIGGER in sys.modules:  # transformers is imported already
         register()
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
@@ -102,7 +103,7 @@ class _Finder(importlib.abc.MetaPathFinder):
         sys.meta_path.remove(self)  # before find_spec, which would ask this finder again
         spec = importlib.util.find_spec(fullname)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Loader(spec.loader)
+            spec.loader = _Loader(spec.loader)  # wraps the real loader
         return spec
 
 

@@ -21,7 +21,7 @@ def check_weights(directory: Path) -> None:
             names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
         except (ValueError, KeyError, TypeError, AttributeError):
             raise PruningError(f"the weight index {str(index)!r} is corrupted") from None
-        files = [directory / name for name in sorted(set(names))]
+        files = [directory / name for name in sorted(set(names))]  # many weights share a shard
     for file in files:
         if file.exists():
             continue

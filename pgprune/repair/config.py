@@ -43,7 +43,7 @@ def chosen_repair(
         The repair; None for no repair.
     """
     if config.repair == "auto":
-        return own
+        return own  # of the method
     if config.repair == "none":
         return None
     return fit_repair(lm, mask, windows, config.repair, config.repair_damping)

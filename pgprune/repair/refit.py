@@ -84,7 +84,7 @@ def best_in_turns(projection: Projection, damping: float) -> Solution:
     fitted_up, fitted_down, bias = projection.gated_mlp(damping).fit()
     kept = projection.kept_inputs.to(fitted_up.device)
     rows = fitted_up.new_zeros(len(kept), fitted_up.shape[1])
-    rows[kept] = fitted_up
+    rows[kept] = fitted_up  # zero for pruned channels
     columns = fitted_down.new_zeros(len(fitted_down), len(kept))
     columns[:, kept] = fitted_down
     up_bias = None if up.bias is None else rows[:, -1]

@@ -119,7 +119,7 @@ def check_repair(model: nn.Module, repair: Repair) -> None:
     for layer, kind in sorted(repair.weights.keys() | repair.biases.keys()):
         linear = projection_of(model, layer, kind)
         weight, bias = repair.weights.get((layer, kind)), repair.biases.get((layer, kind))
-        fits = linear is not None and (
+        fits = linear is not None and (  # None: no such projection
             (weight is None or weight.shape == linear.weight.shape)
             and (bias is None or bias.shape == (linear.out_features,))
         )

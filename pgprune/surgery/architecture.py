@@ -64,6 +64,7 @@ def assemble(
     family = family_of(model.config)
     config = _config(model.config, units, layers, family)
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    # As from a file, so that names and shapes are checked.
     pruned, report = model_class.from_pretrained(
         None,
         config=config,
@@ -73,6 +74,7 @@ def assemble(
         output_loading_info=True,
     )
     assert not any(report.values()), f"surgery and architecture disagree: {report}"
+    # from_pretrained(None) has no directory to read the generation settings from.
     pruned.generation_config = savable_generation_config(model, config)
     moved: PreTrainedModel = pruned.to(model.device)
     return moved.eval()
@@ -105,7 +107,7 @@ def _config(
 ) -> PretrainedConfig:
     """Makes a stock configuration if one can hold the layers, else one of ours."""
     values = {key: value for key, value in dense.to_dict().items() if key not in CLASS_KEYS}
-    values["num_hidden_layers"] = len(layers)
+    values["num_hidden_layers"] = len(layers)  # without the pruned ones
     values["use_cache"] = True  # loading a model to evaluate masks has switched it off
     if values.get("layer_types") is not None:
         values["layer_types"] = _layer_types(values["layer_types"], layers)
@@ -118,7 +120,7 @@ def _config(
     if any(override.get("num_attention_heads") is not None for override in overrides):
         values["head_dim"] = units.shapes[0].head_dim  # no longer the width over the heads
     if stock := _stock(dense, units, layers):
-        if stock != dense.model_type:
+        if stock != dense.model_type:  # mistral in place of llama
             values["sliding_window"] = None
         return AutoConfig.for_model(stock, **(values | overrides[0]))
     classes = pruned_classes(dense.model_type)
@@ -137,8 +139,10 @@ def _config(
 def _stock(dense: PretrainedConfig, units: PruningUnits, layers: list[PrunedLayer]) -> str | None:
     """Returns the stock architecture that holds the layers, or None."""
     (kv_heads, channels), *others = {(layer.kv_heads, layer.channels) for layer in layers}
+    # Layers that differ, lack a block or have added biases need a class of ours.
     if others or not kv_heads or not channels or any(layer.biases for layer in layers):
         return None
+    # The stand-in, Mistral, has no biases.
     biases = any(name.endswith(".bias") for layer in layers for name in layer.weights)
     return stock_type(dense, units, kv_heads, biases)
 
@@ -151,7 +155,7 @@ def _overrides(
     values: dict[str, Any] = {"skip": list(layer.skip)} if layer.skip else {}
     if "attention" not in layer.skip and layer.kv_heads != shape.kv_heads:
         values["num_attention_heads"] = layer.kv_heads * shape.query_heads_per_group
-        if hasattr(dense, "num_key_value_heads"):
+        if hasattr(dense, "num_key_value_heads"):  # OPT has none: a kv head is a head
             values["num_key_value_heads"] = layer.kv_heads
     if "mlp" not in layer.skip and layer.channels != shape.channels:
         values[family.channel_count] = layer.channels
@@ -177,7 +181,7 @@ def _weights(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields copies of the weights of the pruned model by name, tied ones once."""
     for name, parameter in model.named_parameters():
-        if not name.startswith(f"{family.layers}."):
+        if not name.startswith(f"{family.layers}."):  # embeddings, final norm, head
             yield name, parameter.clone()
     for new, layer in enumerate(layers):
         for name, weight in layer.weights.items():
@@ -186,6 +190,7 @@ def _weights(
 
 def savable_generation_config(model: PreTrainedModel, config: PretrainedConfig) -> GenerationConfig:
     """Copies the dense model's settings of text generation, in a form that can be saved."""
+    # A copy, because the settings change here.
     generation: Any = copy.deepcopy(model.generation_config)
     generation.use_cache = config.use_cache
     try:

@@ -61,7 +61,7 @@ def plan_layers(units: PruningUnits, mask: Tensor, family: Family) -> list[Layer
         skip = tuple(block for block in ("attention", "mlp") if _is_pruned(layer_mask, block))
         heads = None if "attention" in skip else layer_mask.kept("heads", "attention")
         channels = None if "mlp" in skip else layer_mask.kept("channels", "mlp")
-        if len(skip) < 2:
+        if len(skip) < 2:  # else nothing of the layer is kept
             plans.append(LayerPlan(index, heads, channels, skip))
     if not plans:
         raise PruningError("the mask prunes every layer, so no model is left; prune less")
@@ -180,7 +180,7 @@ def _pruned_layer(
     channels = shape.channels if plan.channels is None else len(plan.channels)
     return PrunedLayer(
         index=plan.index,
-        kv_heads=0 if "attention" in plan.skip else heads,
+        kv_heads=0 if "attention" in plan.skip else heads,  # a skipped block has no units
         channels=0 if "mlp" in plan.skip else channels,
         skip=plan.skip,
         weights=weights,
@@ -216,10 +216,11 @@ def layer_weights(
     weights = {name: weight for name, weight in dense.items() if not name.startswith(skipped)}
     for kept, cuts in ((plan.heads, head_cuts), (plan.channels, channel_cuts)):
         for name, dim, index in cuts(kept, shape, family, layer) if kept is not None else ():
+            # index_select copies, so the result shares no memory with the dense model.
             if len(index):
                 weights[name] = weights[name].index_select(dim, index.to(weights[name].device))
             else:
-                del weights[name]
+                del weights[name]  # a matrix without rows or columns
     return {  # a parameter that was neither cut nor replaced is still that of the dense model
         name: weight.clone() if isinstance(weight, nn.Parameter) else weight
         for name, weight in weights.items()
@@ -253,7 +254,7 @@ def head_cuts(groups: Tensor, shape: LayerShape, family: Family, layer: nn.Modul
     for path, index in ((family.key, rows), (family.value, rows), (family.query, queries)):
         for name, _ in layer.get_submodule(path).named_parameters():
             yield f"{path}.{name}", 0, index
-    yield f"{family.output}.weight", 1, queries
+    yield f"{family.output}.weight", 1, queries  # (D, query heads * d)
 
 
 def channel_cuts(channels: Tensor, shape: LayerShape, family: Family, layer: nn.Module) -> Cuts:
@@ -261,4 +262,4 @@ def channel_cuts(channels: Tensor, shape: LayerShape, family: Family, layer: nn.
     for path in family.expand:
         for name, _ in layer.get_submodule(path).named_parameters():
             yield f"{path}.{name}", 0, channels
-    yield f"{family.down}.weight", 1, channels
+    yield f"{family.down}.weight", 1, channels  # (D, channels)

@@ -49,6 +49,7 @@ def portable_layers(
     family = family_of(model.config)
     dense = decoder_layers(model, family)
     acting = [_acting(layer, family) for layer in pruned_layers(model, units, mask, repair)]
+    # A model needs at least one layer, even if none computes anything.
     kept = [layer for layer in acting if layer.weights] or acting[:1]
     return [
         _with_ghosts(layer, dense[layer.index], units.shapes[layer.index], family, channels)
@@ -63,7 +64,7 @@ def ghost_channels(round_to: int, channels: int) -> int:
         round_to: the number must be a multiple of it.
         channels: of a dense layer, at least ``round_to``.
     """
-    enough = -(-GHOST_CHANNELS // round_to) * round_to
+    enough = -(-GHOST_CHANNELS // round_to) * round_to  # rounded up
     return min(enough, channels // round_to * round_to)
 
 
@@ -74,6 +75,7 @@ def _acting(layer: PrunedLayer, family: Family) -> PrunedLayer:
         ("attention", family.output, layer.kv_heads),
         ("mlp", family.down, layer.channels),
     ):
+        # A block without units still adds its output bias, if there is one.
         if not units and f"{output}.bias" not in layer.weights:
             skip += (block,)
     prefixes = block_names(skip, family)
@@ -88,7 +90,7 @@ def _merged(layers: list[PrunedLayer]) -> Iterator[PrunedLayer]:
         layer = rest.pop(0)
         if rest and layer.skip == ("mlp",) and rest[0].skip == ("attention",):
             mlp = rest.pop(0)
-            weights = layer.weights | mlp.weights
+            weights = layer.weights | mlp.weights  # x + attention(x), then + mlp
             biases = layer.biases + mlp.biases
             layer = replace(layer, channels=mlp.channels, skip=(), weights=weights, biases=biases)
         yield layer
@@ -100,7 +102,7 @@ def _with_ghosts(
     """Adds ghosts for all parameters that a layer lacks."""
     ghosts: dict[str, Tensor] = dict(dense.named_parameters())
     for cuts in (
-        head_cuts(torch.zeros(1, dtype=torch.int64), shape, family, dense),
+        head_cuts(torch.zeros(1, dtype=torch.int64), shape, family, dense),  # kv group 0
         channel_cuts(torch.arange(min(channels, shape.channels)), shape, family, dense),
     ):
         for name, dim, index in cuts:
@@ -108,6 +110,7 @@ def _with_ghosts(
     missing = {name: ghost for name, ghost in ghosts.items() if name not in layer.weights}
     for name, ghost in missing.items():
         module, _, kind = name.rpartition(".")
+        # Norms get gains of 1, as in a new model; all else is 0 and adds nothing.
         norm = kind == "weight" and not isinstance(dense.get_submodule(module), nn.Linear)
         missing[name] = torch.ones_like(ghost) if norm else torch.zeros_like(ghost)
     return replace(

@@ -106,7 +106,7 @@ def random_models(
     config = LlamaConfig(**SHAPES[shape])
     units = PruningUnits(shapes_of(config))  # checks the rates before weights are made
     masks = _random_masks(units, prune_rates, round_to, seed)
-    with torch.random.fork_rng(), torch.device(device):
+    with torch.random.fork_rng(), torch.device(device):  # the caller's generator stays
         torch.manual_seed(seed)
         dense = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=attn_implementation
@@ -122,7 +122,7 @@ def _random_masks(
 ) -> dict[str, Tensor]:
     """Rounds the same random scores to masks (n,), by the names of the pruned models."""
     generator = torch.Generator().manual_seed(seed)
-    scores = torch.rand(units.n, generator=generator, dtype=torch.float64)
+    scores = torch.rand(units.n, generator=generator, dtype=torch.float64)  # (n,)
     masks = {}
     for rate, multiple in product(prune_rates, round_to):
         name = f"rate {rate:g}" + (f", by {multiple}" if multiple > 1 else "")

@@ -77,7 +77,7 @@ def sliced_config(model: PreTrainedModel, width: int) -> Any:
     """
     classes = sliced_classes(model.config.model_type)
     values = {k: value for k, value in model.config.to_dict().items() if k not in CLASS_KEYS}
-    values |= {"tie_word_embeddings": False, "use_cache": True}
+    values |= {"tie_word_embeddings": False, "use_cache": True}  # the head is not rotated
     return classes.config(
         **values,
         slice_width=width,
@@ -99,11 +99,11 @@ def sliced_parameters(model: PreTrainedModel, width: int) -> int:
     """
     family, dense = family_of(model.config), model.config.hidden_size
     norm_biases, head = _norm_biases(model), model.get_output_embeddings().weight
-    count = head.numel() + norm_biases * len(head)
+    count = head.numel() + norm_biases * len(head)  # a full head
     count += sum(width * len(table) for _, table in _tables(model, family))
     layers = decoder_layers(model, family)
     for index, layer in enumerate(layers):
-        outputs = dense if index == len(layers) - 1 else width
+        outputs = dense if index == len(layers) - 1 else width  # the last one writes D
         count += width * (width + outputs)  # shortcuts
         for path in _readers(family):
             linear: Any = layer.get_submodule(path)
@@ -121,8 +121,8 @@ def _weights(model: PreTrainedModel, slices: Slices) -> Weights:
     final = _final_norm(model, family)
     for name, table in _tables(model, family):
         yield name, _written(table, final, rotations[0])
-    yield from _read("lm_head", model.get_output_embeddings(), final, None)
-    layers, points = decoder_layers(model, family), [*rotations, None]
+    yield from _read("lm_head", model.get_output_embeddings(), final, None)  # reads the full width
+    layers, points = decoder_layers(model, family), [*rotations, None]  # 2 L and the unrotated end
     for index, layer in enumerate(layers):
         for name, weight in _layer_weights(layer, family, *points[2 * index : 2 * index + 3]):
             yield f"{family.layers}.{index}.{name}", weight
@@ -142,7 +142,8 @@ def _layer_weights(
         yield f"{path}.weight", _written(linear.weight.T, norms[0], target).T
         if linear.bias is not None:
             yield f"{path}.bias", _written(linear.bias, norms[0], target)
-    yield "attention_shortcut.weight", second.T @ first
+    yield "attention_shortcut.weight", second.T @ first  # (width, width)
+    # The last layer returns from its basis to the full width: (D, width).
     yield "mlp_shortcut.weight", second if after is None else after.T @ second
     yield from _others(layer, family)
 
@@ -155,11 +156,11 @@ def _read(path: str, linear: nn.Linear, norm: Any, rotation: Tensor | None) -> W
     weight = wide(linear.weight)  # (rows, D)
     shift = getattr(norm, "bias", None)
     terms = [] if linear.bias is None else [wide(linear.bias)]
-    terms += [] if shift is None else [weight @ wide(shift)]
+    terms += [] if shift is None else [weight @ wide(shift)]  # W shift
     if terms:
         yield f"{path}.bias", torch.stack(terms).sum(0)
     if norm.weight is not None:
-        weight = weight * wide(norm.weight)
+        weight = weight * wide(norm.weight)  # W diag(gain)
     yield f"{path}.weight", weight if rotation is None else weight @ rotation.to(weight)
 
 

@@ -54,6 +54,7 @@ class Slices:
             OSError: the disk is full or refuses.
         """
         points, dense, width = self.rotations.shape
+        # The record is written last, so that a record tells that the tensors are complete.
         write_file(directory / TENSORS, tensor_bytes({"rotations": self.rotations}))
         record = {"layers": points // 2, "dense_width": dense, "width": width, "file": TENSORS}
         write_file(directory / RECORD, json.dumps(record, indent=1).encode())
@@ -119,7 +120,7 @@ def projection_hooks(layer: nn.Module, family: Family, first: Tensor, second: Te
     """
     norm = layer.get_submodule(family.mlp_norms[0])
     device = next(layer.parameters()).device
-    first, second = first.to(device), second.to(device)
+    first, second = first.to(device), second.to(device)  # layers may be on several devices
     seen: dict[str, Tensor] = {}
 
     def enter(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -127,10 +128,10 @@ def projection_hooks(layer: nn.Module, family: Family, first: Tensor, second: Te
 
     def between(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         seen["stream"] = project(args[0], second, norm)
-        return seen["stream"], *args[1:]
+        return seen["stream"], *args[1:]  # kept for the sum in leave()
 
     def add(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        seen["added"] = output
+        seen["added"] = output  # by the MLP
 
     def leave(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         # The layer has added its MLP to the stream as it was before the second projection.
@@ -161,4 +162,4 @@ def project(stream: Tensor, rotation: Tensor, norm: nn.Module) -> Tensor:
         (..., D), of the stream's type.
     """
     wide = centred(stream.to(rotation.dtype), norm)
-    return (wide @ rotation @ rotation.T).to(stream.dtype)
+    return (wide @ rotation @ rotation.T).to(stream.dtype)  # R R' x

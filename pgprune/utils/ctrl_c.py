@@ -13,17 +13,17 @@ def ctrl_c() -> Iterator[Callable[[], bool]]:
     Yields:
         A function that tells whether Ctrl-C was pressed.
     """
-    pressed: list[int] = []
+    pressed: list[int] = []  # a list, since the handler cannot rebind
 
     def note(number: int, frame: FrameType | None) -> None:
-        if pressed:
+        if pressed:  # the second time
             raise KeyboardInterrupt
         pressed.append(number)
 
     try:
         before = signal.signal(signal.SIGINT, note)
     except ValueError:  # only the main thread can handle signals
-        yield lambda: False
+        yield lambda: False  # never pressed here
         return
     try:
         yield lambda: bool(pressed)

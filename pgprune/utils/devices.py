@@ -19,10 +19,11 @@ def choose_device(name: str) -> torch.device:
     """
     mps = torch.backends.mps.is_available()
     if name == "auto":
+        # An accelerator if there is one.
         name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
     if name == "cuda" and (index := local_rank() or worker() % max(1, torch.cuda.device_count())):
         name = f"cuda:{index}"  # one GPU for each process of a host
-    present = ["cpu", *(["mps"] if mps else [])]
+    present = ["cpu", *(["mps"] if mps else [])]  # for the error
     present += [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     if name not in present and not (name == "cuda" and "cuda:0" in present):
         remedy = "start fewer processes on it" if local_rank() else "or take auto"
@@ -45,7 +46,8 @@ def side_by_side(name: str) -> int:
     if device.type == "cpu" and hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))  # a container may allow fewer cores than there are
     if device.type == "cpu":
-        return os.cpu_count() or 1
+        return os.cpu_count() or 1  # None if unknown
+    # One process for each GPU.
     return torch.cuda.device_count() if name in ("auto", "cuda") and device.type == "cuda" else 1
 
 

@@ -43,10 +43,10 @@ def save_figure(path: Path, size: tuple[float, float], draw: Callable[[Any], obj
     except ImportError:
         _log.warning("no %s: it needs pip install 'pgprune[plots]'", path.name)
         return False
-    with rc_context(_STYLE):
+    with rc_context(_STYLE):  # restores the global style
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
-        content = io.BytesIO()
+        content = io.BytesIO()  # in memory, so that the file is complete or absent
         figure.savefig(content, format="png", dpi=150)
     with saving(path, "free some space"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,4 +60,4 @@ def plain_ticks(axis: Any) -> None:
 
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axis.set_minor_formatter(NullFormatter())
+    axis.set_minor_formatter(NullFormatter())  # no labels between

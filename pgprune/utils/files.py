@@ -28,13 +28,13 @@ def write_file(path: Path, data: bytes) -> None:
     Raises:
         OSError: the disk is full or refuses; a previous file stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")  # same file system: rename is atomic
     try:
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        temporary.replace(path)  # readers see the old or the new file
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -83,7 +83,9 @@ def sync_directory(path: Path) -> None:
 
 def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """Returns tensors of any device as the content of a safetensors file."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    plain = {
+        name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()
+    }  # safetensors refuses strides
     return save(plain, dict(metadata) if metadata else None)
 
 
@@ -109,7 +111,7 @@ def check_place(path: Path) -> None:
         PruningError: the directory is not writable.
     """
     place = path.absolute()
-    while not os.path.lexists(place):
+    while not os.path.lexists(place):  # up to the first that exists
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise PruningError(f"cannot make a directory in {place}; choose another --output")
@@ -131,6 +133,7 @@ def make_directory(path: Path, files: Mapping[str, str], numbered: bool) -> Path
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Names to try if the path exists.
     numbers = (path.with_name(f"{path.name}-{number}") for number in count(2))
     try:
         temporary.mkdir()
@@ -184,7 +187,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], record: Mapping[
     Raises:
         OSError: the disk is full or refuses; a previous file stays as it was.
     """
-    text = json.dumps(record)
+    text = json.dumps(record)  # the digest covers it
     metadata = {"record": text, "sha256": _digest(tensors, text)}
     write_file(path, tensor_bytes(tensors, metadata))
 
@@ -203,7 +206,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata()
+            metadata = file.metadata()  # record and digest
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata["sha256"] == _digest(tensors, metadata["record"]):
             return tensors, json.loads(metadata["record"])
@@ -231,7 +234,7 @@ def saving(path: Path, remedy: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+        reason = (error.strerror or str(error)).lower()  # such as: no space left on device
         raise PruningError(f"cannot write {path}: {reason}; {remedy}") from error
 
 
@@ -242,7 +245,7 @@ def _renamed(temporary: Path, path: Path) -> bool:
     try:
         temporary.rename(path)
     except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):  # it appeared meanwhile
             return False
         raise
     return True

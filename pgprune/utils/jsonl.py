@@ -23,7 +23,7 @@ def read_lines(path: Path) -> list[Record]:
     for line in read_text(path).splitlines() if path.exists() else []:
         try:
             record = json.loads(line)
-        except ValueError:
+        except ValueError:  # incomplete
             continue
         if isinstance(record, dict):
             records.append(record)
@@ -37,7 +37,7 @@ def add_line(path: Path, record: Mapping[str, Any]) -> None:
         PruningError: the record cannot be written.
     """
     with saving(path, _REMEDY):
-        append_line(path, json.dumps(finite(record), allow_nan=False))
+        append_line(path, json.dumps(finite(record), allow_nan=False))  # NaN is not JSON
 
 
 def close_line(path: Path) -> None:
@@ -46,6 +46,7 @@ def close_line(path: Path) -> None:
     Raises:
         PruningError: the file cannot be written.
     """
+    # A new record would join an incomplete line, and both would be lost.
     if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
         with saving(path, _REMEDY), path.open("ab") as file:
             file.write(b"\n")

@@ -23,7 +23,8 @@ def spread(values: Sequence[float]) -> str:
     mean = statistics.fmean(values)
     if not math.isfinite(mean):
         return "∞"
-    digits = 3 if mean < 10 else 2 if mean < 1000 else 0
+    digits = 3 if mean < 10 else 2 if mean < 1000 else 0  # about four digits
+    # A single value has no deviation.
     deviation = f" ± {statistics.stdev(values):,.{digits}f}" if len(values) > 1 else ""
     return f"{mean:,.{digits}f}{deviation}"
 
@@ -35,6 +36,7 @@ def has_place(page: str, marker: str) -> bool:
 
 def renew(page: str, marker: str, text: str) -> str:
     """Replaces the text after a marker of a page, if it has the marker."""
+    # A function, so that backslashes in the text are no escapes.
     return _place(marker).sub(lambda marks: f"{marks[1]}{text}{marks[2]}", page)
 
 

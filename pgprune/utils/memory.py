@@ -22,7 +22,7 @@ def peak_memory(device: torch.device) -> int:
     import resource  # absent on Windows
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024  # macOS has bytes, Linux kilobytes
 
 
 def memory_now(device: torch.device) -> int:
@@ -34,7 +34,7 @@ def memory_now(device: torch.device) -> int:
         return peak_memory(device)
     import resource
 
-    return int(statm.read_text().split()[1]) * resource.getpagesize()
+    return int(statm.read_text().split()[1]) * resource.getpagesize()  # resident pages
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def read_once(tensors: Iterable[Tensor]) -> None:
     """Reads tensors, since weights mapped from a file are in memory only after they are read."""
     for tensor in tensors:
         if tensor.device.type == "cpu":
-            tensor.sum()
+            tensor.sum()  # touches every page
 
 
 def memory_of(work: Callable[[], object], device: torch.device) -> int | None:
@@ -81,7 +81,7 @@ def memory_of(work: Callable[[], object], device: torch.device) -> int | None:
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        before = torch.cuda.memory_allocated(device)  # weights and the like
         work()
         return torch.cuda.max_memory_allocated(device) - before
     if device.type != "cpu" or not _forget_peak():
@@ -97,7 +97,7 @@ def _forget_peak() -> bool:
     try:
         # Pages of freed tensors that stay with the process would hide new allocations.
         ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
     except (OSError, AttributeError):
         return False
     return True

@@ -43,10 +43,10 @@ def run_tasks(
         while waiting or running:
             while waiting and free:
                 task, written = waiting.popleft(), tempfile.NamedTemporaryFile("r+")
-                number = min(free)
+                number = min(free)  # numbers choose GPUs
                 free.remove(number)
                 running[_start(work, task, written.name, number)] = task, written, number
-            wait([process.sentinel for process in running])
+            wait([process.sentinel for process in running])  # until one ends
             for process in [process for process in running if process.exitcode is not None]:
                 task, errors, number = running.pop(process)
                 free.add(number)
@@ -55,7 +55,7 @@ def run_tasks(
                 done(task, error)
     finally:
         for process in running:
-            process.kill()
+            process.kill()  # after an error or Ctrl-C
     return failed
 
 
@@ -66,7 +66,7 @@ def progress_printer(tasks: int) -> Callable[[object, str], None]:
     def done(task: object, error: str) -> None:
         nonlocal count
         count += 1
-        left = (time.monotonic() - started) / count * (tasks - count) / 60
+        left = (time.monotonic() - started) / count * (tasks - count) / 60  # minutes
         line = f"{count}/{tasks}, {left:.0f} min left: {task} {error}".strip()
         print(line, file=sys.stderr, flush=True)
 
@@ -79,7 +79,7 @@ def _start(work: Callable[[T], None], task: T, errors: str, number: int) -> Base
         context: multiprocessing.context.BaseContext = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([name for name in sys.modules if _is_ours(name)])
     else:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("spawn")  # Windows cannot fork
     process = context.Process(target=_do, args=(work, task, errors, number))  # type: ignore[attr-defined]
     with _one_thread():
         process.start()
@@ -95,7 +95,7 @@ def _do(work: Callable[[T], None], task: T, errors: str, number: int) -> None:
     os.environ[WORKER] = str(number)
     os.setsid()  # keeps Ctrl-C from this process: the parent gets it and ends all
     for path, stream in ((os.devnull, 1), (errors, 2)):
-        os.dup2(os.open(path, os.O_WRONLY), stream)
+        os.dup2(os.open(path, os.O_WRONLY), stream)  # also for C libraries
     threading.Thread(target=_end_with_parent, daemon=True).start()
     work(task)
 
@@ -104,7 +104,7 @@ def _end_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
-    os._exit(1)
+    os._exit(1)  # at once: the parent has gone
 
 
 @contextmanager
@@ -127,4 +127,5 @@ def _failure(status: int, errors: IO[str]) -> str:
     with errors:
         lines = errors.read().split("\n") if status else []
     said = [line.strip() for line in lines if line.strip()]
+    # The last line of a traceback is the error.
     return (said[-1] if said else f"ended with status {status}") if status else ""

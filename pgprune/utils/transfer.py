@@ -11,6 +11,7 @@ from torch import Tensor
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """Copies a tensor to a device without waiting for the device's queue."""
     if device.type == "cuda" and tensor.device.type == "cpu":
+        # Only pinned memory is copied asynchronously.
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
@@ -20,5 +21,5 @@ def read(*tensors: Tensor) -> tuple[Tensor, ...]:
     copies = tuple(tensor.to("cpu", non_blocking=True) for tensor in tensors)
     devices = {tensor.device for tensor in tensors if tensor.device.type != "cpu"}
     for device in devices:
-        torch.accelerator.synchronize(device)
+        torch.accelerator.synchronize(device)  # the copies are complete after it
     return copies

@@ -22,7 +22,7 @@ def versions() -> dict[str, str]:
     for package in _PACKAGES:
         try:
             by_name[package] = version(package)
-        except PackageNotFoundError:
+        except PackageNotFoundError:  # optional
             continue
     if commit := _git_commit(Path(__file__).resolve().parents[2]):
         by_name["git"] = commit
@@ -31,7 +31,7 @@ def versions() -> dict[str, str]:
 
 def _git_commit(repository: Path) -> str | None:
     """Returns the commit of this repository, not of one that contains an installed copy."""
-    if not (repository / ".git").exists():
+    if not (repository / ".git").exists():  # installed from a wheel
         return None
     command = ["git", "-C", str(repository), "describe", "--always", "--dirty", "--abbrev=40"]
     command += ["--exclude=*"]  # else describe prefers tags
