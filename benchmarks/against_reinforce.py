@@ -13,27 +13,26 @@ repeated like them.
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from cells import GRID
-from transformers.utils import logging
+from paper_cells import GRID
 
-from pgprune.data.stream import DataConfig
-from pgprune.experiments.agent_cells import BenchmarkCell, BenchmarkConfig, BenchmarkTask, plan
-from pgprune.experiments.agent_runner import run
-from pgprune.experiments.agent_scores import Scores, log_perplexity, read_records
-from pgprune.experiments.cells import model_name
-from pgprune.utils.command_line import ArgumentParser, from_arguments, given, run_command
-from pgprune.utils.files import saving
+from pgprune.experiments.cells import Cell, model_name
+from pgprune.experiments.experiment import Experiment
+from pgprune.experiments.plan import BenchmarkConfig, agent_cells
+from pgprune.experiments.records import read_records
+from pgprune.experiments.report import publish
+from pgprune.experiments.scores import Scores, log_perplexity
+from pgprune.utils.command_line import run_command
 from pgprune.utils.jsonl import Record
-from pgprune.utils.markdown import check_page, grid, renew_page
+from pgprune.utils.markdown import grid
+from pgprune.utils.options import Config, option
 
 FIRST = GRID[3:6]
 GRID_RATE, RATES = 0.4, (0.3, 0.4, 0.5)
-FULL = 3000
 TINYSTORIES = "text/tinystories/tinystories_1000_clean.jsonl"
-MARKER = "against"
 
 _REPAIR = "repair=least-squares"
 _REWARD = f"{_REPAIR},reward=repaired"
@@ -57,50 +56,45 @@ ROUNDS = {
 """What is measured together, beside the paper's agent; ``steps`` are its own around the best."""
 
 
-def main() -> int:
-    """Chooses the step sizes, measures what is missing, and makes the tables."""
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    arguments = make_parser().parse_args()
-    config = from_arguments(BenchmarkConfig, arguments)
-    page = None if config.into is None else Path(config.into)
-    if page is not None:
-        check_page(page, MARKER)
-    failed = 0
-    if not config.report:
-        stories = str(arguments.assets / TINYSTORIES)
-        vars(arguments).setdefault("calibration", f"{stories}[:500]")
-        vars(arguments).setdefault("evaluation", f"{stories}[500:1000]")
-        data = from_arguments(DataConfig, arguments), given(DataConfig, arguments)
-        models = [_place(model, arguments.assets) for model in arguments.models]
-        while cells := open_grid(Scores(read_records(Path(config.output))), models, config):
-            if run(cells, config, *data):
-                return 1
-        chosen = best_steps(Scores(read_records(Path(config.output))))
-        failed = run(matches(chosen, models, config, arguments.only), config, *data)
-    text = tables(Scores(read_records(Path(config.output))))
-    if page is None:
-        print(text)
-    else:
-        with saving(page, "free some space and repeat the command with --report"):
-            renew_page(page, MARKER, text)
-    return 1 if failed else 0
+@dataclass(frozen=True)
+class RoundsConfig(Config):
+    """What is compared: both agents on every model, in rounds."""
 
-
-def make_parser() -> ArgumentParser:
-    """The options of benchmark_agents.py with the models and evaluations of the comparison."""
-    parser = ArgumentParser(__doc__)
-    parser.add_argument("--assets", type=Path, default=Path(), help="folder with models and text")
-    models = ["stories260K", "babyllama-361", "builtin"]
-    parser.add_argument("--models", nargs="+", default=models, help="of the assets, and builtin")
-    rounds = list(ROUNDS)
-    parser.add_argument(
-        "--only", choices=rounds, nargs="+", default=rounds, help="what is measured (everything)"
+    assets: str = option(".", "folder with models and text")
+    models: tuple[str, ...] = option(
+        ("stories260K", "babyllama-361", "builtin"), "models of the assets, and builtin"
     )
-    parser.add(BenchmarkConfig)
-    parser.add(DataConfig)
-    parser.set_defaults(output="against", seeds=3, total_timesteps=FULL)
-    return parser
+    only: tuple[str, ...] = option(tuple(ROUNDS), "rounds that are measured", choices=list(ROUNDS))
+
+
+@dataclass(frozen=True)
+class AgainstConfig(BenchmarkConfig):
+    """Comparison: how much is measured, where it goes and what is shown of it."""
+
+    output: str = option("against", "directory of the runs and of benchmark.jsonl", metavar="DIR")
+    seeds: int = option(3, "seeds of both agents", minimum=1)
+    total_timesteps: int = option(3000, "mask evaluations of the paper's agent", minimum=1)
+    marker: str = option("against", "--into: name of the place in the page")
+
+
+def rounds(compared: RoundsConfig, config: AgainstConfig) -> Iterator[list[Cell]]:
+    """Yields the cells of the grid of step sizes until it is whole, then those of the rounds."""
+    models = [_place(model, compared.assets) for model in compared.models]
+    while cells := open_grid(Scores(read_records(config.records)), models, config):
+        yield cells
+    steps = best_steps(Scores(read_records(config.records)))
+    yield matches(steps, models, config, compared.only)
+
+
+def stories(compared: RoundsConfig) -> dict[str, str]:
+    """Returns the text of the assets: the first half calibrates, the second half evaluates."""
+    text = Path(compared.assets) / TINYSTORIES
+    return {"calibration": f"{text}[:500]", "evaluation": f"{text}[500:1000]"}
+
+
+def report(config: AgainstConfig) -> str:
+    """Writes the tables; returns what to print."""
+    return publish(tables(Scores(read_records(config.records))), config)
 
 
 def reinforce(step: float) -> str:
@@ -108,12 +102,12 @@ def reinforce(step: float) -> str:
     return f"reinforce:learning-rate={step:g},{_REPAIR}"
 
 
-def open_grid(scores: Scores, models: list[str], config: BenchmarkConfig) -> list[BenchmarkCell]:
+def open_grid(scores: Scores, models: list[str], config: BenchmarkConfig) -> list[Cell]:
     """The cells of the grid that are to be measured next; none once each best has neighbours."""
     agents_tasks = []
     for model in models:
         task = f"{model}:{GRID_RATE:g}"
-        losses = step_losses(scores, BenchmarkTask.parse(task).name)
+        losses = step_losses(scores, f"{model_name(model)}:{GRID_RATE:g}")
         wanted = set(FIRST)
         if wanted <= losses.keys():
             wanted = set(around(min(losses, key=lambda step: losses[step])))
@@ -122,7 +116,7 @@ def open_grid(scores: Scores, models: list[str], config: BenchmarkConfig) -> lis
     return [
         cell
         for agent, task in agents_tasks
-        for cell in plan([agent], [task], seeds, reference=False)
+        for cell in agent_cells([agent], [task], seeds, reference=False)
     ]
 
 
@@ -177,8 +171,8 @@ def cell_steps(scores: Scores) -> dict[str, float]:
 
 
 def matches(
-    steps: Mapping[str, float], models: list[str], config: BenchmarkConfig, only: list[str]
-) -> list[BenchmarkCell]:
+    steps: Mapping[str, float], models: list[str], config: BenchmarkConfig, only: Sequence[str]
+) -> list[Cell]:
     """The cells of some rounds, all models of a round before the next one."""
     cells = []
     for name in only:
@@ -186,7 +180,7 @@ def matches(
             best = steps[model_name(model)]
             others = [reinforce(step) for step in (around(best) if name == "steps" else [best])]
             tasks = [f"{model}:{rate:g}" for rate in RATES]
-            cells += plan([*ROUNDS[name], *others], tasks, config.all_seeds, reference=False)
+            cells += agent_cells([*ROUNDS[name], *others], tasks, config.all_seeds, reference=False)
     return list(dict.fromkeys(cells))
 
 
@@ -263,9 +257,12 @@ def _tokens(run: Record, column: str) -> float:
     return float(end["tokens"])
 
 
-def _place(model: str, assets: Path) -> str:
-    return model if model == "builtin" else str(assets / "models" / model)
+def _place(model: str, assets: str) -> str:
+    return model if model == "builtin" else str(Path(assets) / "models" / model)
 
+
+EXPERIMENT = Experiment(__doc__, RoundsConfig, AgainstConfig, rounds, report, stories)
+main = EXPERIMENT.main
 
 if __name__ == "__main__":
     run_command(main)

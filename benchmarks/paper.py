@@ -11,37 +11,49 @@ not measured again, so the command can be killed and repeated at any time.
 """
 
 import argparse
-import json
-import multiprocessing
 import os
 import signal
 import sys
-import time
-from collections.abc import Iterator
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from cells import TABLES, Cell
+from paper_cells import TABLES, adapted, resolved, vary
+from paper_measure import Work, measure
+from paper_tables import draw_figures, fill, markdown
 
-Record = dict[str, Any]
+from pgprune.experiments.cells import Cell
+from pgprune.experiments.records import missing, read_records
+from pgprune.experiments.runner import side_by_side
+from pgprune.utils.jsonl import close_line
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(words: Sequence[str] | None = None) -> int:
     """Measures what is missing, or prints the tables."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_args(words)
     options.output.mkdir(parents=True, exist_ok=True)
     path = options.output / "results.jsonl"
     names = options.only or list(TABLES)
     if options.report:
-        return _report(read_records(path), names, options)
+        records = read_records(path, adapted)
+        if options.into:
+            options.into.write_text(fill(options.into.read_text(), records))
+        else:
+            print(markdown(records, names))
+        draw_figures(records, options.output)
+        return 0
     cells = wanted(names, options.seeds, options.timesteps)
-    return run(cells, path, options.assets, options.workers, options.windows)
+    close_line(path)
+    lacking = [cell for cell, _ in missing(cells, read_records(path, adapted))]
+    print(f"{len(cells)} cells, {len(cells) - len(lacking)} measured before", file=sys.stderr)
+    work = [Work(cell, options.assets, options.windows, path) for cell in lacking]
+    # One worker stays in this process, where cells share what they load.
+    return side_by_side(work, measure, options.workers if options.workers > 1 else 0)
 
 
-def wanted(names: list[str], seeds: int | None = None, timesteps: int | None = None) -> list[Cell]:
-    """The cells of some tables, each once, in the tables' order.
+def wanted(
+    names: Sequence[str], seeds: int | None = None, timesteps: int | None = None
+) -> list[Cell]:
+    """Returns the cells of some tables, each once, in the tables' order.
 
     Args:
         names: of the tables.
@@ -50,109 +62,9 @@ def wanted(names: list[str], seeds: int | None = None, timesteps: int | None = N
     """
     cells = [cell for name in names for cell in TABLES[name].cells]
     if timesteps:
-        cells = [Cell(**asdict(cell) | {"timesteps": timesteps}) for cell in cells]
-    kept = [cell.resolved() for cell in cells if seeds is None or cell.seed < seeds]
+        cells = [vary(cell, timesteps=timesteps) for cell in cells]
+    kept = [resolved(cell) for cell in cells if seeds is None or cell.seed < seeds]
     return list(dict.fromkeys(kept))
-
-
-def run(cells: list[Cell], path: Path, assets: Path, workers: int = 2, windows: int = 400) -> int:
-    """Measures the cells that the file does not have, and appends each as one line.
-
-    Args:
-        cells: what to measure.
-        path: the JSON lines.
-        assets: folder with ``models`` and ``text``.
-        workers: processes of one thread each; 1 stays in this process.
-        windows: evaluation windows of each text.
-
-    Returns:
-        The number of cells that failed.
-    """
-    done = {Cell(**record["cell"]) for record in read_records(path)}
-    missing = [cell for cell in cells if cell not in done]
-    print(f"{len(cells)} cells, {len(cells) - len(missing)} measured before", file=sys.stderr)
-    started = time.perf_counter()
-    failures = 0
-    work = partial(_measure, assets=assets, windows=windows)
-    for count, record in enumerate(_map(work, missing, workers), start=1):
-        if "error" in record:
-            failures += 1
-        else:
-            append_record(path, record)
-        seconds = time.perf_counter() - started
-        left = seconds / count * (len(missing) - count) / 60
-        print(f"{count}/{len(missing)}, {left:.0f} min left: {_line(record)}", file=sys.stderr)
-    return failures
-
-
-def read_records(path: Path) -> list[Record]:
-    """The records of a file; a line that a crash left unfinished does not count."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
-
-
-def append_record(path: Path, record: Record) -> None:
-    """Appends one line and forces it to the disk; an unfinished line before it is closed."""
-    with path.open("a+b") as file:
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(0, end - 1))
-        torn = end > 0 and file.read(1) != b"\n"
-        file.write(b"\n" * torn + json.dumps(record).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _report(records: list[Record], names: list[str], options: argparse.Namespace) -> int:
-    from report import figures, fill, markdown
-
-    if options.into:
-        options.into.write_text(fill(options.into.read_text(), records))
-    else:
-        print(markdown(records, names))
-    figures(records, options.output)
-    return 0
-
-
-def _map(work: partial[Record], cells: list[Cell], workers: int) -> Iterator[Record]:
-    if workers == 1:
-        yield from map(work, cells)
-        return
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, initializer=_one_thread) as pool:
-        yield from pool.imap_unordered(work, cells)
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def _measure(cell: Cell, assets: Path, windows: int) -> Record:
-    from measure import measure
-
-    _one_thread()
-    try:
-        return measure(cell, assets, windows)
-    except Exception as error:  # one cell must not end an afternoon; it is reported and not stored
-        return {"cell": asdict(cell), "error": f"{type(error).__name__}: {error}"}
-
-
-def _line(record: Record) -> str:
-    plain = asdict(Cell())
-    cell = " ".join(
-        f"{name}={value}" for name, value in record["cell"].items() if value != plain[name]
-    )
-    if "masks" not in record:
-        return f"{cell} {record.get('error', '')}"
-    learned = record["masks"]["learned"]["perplexity"]
-    shown = " ".join(f"{name} {value:.2f}" for name, value in learned.items())
-    return f"{cell} -> {shown} in {record['seconds']:.0f} s"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -18,10 +18,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from report import spread
 from safetensors.torch import load_file
 
-from pgprune.utils.markdown import renew
+from pgprune.utils.markdown import grid, renew, spread
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 METHODS = {"wanda-sp": "Wanda-sp", "policy-gradient": "policy gradient"}
@@ -87,7 +86,7 @@ def table(options: argparse.Namespace) -> str:
     sets = list(found[0]["perplexity"]["before"])
     head = ["mask", "parameters"]
     head += [f"{name}, {when}" for name in sets for when in ("pruned", "finetuned")]
-    lines = [head, ["---"] + ["---:"] * (len(head) - 1), _dense(options, sets)]
+    lines = [_dense(options, sets)]
     for method, rows in records.items():
         cells = [METHODS[method], f"{rows[0]['parameters']:,}" if rows else "–"]
         for name in sets:
@@ -98,8 +97,8 @@ def table(options: argparse.Namespace) -> str:
     data, evaluation, lora = (found[0][key] for key in ("data", "evaluation", "lora"))
     windows = ", ".join(f"{count} of {name}" for name, count in evaluation["windows"].items())
     return (
-        "".join(f"| {' | '.join(line)} |\n" for line in lines)
-        + f"\nPrune rate {options.prune_rate:g}, {options.timesteps:,} mask evaluations; finetuned "
+        f"{grid(head, lines)}\nPrune rate {options.prune_rate:g}, "
+        f"{options.timesteps:,} mask evaluations; finetuned "
         f"on {data['windows']:,} windows of {data['sequence_length']} tokens of the training part "
         f"of the built-in code ({found[0]['updates']['planned']:,} updates of "
         f"{lora['batch_size']}, step size {lora['learning_rate']:g}). "

@@ -3,128 +3,125 @@ r"""Chooses the settings in experiments/benchmark_settings with six trials for e
     python benchmarks/tune_agents.py --tasks DIR:0.4 --calibration a.jsonl --output tuning
     python benchmarks/tune_agents.py --output tuning --report --into docs/benchmark/tuning.md
 
-What is tried stands under ``search`` in each agent's file. A trial is a cell of
-scripts/benchmark_agents.py, whose records and runs are in the output directory; it can be killed
-and repeated like that. Trials are judged by the loss on the validation batch, on seeds that the
-benchmark does not have, and should be on a task that it does not have.
+The values to try stand under ``search`` in each agent's file. A trial is a cell of
+scripts/benchmark_agents.py, whose records and runs are in the output directory, and the command
+can be killed and repeated like that one. Trials are judged by the loss on the validation batch, on
+seeds that the benchmark does not have, and should be on a task that it does not have.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from transformers.utils import logging
-
 from pgprune.agents.registry import AGENTS
-from pgprune.data.stream import DataConfig
 from pgprune.errors import PruningError
-from pgprune.experiments.agent_cells import BenchmarkConfig, agent_options, plan
-from pgprune.experiments.agent_runner import run
-from pgprune.experiments.agent_scores import Scores, read_records
-from pgprune.experiments.hyperparameters import BENCHMARK_SETTINGS, read_hyperparameters
-from pgprune.utils.command_line import ArgumentParser, from_arguments, given, run_command
-from pgprune.utils.files import saving
-from pgprune.utils.markdown import check_page, grid, renew_page, spread
+from pgprune.experiments.cells import Cell, check_method, parts
+from pgprune.experiments.experiment import Experiment
+from pgprune.experiments.hyperparameters import read_hyperparameters
+from pgprune.experiments.plan import BenchmarkConfig, BenchmarkedConfig, agent_cells
+from pgprune.experiments.records import read_records
+from pgprune.experiments.report import publish
+from pgprune.experiments.scores import Scores
+from pgprune.utils.command_line import run_command
+from pgprune.utils.markdown import grid, spread
+from pgprune.utils.options import option
 
-FIRST_SEED = 100  # the benchmark's begin at 0
-TRIALS = 6  # of each agent
-MARKER = "tuning"
-
-
-def main() -> int:
-    """Measures the trials that are not measured, then writes the table and prints the choice."""
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    arguments = make_parser().parse_args()
-    config = replace(from_arguments(BenchmarkConfig, arguments), first_seed=FIRST_SEED)
-    if config.into is not None:
-        check_page(Path(config.into), MARKER)
-    failed = 0
-    if not config.report:
-        directory = (
-            BENCHMARK_SETTINGS if config.hyperparameters is None else Path(config.hyperparameters)
-        )
-        named = [one for agent in arguments.agents for one in trials(agent, directory)]
-        cells = plan(named, arguments.tasks, config.all_seeds, reference=False)
-        data = from_arguments(DataConfig, arguments)
-        failed = run(cells, config, data, given(DataConfig, arguments))
-    scores = Scores(read_records(Path(config.output)))
-    text = table(scores)
-    if config.into is None:
-        print(text)
-    else:
-        with saving(Path(config.into), "free some space and repeat the command with --report"):
-            renew_page(Path(config.into), MARKER, text)
-    for agent in best(scores).values():
-        print(yaml_of(agent))
-    return 1 if failed else 0
+TRIALS = 6  # the same effort for every agent
 
 
-def make_parser() -> ArgumentParser:
-    """The options of benchmark_agents.py, with fewer seeds."""
-    parser = ArgumentParser(__doc__)
-    parser.add_argument("--agents", nargs="+", default=list(AGENTS), metavar="X", help="(all)")
-    parser.add_argument(
-        "--tasks", nargs="+", default=["builtin:0.4"], metavar="X", help="(builtin:0.4)"
-    )
-    parser.add(BenchmarkConfig)
-    parser.add(DataConfig)
-    parser.set_defaults(output="tuning", seeds=2)
-    return parser
+@dataclass(frozen=True)
+class TuningConfig(BenchmarkConfig):
+    """Tuning: how much is measured, where it goes and what is shown of it."""
+
+    output: str = option("tuning", "directory of the runs and of benchmark.jsonl", metavar="DIR")
+    seeds: int = option(2, "seeds of every trial", minimum=1)
+    first_seed: int = option(100, "the first of them; the benchmark's begin at 0", minimum=0)
+    marker: str = option("tuning", "--into: name of the place in the page")
+
+
+@dataclass(frozen=True)
+class TunedConfig(BenchmarkedConfig):
+    """What is tuned: every agent on every task."""
+
+    tasks: tuple[str, ...] = option(("builtin:0.4",), "MODEL:RATE or MODEL:RATE:GRANULARITY")
+
+
+def trial_cells(tuned: TunedConfig, config: TuningConfig) -> list[Cell]:
+    """Returns the cells of all trials."""
+    named = [name for one in tuned.agents for name in (AGENTS if one == "all" else [one])]
+    agents = [trial for agent in named for trial in trials(agent, config.settings)]
+    return agent_cells(agents, tuned.tasks, config.all_seeds, reference=False)
 
 
 def trials(agent: str, directory: Path) -> list[str]:
-    """An agent with each combination of its options to try, as ``ppo:ppo-clip=0.1``.
+    """Returns an agent with each combination of its options to try: ``ppo:ppo-clip=0.1``.
 
     Raises:
         PruningError: there is no such agent, or its file has more or fewer trials than others.
     """
-    agent_options(agent)
-    every = read_hyperparameters(agent, directory).trials()
-    if len(every) != TRIALS:
+    check_method(agent, AGENTS, "agent")
+    combinations = read_hyperparameters(agent, directory).trials()
+    if len(combinations) != TRIALS:
         raise PruningError(
-            f"the search of {directory / agent}.yaml has {len(every)} combinations; every agent "
-            f"gets {TRIALS}"
+            f"the search of {directory / agent}.yaml has {len(combinations)} combinations; every "
+            f"agent gets {TRIALS}"
         )
     return [
         f"{agent}:" + ",".join(f"{name.replace('_', '-')}={value}" for name, value in one.items())
-        for one in every
+        for one in combinations
     ]
 
 
 def best(scores: Scores) -> dict[str, str]:
-    """The trial with the lowest mean loss of each agent, by agent."""
+    """Returns the trial with the lowest mean loss of each agent, by agent."""
     found: dict[str, str] = {}
     for agent in sorted(scores.agents, key=lambda one: mean(scores, one)):
-        found.setdefault(agent.partition(":")[0], agent)
+        found.setdefault(parts(agent)[0], agent)
     return found
 
 
 def mean(scores: Scores, agent: str) -> float:
-    """The mean loss of a trial over tasks and seeds; infinite where a task failed."""
+    """Returns the mean loss of a trial over tasks and seeds; infinite where a task failed."""
     losses = [scores.losses(agent, task) for task in scores.tasks]
     if not all(losses):
         return float("inf")
-    return sum(sum(each) / len(each) for each in losses) / len(losses)
+    return sum(sum(found) / len(found) for found in losses) / len(losses)
 
 
 def table(scores: Scores) -> str:
-    """All trials by loss, under each agent's name, the chosen one bold."""
+    """Returns all trials by loss, under each agent's name, the chosen one bold."""
     chosen, lines = best(scores), []
     for name in sorted(chosen):
-        own = [agent for agent in scores.agents if agent.partition(":")[0] == name]
-        for agent in sorted(own, key=lambda one: mean(scores, one)):
+        trials = [agent for agent in scores.agents if parts(agent)[0] == name]
+        for agent in sorted(trials, key=lambda one: mean(scores, one)):
             mark = "**" if agent == chosen[name] else ""
             losses = [spread(scores.losses(agent, task)) for task in scores.tasks]
             lines.append([name, f"{mark}{agent.partition(':')[2]}{mark}", *losses])
     return grid(["agent", "options", *scores.tasks], lines)
 
 
+def report(config: TuningConfig) -> str:
+    """Writes the table of all trials; returns what belongs into the agents' files."""
+    scores = Scores(read_records(config.records))
+    said = publish(table(scores), config)
+    chosen = map(yaml_of, best(scores).values())
+    return "\n".join([*([said] if config.into is None else []), *chosen])
+
+
 def yaml_of(agent: str) -> str:
-    """What belongs into an agent's file."""
+    """Returns what belongs into an agent's file."""
     name, _, options = agent.partition(":")
     lines = [f"  {option.replace('=', ': ')}" for option in options.split(",")]
     return "\n".join([f"# {name}.yaml", "default:", *lines])
 
+
+EXPERIMENT = Experiment(
+    __doc__,
+    TunedConfig,
+    TuningConfig,
+    lambda tuned, config: [trial_cells(tuned, config)],
+    report,
+)
+main = EXPERIMENT.main
 
 if __name__ == "__main__":
     run_command(main)

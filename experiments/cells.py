@@ -1,25 +1,140 @@
-"""What cells of a comparison or benchmark have in common: names, options and shared settings."""
+"""A cell: one measured configuration. It is one run, made by the command that its words are for."""
 
-import json
+import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
+from pgprune.agents.registry import AGENTS
 from pgprune.errors import PruningError
+from pgprune.methods import METHODS
+from pgprune.metrics import METRICS
 from pgprune.models.load import ModelConfig
 from pgprune.utils.devices import side_by_side
-from pgprune.utils.files import read_text, saving, write_file
 from pgprune.utils.options import Config, option, same_option
 
+Key = tuple[str, str, int]
+"""A cell's method, task and seed: what tells it from other cells in the records."""
+
+FINEST = "heads+channels"
+RANDOM = "random-search:init=random,total-timesteps=1"
+"""The method that measures masks of random scores, against which agents are scored."""
+
+_CHOSEN = ("agent", "method", "model", "prune_rate", "seed", "output", "resume", "export")
 _MOST_WORKERS = 8  # each loads a model
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method on a model at a prune rate under a seed.
+
+    Attributes:
+        method: of ``METHODS`` or an agent, maybe with options of its command:
+            ``reinforce:init=random``.
+        model: ``builtin``, a hub id or a directory.
+        rate: share of the prunable parameters to remove.
+        seed: of everything random.
+        granularity: what one mask bit prunes; None leaves it to the method.
+    """
+
+    method: str
+    model: str
+    rate: float
+    seed: int
+    granularity: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The method's name without options."""
+        return parts(self.method)[0]
+
+    @property
+    def options(self) -> dict[str, str]:
+        """The options that follow the method's name, by field."""
+        return parts(self.method)[1]
+
+    @property
+    def task(self) -> str:
+        """The pruning problem as records and tables name it, such as ``stories260K:0.5:layers``."""
+        coarse = "" if self.granularity in (None, FINEST) else f":{self.granularity}"
+        return f"{model_name(self.model)}:{self.rate:g}{coarse}"
+
+    @property
+    def key(self) -> Key:
+        """The cell's key in the records."""
+        return self.method, self.task, self.seed
+
+    @property
+    def path(self) -> Path:
+        """The run's directory inside the output directory."""
+        task, method = (re.sub(r"[^\w.=+-]+", "-", name) for name in (self.task, self.method))
+        return Path(task) / method / f"seed{self.seed}"
+
+    @property
+    def needs(self) -> str:
+        """``backward`` if the method back-propagates through the model, else ``forward``."""
+        agent, start = self.name in AGENTS, self.options.get("init", "")
+        scorer = METRICS.get(start) if agent else METHODS[self.name]
+        return "backward" if scorer is not None and scorer.backward else "forward"
+
+    @property
+    def random(self) -> bool:
+        """Whether the method draws; else a seed only shuffles its calibration windows."""
+        return self.name in AGENTS or METHODS[self.name].random
+
+    @property
+    def script(self) -> str:
+        """The command that makes the run."""
+        return "train_agent" if self.name in AGENTS else "prune_baseline"
+
+    def words(
+        self, config: "CellsConfig", text: Mapping[str, Any], own: Mapping[str, Any]
+    ) -> list[str]:
+        """Returns the options of the cell's command as they are typed.
+
+        Args:
+            config: settings that all cells share.
+            text: options for the text, by field.
+            own: options of the method, by field; they win over the shared ones.
+        """
+        agent = self.name in AGENTS
+        options: dict[str, Any] = {"agent" if agent else "method": self.name}
+        if agent or METHODS[self.name].learns:
+            options["total_timesteps" if agent else "learning_timesteps"] = config.evaluations
+        options |= {
+            "model": self.model,
+            "prune_rate": self.rate,
+            "seed": self.seed,
+            "output": Path(config.output) / self.path,
+            "device": config.device,
+            "dtype": config.dtype,
+            **text_of(self.model, text),
+        }
+        if self.granularity is not None:
+            options["granularity"] = self.granularity
+        return [*_words(options | dict(own)), "--quiet"]
+
+    def __str__(self) -> str:
+        return f"{self.task} {self.method} seed {self.seed}"
+
+
+class ZeroShotTasks(NamedTuple):
+    """Zero-shot tasks, the folder of their data (None takes lm-eval's), and items of each."""
+
+    names: Sequence[str] = ()
+    folder: str | None = None
+    limit: int | None = None
 
 
 @dataclass(frozen=True)
 class CellsConfig(Config):
     """Cells: how they are measured, and what is made of them."""
 
+    kind: ClassVar[str] = "method"
+    file: ClassVar[str] = "cells"
+    output: str = option("cells", "directory of the runs, records, tables and plots", metavar="DIR")
     workers: int | None = option(
         None,
         "cells measured at a time, each on one CPU thread and at most one GPU",
@@ -28,6 +143,13 @@ class CellsConfig(Config):
     )
     retry: bool = option(False, "measure again the cells that failed with an error")
     report: bool = option(False, "measure nothing, only write the tables and plots")
+    into: str | None = option(
+        None,
+        "Markdown page whose section between the --marker comments is replaced",
+        unset="print the tables",
+        metavar="FILE",
+    )
+    marker: str = option("cells", "--into: name of the section in the page")
     device: str = same_option(ModelConfig, "device", "auto")
     dtype: str = same_option(ModelConfig, "dtype", "auto")
 
@@ -36,21 +158,88 @@ class CellsConfig(Config):
         """How many cells are measured side by side."""
         return self.workers or min(_MOST_WORKERS, side_by_side(self.device))
 
+    @property
+    def evaluations(self) -> int:
+        """Mask evaluations of everything that learns."""
+        raise NotImplementedError
+
+    @property
+    def records(self) -> Path:
+        """The file of the records, which only grows."""
+        return Path(self.output) / f"{self.file}.jsonl"
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """Settings that all cells of an output directory must have in common."""
+        return {"dtype": self.dtype}
+
+    @property
+    def all_repairs(self) -> list[str]:
+        """The repairs that are measured beside each mask as its method leaves it."""
+        return []
+
+    @property
+    def zero_shot(self) -> ZeroShotTasks:
+        """The zero-shot tasks of every cell."""
+        return ZeroShotTasks()
+
+    def options_of(self, cell: Cell) -> dict[str, Any]:
+        """Returns the options of the cell's method, by field."""
+        return dict(cell.options)
+
+
+def parts(method: str) -> tuple[str, dict[str, str]]:
+    """Splits ``name:option=value,option=value`` into the name and the options by field."""
+    name, _, rest = method.partition(":")
+    items = [item.partition("=") for item in filter(None, rest.split(","))]
+    return name, {key.replace("-", "_"): value for key, _, value in items}
+
+
+def check_method(
+    method: str, names: Iterable[str], kind: str = "method", chosen: Sequence[str] = ()
+) -> None:
+    """Checks a method with its options, as far as its name and the form go.
+
+    Args:
+        method: as it was typed.
+        names: the known names.
+        kind: ``method`` or ``agent``, for the errors.
+        chosen: fields that may not follow a name, besides those that every cell has.
+
+    Raises:
+        PruningError: the name is unknown, or something that follows is not an option.
+    """
+    name, _, rest = method.partition(":")
+    if name not in names:
+        known = ", ".join(dict.fromkeys(names))
+        raise PruningError(f"{kind} {name!r} is unknown; choose all, or one of {known}")
+    for item in filter(None, rest.split(",")):
+        if not re.fullmatch(r"[^=]+=.+", item):
+            raise PruningError(
+                f"{item!r} in {kind} {method!r} is not an option and its value; write "
+                f"{name}:option=value"
+            )
+    for field in parts(method)[1]:
+        if field in (*_CHOSEN, *chosen):
+            raise PruningError(
+                f"{field} in {kind} {method!r} is chosen by the comparison; leave it out there"
+            )
+
 
 def model_name(model: str) -> str:
-    """What tables and directories call a model: ``builtin``, a hub id or a directory."""
+    """Returns what tables and directories call a model: ``builtin``, a hub id or a directory."""
     path = Path(model)
     return path.resolve().name if path.exists() else model.replace("/", "-")
 
 
 def place_of(model: str) -> str:
-    """Where a model is, which tells it from another one of its name."""
+    """Returns where a model is, which tells it from another model of its name."""
     path = Path(model)
     return str(path.resolve()) if path.exists() else model
 
 
 def check_names(models: Iterable[str]) -> None:
-    """Makes sure that models have names of their own.
+    """Checks that no two models have the same name.
 
     Raises:
         PruningError: two models of one name.
@@ -62,73 +251,18 @@ def check_names(models: Iterable[str]) -> None:
             )
 
 
-def named_options(
-    text: str, kind: str, names: Collection[str], taken: Sequence[str]
-) -> tuple[str, dict[str, str]]:
-    """A name and the options that follow it: ``name:option=value,option=value``.
-
-    Args:
-        text: as it was typed.
-        kind: what is named, for the errors.
-        names: the known ones.
-        taken: options, by field, that may not follow.
-
-    Raises:
-        PruningError: the name is unknown, or something that follows is not an option.
-    """
-    name, _, rest = text.partition(":")
-    if name not in names:
-        raise PruningError(f"{kind} {name!r} is unknown; choose all, or one of {', '.join(names)}")
-    options = dict[str, str]()
-    for item in filter(None, rest.split(",")):
-        key, equals, value = item.partition("=")
-        if not (key and equals and value):
-            raise PruningError(
-                f"{item!r} in {kind} {text!r} is not an option and its value; write "
-                f"{name}:option=value"
-            )
-        options[key.replace("-", "_")] = value
-    if ours := [key for key in options if key in taken]:
-        raise PruningError(
-            f"{ours[0]} in {kind} {text!r} is the comparison's to choose; leave it out there"
-        )
-    return name, options
+def text_of(model: str, text: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the options for the text that are about a model; the built-in one has its own."""
+    left_out = ("calibration", "evaluation") if model == "builtin" else ()
+    return {name: value for name, value in text.items() if name not in left_out}
 
 
-def words(options: Mapping[str, object]) -> list[str]:
+def _words(options: Mapping[str, object]) -> list[str]:
     """Options by field as they are typed; one that is on or off has a name for each."""
     return [_word(name.replace("_", "-"), value) for name, value in options.items()]
 
 
-def check_same(path: Path, settings: Mapping[str, Any]) -> None:
-    """Makes sure that what is measured later has the settings of what was measured before.
-
-    Args:
-        path: the JSON file of the settings, written if it is not there.
-        settings: plain values.
-
-    Raises:
-        PruningError: a setting was another one, or the file cannot be written.
-    """
-    if path.exists():
-        try:
-            before = dict(json.loads(read_text(path)))
-        except (TypeError, ValueError) as error:
-            raise PruningError(
-                f"{path} does not hold settings ({error}); choose another --output"
-            ) from error
-        for name in {**settings, **before}:
-            if before.get(name) != settings.get(name):
-                raise PruningError(
-                    f"{path.parent} was measured with {name} {before.get(name)!r}, not "
-                    f"{settings.get(name)!r}; go on with the same, or choose another --output"
-                )
-        return
-    with saving(path, "choose another --output"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, (json.dumps(settings, indent=2) + "\n").encode())
-
-
 def _word(option: str, value: object) -> str:
+    # YAML reads on and off as truth values, the command line as texts.
     switches = {"on": f"--{option}", "off": f"--no-{option}"}
     return switches.get(str(value), f"--{option}={value}")

@@ -5,6 +5,7 @@ a granularity, or for a task as MODEL, MODEL:RATE or MODEL:RATE:GRANULARITY. The
 holds lists of values instead, of which benchmarks/tune_agents.py tries all combinations.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from itertools import product
@@ -13,8 +14,7 @@ from typing import Any
 
 from pgprune.agents.registry import AGENTS
 from pgprune.errors import PruningError
-from pgprune.experiments.agent_cells import BenchmarkTask, is_rate
-from pgprune.experiments.cells import model_name
+from pgprune.experiments.cells import Cell, model_name
 from pgprune.masking.units import GRANULARITIES
 from pgprune.metrics.initialization import InitConfig
 from pgprune.utils.files import read_text
@@ -36,9 +36,9 @@ class Hyperparameters:
     entries: Mapping[str, Mapping[str, Any]]
     search: Mapping[str, list[Any]]
 
-    def of(self, task: BenchmarkTask) -> dict[str, Any]:
-        """The options for a task, by field: the narrower entry goes before the wider one."""
-        model, rate, granularity = model_name(task.model), f"{task.rate:g}", task.granularity
+    def of(self, cell: Cell) -> dict[str, Any]:
+        """Returns the options for a cell's task by field; the narrower entry wins."""
+        model, rate, granularity = model_name(cell.model), f"{cell.rate:g}", str(cell.granularity)
         names = [DEFAULT, granularity, model, f"{model}:{rate}", f"{model}:{rate}:{granularity}"]
         found: dict[str, Any] = {}
         for name in names:
@@ -80,6 +80,11 @@ def read_hyperparameters(agent: str, directory: Path = BENCHMARK_SETTINGS) -> Hy
         if not isinstance(values, list) or not values:
             raise PruningError(f"{path}: {name} in {SEARCH} must be a list of values to try")
     return Hyperparameters(entries, search)
+
+
+def is_rate(text: str) -> bool:
+    """Tells whether a text is a number above 0 and below 1."""
+    return bool(re.fullmatch(r"0?\.\d+", text)) and float(text) > 0
 
 
 def _entry(name: str, path: Path) -> str:

@@ -2,7 +2,7 @@
 
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,3 +61,35 @@ def plain_ticks(axis: Any) -> None:
     axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axis.set_minor_formatter(NullFormatter())  # no labels between
+
+
+def legend(figure: Any, panels: Iterable[Any], **style: Any) -> None:
+    """Draws one legend, at the right, of what the panels show."""
+    found = {
+        label: handle
+        for panel in panels
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(found.values(), found.keys(), loc="outside right upper", **style)
+
+
+def heat_map(
+    panel: Any,
+    table: Any,
+    names: Sequence[str],
+    colors: str,
+    limits: tuple[float, float],
+) -> None:
+    """Draws a number for each pair of names as a color.
+
+    Args:
+        panel: to draw in.
+        table: (names, names); NaN is left empty.
+        names: of rows and columns.
+        colors: a color map of matplotlib.
+        limits: numbers at the ends of the color map.
+    """
+    panel.imshow(table, cmap=colors, vmin=limits[0], vmax=limits[1])
+    panel.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    panel.set_yticks(range(len(names)), names)
+    panel.grid(visible=False)

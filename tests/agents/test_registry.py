@@ -14,7 +14,7 @@ from helpers.command import results, train
 from pgprune.agents.base import Agent
 from pgprune.agents.registry import AGENTS, Entry
 from pgprune.errors import PruningError
-from pgprune.experiments.agent_cells import BenchmarkTask
+from pgprune.experiments.cells import Cell
 from pgprune.experiments.hyperparameters import read_hyperparameters
 from pgprune.metrics import Importance
 from pgprune.utils.options import Config, option
@@ -83,4 +83,4 @@ def test_help_and_mistakes_show_it(options: list[str], capsys: pytest.CaptureFix
 def test_experiments_know_it(tmp_path: Path) -> None:
     (tmp_path / "lucky-draw.yaml").write_text("default: {lucky-masks: 6}\n")
     found = read_hyperparameters("lucky-draw", tmp_path)
-    assert found.of(BenchmarkTask("builtin", 0.5)) == {"lucky_masks": 6}
+    assert found.of(Cell("lucky-draw", "builtin", 0.5, 0)) == {"lucky_masks": 6}

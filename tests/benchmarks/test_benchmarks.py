@@ -2,27 +2,24 @@
 
 import json
 import sys
-from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+from helpers.experiments_toy import ROOT, load
+
 BASELINES = ("none", "moving-average")
 
 
-@pytest.fixture
-def paper(monkeypatch):
-    """The script as a module, with one small table in place of its own."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    import cells
-    import paper
-
-    tiny = [cells.Cell(timesteps=4, prune_rate=0.5, baseline=name) for name in BASELINES]
-    table = cells.Table("Tiny", tiny, columns="baseline", values=("metric", "learned", "kept"))
-    monkeypatch.setitem(cells.TABLES, "tiny", table)
-    yield paper
-    for name in ("cells", "measure", "paper", "report", "variance"):
-        sys.modules.pop(name, None)
+@pytest.fixture(scope="module")
+def paper():
+    """The script as a module, with one small table more."""
+    script = load(ROOT / "benchmarks" / "paper.py")
+    own = sys.modules["paper_cells"]
+    cells = [own.ablation(timesteps=4, prune_rate=0.5, baseline=name) for name in BASELINES]
+    values = ("metric", "learned", "kept")
+    script.TABLES["tiny"] = own.Table("Tiny", cells, columns="baseline", values=values)
+    yield script
+    del script.TABLES["tiny"]
 
 
 def test_every_table_is_made_of_cells_that_differ(paper):
@@ -31,25 +28,27 @@ def test_every_table_is_made_of_cells_that_differ(paper):
     every = paper.wanted(list(paper.TABLES))
     assert len(every) == len(set(every))
     assert len(every) < sum(len(table.cells) for table in paper.TABLES.values())
-    learns = [cell for cell in every if cell.task == "learn"]
-    assert all((cell.learning_rate is None) == (cell.agent == "auto") for cell in learns)
+    settings_of = sys.modules["paper_cells"].settings_of
+    learns = {cell: settings_of(cell) for cell in every if cell.name != "variance"}
+    for cell, settings in learns.items():
+        assert (settings["learning_rate"] is None) == (cell.name == "auto")
     assert {cell.seed for cell in paper.wanted(["error-bars"], seeds=2)} == {0, 1}
 
 
-def test_a_line_that_a_crash_left_unfinished_is_measured_again(paper, tmp_path):
-    path = tmp_path / "results.jsonl"
-    paper.append_record(path, {"cell": {"seed": 1}})
-    path.write_bytes(path.read_bytes() + b'{"cell": {"se')
-    paper.append_record(path, {"cell": {"seed": 2}})
-    assert [record["cell"]["seed"] for record in paper.read_records(path)] == [1, 2]
+def test_a_cell_is_its_settings(paper):
+    own = sys.modules["paper_cells"]
+    settings = {"window": 3, "learning_rate": 0.1, "model": "builtin", "seed": 2, "masks": 4}
+    cell = own.ablation(**settings)
+    assert cell.method == "reinforce:window=3,masks=4,learning_rate=0.1"
+    assert own.settings_of(cell) == own.DEFAULTS | settings
+    assert own.ablation(**own.settings_of(cell)) == cell
 
 
 def test_what_other_commands_write_into_a_page_stays(paper):
-    from report import fill
-
     page = "<!-- comparison -->\nkept\n<!-- end -->\n<!-- main -->\nold\n<!-- end -->\n"
     assert (
-        fill(page, []) == "<!-- comparison -->\nkept\n<!-- end -->\n<!-- main -->\n<!-- end -->\n"
+        paper.fill(page, [])
+        == "<!-- comparison -->\nkept\n<!-- end -->\n<!-- main -->\n<!-- end -->\n"
     )
 
 
@@ -66,7 +65,7 @@ def test_a_run_resumes_and_reports(paper, assets, tmp_path, capsys):
     (tmp_path / "results.jsonl").write_text(lines[0] + "\n" + lines[1][:100])
     assert paper.main(arguments) == 0
     assert "2 cells, 1 measured before" in capsys.readouterr().err
-    repeated = paper.read_records(tmp_path / "results.jsonl")[1]
+    repeated = paper.read_records(tmp_path / "results.jsonl", paper.adapted)[1]
     assert repeated["masks"] == second["masks"]
 
     assert paper.main(["--output", str(tmp_path), "--only", "tiny", "--report"]) == 0

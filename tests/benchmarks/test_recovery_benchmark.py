@@ -17,7 +17,7 @@ def recovery(monkeypatch):
     import recovery
 
     yield recovery
-    for name in ("cells", "recovery", "report"):
+    for name in ("recovery",):
         sys.modules.pop(name, None)
 
 

@@ -4,15 +4,18 @@ import pytest
 
 from pgprune.agents.registry import AGENTS
 from pgprune.errors import PruningError
-from pgprune.experiments.agent_cells import BenchmarkCell, BenchmarkConfig, BenchmarkTask
-from pgprune.experiments.agent_runner import settings_of
+from pgprune.experiments.cells import Cell
+from pgprune.experiments.checks import settings_of
 from pgprune.experiments.hyperparameters import BENCHMARK_SETTINGS, read_hyperparameters
+from pgprune.experiments.plan import BenchmarkConfig
 
-TASKS = [BenchmarkTask("builtin", 0.5), BenchmarkTask("builtin", 0.3, "layers")]
+
+def cell(agent, model="builtin", rate=0.5, granularity="heads+channels"):
+    return Cell(agent, model, rate, 0, granularity)
 
 
-def settings(agent, task, own):
-    return settings_of(BenchmarkCell(agent, task, 0).words(BenchmarkConfig(), {}, own))
+def settings(cell, own):
+    return settings_of(cell, cell.words(BenchmarkConfig(), {}, own))
 
 
 def test_every_agent_has_a_file_and_every_file_an_agent():
@@ -24,16 +27,17 @@ def test_the_files_are_valid_and_their_searches_alike(agent):
     found = read_hyperparameters(agent)
     trials = found.trials()
     assert len(trials) == 6 == len({str(one) for one in trials})
-    for task in TASKS:
+    tasks = [cell(agent), cell(agent, rate=0.3, granularity="layers")]
+    for task in tasks:
         own = found.of(task)
         assert own
         for options in [own, *(own | one for one in trials)]:
-            made = settings(agent, task, options)
+            made = settings(task, options)
             assert made.agent.agent == agent and made.pruning.granularity == task.granularity
             for name, value in options.items():
                 holder = made.agent if name == "action" else made.own
                 assert getattr(holder, name) == value
-    fine = {name: value for name, value in found.of(TASKS[0]).items() if name in found.search}
+    fine = {name: value for name, value in found.of(tasks[0]).items() if name in found.search}
     assert all(value in found.search[name] for name, value in fine.items())
 
 
@@ -48,11 +52,11 @@ def test_the_narrower_entry_goes_before_the_wider_one(tmp_path):
     found = read_hyperparameters("auto", tmp_path)
     shared = {"init_samples": 9}
     expected = {
-        BenchmarkTask("other", 0.5): {"population": 4, "deviation": 0.1},
-        BenchmarkTask("other", 0.5, "layers"): {"population": 6, "deviation": 0.1},
-        BenchmarkTask("builtin", 0.3, "layers"): {"population": 6, "deviation": 0.2},
-        BenchmarkTask("builtin", 0.5): {"population": 8, "deviation": 0.2},
-        BenchmarkTask("builtin", 0.5, "layers"): {"population": 10, "deviation": 0.2},
+        cell("auto", "other", 0.5): {"population": 4, "deviation": 0.1},
+        cell("auto", "other", 0.5, "layers"): {"population": 6, "deviation": 0.1},
+        cell("auto", "builtin", 0.3, "layers"): {"population": 6, "deviation": 0.2},
+        cell("auto", "builtin", 0.5): {"population": 8, "deviation": 0.2},
+        cell("auto", "builtin", 0.5, "layers"): {"population": 10, "deviation": 0.2},
     }
     for task, own in expected.items():
         assert found.of(task) == own | shared
@@ -60,7 +64,7 @@ def test_the_narrower_entry_goes_before_the_wider_one(tmp_path):
 
 
 def test_an_agent_without_a_file_has_its_own_defaults(tmp_path):
-    assert read_hyperparameters("auto", tmp_path).of(TASKS[0]) == {}
+    assert read_hyperparameters("auto", tmp_path).of(cell("auto")) == {}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pgprune.experiments.agent_cells import BenchmarkConfig
+from pgprune.experiments.plan import BenchmarkConfig
 from pgprune.utils.devices import choose_device, side_by_side
 from pgprune.utils.process_ids import WORKER, worker
 from pgprune.utils.process_pool import run_tasks

@@ -10,11 +10,11 @@ import math
 import statistics
 from collections.abc import Sequence
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 
-from pgprune.experiments.agent_cells import RANDOM
+from pgprune.experiments.cells import RANDOM
+from pgprune.experiments.records import key_of
 from pgprune.experiments.statistics import (
     Estimate,
     Numbers,
@@ -22,21 +22,10 @@ from pgprune.experiments.statistics import (
     interquartile_mean,
     paired_difference,
 )
-from pgprune.utils.jsonl import Record, read_lines
+from pgprune.utils.jsonl import Record
 
-RECORDS = "benchmark.jsonl"
 GRID = np.linspace(0, 1, 11)
 """Shares of the budget at which learning curves are compared."""
-
-
-def read_records(output: Path) -> list[Record]:
-    """The records of a benchmark's directory, the last one of each cell."""
-    return list({record_key(record): record for record in read_lines(output / RECORDS)}.values())
-
-
-def record_key(record: Record) -> tuple[str, str, int]:
-    """The cell that a record is of, as ``BenchmarkCell.key``."""
-    return record["agent"], record["task"], record["seed"]
 
 
 class Scores:
@@ -51,7 +40,7 @@ class Scores:
     """
 
     def __init__(self, records: Sequence[Record]) -> None:
-        self._runs = {record_key(record): record for record in records if "error" not in record}
+        self._runs = {key_of(one): one for one in records if "curve" in one}
         self.tasks = sorted({task for _, task, _ in self._runs})
         self.agents = sorted({agent for agent, _, _ in self._runs} - {RANDOM})
 

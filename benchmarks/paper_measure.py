@@ -2,20 +2,21 @@
 
 import math
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
-from cells import Cell
+from paper_cells import DEFAULTS, settings_of, vary
 from torch import Tensor
 from variance import estimator_variances
 
 from pgprune.agents import Auto, AutoConfig, Reinforce, ReinforceConfig
 from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.envs import LLMPruningVectorEnv
+from pgprune.experiments.cells import Cell
 from pgprune.masking.budget import Budget
 from pgprune.masking.perplexity import perplexity
 from pgprune.masking.problem import Problem, PruningConfig, make_problem
@@ -27,6 +28,7 @@ from pgprune.metrics.initialization import (
     progressive_rates,
 )
 from pgprune.models.load import ModelConfig
+from pgprune.utils.jsonl import Record, add_line
 
 VALIDATION_SEED = 10_000  # of the calibration windows on which learning rates are compared
 VALIDATION_WINDOWS = 64
@@ -57,43 +59,49 @@ class Prepared:
     figures: dict[str, dict[str, Any]]
 
 
-def measure(cell: Cell, assets: Path, windows: int = 400) -> dict[str, Any]:
-    """Measures a cell.
+@dataclass(frozen=True)
+class Work:
+    """What one process does.
 
-    Args:
-        cell: what to measure, with its learning rate resolved.
+    Attributes:
+        cell: to measure, with its learning rate resolved.
         assets: folder with ``models`` and ``text``.
         windows: evaluation windows of each text.
-
-    Returns:
-        The record: the cell and its figures, all of which JSON can hold.
+        records: the file of the records.
     """
+
+    cell: Cell
+    assets: Path
+    windows: int
+    records: Path
+
+    def __str__(self) -> str:
+        return str(self.cell)
+
+
+def measure(work: Work) -> None:
+    """Measures a cell and adds its record: the settings, and figures of the masks."""
     started = time.perf_counter()
-    plain = Cell()
-    prepared = prepare(
-        replace(
-            cell,
-            score=plain.score,
-            baseline=plain.baseline,
-            window=plain.window,
-            learning_rate=None,
-            timesteps=plain.timesteps,
-        ),
-        assets,
-        windows,
-    )
-    lm = prepared.problem.lm
-    before = lm.meter.tokens
-    learn_started = time.perf_counter()
-    if cell.task == "variance":
-        found = estimator_variances(prepared.problem, prepared.initial, cell.timesteps, cell.seed)
+    cell, settings = work.cell, settings_of(work.cell)
+    learns = ("score", "baseline", "window", "learning_rate", "timesteps")
+    # Cells that differ only in how they learn start alike, and share what is loaded.
+    start = vary(cell, **{name: DEFAULTS[name] for name in learns})
+    prepared = prepare(start, work.assets, work.windows)
+    meter = prepared.problem.lm.meter
+    before, learn_started = meter.tokens, time.perf_counter()
+    found: Record
+    if settings["task"] == "variance":
+        found = estimator_variances(
+            prepared.problem, prepared.initial, settings["timesteps"], cell.seed
+        )
     else:
         mask = _learn(cell, prepared)
-        found = {"learned_tokens": lm.meter.tokens - before}
+        found = {"learned_tokens": meter.tokens - before}
         found["learning_seconds"] = time.perf_counter() - learn_started
         found["masks"] = prepared.figures | {"learned": figures(prepared, mask)}
     found["seconds"] = time.perf_counter() - started
-    return {"cell": asdict(cell), "executor": lm.executor} | found
+    record = {"cell": settings, "executor": prepared.problem.lm.executor} | found
+    add_line(work.records, record)
 
 
 @lru_cache(maxsize=2)
@@ -105,26 +113,28 @@ def prepare(cell: Cell, assets: Path, windows: int) -> Prepared:
         assets: folder with ``models`` and ``text``.
         windows: evaluation windows of each text.
     """
+    settings = settings_of(cell)
+    scope, init, granularity = (settings[name] for name in ("scope", "init", "granularity"))
     problem = make_problem(
         ModelConfig(
             model=cell.model if cell.model == "builtin" else f"{assets}/models/{cell.model}"
         ),
         DataConfig(
-            calibration=_source(cell.calibration, assets),
-            evaluation=_source(cell.evaluation, assets),
+            calibration=_source(settings["calibration"], assets),
+            evaluation=_source(settings["evaluation"], assets),
             evaluation_windows=windows,
         ),
-        PruningConfig(prune_rate=cell.prune_rate, granularity=cell.granularity, scope=cell.scope),
+        PruningConfig(prune_rate=cell.rate, granularity=granularity, scope=scope),
         seed=cell.seed,
-        masks_per_step=cell.masks,
+        masks_per_step=settings["masks"],
     )
-    stages = progressive_rates(cell.prune_rate) if cell.init == PROGRESSIVE else None
+    stages = progressive_rates(cell.rate) if init == PROGRESSIVE else None
     budget = problem.budget
-    first = Budget(problem.units, stages[0], scope=cell.scope) if stages else budget
-    fine = "stream-error" if cell.agent == "auto" else "wanda-sp"
-    metric = METRICS[metric_name(cell.init, cell.granularity, fine)]
+    first = Budget(problem.units, stages[0], scope=scope) if stages else budget
+    fine = "stream-error" if settings["agent"] == "auto" else "wanda-sp"
+    metric = METRICS[metric_name(init, granularity, fine)]
     importance = metric(problem.lm, problem.stream.head(128), first, cell.seed)
-    initial = initial_probabilities(importance, first, cell.transform)
+    initial = initial_probabilities(importance, first, settings["transform"])
     one_shot = importance.mask(budget)
     prepared = Prepared(
         problem,
@@ -135,9 +145,9 @@ def prepare(cell: Cell, assets: Path, windows: int) -> Prepared:
         stages,
         {},
     )
-    if cell.task == "learn":
+    if settings["task"] == "learn":
         masks = {"dense": problem.units.ones(), "metric": one_shot, "start": budget.round(initial)}
-        if cell.granularity == "layers":
+        if granularity == "layers":
             masks |= oracle(prepared)
         for name, mask in masks.items():
             prepared.figures[name] = figures(prepared, mask)
@@ -178,21 +188,18 @@ def oracle(prepared: Prepared) -> dict[str, Tensor]:
 
 def _learn(cell: Cell, prepared: Prepared) -> Tensor:
     """The mask that the agent learns, (n,) uint8."""
-    env = LLMPruningVectorEnv(cell.masks, problem=prepared.problem, seed=cell.seed)
-    if cell.agent == "auto":
-        config = AutoConfig(population=cell.masks)
-        return Auto(env, config, prepared.importance, cell.seed).learn(cell.timesteps).mask()
-    settings = ReinforceConfig(
-        masks_per_step=cell.masks,
-        window=cell.window,
-        learning_rate=cell.learning_rate,
-        score=cell.score,
-        baseline=cell.baseline,
-    )
+    own = settings_of(cell)
+    env = LLMPruningVectorEnv(own["masks"], problem=prepared.problem, seed=cell.seed)
+    if own["agent"] == "auto":
+        config = AutoConfig(population=own["masks"])
+        return Auto(env, config, prepared.importance, cell.seed).learn(own["timesteps"]).mask()
+    names = ("window", "learning_rate", "score", "baseline")
+    chosen = {name: own[name] for name in names}
+    settings = ReinforceConfig(masks_per_step=own["masks"], **chosen)
     agent = Reinforce(
         env, settings, initial=prepared.initial, prune_rates=prepared.stages, seed=cell.seed
     )
-    return agent.learn(cell.timesteps).mask()
+    return agent.learn(own["timesteps"]).mask()
 
 
 def _loss(prepared: Prepared, mask: Tensor) -> float:

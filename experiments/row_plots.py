@@ -4,7 +4,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pgprune.agents.registry import AGENTS
-from pgprune.experiments.method_records import read_records
-from pgprune.experiments.method_rows import Row, columns_of, nearest_rate, rates_of, rows_of
+from pgprune.experiments.rows import Row, columns_of, nearest_rate, rates_of, rows_of
 from pgprune.runs.learned_mask import LearnedMask
-from pgprune.utils.figures import plain_ticks, save_figure
+from pgprune.utils.figures import heat_map, legend, plain_ticks, save_figure
 from pgprune.utils.jsonl import Record
 
 _OURS, _GREY = "#111111", "#888888"
@@ -26,11 +25,12 @@ Distances = dict[tuple[str, str], npt.NDArray[np.float64]]
 """Normalised Hamming distances by layer, (layers,), of pairs of methods."""
 
 
-def plot_all(output: Path, at_rate: float | None = None) -> list[Path]:
+def plot_all(output: Path, every: Sequence[Record], at_rate: float | None = None) -> list[Path]:
     """Draws everything that there are records of, into ``plots``.
 
     Args:
         output: the comparison's directory.
+        every: its records, failures included.
         at_rate: prune rate of the Hamming distances; None is 0.3 or the nearest.
 
     Returns:
@@ -39,7 +39,7 @@ def plot_all(output: Path, at_rate: float | None = None) -> list[Path]:
     Raises:
         PruningError: a file cannot be written, or a mask is damaged.
     """
-    records = [record for record in read_records(output) if "error" not in record]
+    records = [record for record in every if "error" not in record]
     rows, drawn = rows_of(records), []
     for name, granularity in (("channels-heads", _FINE), ("layers", _LAYERS)):
         chosen = [_part(row, granularity) for row in rows]
@@ -91,12 +91,7 @@ def plot_perplexities(path: Path, rows: Sequence[Row]) -> bool:
             panel.set_title(f"{model}\n{name}", loc="left", weight="bold", fontsize=9)
         for panel in panels[-1]:
             panel.set_xlabel("parameters kept (% of the dense model)")
-        found = {
-            label: handle
-            for panel in panels.flat
-            for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
-        }
-        figure.legend(found.values(), found.keys(), loc="outside right upper", fontsize=8)
+        legend(figure, panels.flat, fontsize=8)
 
     return save_figure(path, (3.4 * len(places) + 2.2, 3.2 * len(repairs) + 0.4), draw)
 
@@ -175,22 +170,19 @@ def plot_hamming(path: Path, distances: Distances, title: str) -> bool:
 
 
 def _heat_map(figure: Any, names: Sequence[str], distances: Distances) -> None:
-    """The mean over layers of each pair, in percent, written into the cells."""
-    table = np.full((len(names), len(names)), np.nan)
-    for i, one in enumerate(names):
-        for j, other in enumerate(names):
-            found = np.zeros(1) if i == j else _between(distances, one, other)
-            if found is not None:
-                table[i, j] = 100 * found.mean()
+    """The mean over layers of each pair, in percent, written into the fields."""
+    table = np.zeros((len(names), len(names)))
+    for (i, one), (j, other) in product(enumerate(names), repeat=2):
+        if i != j:
+            found = _between(distances, one, other)
+            table[i, j] = np.nan if found is None else 100 * found.mean()
     panel = figure.subplots()
-    panel.grid(visible=False)
     top = float(np.nanmax(table)) or 1.0
-    panel.imshow(table, cmap="Blues", vmin=0, vmax=1.2 * top)
+    heat_map(panel, table, names, "Blues", (0, 1.2 * top))
     for i, j in zip(*np.nonzero(np.isfinite(table)), strict=True):
         color = "white" if table[i, j] > 0.8 * top else "black"
         panel.text(j, i, f"{table[i, j]:.0f}", ha="center", va="center", color=color, fontsize=8)
-    panel.set_xticks(range(len(names)), names, rotation=45, ha="right", fontsize=8)
-    panel.set_yticks(range(len(names)), names, fontsize=8)
+    panel.tick_params(labelsize=8)
     figure.suptitle("mean over layers (%)", fontsize=9)
 
 

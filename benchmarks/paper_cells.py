@@ -1,66 +1,90 @@
-"""What is measured, as plain data: cells, and the tables that they make up.
+"""The tables of docs/results.md as data: the cells of each, and how they are shown.
 
-A cell is one model pruned once; tables share cells, and a cell of several tables is measured once.
+Tables share cells, and a cell of several tables is measured once.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 from pgprune.agents.reinforce import default_learning_rate
+from pgprune.experiments.cells import Cell
+from pgprune.utils.jsonl import Record
 
 RATES = (0.3, 0.4, 0.5)
 GRID = tuple(2e-3 * 2**k for k in range(7))
 """Learning rates that the formula is chosen on; 2e-3 is the paper's."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One measurement.
+DEFAULTS: dict[str, Any] = {
+    "task": "learn",  # a mask; or "variance", of the estimator at the initial s
+    "model": "stories260K",  # a folder in "models" of the assets, or "builtin"
+    "calibration": "tinystories[:500]",  # a name with "tinystories" is a file of the assets
+    "evaluation": "tinystories[500:1000]",
+    "granularity": "heads+channels",
+    "prune_rate": 0.4,
+    "init": "auto",
+    "transform": "sigmoid-norm",  # from the metric's scores to probabilities
+    "score": "preconditioned",
+    "baseline": "moving-average",
+    "window": 5,  # T of the moving average
+    "masks": 2,  # masks per step, N_s
+    "scope": "global",  # of the budget
+    "learning_rate": None,  # the formula
+    "timesteps": 2000,
+    "seed": 0,
+    "agent": "reinforce",  # or "auto", which ignores transform to window and the learning rate
+}
+"""The settings of a cell of the paper's tables, by the name that records and tables give them."""
 
-    Attributes:
-        task: ``learn`` a mask; or ``variance``, the estimator's variance at the initial s.
-        model: ``builtin``, or the name of a folder in ``models`` of the assets.
-        calibration: text to calibrate on; a name with ``tinystories`` is a file of the assets.
-        evaluation: text to evaluate on.
-        granularity: what a unit is.
-        prune_rate: share to remove.
-        init: metric that the probabilities start from, as ``--init``.
-        transform: from its scores to probabilities.
-        score: score function of the estimator.
-        baseline: baseline of the estimator.
-        window: window T of the moving average.
-        masks: masks per step, N_s.
-        scope: of the budget, global or local.
-        learning_rate: step size; None is the formula.
-        timesteps: mask evaluations.
-        seed: of the calibration stream and of the masks.
-        agent: ``reinforce``, or ``auto``, which ignores transform to window and the learning rate.
+_OF_CELL = ("task", "model", "granularity", "prune_rate", "seed", "agent")
+
+
+def ablation(**settings: Any) -> Cell:
+    """Returns the cell of some settings; those that are left out are the defaults."""
+    every = DEFAULTS | settings
+    changed = [
+        f"{name}={every[name]}"
+        for name, default in DEFAULTS.items()
+        if name not in _OF_CELL and every[name] != default
+    ]
+    name = every["agent"] if every["task"] == "learn" else every["task"]
+    method = ":".join(filter(None, [name, ",".join(changed)]))
+    return Cell(method, every["model"], every["prune_rate"], every["seed"], every["granularity"])
+
+
+def settings_of(cell: Cell) -> dict[str, Any]:
+    """Returns all settings of a cell, as ``ablation`` takes them."""
+    kinds = {name: type(default) for name, default in DEFAULTS.items()} | {"learning_rate": float}
+    options = {name: kinds[name](value) for name, value in cell.options.items()}
+    kind = {"task": cell.name} if cell.name == "variance" else {"agent": cell.name}
+    place = {"model": cell.model, "prune_rate": cell.rate, "granularity": cell.granularity}
+    return {**DEFAULTS, **options, **kind, **place, "seed": cell.seed}
+
+
+def vary(cell: Cell, **settings: Any) -> Cell:
+    """Returns the cell with other settings."""
+    return ablation(**settings_of(cell) | settings)
+
+
+def resolved(cell: Cell) -> Cell:
+    """Returns the cell with the formula's learning rate, which is what is measured and stored."""
+    settings = settings_of(cell)
+    if settings["learning_rate"] is not None or cell.name != "reinforce":
+        return cell
+    rate = default_learning_rate(settings["timesteps"], settings["granularity"])
+    return vary(cell, learning_rate=rate)
+
+
+def adapted(record: Record) -> Record:
+    """Returns a record with the key of its cell; older ones lack settings that came later.
+
+    Raises:
+        KeyError: it is no record of a cell.
     """
-
-    task: str = "learn"
-    model: str = "stories260K"
-    calibration: str = "tinystories[:500]"
-    evaluation: str = "tinystories[500:1000]"
-    granularity: str = "heads+channels"
-    prune_rate: float = 0.4
-    init: str = "auto"
-    transform: str = "sigmoid-norm"
-    score: str = "preconditioned"
-    baseline: str = "moving-average"
-    window: int = 5
-    masks: int = 2
-    scope: str = "global"
-    learning_rate: float | None = None
-    timesteps: int = 2000
-    seed: int = 0
-    agent: str = "reinforce"
-
-    def resolved(self) -> "Cell":
-        """The cell with the formula's learning rate in place of None, which is what is stored."""
-        if self.learning_rate is not None or self.task != "learn" or self.agent != "reinforce":
-            return self
-        rate = default_learning_rate(self.timesteps, self.granularity)
-        return replace(self, learning_rate=rate)
+    method, task, seed = ablation(**record["cell"]).key
+    cell = {"method": method, "task": task, "seed": seed, "cell": DEFAULTS | record["cell"]}
+    return record | cell
 
 
 @dataclass(frozen=True)
@@ -72,7 +96,7 @@ class Table:
         cells: in the order in which they are measured.
         rows: fields whose values name a row; ``set`` is the evaluation text.
         columns: the field whose values become columns, if any.
-        values: what is shown of each group of seeds: names of ``report.VALUES``.
+        values: what is shown of each group of seeds: names of ``paper_tables.VALUES``.
     """
 
     title: str
@@ -84,20 +108,20 @@ class Table:
 
 def seeds(count: int, cells: list[Cell]) -> list[Cell]:
     """Each cell under seeds 0, 1, ...; all cells of a seed come before the next seed."""
-    return [replace(cell, seed=seed) for seed in range(count) for cell in cells]
+    return [vary(cell, seed=seed) for seed in range(count) for cell in cells]
 
 
 def builtin(cell: Cell) -> Cell:
     """The same cell on the built-in model, calibrated on code and evaluated on code and prose."""
-    return replace(cell, model="builtin", calibration="builtin", evaluation="builtin")
+    return vary(cell, model="builtin", calibration="builtin", evaluation="builtin")
 
 
 def baby(cell: Cell) -> Cell:
     """The same cell on babyllama-361."""
-    return replace(cell, model="babyllama-361")
+    return vary(cell, model="babyllama-361")
 
 
-_STORIES = [Cell(prune_rate=rate) for rate in RATES]
+_STORIES = [ablation(prune_rate=rate) for rate in RATES]
 _MASKS = ("metric", "learned")
 _STARTS = ("auto", "random", "random-progressive", "llm-pruner")
 _SWEEP = (0.002, 0.01, 0.02, 0.05, 0.1)
@@ -110,43 +134,43 @@ def _main() -> list[Cell]:
 def _auto(evaluations: int = 260) -> list[Cell]:
     """The recommended agent beside the default one; its validations would make 300."""
     cells = [*_STORIES, *map(baby, _STORIES), *map(builtin, _STORIES)]
-    few = [replace(cell, agent="auto", masks=10, timesteps=evaluations) for cell in cells]
+    few = [vary(cell, agent="auto", masks=10, timesteps=evaluations) for cell in cells]
     return seeds(3, [*few, *cells])
 
 
 def _reproduction() -> list[Cell]:
-    low, high = (Cell(prune_rate=rate, learning_rate=0.05) for rate in (0.3, 0.5))
-    sweep = [replace(high, learning_rate=rate) for rate in _SWEEP]
+    low, high = (ablation(prune_rate=rate, learning_rate=0.05) for rate in (0.3, 0.5))
+    sweep = [vary(high, learning_rate=rate) for rate in _SWEEP]
     return seeds(8, [low]) + seeds(3, [high]) + sweep
 
 
 def _grid(budgets: tuple[int, ...]) -> list[Cell]:
-    return [Cell(timesteps=n, learning_rate=rate) for n, rate in product(budgets, GRID)]
+    return [ablation(timesteps=n, learning_rate=rate) for n, rate in product(budgets, GRID)]
 
 
 def _learning_rate() -> list[Cell]:
     short, long = _grid((300, 1000)), _grid((3000,))
-    again = [replace(cell, seed=seed) for seed in (1, 2) for cell in (*short, *long)]
+    again = [vary(cell, seed=seed) for seed in (1, 2) for cell in (*short, *long)]
     return [*short, *map(baby, short), *long, *again, *map(baby, long)]
 
 
 def _window_masks() -> list[Cell]:
     variants = [{}, {"window": 3}, {"window": 7}, {"masks": 3}, {"masks": 4}]
     rates = (0.3, 0.5)
-    return seeds(3, [Cell(prune_rate=r, **v) for r, v in product(rates, variants)])
+    return seeds(3, [ablation(prune_rate=r, **v) for r, v in product(rates, variants)])
 
 
 def _layers() -> list[Cell]:
-    plain = Cell(granularity="layers", transform="score-const", timesteps=500)
-    small = [replace(plain, prune_rate=rate) for rate in (0.2, 0.4, 0.6)]
-    large = [replace(builtin(small[0]), prune_rate=rate) for rate in (0.25, 0.33, 0.5)]
+    plain = ablation(granularity="layers", transform="score-const", timesteps=500)
+    small = [vary(plain, prune_rate=rate) for rate in (0.2, 0.4, 0.6)]
+    large = [vary(builtin(small[0]), prune_rate=rate) for rate in (0.25, 0.33, 0.5)]
     return seeds(3, small) + seeds(3, large)
 
 
 def _domain() -> list[Cell]:
     sources = ("builtin", "builtin:prose")
     cells = [
-        replace(builtin(Cell(prune_rate=rate, timesteps=1000)), calibration=source)
+        vary(builtin(ablation(prune_rate=rate, timesteps=1000)), calibration=source)
         for rate, source in product((0.5, 0.3), sources)
     ]
     return seeds(3, cells)
@@ -181,8 +205,8 @@ TABLES: dict[str, Table] = {
     ),
     "baseline": Table(
         "With and without the moving-average baseline (Table A8)",
-        seeds(3, [*_STORIES, *(replace(cell, baseline="none") for cell in _STORIES)])
-        + seeds(3, [replace(cell, baseline="leave-one-out") for cell in _STORIES]),
+        seeds(3, [*_STORIES, *(vary(cell, baseline="none") for cell in _STORIES)])
+        + seeds(3, [vary(cell, baseline="leave-one-out") for cell in _STORIES]),
         columns="baseline",
     ),
     "window-masks": Table(
@@ -193,7 +217,7 @@ TABLES: dict[str, Table] = {
     ),
     "transform": Table(
         "From scores to probabilities (Table A10)",
-        seeds(3, [*_STORIES, *(replace(cell, transform="score-const") for cell in _STORIES)]),
+        seeds(3, [*_STORIES, *(vary(cell, transform="score-const") for cell in _STORIES)]),
         columns="transform",
         values=("start", "learned"),
     ),
@@ -201,19 +225,22 @@ TABLES: dict[str, Table] = {
         "Initialisation (Table 2)",
         seeds(
             3,
-            [replace(cell, init=init) for cell, init in product(_STORIES, _STARTS)],
+            [vary(cell, init=init) for cell, init in product(_STORIES, _STARTS)],
         ),
         columns="init",
         values=("start", "learned"),
     ),
     "scope": Table(
         "Global against local budgets (Fig. 5)",
-        seeds(3, [*_STORIES, *(replace(cell, scope="local") for cell in _STORIES)]),
+        seeds(3, [*_STORIES, *(vary(cell, scope="local") for cell in _STORIES)]),
         columns="scope",
     ),
     "variance": Table(
         "Variance of the estimator at the initial s (Appendix A.4)",
-        [Cell("variance", prune_rate=rate, timesteps=1200) for rate in (0.1, 0.2, 0.3, 0.4, 0.5)],
+        [
+            ablation(task="variance", prune_rate=rate, timesteps=1200)
+            for rate in (0.1, 0.2, 0.3, 0.4, 0.5)
+        ],
     ),
     "error-bars": Table(
         "Ten seeds (Table A7)",

@@ -2,14 +2,11 @@
 
 import math
 import statistics
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 from pgprune.errors import PruningError
-from pgprune.experiments.method_cells import ComparisonConfig
-from pgprune.experiments.method_records import read_records
-from pgprune.experiments.method_rows import (
+from pgprune.experiments.report import failures_list
+from pgprune.experiments.rows import (
     Column,
     Row,
     best_forward,
@@ -19,33 +16,10 @@ from pgprune.experiments.method_rows import (
     rates_of,
     rows_of,
 )
-from pgprune.utils.files import saving, write_file
 from pgprune.utils.jsonl import Record
-from pgprune.utils.markdown import grid, renew_page, spread
+from pgprune.utils.markdown import grid, spread
 
 _MIB = 2**20
-
-
-def report(output: Path, config: ComparisonConfig) -> str:
-    """Writes the tables to ``comparison.md``, and into a page if asked to.
-
-    Args:
-        output: the comparison's directory.
-        config: its settings.
-
-    Returns:
-        What to print: the tables, or where they are in a page, their first sentence.
-
-    Raises:
-        PruningError: there is nothing to show, or a file cannot be written.
-    """
-    text = tables(read_records(output), config.at_rate)
-    with saving(output, "free some space and repeat the command with --report"):
-        write_file(output / "comparison.md", text.encode())
-        if config.into is None:
-            return text
-        renew_page(Path(config.into), config.marker, text)
-    return text.partition("\n")[0]
 
 
 def tables(records: Sequence[Record], at_rate: float | None = None) -> str:
@@ -72,8 +46,7 @@ def tables(records: Sequence[Record], at_rate: float | None = None) -> str:
         parts.append(f"Geometric means of perplexity.\n\n{_overview(rows, columns, models)}")
     for model in models:
         parts.append(_model_table(rows, [one for one in columns if one[0] == model], records, rate))
-    failures = _failures(records)
-    return "\n".join(parts + ([f"Not measured:\n\n{failures}"] if failures else []))
+    return "\n".join(filter(None, [*parts, failures_list(records)]))
 
 
 def summary(rows: Sequence[Row], columns: Sequence[Column]) -> str:
@@ -180,20 +153,6 @@ def _accuracy(found: Sequence[Record]) -> str:
     value = spread([100 * one["accuracy"] for one in found])
     verdicts = {one["verdict"] for one in found}
     return value if "above chance" in verdicts else f"{value} {' or '.join(sorted(verdicts))}"
-
-
-def _failures(records: Iterable[Record]) -> str:
-    """What failed with which sentence, as a list."""
-    rates: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
-    for record in records:
-        if "error" in record:
-            what = record["method"] + (
-                "" if record["repair"] == "none" else f", {record['repair']}"
-            )
-            rates[f"{what} on {record['model']}", record["error"]][f"{record['rate']:g}"] = None
-    return "".join(
-        f"- {what} at {', '.join(at)}: {sentence}\n" for (what, sentence), at in rates.items()
-    )
 
 
 def _name(row: Row) -> str:

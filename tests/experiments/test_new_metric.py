@@ -9,12 +9,12 @@ import pytest
 
 from helpers.command import results, train
 from pgprune.errors import PruningError
-from pgprune.experiments.method_records import read_records
+from pgprune.experiments.records import read_records
 from pgprune.metrics import METRICS, Importance, metric
 from pgprune.metrics.base import FINE
 from pgprune.metrics.unit_sums import slice_sums, unit_sums
 
-BASELINE = Path(__file__).parents[3] / "scripts" / "prune_baseline.py"
+BASELINE = Path(__file__).parents[2] / "scripts" / "prune_baseline.py"
 
 
 @metric("energy", FINE)
@@ -60,7 +60,7 @@ def test_it_is_compared_with_others(compare, tmp_path):
     names = ["energy:method-samples=8", "random:method-samples=8"]
     assert compare(tmp_path, "--methods", *names, "--rates", "0.34", "--seeds=2") == 0
     seeds = {name: set() for name in names}
-    for record in read_records(tmp_path):
+    for record in read_records(tmp_path / "comparison.jsonl"):
         seeds[record["method"]].add(record["seed"])
     assert list(seeds.values()) == [{0}, {0, 1}]  # only random depends on the seed
 

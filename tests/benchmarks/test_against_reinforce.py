@@ -4,19 +4,16 @@ import math
 
 import pytest
 
-from helpers.benchmark_toy import ROOT, load, record
-from pgprune.experiments.agent_cells import BenchmarkConfig
-from pgprune.experiments.agent_scores import Scores
+from helpers.experiments_toy import ROOT, load, record
+from pgprune.experiments.plan import BenchmarkConfig
+from pgprune.experiments.scores import Scores
 
 CONFIG = BenchmarkConfig(seeds=3)
 
 
 @pytest.fixture(scope="module")
 def against():
-    folder = ROOT / "benchmarks"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder))
-        yield load(folder / "against_reinforce.py")
+    return load(ROOT / "benchmarks" / "against_reinforce.py")
 
 
 def walk(against, losses):
@@ -24,10 +21,10 @@ def walk(against, losses):
     found, order = [], []
     while cells := against.open_grid(Scores(found), ["builtin"], CONFIG):
         for cell in cells:
-            assert (cell.task.name, cell.seed) == ("builtin:0.4", 0)
-            step = next(step for step in against.GRID if against.reinforce(step) == cell.agent)
+            assert (cell.task, cell.seed) == ("builtin:0.4", 0)
+            step = next(step for step in against.GRID if against.reinforce(step) == cell.method)
             order.append(step)
-            found.append(record(cell.agent, cell.task.name, 0, [9.0, losses(step)]))
+            found.append(record(cell.method, cell.task, 0, [9.0, losses(step)]))
     return order, against.best_steps(Scores(found))
 
 
@@ -41,7 +38,7 @@ def test_the_grid_is_walked_until_the_best_has_neighbours(against):
 
 def test_both_agents_have_the_same_tasks_and_seeds(against):
     cells = against.matches({"builtin": 0.032}, ["builtin"], CONFIG, [*against.ROUNDS])
-    every = {cell.agent for cell in cells}
+    every = {cell.method for cell in cells}
     steps = {against.reinforce(step) for step in (0.016, 0.032, 0.064)}
     assert every == {*steps, *against.AUTO.values(), *against.REPAIRED.values()}
     assert len(cells) == (5 + 2) * 3 * 3

@@ -6,27 +6,29 @@ import math
 import numpy as np
 import pytest
 
-from helpers.benchmark_toy import AGENTS, TASKS, record, records
+from helpers.experiments_toy import AGENTS, TASKS, record, records
 from pgprune.errors import PruningError
-from pgprune.experiments.agent_cells import BenchmarkConfig
-from pgprune.experiments.agent_plots import plot_all
-from pgprune.experiments.agent_report import report, tables
-from pgprune.experiments.agent_scores import RECORDS, Scores, curve_at, read_records
+from pgprune.experiments.cells import RANDOM
+from pgprune.experiments.plan import BenchmarkConfig
+from pgprune.experiments.records import read_records
+from pgprune.experiments.score_plots import plot_all
+from pgprune.experiments.score_tables import report, tables
+from pgprune.experiments.scores import Scores, curve_at
 
 CONFIG = BenchmarkConfig()
 
 
 @pytest.fixture
 def output(tmp_path):
-    """A benchmark's directory with these records."""
+    """The directory of a benchmark with these records and a torn line."""
     lines = [json.dumps(one) for one in records()]
-    (tmp_path / RECORDS).write_text("\n".join(lines) + '\n{"agent": "au')
+    (tmp_path / "benchmark.jsonl").write_text("\n".join(lines) + '\n{"method": "au')
     return tmp_path
 
 
 @pytest.fixture
 def scores(output):
-    return Scores(read_records(output))
+    return Scores(read_records(output / "benchmark.jsonl"))
 
 
 def test_a_score_is_the_share_of_the_way_from_random_masks_to_the_best_known(scores):
@@ -47,14 +49,15 @@ def test_the_best_known_loss_is_of_the_same_seed_as_the_batch_is():
 
 
 def test_the_later_record_of_a_cell_counts(output):
-    (first,) = Scores(read_records(output)).losses("auto", "model:0.3")[:1]
+    (first,) = Scores(read_records(output / "benchmark.jsonl")).losses("auto", "model:0.3")[:1]
     assert first == 3.2
-    assert len(read_records(output)) == len(TASKS) * 3 * (1 + len(AGENTS))
+    assert len(read_records(output / "benchmark.jsonl")) == len(TASKS) * 3 * (1 + len(AGENTS))
 
 
 def test_an_agent_that_lacks_a_task_is_shown_but_not_scored(scores):
     some = [*records(), record("td3", "model:0.3", 0, [5.0, 4.9])]
-    some += [{"agent": "td3", "task": "model:0.5:layers", "seed": s, "error": "no"} for s in (0, 1)]
+    lost = {"method": "td3", "task": "model:0.5:layers", "repair": "none", "error": "no"}
+    some += [lost | {"seed": seed} for seed in (0, 1)]
     found = Scores(some)
     assert found.ranked == scores.ranked
     text = tables(found, some, CONFIG)
@@ -64,13 +67,13 @@ def test_an_agent_that_lacks_a_task_is_shown_but_not_scored(scores):
 
 def test_only_seeds_of_all_tasks_are_scored():
     lacking = ("reinforce", "model:0.3", 1)
-    some = [one for one in records() if (one["agent"], one["task"], one["seed"]) != lacking]
+    some = [one for one in records() if (one["method"], one["task"], one["seed"]) != lacking]
     assert Scores(some).seeds("reinforce") == [0, 2]
     assert Scores(some).of("reinforce").shape == (2, 2)
 
 
 def test_without_random_masks_there_are_tables_but_no_scores():
-    some = [one for one in records() if one["agent"] != "random"]
+    some = [one for one in records() if one["method"] != RANDOM]
     found = Scores(some)
     assert found.ranked == [] and found.ends == {}
     assert "No agent has runs on all tasks, and random masks on them, yet." in tables(
@@ -133,7 +136,7 @@ def test_the_page_is_renewed_between_its_markers_and_has_the_figures(output, tmp
 
 def test_figures_of_one_run_are_drawn(tmp_path):
     pytest.importorskip("matplotlib")
-    one = [each for each in records(seeds=1) if each["agent"] in ("random", "auto")]
+    one = [each for each in records(seeds=1) if each["method"] in (RANDOM, "auto")]
     drawn = {path.stem for path in plot_all(Scores(one), tmp_path)}
     assert drawn == {"learning_curves", "learning_curves_seconds", "scores", "profiles"}
 

@@ -5,45 +5,35 @@ from collections import Counter
 from pathlib import Path
 
 from pgprune.errors import PruningError
-from pgprune.experiments.agent_cells import RANDOM, BenchmarkConfig
-from pgprune.experiments.agent_plots import plot_all
-from pgprune.experiments.agent_scores import Scores, read_records
+from pgprune.experiments.cells import RANDOM
+from pgprune.experiments.plan import BenchmarkConfig
+from pgprune.experiments.records import read_records
+from pgprune.experiments.report import failures_list, page_of, publish
+from pgprune.experiments.score_plots import plot_all
+from pgprune.experiments.scores import Scores
 from pgprune.experiments.statistics import Estimate
-from pgprune.utils.files import saving, write_file
 from pgprune.utils.jsonl import Record
-from pgprune.utils.markdown import grid, renew_page, spread
-
-MARKER = "benchmark"
+from pgprune.utils.markdown import grid, spread
 
 
 def report(config: BenchmarkConfig) -> str:
-    """Writes the report to ``benchmark.md`` with its plots, and into a page if asked to.
-
-    Args:
-        config: of the benchmark.
+    """Writes the tables, with the plots in ``plots`` beside them.
 
     Returns:
-        What to print: the report, or where it is in a page, its first sentence.
+        What to print, as ``publish``.
 
     Raises:
         PruningError: there is nothing to show, or a file cannot be written.
     """
-    output = Path(config.output)
-    records = read_records(output)
-    page = output / "benchmark.md" if config.into is None else Path(config.into)
+    records = read_records(config.records)
     scores = Scores(records)
     if not scores.agents:
         failed = [record["error"] for record in records if "error" in record]
-        why = f"; the first cell failed: {failed[0]}" if failed else "; leave out --report"
-        raise PruningError(f"nothing of the benchmark {output} is measured yet{why}")
-    plots = plot_all(scores, page.parent / "plots")
+        why = f"the first cell failed: {failed[0]}" if failed else "leave out --report"
+        raise PruningError(f"nothing of the benchmark {config.output} is measured yet; {why}")
+    plots = plot_all(scores, page_of(config).parent / "plots")
     text = "\n".join([tables(scores, records, config), *map(_image, plots)])
-    with saving(page, "free some space and repeat the command with --report"):
-        if config.into is None:
-            write_file(page, text.encode())
-            return text
-        renew_page(page, MARKER, text)
-    return text.partition("\n")[0]
+    return publish(text, config)
 
 
 def tables(scores: Scores, records: list[Record], config: BenchmarkConfig) -> str:
@@ -58,9 +48,7 @@ def tables(scores: Scores, records: list[Record], config: BenchmarkConfig) -> st
     if pairs := _paired_table(scores, config.recommended, config.against):
         parts.append(pairs)
     parts.append(f"Hyperparameters:\n\n{_hyperparameters(scores)}")
-    if failures := _failures(records):
-        parts.append(f"Not measured:\n\n{failures}")
-    return "\n".join(parts)
+    return "\n".join(filter(None, [*parts, failures_list(records)]))
 
 
 def _summary(scores: Scores) -> str:
@@ -141,16 +129,6 @@ def _hyperparameters(scores: Scores) -> str:
 
 def _on(tasks: list[str]) -> str:
     return f" on {', '.join(tasks)}"
-
-
-def _failures(records: list[Record]) -> str:
-    """What failed with which sentence, as a list."""
-    said = dict[str, list[str]]()
-    for one in records:
-        if "error" in one:
-            sentence = f"{one['agent']} on {one['task']}: {one['error']}"
-            said.setdefault(sentence, []).append(str(one["seed"]))
-    return "".join(f"- {line} (seed {', '.join(seeds)})\n" for line, seeds in said.items())
 
 
 def _ordered(scores: Scores) -> list[str]:

@@ -3,15 +3,28 @@
 import pytest
 import yaml
 
-from helpers.benchmark_toy import ROOT, record
+from helpers.experiments_toy import ROOT, load, record
 from pgprune.errors import PruningError
-from pgprune.experiments import agent_runner as benchmarking
-from pgprune.experiments.agent_scores import Scores, read_records
-
-SCRIPT = ROOT / "benchmarks" / "tune_agents.py"
+from pgprune.experiments.records import read_records
+from pgprune.experiments.scores import Scores
 
 
-def test_every_combination_is_tried_on_other_seeds(run_script, task, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def script():
+    return load(ROOT / "benchmarks" / "tune_agents.py")
+
+
+@pytest.fixture
+def tune(script, arguments):
+    """The command in this process."""
+    names = ("calibration", "evaluation", "batch_size", "sequence_length", "dtype")
+    few = {name: arguments[name] for name in names} | {"evaluation_windows": 4}
+    few |= {"total_timesteps": 1, "seeds": 1, "tasks": f"{arguments['model']}:0.5"}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in few.items()]
+    return lambda output, *more: script.main([f"--output={output}", *options, *more], workers=0)
+
+
+def test_every_combination_is_tried_on_other_seeds(tune, tmp_path, capsys):
     folder = tmp_path / "yaml"
     folder.mkdir()
     (folder / "auto.yaml").write_text(
@@ -19,9 +32,9 @@ def test_every_combination_is_tried_on_other_seeds(run_script, task, tmp_path, c
     )
     page = tmp_path / "page.md"
     page.write_text("<!-- tuning -->\nold\n<!-- end -->\n")
-    asked = ("--agents", "auto", "--tasks", task, f"--hyperparameters={folder}")
-    assert run_script(SCRIPT, tmp_path / "out", *asked, f"--into={page}") == 0
-    found = read_records(tmp_path / "out")
+    asked = ("--agents", "auto", f"--hyperparameters={folder}")
+    assert tune(tmp_path / "out", *asked, f"--into={page}") == 0
+    found = read_records(tmp_path / "out" / "benchmark.jsonl")
     assert {one["seed"] for one in found} == {100}
     tried = {
         (one["hyperparameters"]["population"], one["hyperparameters"]["deviation"]) for one in found
@@ -37,12 +50,11 @@ def test_every_combination_is_tried_on_other_seeds(run_script, task, tmp_path, c
     assert "old" not in text and text.count("| auto |") == 6 and text.count("**") == 2
 
 
-def test_an_unequal_effort_is_refused(run_script, task, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmarking, "measure", lambda *_: pytest.fail("work"))
+def test_an_unequal_effort_is_refused(tune, tmp_path):
     (tmp_path / "auto.yaml").write_text("search: {population: [2, 4]}\n")
-    asked = ("--agents", "auto", "--tasks", task, f"--hyperparameters={tmp_path}")
+    asked = ("--agents", "auto", f"--hyperparameters={tmp_path}")
     with pytest.raises(PruningError, match="auto.yaml has 2 combinations; every agent gets 6"):
-        run_script(SCRIPT, tmp_path / "out", *asked)
+        tune(tmp_path / "out", *asked)
 
 
 def test_a_trial_that_failed_on_a_task_is_not_chosen(script):

@@ -4,15 +4,16 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cells import GRID, TABLES, Cell, Table
+from paper_cells import GRID, TABLES, Table, resolved
 
-from pgprune.utils.markdown import grid, has_place, renew
+from pgprune.experiments.records import key_of
+from pgprune.utils.figures import save_figure
+from pgprune.utils.jsonl import Record
+from pgprune.utils.markdown import grid, has_place, renew, spread
 
-Record = dict[str, Any]
 Group = dict[tuple[Any, ...], dict[Any, list[Record]]]
 
 
@@ -81,14 +82,14 @@ def fill(page: str, records: Iterable[Record]) -> str:
 def body(name: str, records: Iterable[Record]) -> str:
     """A table without its title; nothing where no cell of it is measured."""
     table = TABLES[name]
-    by_cell = {Cell(**record["cell"]): record for record in records}
-    cells = list(dict.fromkeys(cell.resolved() for cell in table.cells))
-    found = [by_cell[cell] | {"cell": asdict(cell)} for cell in cells if cell in by_cell]
+    by_key = {key_of(record): record for record in records}
+    keys = list(dict.fromkeys(resolved(cell).key for cell in table.cells))
+    found = [by_key[key] for key in keys if key in by_key]
     if not found:
         return ""
     text = variance_table(found) if name == "variance" else pivot(table, found)
-    if len(found) < len(cells):
-        text += f"\n{len(cells) - len(found)} of {len(cells)} cells are not measured yet.\n"
+    if len(found) < len(keys):
+        text += f"\n{len(keys) - len(found)} of {len(keys)} cells are not measured yet.\n"
     if name.startswith("learning-rate") and (gaps := formula_table(found)):
         text += f"\n{gaps}"
     return text
@@ -118,7 +119,7 @@ def _pivot(table: Table, records: list[Record], values: list[str]) -> str:
     lines = [
         [
             *map(_text, row),
-            *(spread([read(r) for r in cells.get(column, [])]) for column, _, read in shown),
+            *(_shown([read(r) for r in cells.get(column, [])]) for column, _, read in shown),
             _counts(cells),
         ]
         for row, cells in groups.items()
@@ -126,18 +127,12 @@ def _pivot(table: Table, records: list[Record], values: list[str]) -> str:
     return grid(head, lines)
 
 
-def spread(values: list[float]) -> str:
-    """Mean and sample standard deviation of what is a number, or a dash."""
-    values = [value for value in values if not math.isnan(value)]
-    if not values:
-        return "–"
-    mean = statistics.mean(values)
-    if mean >= 10_000:
-        return f"{mean:,.0f}"
-    digits = 3 if mean < 10 else 2
-    if len(values) == 1:
-        return f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} ± {statistics.stdev(values):.{digits}f}"
+def _shown(values: list[float]) -> str:
+    """Mean and sample standard deviation of what is a number; parameters have no deviation."""
+    numbers = [value for value in values if not math.isnan(value)]
+    if numbers and statistics.fmean(numbers) >= 10_000:
+        return f"{statistics.fmean(numbers):,.0f}"
+    return spread(numbers)
 
 
 def losses_on_grid(records: Iterable[Record]) -> dict[tuple[str, int], dict[float, float]]:
@@ -198,27 +193,23 @@ def variance_table(records: list[Record]) -> str:
     return "\n".join(parts)
 
 
-def figures(records: list[Record], folder: Path) -> None:
-    """Draws the learning-rate grid, the variances and Fig. 5, if matplotlib is installed."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        return
-    by_table = {
-        name: [r for r in records if Cell(**r["cell"]) in set(map(Cell.resolved, table.cells))]
-        for name, table in TABLES.items()
-    }
+def draw_figures(records: list[Record], folder: Path) -> None:
+    """Draws the learning-rate grid, the variances and Fig. 5, where matplotlib is installed."""
+    by_table: dict[str, list[Record]] = {}
+    for name, table in TABLES.items():
+        keys = {resolved(cell).key for cell in table.cells}
+        by_table[name] = [record for record in records if key_of(record) in keys]
     grids = losses_on_grid(by_table["learning-rate"] + by_table["learning-rate-builtin"])
     lines = {f"{model}, {n:,}": grid for (model, n), grid in grids.items()}
     axes = ("learning rate", "calibration loss (nats)")
-    _draw(Figure, folder / "learning-rate.png", lines, axes, log=True)
+    _draw(folder / "learning-rate.png", lines, axes, log=True)
     lines = {}
     for record in by_table["scope"]:
         cell, masks = record["cell"], record["masks"]
         if cell["seed"] == 0:
             perplexities = next(iter(masks["learned"]["perplexity"].values()))
             lines.setdefault(cell["scope"], {})[cell["prune_rate"]] = perplexities
-    _draw(Figure, folder / "scope.png", lines, ("prune rate", "perplexity, seed 0"))
+    _draw(folder / "scope.png", lines, ("prune rate", "perplexity, seed 0"))
     lines = {}
     for record in by_table["variance"]:
         for e in record["estimators"]:
@@ -226,25 +217,24 @@ def figures(records: list[Record], folder: Path) -> None:
                 name = f"rate {record['cell']['prune_rate']}, N_s {e['masks']}"
                 lines.setdefault(name, {})[e["window"]] = e["variance"] * e["masks"]
     kept = {name: line for name, line in lines.items() if "rate 0.5" in name}
-    _draw(Figure, folder / "variance.png", kept, ("window T", "variance x N_s"), log=True)
+    _draw(folder / "variance.png", kept, ("window T", "variance x N_s"), log=True)
 
 
 def _draw(
-    figure_class: Any,
     path: Path,
     lines: Mapping[str, Mapping[float, float]],
     axes: tuple[str, str],
     log: bool = False,
 ) -> None:
-    if not lines:
-        return
-    figure = figure_class(figsize=(6, 4), layout="constrained")
-    plot = figure.subplots()
-    for name, line in lines.items():
-        plot.plot(sorted(line), [line[x] for x in sorted(line)], marker="o", label=name)
-    plot.set(xlabel=axes[0], ylabel=axes[1], xscale="log" if log else "linear")
-    plot.legend(fontsize="small")
-    figure.savefig(path, dpi=150)
+    def draw(figure: Any) -> None:
+        plot = figure.subplots()
+        for name, line in lines.items():
+            plot.plot(sorted(line), [line[x] for x in sorted(line)], marker="o", label=name)
+        plot.set(xlabel=axes[0], ylabel=axes[1], xscale="log" if log else "linear")
+        plot.legend(fontsize="small")
+
+    if lines:
+        save_figure(path, (6, 4), draw)
 
 
 def _same_seeds(table: Table, records: list[Record]) -> list[Record]:

@@ -10,31 +10,33 @@ import time
 
 import pytest
 
-from helpers.benchmark_toy import FEW, ROOT
 from helpers.command import Crash, results
+from helpers.experiments_toy import FEW, ROOT, lines
 from pgprune.errors import PruningError
-from pgprune.experiments import agent_runner as benchmarking
-from pgprune.experiments.agent_scores import RECORDS, Scores, read_records
+from pgprune.experiments import runner
+from pgprune.experiments.cells import RANDOM
+from pgprune.experiments.records import read_records
+from pgprune.experiments.scores import Scores
 from pgprune.runs.progress import read_progress
 from pgprune.runs.run import Run
 
 AUTO, SEARCH = FEW[1:]
 
 
-def lines(output):
-    return (output / RECORDS).read_text().splitlines()
+def recorded(output):
+    return read_records(output / "benchmark.jsonl")
 
 
 # ---------------------------------------------------------------- what is measured
 
 
-def test_every_cell_is_a_run_and_a_record(done):
-    found = read_records(done)
-    expected = {(agent, seed) for agent in ("random", AUTO, SEARCH) for seed in (0, 1)}
-    assert {(one["agent"], one["seed"]) for one in found} == expected
+def test_every_cell_is_a_run_and_a_record(benchmarked):
+    found = recorded(benchmarked)
+    expected = {(agent, seed) for agent in (RANDOM, AUTO, SEARCH) for seed in (0, 1)}
+    assert {(one["method"], one["seed"]) for one in found} == expected
     assert {one["task"] for one in found} == {"model:0.5"}
     for record in found:
-        run = Run.open(done / record["run"])
+        run = Run.open(benchmarked / record["run"])
         assert run.finished
         assert (run.path / "command.txt").read_text().startswith("python scripts/train_agent.py")
         own = results(run.path)
@@ -45,10 +47,10 @@ def test_every_cell_is_a_run_and_a_record(done):
         assert record["curve"] == own["learning_curve"]
 
 
-def test_the_curve_is_that_of_the_run_with_its_start(done):
-    record = next(one for one in read_records(done) if one["agent"] == AUTO)
+def test_the_curve_is_that_of_the_run_with_its_start(benchmarked):
+    record = next(one for one in recorded(benchmarked) if one["method"] == AUTO)
     curve = record["curve"]
-    progress = read_progress(done / record["run"] / "progress.csv")
+    progress = read_progress(benchmarked / record["run"] / "progress.csv")
     looked = [loss for loss in progress["validation/loss"] if loss == loss]
     assert [point["loss"] for point in curve[1:]] == looked
     assert curve[0]["mask_evaluations"] == 0
@@ -59,34 +61,33 @@ def test_the_curve_is_that_of_the_run_with_its_start(done):
     assert 0 < curve[0]["tokens"] and curve[-1]["seconds"] <= record["seconds"]
 
 
-def test_random_masks_are_those_of_random_scores_on_the_same_batch(done):
-    found = {(one["agent"], one["seed"]): one for one in read_records(done)}
-    run = Run.open(done / found["random", 1]["run"])
+def test_random_masks_are_those_of_random_scores_on_the_same_batch(benchmarked):
+    found = {(one["method"], one["seed"]): one for one in recorded(benchmarked)}
+    run = Run.open(benchmarked / found[RANDOM, 1]["run"])
     assert run.sections["init"]["init"] == "random"
     prints = {
-        Run.open(done / found[agent, 1]["run"]).sections["decided"]["text_fingerprint"]
-        for agent in ("random", AUTO, SEARCH)
+        Run.open(benchmarked / found[agent, 1]["run"]).sections["decided"]["text_fingerprint"]
+        for agent in (RANDOM, AUTO, SEARCH)
     }
     assert len(prints) == 1  # of the validation batch
-    losses = [found["random", seed]["curve"][0]["loss"] for seed in (0, 1)]
+    losses = [found[RANDOM, seed]["curve"][0]["loss"] for seed in (0, 1)]
     assert losses[0] != losses[1]
-    assert Scores(list(found.values())).losses("random", "model:0.5") == losses
+    assert Scores(list(found.values())).losses(RANDOM, "model:0.5") == losses
 
 
-def test_the_report_is_written(done, benchmark, capsys):
-    assert benchmark(done, "--report") == 0
-    assert (done / "benchmark.md").read_text() in capsys.readouterr().out
-    assert f"| {AUTO} |" in (done / "benchmark.md").read_text()
+def test_the_report_is_written(benchmarked, benchmark, capsys):
+    assert benchmark(benchmarked, "--report") == 0
+    assert (benchmarked / "benchmark.md").read_text() in capsys.readouterr().out
+    assert f"| {AUTO} |" in (benchmarked / "benchmark.md").read_text()
 
 
 # ---------------------------------------------------------------- nothing twice
 
 
-def test_what_is_measured_is_not_measured_again(done, benchmark, monkeypatch, capsys):
-    monkeypatch.setattr(benchmarking, "measure", lambda *_: pytest.fail("measured twice"))
-    before = lines(done)
-    assert benchmark(done, *FEW, "--seeds=2") == 0
-    assert lines(done) == before
+def test_what_is_measured_is_not_measured_again(benchmarked, benchmark, capsys):
+    before = lines(benchmarked)
+    assert benchmark(benchmarked, *FEW, "--seeds=2") == 0
+    assert lines(benchmarked) == before
     assert "6 cells, 6 measured before" in capsys.readouterr().err
 
 
@@ -101,27 +102,29 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(agent, benchmark, tmp_path
     def crash_after_the_second(run, *state):
         nonlocal saved
         real(run, *state)
-        saved += "random" not in str(run.path)
+        saved += "init-random" not in str(run.path)
         if saved == 2:
             raise Crash
 
     monkeypatch.setattr(Run, "save_checkpoint", crash_after_the_second)
     with pytest.raises(Crash):
         benchmark(tmp_path / "killed", *few)
-    (tmp_path / "killed" / RECORDS).write_text('{"agent": "ra')  # what the disk lost of the first
+    (tmp_path / "killed" / "benchmark.jsonl").write_text(
+        '{"agent": "ra'
+    )  # what the disk lost of the first
     assert benchmark(tmp_path / "killed", *few) == 0
-    whole, killed = (read_records(tmp_path / name) for name in ("whole", "killed"))
+    whole, killed = (recorded(tmp_path / name) for name in ("whole", "killed"))
     for one, other in zip(whole, killed, strict=True):
         assert one["perplexity"] == other["perplexity"]
         assert [p["loss"] for p in one["curve"]] == [p["loss"] for p in other["curve"]]
 
 
 @pytest.mark.slow  # three processes, which load everything, and two of them twice
-def test_killed_processes_leave_nothing_half_done(options, task, tmp_path):
+def test_killed_processes_leave_nothing_half_done(benchmark_options, tmp_path):
     script = ROOT / "scripts" / "benchmark_agents.py"
-    command = [sys.executable, str(script), f"--output={tmp_path}", *options, "--tasks", task, *FEW]
+    command = [sys.executable, str(script), f"--output={tmp_path}", *benchmark_options, *FEW]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / RECORDS).exists():
+    while not (tmp_path / "benchmark.jsonl").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
@@ -131,7 +134,7 @@ def test_killed_processes_leave_nothing_half_done(options, task, tmp_path):
     again = subprocess.run(command, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert "3 cells, " in again.stderr and "3 cells, 0 measured" not in again.stderr
-    assert {one["agent"] for one in read_records(tmp_path)} == {"random", AUTO, SEARCH}
+    assert {one["method"] for one in recorded(tmp_path)} == {RANDOM, AUTO, SEARCH}
     assert "| random masks |" in again.stdout
 
 
@@ -145,7 +148,7 @@ def test_what_fits_some_tasks_is_measured_there_and_the_status_says_so(
         "- random-search:candidates=4,init=stream-error,init-samples=8 on"
         in (capsys.readouterr().out.partition("Not measured:")[2])
     )
-    assert [("error" in one) for one in read_records(tmp_path)] == [False, False, False, True]
+    assert [("error" in one) for one in recorded(tmp_path)] == [False, False, False, True]
 
 
 def test_failures_have_a_sentence_and_are_tried_again_only_if_asked(benchmark, tmp_path):
@@ -169,7 +172,7 @@ def test_failures_have_a_sentence_and_are_tried_again_only_if_asked(benchmark, t
             ["--agents", "alphago"],
             "agent 'alphago' is unknown; choose all, or one of reinforce, auto",
         ),
-        (["--agents", "auto:seed=1"], "seed in agent 'auto:seed=1' is the comparison's"),
+        (["--agents", "auto:seed=1"], "seed in agent 'auto:seed=1'"),
         (["--agents", "auto:deviation=-1"], "agent 'auto:deviation=-1': .*deviation"),
         (["--agents", "auto:nonsense=1"], "agent 'auto:nonsense=1': unrecognized arguments"),
         (["--agents", "sac:action=mask"], "action mask does not fit agent sac"),
@@ -177,7 +180,7 @@ def test_failures_have_a_sentence_and_are_tried_again_only_if_asked(benchmark, t
         (["--tasks", "builtin:1.5"], "task 'builtin:1.5' is not MODEL:RATE"),
         (["--tasks", "builtin:0.5:atoms"], "task 'builtin:0.5:atoms' is not MODEL:RATE"),
         (["--tasks", "nowhere/:0.5"], "nowhere"),
-        (["--recommended=atuo"], "agent 'atuo' is unknown; choose all, or one of reinforce, auto"),
+        (["--recommended=atuo"], "agent 'atuo' is unknown"),
         (["--seeds=0"], "--seeds: must be a whole number at least 1"),
         (["--hyperparameters=nowhere"], "there is no directory nowhere"),
         (["--into=nowhere.md"], "there is no page nowhere.md"),
@@ -185,8 +188,7 @@ def test_failures_have_a_sentence_and_are_tried_again_only_if_asked(benchmark, t
         (["--report"], "nothing of the benchmark .* is measured yet; leave out --report"),
     ],
 )
-def test_mistakes_are_refused_before_any_work(asked, says, benchmark, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmarking, "measure", lambda *_: pytest.fail("work"))
+def test_mistakes_are_refused_before_any_work(asked, says, benchmark, tmp_path):
     with pytest.raises(PruningError, match=says):
         benchmark(tmp_path / "out", *asked)
     assert not (tmp_path / "out").exists()
@@ -195,22 +197,22 @@ def test_mistakes_are_refused_before_any_work(asked, says, benchmark, tmp_path, 
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        (["--total-timesteps=2"], "was measured with total_timesteps 1, not 2; go on with"),
+        (["--total-timesteps=2"], "was measured with total_timesteps 1, not 2"),
         (["--sequence-length=8"], "was measured with sequence_length 16, not 8"),
     ],
 )
-def test_another_configuration_is_refused(asked, says, done, benchmark):
-    before = lines(done)
+def test_another_configuration_is_refused(asked, says, benchmarked, benchmark):
+    before = lines(benchmarked)
     with pytest.raises(PruningError, match=says):
-        benchmark(done, *FEW, "--seeds=2", *asked)
-    assert lines(done) == before
+        benchmark(benchmarked, *FEW, "--seeds=2", *asked)
+    assert lines(benchmarked) == before
 
 
 def test_scores_of_too_many_units_and_absent_packages_are_refused(benchmark, tmp_path, monkeypatch):
-    monkeypatch.setattr(benchmarking, "measure", lambda *_: pytest.fail("work"))
     monkeypatch.setattr("pgprune.agents.actions.MOST_SCORES", 3)
     with pytest.raises(PruningError, match="'ppo:action=score' fits no task: action score means"):
         benchmark(tmp_path / "out", "--agents", "ppo:action=score")
+    monkeypatch.setattr(runner, "measure", lambda *_: pytest.fail("work"))
     with pytest.raises(pytest.fail.Exception, match="work"):  # 6 heads and 3 blocks are few enough
         monkeypatch.setattr("pgprune.agents.actions.MOST_SCORES", 14)
         benchmark(tmp_path / "blocks", "--agents", "ppo:action=score,channel-block=3")
@@ -220,11 +222,10 @@ def test_scores_of_too_many_units_and_absent_packages_are_refused(benchmark, tmp
     assert not (tmp_path / "out").exists()
 
 
-def test_another_model_of_the_same_name_is_refused(done, arguments, run_script, tmp_path):
+def test_another_model_of_the_same_name_is_refused(benchmarked, arguments, benchmark, tmp_path):
     shutil.copytree(arguments["model"], tmp_path / "model")
-    script = ROOT / "scripts" / "benchmark_agents.py"
-    with pytest.raises(PruningError, match="was measured with model '.*', not '.*'; go on with"):
-        run_script(script, done, "--tasks", f"{tmp_path / 'model'}:0.5", *FEW)
+    with pytest.raises(PruningError, match="was measured with model '.*', not '.*'"):
+        benchmark(benchmarked, "--tasks", f"{tmp_path / 'model'}:0.5", *FEW)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe", b"[1]", b"{"])
@@ -240,8 +241,8 @@ def test_other_hyperparameters_of_an_agent_are_refused(benchmark, tmp_path):
     (folder / "auto.yaml").write_text("default:\n  population: 4\n  init-samples: 8\n")
     asked = ("--agents", "auto", f"--hyperparameters={folder}")
     assert benchmark(tmp_path / "out", *asked) == 0
-    record = read_records(tmp_path / "out")[-1]
+    record = recorded(tmp_path / "out")[-1]
     assert record["hyperparameters"] == {"population": 4, "init_samples": 8}
     (folder / "auto.yaml").write_text("default:\n  population: 6\n  init-samples: 8\n")
-    with pytest.raises(PruningError, match="was measured with population 4, not 6; go on with"):
+    with pytest.raises(PruningError, match="was measured with population 4, not 6"):
         benchmark(tmp_path / "out", *asked)

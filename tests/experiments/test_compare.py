@@ -9,51 +9,60 @@ import torch
 from safetensors.torch import load_file
 
 from helpers.command import results
-from helpers.comparison_toy import PAGE, lines
+from helpers.experiments_toy import lines
 from pgprune.data.stream import evaluation_windows
 from pgprune.evaluation.zero_shot import ZeroShot
-from pgprune.experiments import method_runner as comparison_running
-from pgprune.experiments.method_plots import hamming_distances, plot_all
-from pgprune.experiments.method_records import read_records
-from pgprune.experiments.method_report import tables
+from pgprune.experiments import checks, variants
+from pgprune.experiments.records import read_records
+from pgprune.experiments.row_plots import hamming_distances, plot_all
+from pgprune.experiments.row_tables import tables
 from pgprune.models.losses import model_perplexity
 from pgprune.repair.fit import fit_repair
 from pgprune.repair.repair import repaired
 from pgprune.runs.results import perplexities
 from pgprune.runs.run import Run
 
+PAGE = "Before.\n<!-- comparison -->\nold\n<!-- end -->\n<!-- other -->\nkept\n<!-- end -->\n"
+
+
+def recorded(output):
+    return read_records(output / "comparison.jsonl")
+
+
 # ---------------------------------------------------------------- what is measured
 
 
-def test_random_methods_have_all_seeds_and_failures_a_sentence(done):
-    found = {(r["method"].partition(":")[0], r["repair"]) for r in read_records(done)}
+def test_random_methods_have_all_seeds_and_failures_a_sentence(compared):
+    found = {(r["method"].partition(":")[0], r["repair"]) for r in recorded(compared)}
     both = {"least-squares"}
     expected = {(name, how) for name in ("random", "sleb") for how in both | {"none"}}
     assert found == expected | {("flap", "own"), ("flap", "least-squares")}
-    assert len(lines(done)) == 8 + 4 + 2 + 1  # random under two seeds, flap, sleb, sleb's failure
-    (failed,) = [r for r in read_records(done) if "error" in r]
+    assert (
+        len(lines(compared)) == 8 + 4 + 2 + 1
+    )  # random under two seeds, flap, sleb, sleb's failure
+    (failed,) = [r for r in recorded(compared) if "error" in r]
     assert (failed["method"], failed["rate"]) == ("sleb:method-samples=8", 0.5)
     assert "first 1 and the last 1 of 3 layers" in failed["error"]
 
 
-def test_records_are_what_the_runs_say(done):
-    for record in read_records(done):
+def test_records_are_what_the_runs_say(compared):
+    for record in recorded(compared):
         if "error" in record or record["repair"] == "least-squares":
             continue
-        found = results(done / record["run"])
+        found = results(compared / record["run"])
         assert record["perplexity"] == found["perplexity"]["pruned"]
         assert record["dense"] == found["perplexity"]["dense"]
         assert record["parameters"] == found["parameters"]
         assert record["seconds"] == found["method_cost"]["seconds"]
         assert record["memory_bytes"] == found["memory_beyond_weights_bytes"]
-        assert (done / record["mask"]).exists()
+        assert (compared / record["mask"]).exists()
         assert record["layers"] == 3
 
 
-def test_a_repair_is_that_of_the_runs_own_mask_and_windows(done, script):
-    record = next(r for r in read_records(done) if r["repair"] == "least-squares")
-    run = Run.open(done / record["run"])
-    problem = comparison_running._problem(run, record["seed"])
+def test_a_repair_is_that_of_the_runs_own_mask_and_windows(compared):
+    record = next(r for r in recorded(compared) if r["repair"] == "least-squares")
+    run = Run.open(compared / record["run"])
+    problem = variants.problem_of(run, record["seed"])
     mask = load_file(run.path / "mask.safetensors")["mask"]
     with repaired(
         problem.lm, fit_repair(problem.lm, mask, problem.stream.head(8), "least-squares")
@@ -64,7 +73,7 @@ def test_a_repair_is_that_of_the_runs_own_mask_and_windows(done, script):
 
 
 def test_zero_shot_tasks_are_done_by_the_models_that_the_perplexities_are_of(
-    compare, script, tmp_path, monkeypatch
+    compare, tmp_path, monkeypatch
 ):
     models = []
 
@@ -75,8 +84,8 @@ def test_zero_shot_tasks_are_done_by_the_models_that_the_perplexities_are_of(
         def evaluate(self, task, limit):
             return ZeroShot(task, limit, 0, {"acc": 0.5}, {"acc": 0.1}, 0.25, 0.01)
 
-    monkeypatch.setattr(comparison_running, "Harness", Student)
-    for module in (comparison_running, script):
+    monkeypatch.setattr(variants, "Harness", Student)
+    for module in (variants, checks):
         monkeypatch.setattr(module, "load_tasks", lambda names, folder: names)
     few = (
         "--methods",
@@ -88,10 +97,10 @@ def test_zero_shot_tasks_are_done_by_the_models_that_the_perplexities_are_of(
         "riddle",
     )
     assert compare(tmp_path, *few) == 0
-    own, repaired = read_records(tmp_path)
+    own, repaired = recorded(tmp_path)
     verdict = {"accuracy": 0.5, "verdict": "above chance"}
     assert own["zero_shot"] == repaired["zero_shot"] == {"quiz": verdict, "riddle": verdict}
-    problem = comparison_running._problem(Run.open(tmp_path / own["run"]), 0)
+    problem = variants.problem_of(Run.open(tmp_path / own["run"]), 0)
     windows = evaluation_windows(problem.data, problem.tokenizer)["text"]
     for record, model in zip((own, repaired), models, strict=True):
         value = model_perplexity(model.double(), windows, 8)
@@ -101,9 +110,9 @@ def test_zero_shot_tasks_are_done_by_the_models_that_the_perplexities_are_of(
     ).read_text().replace("**", "")
 
 
-def test_runs_are_runs_of_the_ordinary_commands(done):
-    record = read_records(done)[0]
-    run = Run.open(done / record["run"])
+def test_runs_are_runs_of_the_ordinary_commands(compared):
+    record = recorded(compared)[0]
+    run = Run.open(compared / record["run"])
     assert run.finished
     assert (run.path / "command.txt").read_text().startswith("python scripts/prune_baseline.py")
 
@@ -117,7 +126,7 @@ def test_the_agent_is_a_method_and_its_killed_run_goes_on(compare, tmp_path, mon
     (path / "results.json").unlink()  # as killed right before the end
     (tmp_path / "comparison.jsonl").unlink()
     assert compare(tmp_path, *few) == 0
-    assert {r["repair"] for r in read_records(tmp_path)} == {"none", "least-squares"}
+    assert {r["repair"] for r in recorded(tmp_path)} == {"none", "least-squares"}
     for name, tensor in load_file(path / "mask.safetensors").items():
         assert torch.equal(tensor, expected[name])
 
@@ -125,9 +134,9 @@ def test_the_agent_is_a_method_and_its_killed_run_goes_on(compare, tmp_path, mon
 # ---------------------------------------------------------------- what is shown
 
 
-def test_the_table_is_made_of_the_results(done):
-    text = tables(read_records(done))
-    runs = [results(done / f"model/random-method-samples=8-0.33-seed{seed}") for seed in (0, 1)]
+def test_the_table_is_made_of_the_results(compared):
+    text = tables(recorded(compared))
+    runs = [results(compared / f"model-0.33/random-method-samples=8/seed{seed}") for seed in (0, 1)]
     values = [run["perplexity"]["pruned"]["text"] for run in runs]
     shown = "| random:method-samples=8 | none |"
     row = next(line for line in text.splitlines() if line.startswith(shown))
@@ -142,10 +151,10 @@ def test_the_table_is_made_of_the_results(done):
         line.startswith("| sleb") and "| forward, depth |" in line and "| fails |" in line
         for line in text.splitlines()
     )
-    assert "- sleb:method-samples=8 on model at 0.5: " in text
+    assert "- sleb:method-samples=8 on model:0.5: " in text
 
 
-def test_accuracies_are_those_of_the_rate_that_has_them(done):
+def test_accuracies_are_those_of_the_rate_that_has_them(compared):
     def answered(record, quiz, riddle):
         shots = {"quiz": quiz, "riddle": riddle}
         return record | {
@@ -156,7 +165,7 @@ def test_accuracies_are_those_of_the_rate_that_has_them(done):
         }
 
     luck = (0.26, "at chance")
-    records = [record for record in read_records(done) if "error" not in record]
+    records = [record for record in recorded(compared) if "error" not in record]
     assert "Zero-shot" not in tables(records)
     found = [
         answered(record, (0.4, "above chance") if record["method"] == "flap" else luck, luck)
@@ -171,31 +180,31 @@ def test_accuracies_are_those_of_the_rate_that_has_them(done):
     assert "least-squares" not in text
 
 
-def test_the_page_is_renewed_between_its_markers(compare, done, tmp_path, capsys):
+def test_the_page_is_renewed_between_its_markers(compare, compared, tmp_path, capsys):
     page = tmp_path / "page.md"
     page.write_text(PAGE)
-    assert compare(done, "--report", f"--into={page}") == 0
+    assert compare(compared, "--report", f"--into={page}") == 0
     text = page.read_text()
     assert "old" not in text and text.endswith("<!-- other -->\nkept\n<!-- end -->\n")
-    assert (done / "comparison.md").read_text() in text
+    assert (compared / "comparison.md").read_text() in text
     assert capsys.readouterr().out.count("\n") == 1
-    assert compare(done, "--report", f"--into={page}") == 0
+    assert compare(compared, "--report", f"--into={page}") == 0
     assert page.read_text() == text
 
 
-def test_records_without_their_runs_make_the_tables_too(compare, done, tmp_path):
-    shutil.copy(done / "comparison.jsonl", tmp_path)
+def test_records_without_their_runs_make_the_tables_too(compare, compared, tmp_path):
+    shutil.copy(compared / "comparison.jsonl", tmp_path)
     assert compare(tmp_path, "--report") == 0
-    assert (tmp_path / "comparison.md").read_text() == tables(read_records(done))
+    assert (tmp_path / "comparison.md").read_text() == tables(recorded(compared))
     assert not list(tmp_path.rglob("hamming*"))
 
 
-def test_hamming_distances_are_those_of_the_masks(done):
-    found = hamming_distances(done, read_records(done), "model", 0.33)
+def test_hamming_distances_are_those_of_the_masks(compared):
+    found = hamming_distances(compared, recorded(compared), "model", 0.33)
     ((pair, distances),) = found.items()
     assert pair == ("random:method-samples=8", "flap:method-samples=8")
     masks = [
-        load_file(done / f"model/{name}-method-samples=8-0.33-seed0/mask.safetensors")["mask"]
+        load_file(compared / f"model-0.33/{name}-method-samples=8/seed0/mask.safetensors")["mask"]
         for name in ("random", "flap")
     ]
     units = 2 + 6  # kv groups and channels of a layer
@@ -208,8 +217,8 @@ def test_hamming_distances_are_those_of_the_masks(done):
     assert len(distances) == 3 and np.any(distances > 0)
 
 
-def test_figures_are_drawn(done):
+def test_figures_are_drawn(compared):
     pytest.importorskip("matplotlib")
-    names = {path.name for path in plot_all(done)}
+    names = {path.name for path in plot_all(compared, recorded(compared))}
     assert names == {"perplexity-channels-heads.png", "perplexity-layers.png", "hamming-model.png"}
-    assert all((done / "plots" / name).stat().st_size > 10_000 for name in names)
+    assert all((compared / "plots" / name).stat().st_size > 10_000 for name in names)

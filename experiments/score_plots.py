@@ -1,13 +1,13 @@
 """The figures of a benchmark of agents, where matplotlib is there."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pgprune.experiments.agent_scores import GRID, Scores, curve_at
+from pgprune.experiments.scores import GRID, Scores, curve_at
 from pgprune.experiments.statistics import (
     Estimate,
     estimate,
@@ -15,7 +15,7 @@ from pgprune.experiments.statistics import (
     intervals,
     performance_profile,
 )
-from pgprune.utils.figures import plain_ticks, save_figure
+from pgprune.utils.figures import heat_map, legend, plain_ticks, save_figure
 
 _BEST, _GREY = "#111111", "#888888"
 _COLORS = (
@@ -98,7 +98,7 @@ def plot_scores(path: Path, scores: Scores) -> bool:
         _limit(right, lows, 1.0)
         right.set(xlabel="mask evaluations (% of the budget)")
         right.set_title("Over evaluations", loc="left", weight="bold")
-        _legend(figure, [right])
+        legend(figure, [right], handlelength=3)
 
     return save_figure(path, (11.0, 1.6 + 0.34 * max(8, len(scores.ranked))), draw)
 
@@ -122,7 +122,7 @@ def plot_profiles(path: Path, scores: Scores) -> bool:
             panel.fill_between(thresholds, *band, color=look["color"], alpha=0.07, linewidth=0)
         panel.set(xlabel="score", ylabel="share of runs above it", ylim=(-0.02, 1.02))
         panel.set_title("Performance profiles", loc="left", weight="bold")
-        _legend(figure, [panel])
+        legend(figure, [panel], handlelength=3)
 
     return save_figure(path, (8.5, 4.2), draw)
 
@@ -149,10 +149,7 @@ def plot_improvement(path: Path, scores: Scores) -> bool:
                 sure = not found.low <= 0.5 <= found.high
                 style = {"color": "black", "weight": "bold"} if sure else {"color": _GREY}
                 panel.text(j, i, f"{table[i, j]:.0f}", ha="center", va="center", **style)
-        panel.imshow(table, cmap="RdBu", vmin=-40, vmax=140)
-        panel.set_xticks(range(len(names)), names, rotation=45, ha="right")
-        panel.set_yticks(range(len(names)), names)
-        panel.grid(visible=False)
+        heat_map(panel, table, names, "RdBu", (-40, 140))
         panel.set_title("How often the row beats the column (%)", loc="left", weight="bold")
 
     size = 0.52 * len(names) + 2.2
@@ -184,7 +181,7 @@ def _plot_curves(path: Path, scores: Scores, column: str, label: str) -> bool:
         for panel in panels[:, 0]:
             panel.set_ylabel("loss of the answer\n(nats a token)")
         figure.supxlabel(label, fontsize=10)
-        _legend(figure, panels.flat[: len(scores.tasks)])
+        legend(figure, panels.flat[: len(scores.tasks)], handlelength=3)
 
     return save_figure(path, (3.3 * columns + 2.2, 2.9 * rows + 0.5), draw)
 
@@ -213,13 +210,3 @@ def _looks(scores: Scores) -> dict[str, dict[str, Any]]:
         look |= {"marker": _MARKS[rank % len(_MARKS)], "markersize": 3.5, "markevery": 2}
         looks[agent] = look | {"zorder": 3 if rank else 4}
     return looks
-
-
-def _legend(figure: Any, panels: Iterable[Any]) -> None:
-    """One legend, at the right, of what the panels show."""
-    found = {
-        label: handle
-        for panel in panels
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(found.values(), found.keys(), loc="outside right upper", handlelength=3)
