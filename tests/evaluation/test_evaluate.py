@@ -4,17 +4,14 @@ import errno
 import json
 import math
 import os
-import runpy
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from helpers.command import results
-from helpers.evaluate_command import SCRIPT, evaluate, lines
+from helpers.command import command, json_lines, refused, results
 from helpers.finished_run import finished_run
 from helpers.masks import patterns
 from helpers.tiny import letters_tokenizer, tokens
@@ -30,7 +27,6 @@ from pgprune.models.losses import model_perplexity
 from pgprune.runs.any_model import load_any
 from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
-from pgprune.utils.command_line import run_command
 from pgprune.utils.files import append_line
 
 FEW = ("--sequence-length=16", "--evaluation-windows=8", "--dtype=float64", "--device=cpu")
@@ -99,9 +95,9 @@ def test_a_run_beside_its_dense_model_and_its_export(run, text, arguments, tmp_p
     exported = export(FinishedRun.open(run), ExportConfig(output=str(tmp_path / "exported")))
     files = {path: path.read_bytes() for path in exported.iterdir()}
     sources, kept = [arguments["model"], run, exported], tmp_path / "new" / "all.jsonl"
-    assert evaluate(*sources, text, *FEW, f"--output={kept}") == 0
+    assert command("evaluate", *sources, text, *FEW, f"--output={kept}") == 0
 
-    dense, pruned, again = lines(kept)
+    dense, pruned, again = json_lines(kept)
     expected = results(run)
     assert dense["perplexity"] == pytest.approx(expected["perplexity"]["dense"]["text"])
     assert pruned["perplexity"] == pytest.approx(expected["perplexity"]["pruned"]["text"])
@@ -109,7 +105,7 @@ def test_a_run_beside_its_dense_model_and_its_export(run, text, arguments, tmp_p
     assert dense["parameters"] == expected["parameters"]["dense"]
     assert pruned["parameters"] == again["parameters"] == expected["parameters"]["pruned"]
     assert [record["name"] for record in (dense, pruned, again)] == ["model", "run", "exported"]
-    assert lines(run / "evaluations.jsonl") == [pruned], "a run keeps its own"
+    assert json_lines(run / "evaluations.jsonl") == [pruned], "a run keeps its own"
     assert {path: path.read_bytes() for path in exported.iterdir()} == files
 
     assert pruned["model"] == str(run)
@@ -131,15 +127,15 @@ def test_a_run_beside_its_dense_model_and_its_export(run, text, arguments, tmp_p
 
 def test_results_are_added_never_replaced(run, text):
     for _ in range(2):
-        assert evaluate(run, text, *FEW) == 0
-    first, second = lines(run / "evaluations.jsonl")
+        assert command("evaluate", run, text, *FEW) == 0
+    first, second = json_lines(run / "evaluations.jsonl")
     assert first["perplexity"] == second["perplexity"]
     assert Run.open(run).finished
 
 
 def test_all_of_the_text(run, text, arguments):
-    assert evaluate(run, text, *FEW, "--evaluation-windows=0") == 0
-    (record,) = lines(run / "evaluations.jsonl")
+    assert command("evaluate", run, text, *FEW, "--evaluation-windows=0") == 0
+    (record,) = json_lines(run / "evaluations.jsonl")
     assert record["windows"] == len(Path(arguments["evaluation"]).read_text()) // 16
 
 
@@ -149,7 +145,7 @@ def test_different_tokenizers(run, text, arguments, tmp_path, capsys):
     tokenizer = letters_tokenizer()
     tokenizer.add_tokens("th")
     tokenizer.save_pretrained(other)
-    assert evaluate(run, other, text, *FEW) == 0
+    assert command("evaluate", run, other, text, *FEW) == 0
     shown = capsys.readouterr().out
     assert "different tokenizers" in shown
     assert "\n bits per byte" in shown
@@ -167,15 +163,15 @@ def test_what_was_done_before_ctrl_c_is_kept_and_shown(run, text, arguments, mon
         "load_any",
         lambda source, **options: load(source, **options) if source == str(run) else interrupted(),
     )
-    assert evaluate(run, arguments["model"], text, *FEW) == 130
-    assert len(lines(run / "evaluations.jsonl")) == 1
+    assert command("evaluate", run, arguments["model"], text, *FEW) == 130
+    assert len(json_lines(run / "evaluations.jsonl")) == 1
     assert "perplexity " in capsys.readouterr().out
 
 
 def test_a_loss_that_is_not_finite_is_stored_as_null(run, text, monkeypatch, capsys):
     monkeypatch.setattr(model_evaluation, "model_perplexity", lambda *_: math.inf)
-    assert evaluate(run, text, *FEW) == 0
-    (record,) = lines(run / "evaluations.jsonl")
+    assert command("evaluate", run, text, *FEW) == 0
+    (record,) = json_lines(run / "evaluations.jsonl")
     assert record["perplexity"] is record["bits_per_byte"] is None
     assert "not finite" in capsys.readouterr().out
 
@@ -221,16 +217,13 @@ def test_mistakes_are_refused_before_any_weights_are_read(words, says, run, text
     monkeypatch.setattr(model_evaluation, "load_any", read)
     monkeypatch.chdir(run)
     with pytest.raises(PruningError, match=says) as error:
-        evaluate(run, text, *FEW, *words)
+        command("evaluate", run, text, *FEW, *words)
     assert "\n" not in str(error.value)
     assert not (run / "evaluations.jsonl").exists()
 
 
-def test_no_model_is_one_line_and_status_2(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT)])
-    with pytest.raises(SystemExit) as exit_:
-        run_command(runpy.run_path(str(SCRIPT))["main"])
-    assert exit_.value.code == 2
+def test_no_model_is_one_line_and_status_2(capsys):
+    refused("evaluate")
     assert "MODEL_OR_RUN" in capsys.readouterr().err
 
 

@@ -2,14 +2,13 @@
 
 import json
 import re
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from helpers.command import command
 from helpers.masks import patterns
 from helpers.tiny import letters_tokenizer, tiny_model, tokens
 from pgprune import PruningError
@@ -20,7 +19,6 @@ from pgprune.masking.units import PruningUnits
 from pgprune.surgery.layers import prune
 from pgprune.surgery.random_models import SHAPES, random_models
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark_inference.py"
 CPU = torch.device("cpu")
 
 
@@ -132,15 +130,6 @@ def test_random_masks_keep_exactly_what_the_budget_says(tiny_shape):
 # ---------------------------------------------------------------- the command
 
 
-def benchmark(*options: str) -> None:
-    main = runpy.run_path(str(SCRIPT))["main"]
-    before, sys.argv = sys.argv, [str(SCRIPT), *options]
-    try:
-        main()
-    finally:
-        sys.argv = before
-
-
 @pytest.fixture(scope="module")
 def folder(models, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("models")
@@ -156,7 +145,14 @@ QUICK = ("--batch-sizes=2", "--new-tokens=2", "--repeats=2", "--sequence-lengths
 def test_the_command(folder, tmp_path, capsys):
     output = tmp_path / "latency"
     sources = [str(folder / name) for name in ("dense", "pruned", "dense")]
-    benchmark(*sources, *QUICK, f"--output={output}", "--threads=1", "--dtype=bfloat16")
+    command(
+        "benchmark_inference",
+        *sources,
+        *QUICK,
+        f"--output={output}",
+        "--threads=1",
+        "--dtype=bfloat16",
+    )
     printed = " ".join(capsys.readouterr().out.split())
     assert {path.name for path in output.iterdir()} == {
         f"benchmark.{e}" for e in ("json", "md", "png")
@@ -171,7 +167,9 @@ def test_the_command(folder, tmp_path, capsys):
 
 
 def test_random_weights_need_no_model(tiny_shape, capsys):
-    benchmark("--shape=100m", "--prune-rates=0.5", "--round-to", "1", "8", *QUICK)
+    command(
+        "benchmark_inference", "--shape=100m", "--prune-rates=0.5", "--round-to", "1", "8", *QUICK
+    )
     assert "by 8" in " ".join(capsys.readouterr().out.split())
 
 
@@ -193,12 +191,12 @@ def test_random_weights_need_no_model(tiny_shape, capsys):
 )
 def test_mistakes_are_refused(options, says):
     with pytest.raises(PruningError, match=says):
-        benchmark(*options)
+        command("benchmark_inference", *options)
 
 
 def test_an_existing_output_is_not_touched(tmp_path):
     with pytest.raises(
         PruningError, match=re.escape(f"{tmp_path} exists; choose another --output")
     ):
-        benchmark("builtin", f"--output={tmp_path}")
+        command("benchmark_inference", "builtin", f"--output={tmp_path}")
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from helpers.evaluate_command import evaluate, lines
+from helpers.command import command, json_lines
 from helpers.tiny import letters_tokenizer, tiny_model
 from pgprune import PruningError
 from pgprune.evaluation.evaluate import EvaluationConfig
@@ -93,8 +93,8 @@ def test_the_accuracy_is_that_of_a_ranking_by_hand(task, assets, tmp_path):
 def test_all_five_in_one_command(assets, tmp_path, capsys):
     model, kept = assets / "models" / "stories260K", tmp_path / "kept.jsonl"
     options = [f"--task-data={assets / 'text'}", "--limit=2", "--evaluation=none"]
-    assert evaluate(model, *options, f"--output={kept}", "--device=cpu") == 0
-    records = lines(kept)
+    assert command("evaluate", model, *options, f"--output={kept}", "--device=cpu") == 0
+    records = json_lines(kept)
     assert [record["task"] for record in records] == list(PAPER_TASKS)
     shown = capsys.readouterr().out
     for record in records:
@@ -172,8 +172,8 @@ def test_tasks_of_lm_eval_that_will_not_do(task, says, monkeypatch):
 @pytest.mark.network
 def test_tasks_and_data_of_lm_eval(tmp_path):
     kept = tmp_path / "kept.jsonl"
-    assert evaluate("builtin", "--tasks=paper", "--limit=2", f"--output={kept}") == 0
-    found = [record for record in lines(kept) if record["what"] == "zero-shot"]
+    assert command("evaluate", "builtin", "--tasks=paper", "--limit=2", f"--output={kept}") == 0
+    found = [record for record in json_lines(kept) if record["what"] == "zero-shot"]
     assert [record["task"] for record in found] == list(PAPER_TASKS)
     assert [set(record["accuracy"]) for record in found] == [{"acc", "acc_norm"}] * 4 + [{"acc"}]
 

@@ -1,9 +1,7 @@
 """Exported models: what plain transformers makes of them, and what cannot be exported."""
 
 import json
-import runpy
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+from helpers.command import command, options, refused, train
 from helpers.finished_run import assert_close, finished_run, logits, numbers
 from helpers.masks import patterns
 from helpers.tiny import letters_tokenizer, tiny_arguments, tiny_model, tokens
@@ -20,11 +19,8 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
-from pgprune.utils.command_line import run_command
 from pgprune.utils.files import new_directory
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "export.py"
-TRAIN = SCRIPT.with_name("train_agent.py")
 PATTERNS = ["some", "all heads of layer 1", "layer 0 and some", "the last layer and some"]
 
 
@@ -218,13 +214,11 @@ def test_a_new_directory_appears_at_once_or_not_at_all(tmp_path):
 # ---------------------------------------------------------------- the command
 
 
-def test_a_run_of_the_training_command(tmp_path, monkeypatch):
+def test_a_run_of_the_training_command(tmp_path):
     """The real config.yaml, mask and results.json, not ours."""
     arguments = tiny_arguments(tmp_path) | {"evaluation_windows": 8, "init_samples": 8}
     arguments |= {"total_timesteps": 1, "output": str(tmp_path / "run")}
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
-    monkeypatch.setattr(sys, "argv", [str(TRAIN), *options, "--quiet"])
-    assert runpy.run_path(str(TRAIN))["main"]() == 0
+    assert train(*options(arguments), "--quiet") == 0
     run = FinishedRun.open(tmp_path / "run")
     directory = export(run, ExportConfig())
     results = json.loads((run.path / "results.json").read_text())
@@ -232,16 +226,12 @@ def test_a_run_of_the_training_command(tmp_path, monkeypatch):
     assert f"{results['perplexity']['pruned']['text']:.2f}" in (directory / "README.md").read_text()
 
 
-def test_the_command(run, monkeypatch, capsys):
-    main = runpy.run_path(str(SCRIPT))["main"]
+def test_the_command(run, capsys):
     output = run.path.parent / "exported"
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(run.path), f"--output={output}"])
-    main()
+    command("export", run.path, f"--output={output}")
     shown = capsys.readouterr().out
     assert f"exported: {numbers(output):,} parameters" in shown
     assert f"AutoModelForCausalLM.from_pretrained('{output}', trust_remote_code=True)" in shown
     assert str(output / "README.md") in shown
-    with pytest.raises(SystemExit) as exit_:
-        run_command(main)
-    assert exit_.value.code == 2
+    refused("export", run.path, f"--output={output}")
     assert capsys.readouterr().err == f"error: {output} exists; choose another --output\n"

@@ -1,13 +1,12 @@
 """GGUF files, read back: every weight where llama.cpp looks for it, and what describes them."""
 
 import json
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from helpers.command import command
 from helpers.gguf_models import SIZE, gguf_run, small_model
 from helpers.masks import patterns
 from helpers.pruned import equal_layers, parameters
@@ -229,13 +228,11 @@ def test_a_sliding_window_limits_the_context(tmp_path):
     assert notes[0] in (folder / "README.md").read_text()
 
 
-def test_the_command_and_the_card(tmp_path, monkeypatch, capsys):
+def test_the_command_and_the_card(tmp_path, capsys):
     model = small_model("llama")
     units = PruningUnits.of(model)
     run = gguf_run(tmp_path, model, units, patterns(units)["all channels of layer 1"])
-    script = Path(__file__).parents[2] / "scripts" / "export.py"
-    monkeypatch.setattr(sys, "argv", [str(script), str(run.path), "--format=gguf"])
-    runpy.run_path(str(script))["main"]()
+    command("export", run.path, "--format=gguf")
     folder = run.path / "gguf"
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", "model.gguf"]
     printed = capsys.readouterr().out

@@ -2,9 +2,7 @@
 
 import json
 import math
-import runpy
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from helpers.command import Crash, assert_same_run, results, train
+from helpers.command import Crash, assert_same_run, command, results, train
 from helpers.finished_run import numbers
 from helpers.tiny import tiny_arguments, tiny_model, tokens
 from pgprune import PruningError
@@ -27,8 +25,6 @@ from pgprune.runs.any_model import load_any
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
-
-SCRIPT = Path(__file__).parents[2] / "scripts" / "export.py"
 
 
 @pytest.fixture(scope="module")
@@ -250,11 +246,9 @@ def test_a_bias_repair_of_another_mask(runs, tmp_path):
     assert f"{numbers(folder):,} of {results(run)['parameters']['dense']:,} parameters" in card
 
 
-def test_the_command(runs, tmp_path, monkeypatch, capsys):
+def test_the_command(runs, tmp_path, capsys):
     output = tmp_path / "exported"
-    options = [str(runs["none"]), "--repair=least-squares", f"--output={output}"]
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *options])
-    runpy.run_path(str(SCRIPT))["main"]()
+    command("export", runs["none"], "--repair=least-squares", f"--output={output}")
     assert "Repaired for this export" in capsys.readouterr().out
     model, _ = load_model(ModelConfig(str(output), dtype="float64"), pruned=True)
     assert bool(model(tokens()).logits.isfinite().all())

@@ -1,15 +1,13 @@
 """Recovery: from a run or a model to a finetuned directory."""
 
 import json
-import runpy
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
+from helpers.command import command, refused
 from helpers.finetuning_toy import LETTERS, Listener, finetune, perplexity, same_weights
 from helpers.finished_run import logits, numbers
 from helpers.tiny import letters_tokenizer
@@ -19,11 +17,9 @@ from pgprune.finetuning.config import FinetuningConfig
 from pgprune.finetuning.instructions import TrainingDataConfig
 from pgprune.models.losses import model_perplexity
 from pgprune.runs.any_model import load_any
-from pgprune.utils.command_line import run_command
 from pgprune.utils.options import dump_yaml, to_dict
 
 pytest.importorskip("peft")
-SCRIPT = Path(__file__).parents[2] / "scripts" / "finetune.py"
 
 
 # ---------------------------------------------------------------- what comes out
@@ -134,17 +130,13 @@ def test_windows_are_no_longer_than_the_context_and_no_more_than_there_are(run, 
 # ---------------------------------------------------------------- the command
 
 
-def test_the_command(run, config, text, monkeypatch, capsys):
-    main = runpy.run_path(str(SCRIPT))["main"]
-    options = [f"--data={text}", "--sequence-length=16", "--samples=12", "--rank=2"]
-    options += [f"--evaluation={text}", "--evaluation-length=16", "--batch-size=4"]
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), str(run.path), *options])
-    assert main() == 0
+def test_the_command(run, config, text, capsys):
+    words = [run.path, f"--data={text}", "--sequence-length=16", "--samples=12", "--rank=2"]
+    words += [f"--evaluation={text}", "--evaluation-length=16", "--batch-size=4"]
+    assert command("finetune", *words) == 0
     shown = capsys.readouterr().out
     assert "3/3 updates" in shown or "1/3 updates" in shown
     assert "before" in shown and "after" in shown
     assert f"evaluate.py {run.path / 'finetuned'}" in shown
-    with pytest.raises(SystemExit) as exit_:
-        run_command(main)
-    assert exit_.value.code == 2
+    refused("finetune", *words)
     assert "finetuned exists" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""scripts/train_agent.py run by the tests: in this process or in one of its own."""
+"""The commands run by the tests, in this process or in another; and what a run leaves."""
 
 import json
 import os
@@ -6,36 +6,61 @@ import runpy
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "train_agent.py"
+from pgprune.utils.command_line import run_command
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+SCRIPT = SCRIPTS / "train_agent.py"
 
 
 class Crash(BaseException):
     """Stands in for kill -9: nothing of ours handles it."""
 
 
-def train(*options: str) -> int:
-    """Runs the command in this process; returns its exit status."""
-    main = runpy.run_path(str(SCRIPT))["main"]
-    before, sys.argv = sys.argv, [str(SCRIPT), *options]
+def command(name: str, *words: object) -> int | None:
+    """Runs a script in this process; returns its exit status."""
+    script = str(SCRIPTS / f"{name}.py")
+    main = runpy.run_path(script)["main"]
+    before, sys.argv = sys.argv, [script, *map(str, words)]
     try:
         return main()
     finally:
         sys.argv = before
 
 
-def start(*options: str) -> subprocess.Popen[str]:
-    """Starts the command in a process of its own."""
-    command = [sys.executable, str(SCRIPT), *options]
+def refused(name: str, *words: object) -> None:
+    """Runs a script that refuses its options with exit status 2, after a line on stderr."""
+    with pytest.raises(SystemExit) as error:
+        run_command(lambda: command(name, *words))
+    assert error.value.code == 2
+
+
+def options(arguments: Mapping[str, object]) -> list[str]:
+    """Settings as the words of a command."""
+    return [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
+
+
+def train(*words: str) -> int | None:
+    """Runs ``train_agent.py`` in this process; returns its exit status."""
+    return command("train_agent", *words)
+
+
+def start(*words: str) -> subprocess.Popen[str]:
+    """Starts ``train_agent.py`` in another process."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        [sys.executable, str(SCRIPT), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
 
 
@@ -49,6 +74,10 @@ def logged(run: Path) -> int:
     """Lines of progress.csv on the disk."""
     progress = run / "progress.csv"
     return len(progress.read_text().splitlines()) if progress.exists() else 0
+
+
+def json_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in path.read_text().splitlines()]
 
 
 def results(run: Path) -> dict[str, Any]:

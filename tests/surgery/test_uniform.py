@@ -2,8 +2,6 @@
 
 import json
 import math
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import MistralForCausalLM
 
+from helpers.command import options, train
 from helpers.finished_run import assert_close, finished_run, logits, numbers
 from helpers.masks import patterns
 from helpers.pruned import equal_layers, in_pieces, parameters
@@ -24,9 +23,6 @@ from pgprune.models.load import ModelConfig, load_model
 from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
 from pgprune.surgery.layers import prune
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
 
 # ---------------------------------------------------------------- stock models
 
@@ -109,10 +105,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("searched")
     arguments = tiny_arguments(folder) | {"evaluation_windows": 8, "init_samples": 8}
     arguments |= {"total_timesteps": 1, "output": str(folder / "run")}
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["train_agent.py", *options, "--quiet"])
-        assert runpy.run_path(str(SCRIPTS / "train_agent.py"))["main"]() == 0
+    assert train(*options(arguments), "--quiet") == 0
     return folder / "run"
 
 
@@ -178,13 +171,11 @@ def test_a_mask_that_is_so_already_is_exported_as_it_is(model, tmp_path):
     assert "own mask" not in (folder / "README.md").read_text()
 
 
-def test_searching_uniformly(arguments, tmp_path, monkeypatch):
+def test_searching_uniformly(arguments, tmp_path):
     """The command with --scope uniform, whose export needs no second rounding."""
     settings = arguments | {"evaluation_windows": 8, "init_samples": 8, "total_timesteps": 1}
     settings |= {"scope": "uniform", "round_to": 2, "output": str(tmp_path / "run")}
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-    monkeypatch.setattr(sys, "argv", ["train_agent.py", *options, "--quiet"])
-    assert runpy.run_path(str(SCRIPTS / "train_agent.py"))["main"]() == 0
+    assert train(*options(settings), "--quiet") == 0
     run, notes = FinishedRun.open(tmp_path / "run"), []
     folder = export(run, ExportConfig(uniform=True), note=notes.append)
     assert notes == []
