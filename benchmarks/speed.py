@@ -102,7 +102,7 @@ def main(arguments: list[str] | None = None, agent_shape: str = "llama-2-7b") ->
 
 
 def check(config: SpeedConfig) -> torch.device:
-    """The device to measure on.
+    """Chooses the device to measure on, and checks the options.
 
     Raises:
         PruningError: it is absent or too small for a shape, the clock does not fit, or what is to
@@ -127,7 +127,7 @@ def check(config: SpeedConfig) -> torch.device:
         if not page.is_file() or not has_place(page.read_text(), _MARKER):
             raise PruningError(
                 f"{page} has no place for the table; write <!-- {_MARKER} --> and <!-- end --> "
-                "into it, each on a line of its own"
+                "into it, each on a separate line"
             )
     return device
 

@@ -1,4 +1,4 @@
-"""What the speed benchmark found: as JSON, as tables, and as a plot."""
+"""Reports the speed of mask evaluations: as JSON, as tables, and as a plot."""
 
 import json
 import shlex
@@ -60,19 +60,19 @@ def make_report(
     device: torch.device,
     command: Sequence[str],
 ) -> dict[str, Any]:
-    """Everything that was found, as JSON holds it.
+    """Collects everything that was measured, as JSON holds it.
 
     Args:
-        shapes: what ``measure`` found, by shape.
-        agent: what ``measure_agent`` found.
-        host: what ``measure_host`` found.
+        shapes: of ``measure``, by shape.
+        agent: of ``measure_agent``.
+        host: of ``measure_host``.
         config: of the measurement, a dataclass.
         device: where it was done.
         command: its words.
 
     Returns:
         ``command``, ``config``, ``machine``, ``versions``, ``agent``, ``host`` and ``shapes``, each
-        with what was found and ``rates``: for each prune rate the medians and quartiles of ratios
+        with its measurements and ``rates``: for each prune rate the medians and quartiles of ratios
         of times of one round.
     """
     return {
@@ -90,7 +90,7 @@ def make_report(
 
 
 def ratios(found: Mapping[str, Any], rate: str) -> dict[str, Any]:
-    """Medians and quartiles of ratios at a prune rate, and what the products reach."""
+    """Computes medians and quartiles of ratios at a prune rate, and what the products reach."""
     rounds = found["rounds"]
     masked, sliced, products = (
         [seconds for (seconds,) in rounds[f"{name} {rate}"]]
@@ -123,7 +123,7 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The tables in Markdown, with the command and the machine."""
+    """Writes the tables in Markdown, with the command and the machine."""
     where = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
     head = f"`{report['command']}` ({where}; median ± half the interquartile range)"
     columns, rows, legend = _table(report)
@@ -180,7 +180,7 @@ def _ratio(times: Sequence[float], reference: Sequence[float]) -> dict[str, floa
 
 
 def _table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]], str]:
-    """Columns, a row for each prune rate of each shape, and a legend; of kernels if measured."""
+    """Returns columns, a row for each prune rate of each shape, and a legend."""
     rows = [
         dict(zip(_COLUMNS, _row(name, found, rate, values), strict=True))
         for name, found in report["shapes"].items()
@@ -236,6 +236,6 @@ def _agent(agent: Mapping[str, Any]) -> str:
     whole = 1e3 * Spread.of([sum(parts) for parts in agent["rounds"]]).median
     sampling, score, projection = (f"{part:.1f}" for part in parts)
     return (
-        f"The agent's own work of a step at {agent['units']:,} units: {whole:.1f} ms (sampling "
+        f"The agent's work of a step at {agent['units']:,} units: {whole:.1f} ms (sampling "
         f"{sampling}, score {score}, projection {projection})."
     )

@@ -1,4 +1,4 @@
-"""The pieces of work that the speed benchmark times, and how it times them."""
+"""The pieces of work that the speed benchmark times."""
 
 from functools import partial
 from importlib.util import find_spec
@@ -33,18 +33,18 @@ _THIN = {
 
 
 def load(name: str, device: torch.device, dtype: str) -> PreTrainedModel:
-    """The built-in model, or random weights of a shape.
+    """Loads the built-in model, or makes random weights of a shape.
 
     Raises:
         PruningError: it does not fit into the device's memory.
     """
-    own = torch.float32 if device.type == "cpu" else torch.bfloat16
+    usual = torch.float32 if device.type == "cpu" else torch.bfloat16
     if name == "builtin":
         names = {value: key for key, value in DTYPES.items()}
-        chosen = names[own] if dtype == "auto" else dtype
+        chosen = names[usual] if dtype == "auto" else dtype
         return load_model(ModelConfig("builtin", device=str(device), dtype=chosen))[0]
     with within_memory(f"choose a smaller shape than {name}"):
-        return random_models(name, [], [1], device, DTYPES.get(dtype, own))[name]
+        return random_models(name, [], [1], device, DTYPES.get(dtype, usual))[name]
 
 
 def measure(
@@ -154,7 +154,7 @@ def measure_host(repeats: int, clock: Clock) -> dict[str, Any]:
 
 @torch.no_grad()
 def dense_work(model: Any, ids: Tensor, clock: Clock) -> list[float]:
-    """The plain model's loss; the parts are its blocks, embedding and norm included, and head."""
+    """Computes the plain model's loss; the parts are blocks with embedding and norm, and head."""
     start = clock()
     hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
     middle = clock()
@@ -164,7 +164,7 @@ def dense_work(model: Any, ids: Tensor, clock: Clock) -> list[float]:
 
 
 def executor_work(lm: MaskedLM, mask: Tensor, ids: Tensor, clock: Clock) -> list[float]:
-    """One mask evaluation, with its losses read."""
+    """Evaluates one mask and reads its losses."""
     start = clock()
     lm.losses(mask[None], ids).tolist()
     return [clock() - start]
@@ -184,7 +184,7 @@ def products_work(weights: list[Tensor], tokens: int, clock: Clock) -> list[floa
 def agent_work(
     budget: Budget, probabilities: Tensor, generator: torch.Generator, clock: Clock
 ) -> list[float]:
-    """What REINFORCE does in a step besides evaluating masks: sampling, score, projection."""
+    """Does what REINFORCE does in a step besides evaluating masks: sample, score, project."""
     losses = torch.tensor([3.0, 3.1], dtype=torch.float64)
     moments = [clock()]
     masks = sample(probabilities, _AGENT_MASKS, generator)
@@ -198,7 +198,7 @@ def agent_work(
 
 
 def kept_weights(model: PreTrainedModel, units: PruningUnits, mask: Tensor) -> list[Tensor]:
-    """As many rows of every projection's weights as an evaluation gathers, and the whole head's.
+    """Returns the rows that an evaluation gathers of every projection's weights, and the head's.
 
     They are the first rows, in place, so that nothing is copied.
     """

@@ -1,4 +1,4 @@
-"""Perplexity and zero-shot accuracy of models and runs, as records that are stored at once.
+"""Measures perplexity and zero-shot accuracy of models and runs, as records.
 
 A record says what was measured and all that it depends on. Those of a run are added to its
 ``evaluations.jsonl``, all of them to the file of ``--output``.
@@ -151,9 +151,9 @@ class Evaluation:
         }
         started = time.monotonic()
         with within_memory("choose a smaller --batch-size"):
-            for found in chain(self._perplexities(loaded), self._accuracies(loaded)):
+            for figures in chain(self._perplexities(loaded), self._accuracies(loaded)):
                 now = datetime.now(UTC).isoformat(timespec="seconds")
-                record = {**about, **found, "seconds": time.monotonic() - started, "date": now}
+                record = {**about, **figures, "seconds": time.monotonic() - started, "date": now}
                 self._store(record, loaded.run)
                 yield record
                 started = time.monotonic()
@@ -177,13 +177,13 @@ class Evaluation:
             return
         harness = Harness(loaded.model, loaded.tokenizer, self._config.batch_size)
         for task in self._tasks:
-            found = harness.evaluate(task, self._config.limit)
-            verdicts = {metric: found.verdict(metric) for metric in found.accuracy}
+            score = harness.evaluate(task, self._config.limit)
+            verdicts = {metric: score.verdict(metric) for metric in score.accuracy}
             data = self._config.task_data or "lm-eval"
-            yield {"what": "zero-shot", **asdict(found), "verdict": verdicts, "data": data}
+            yield {"what": "zero-shot", **asdict(score), "verdict": verdicts, "data": data}
 
     def _texts(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, EvaluationSet]:
-        """The evaluation texts in a tokenizer's tokens, cut once for all models that share it."""
+        """Returns the texts in a tokenizer's tokens, cut once for all models that share it."""
         config = self._config
         if config.evaluation is None:
             return {}
@@ -208,7 +208,7 @@ class Evaluation:
 
 
 def _names(sources: Sequence[str]) -> dict[str, str]:
-    """Short names of sources, or the sources themselves where two would have the same."""
+    """Shortens sources, unless two would then have the same name."""
     short = {source: short_name(source) for source in sources}
     shared = Counter(short.values())
     return {source: source if shared[name] > 1 else name for source, name in short.items()}

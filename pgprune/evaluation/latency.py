@@ -1,4 +1,4 @@
-"""How fast models are and how much memory they take, measured in turn so that they compare.
+"""Measures in turn how fast models are and how much memory they take.
 
 The work is one call for all tokens of the prompts, which computes the logits of the last token only
 (prefill), and then one call for each new token with the cache of keys and values (decoding). The
@@ -62,7 +62,7 @@ class LatencyConfig(Config):
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one model takes for one batch.
+    """The times and the memory of one model for one batch.
 
     Attributes:
         model: its name.
@@ -131,8 +131,8 @@ def load_models(sources: list[str], shapes: ShapeConfig, config: LatencyConfig) 
     if sources:
         raise PruningError("give models or --shape, not both: their speeds do not compare")
     device = choose_device(config.device)
-    own = torch.float32 if device.type == "cpu" else torch.bfloat16
-    dtype = DTYPES.get(config.dtype, own)
+    usual = torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype = DTYPES.get(config.dtype, usual)
     return random_models(
         *(shapes.shape, shapes.prune_rates, shapes.round_to),
         *(device, dtype, config.attn_implementation),
@@ -140,7 +140,7 @@ def load_models(sources: list[str], shapes: ShapeConfig, config: LatencyConfig) 
 
 
 def _load(sources: list[str], config: LatencyConfig) -> Models:
-    """Models by name; where two have the same name, by what the user typed."""
+    """Loads models by name; where two have the same name, by what the user typed."""
     if not sources:
         raise PruningError("there is nothing to measure; give models or runs, or --shape")
     for source in sources:
@@ -197,7 +197,7 @@ def generate(model: PreTrainedModel, ids: Tensor, length: int, clock: Clock) -> 
 
 
 def _random_ids(models: Models, batch: int, length: int) -> Tensor:
-    """Tokens that all models know, (B, T) int64."""
+    """Draws tokens that all models know, (B, T) int64."""
     vocabulary = min(model.config.vocab_size for model in models.values())
     generator = torch.Generator().manual_seed(0)
     return torch.randint(vocabulary, (batch, length), generator=generator)

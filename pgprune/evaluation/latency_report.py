@@ -1,4 +1,4 @@
-"""What a benchmark of inference found: as JSON, as tables, and as a plot."""
+"""Reports the latency of models: as JSON, as tables, and as a plot."""
 
 import json
 import shlex
@@ -40,7 +40,7 @@ def make_report(
     config: LatencyConfig,
     command: Sequence[str],
 ) -> dict[str, Any]:
-    """Everything that was found, as JSON holds it.
+    """Collects everything that was measured, as JSON holds it.
 
     Args:
         models: that were measured, the reference first.
@@ -74,9 +74,9 @@ def make_report(
             for name, model in models.items()
         ],
         "measurements": [
-            _found(own, rows[0], weights[own.model])
+            _entry(measured, rows[0], weights[measured.model])
             for rows in _by_setting(measurements)
-            for own in rows
+            for measured in rows
         ],
     }
 
@@ -116,7 +116,7 @@ def write_report(report: Mapping[str, Any], output: Path) -> None:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The tables in Markdown, with the command and the machine."""
+    """Writes the tables in Markdown, with the command and the machine."""
     machine = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
     parts = [f"`{report['command']}` ({machine}; median ± half the interquartile range)"]
     for columns, rows in _tables(report):
@@ -124,33 +124,33 @@ def markdown(report: Mapping[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _found(own: Measurement, reference: Measurement, weights: int) -> dict[str, Any]:
-    """What one measurement says."""
-    decode = Spread.of(own.decode).median
+def _entry(measured: Measurement, reference: Measurement, weights: int) -> dict[str, Any]:
+    """Makes the entry of one measurement; times are compared with those of the reference."""
+    decode = Spread.of(measured.decode).median
     return {
-        "model": own.model,
-        "batch_size": own.batch_size,
-        "sequence_length": own.sequence_length,
-        "prefill_seconds": Spread.of(own.prefill).median,
+        "model": measured.model,
+        "batch_size": measured.batch_size,
+        "sequence_length": measured.sequence_length,
+        "prefill_seconds": Spread.of(measured.prefill).median,
         "decode_seconds": decode,
         "times_faster": {
-            "prefill": asdict(Spread.of_ratios(reference.prefill, own.prefill)),
-            "decode": asdict(Spread.of_ratios(reference.decode, own.decode)),
+            "prefill": asdict(Spread.of_ratios(reference.prefill, measured.prefill)),
+            "decode": asdict(Spread.of_ratios(reference.decode, measured.decode)),
         },
-        "tokens_per_second": own.batch_size / decode,
-        "peak_bytes": None if own.working_bytes is None else weights + own.working_bytes,
-        "rounds": {"prefill_seconds": own.prefill, "decode_seconds": own.decode},
+        "tokens_per_second": measured.batch_size / decode,
+        "peak_bytes": None if measured.working_bytes is None else weights + measured.working_bytes,
+        "rounds": {"prefill_seconds": measured.prefill, "decode_seconds": measured.decode},
     }
 
 
 def _by_setting(measurements: Sequence[Measurement]) -> list[list[Measurement]]:
-    """The measurements of each setting, the reference's first."""
-    groups = groupby(measurements, key=lambda found: (found.batch_size, found.sequence_length))
+    """Groups the measurements by setting, the reference's first."""
+    groups = groupby(measurements, key=lambda row: (row.batch_size, row.sequence_length))
     return [list(group) for _, group in groups]
 
 
 def _tables(report: Mapping[str, Any]) -> list[tuple[Sequence[str], list[list[str]]]]:
-    """Columns and rows of the table of models and of that of measurements."""
+    """Returns columns and rows of the table of models and of that of measurements."""
     models = [
         [
             model["name"],
@@ -160,44 +160,44 @@ def _tables(report: Mapping[str, Any]) -> list[tuple[Sequence[str], list[list[st
         ]
         for model in report["models"]
     ]
-    return [(_MODEL_COLUMNS, models), (_COLUMNS, [_row(own) for own in report["measurements"]])]
+    return [(_MODEL_COLUMNS, models), (_COLUMNS, [_row(entry) for entry in report["measurements"]])]
 
 
-def _row(found: Mapping[str, Any]) -> list[str]:
-    peak = found["peak_bytes"]
-    faster = found["times_faster"]
+def _row(entry: Mapping[str, Any]) -> list[str]:
+    peak = entry["peak_bytes"]
+    faster = entry["times_faster"]
     return [
-        _setting(found),
-        found["model"],
-        f"{1e3 * found['prefill_seconds']:,.1f}",
+        _setting(entry),
+        entry["model"],
+        f"{1e3 * entry['prefill_seconds']:,.1f}",
         str(Spread(**faster["prefill"])),
-        f"{1e3 * found['decode_seconds']:,.1f}",
+        f"{1e3 * entry['decode_seconds']:,.1f}",
         str(Spread(**faster["decode"])),
-        f"{found['tokens_per_second']:,.1f}",
+        f"{entry['tokens_per_second']:,.1f}",
         "-" if peak is None else f"{peak / _MIB:,.1f}",
     ]
 
 
-def _setting(found: Mapping[str, Any]) -> str:
-    return f"{found['batch_size']} x {found['sequence_length']}"
+def _setting(entry: Mapping[str, Any]) -> str:
+    return f"{entry['batch_size']} x {entry['sequence_length']}"
 
 
 def _plot(report: Mapping[str, Any], path: Path) -> None:
     """Draws how much faster and smaller each model is than the reference."""
     reference, *others = (model["name"] for model in report["models"])
-    found = {(own["model"], _setting(own)): own for own in report["measurements"]}
-    settings = list(dict.fromkeys(setting for _, setting in found))
+    entries = {(entry["model"], _setting(entry)): entry for entry in report["measurements"]}
+    settings = list(dict.fromkeys(setting for _, setting in entries))
     gains: dict[str, dict[str, list[tuple[float, float, float]]]] = {}
     for phase in ("prefill", "decode"):
         gains[f"{phase}: times faster"] = {
             name: [
                 (ratio["median"], ratio["low"], ratio["high"])
-                for ratio in (found[name, setting]["times_faster"][phase] for setting in settings)
+                for ratio in (entries[name, setting]["times_faster"][phase] for setting in settings)
             ]
             for name in others
         }
-    if all(own["peak_bytes"] for own in report["measurements"]):
-        peaks = {key: own["peak_bytes"] for key, own in found.items()}
+    if all(entry["peak_bytes"] for entry in report["measurements"]):
+        peaks = {key: entry["peak_bytes"] for key, entry in entries.items()}
         gains["peak memory: times smaller"] = {
             name: [(peaks[reference, s] / peaks[name, s],) * 3 for s in settings] for name in others
         }

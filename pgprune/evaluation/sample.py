@@ -1,4 +1,4 @@
-"""A sample of text by the dense model and by the pruned one, side by side."""
+"""Samples text from the dense model and from the pruned one."""
 
 from collections.abc import Mapping
 from itertools import takewhile
@@ -24,7 +24,7 @@ def sample_text(
     windows: Mapping[str, Tensor],
     repair: Repair | None = None,
 ) -> list[dict[str, str]]:
-    """Lets the dense model and then the pruned one go on with the beginnings of held-out text.
+    """Lets the dense model and then the pruned one continue the beginnings of held-out text.
 
     Decoding is greedy, so that nothing but the mask and its repair makes the difference.
 
@@ -50,21 +50,21 @@ def sample_text(
         {
             "text": name,
             "prompt": _text(tokenizer, prompt.tolist()),
-            "dense": _continuation(tokenizer, prompt, own),
-            "pruned": _continuation(tokenizer, prompt, other),
+            "dense": _continuation(tokenizer, prompt, first),
+            "pruned": _continuation(tokenizer, prompt, second),
         }
-        for name, prompt, own, other in zip(names, prompts, dense, smaller, strict=True)
+        for name, prompt, first, second in zip(names, prompts, dense, smaller, strict=True)
     ]
 
 
 @torch.inference_mode()
 def continue_greedily(model: PreTrainedModel, prompts: Tensor, new_tokens: int) -> Tensor:
-    """The likeliest next token, again and again.
+    """Decodes greedily: appends the likeliest next token, again and again.
 
     Args:
         model: a causal LM.
         prompts: (P, T) int64.
-        new_tokens: how many.
+        new_tokens: tokens to append.
 
     Returns:
         The new tokens, (P, new_tokens) int64 on the CPU.
@@ -78,7 +78,7 @@ def continue_greedily(model: PreTrainedModel, prompts: Tensor, new_tokens: int) 
 
 
 def _prompts(windows: Mapping[str, Tensor], length: int) -> tuple[list[str], Tensor]:
-    """Names and tokens (P, length) of beginnings of windows, evenly from the first texts."""
+    """Takes names and tokens (P, length) of beginnings of windows, evenly from the first texts."""
     names = list(windows)[:PROMPTS]
     each = PROMPTS // len(names)
     chosen = [
@@ -90,7 +90,7 @@ def _prompts(windows: Mapping[str, Tensor], length: int) -> tuple[list[str], Ten
 
 
 def _continuation(tokenizer: PreTrainedTokenizerBase, prompt: Tensor, new: Tensor) -> str:
-    """What the new tokens add to the prompt's text, up to the end of the document."""
+    """Decodes what the new tokens add to the prompt's text, up to the end of the document."""
     tokens = list(takewhile(lambda token: token != tokenizer.eos_token_id, new.tolist()))
     # Some tokenizers drop the space before a text's first word, so both are decoded together.
     whole = _text(tokenizer, [*prompt.tolist(), *tokens])

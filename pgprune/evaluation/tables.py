@@ -27,7 +27,7 @@ _SHORT = {
 
 
 def line(record: Record) -> str:
-    """What one record says, in a line."""
+    """Writes one record in a line."""
     name, seconds = record["name"], f"{record['seconds']:,.1f} s"
     if record["what"] == "perplexity":
         return (
@@ -64,7 +64,7 @@ def print_tables(records: Records, console: Console) -> None:
 
 
 def averages(records: Records) -> dict[str, float]:
-    """Means over the tasks of one model, as in the paper's Table 1.
+    """Averages over the tasks of one model, as in the paper's Table 1.
 
     Args:
         records: of all its tasks.
@@ -72,11 +72,11 @@ def averages(records: Records) -> dict[str, float]:
     Returns:
         The mean of ``acc``, and of ``acc_norm`` with ``acc`` where a task has no other.
     """
-    found = {}
+    means = {}
     for metric in METRICS:
         values = [row["accuracy"].get(metric, row["accuracy"]["acc"]) for row in records]
-        found[metric] = sum(values) / len(values)
-    return found
+        means[metric] = sum(values) / len(values)
+    return means
 
 
 def _print_perplexities(records: Records, console: Console) -> None:
@@ -91,7 +91,7 @@ def _print_perplexities(records: Records, console: Console) -> None:
 
 
 def _text_table(key: str, records: Records) -> Table:
-    """A table of models and texts; the share of parameters is of the first model."""
+    """Makes a table of models and texts; the share of parameters is of the first model."""
     texts, cells = _distinct(records, "text"), {(row["name"], row["text"]): row for row in records}
     sizes = {row["name"]: row["parameters"] for row in records}
     rows = [

@@ -1,4 +1,4 @@
-"""Zero-shot tasks from local files, as lm-eval's task configurations.
+"""Reads zero-shot tasks from local files, as lm-eval's task configurations.
 
 A file has one multiple-choice item a line, in one of two layouts:
 
@@ -6,7 +6,7 @@ A file has one multiple-choice item a line, in one of two layouts:
     {"context_options": ["... Sarah", "... Maria"], "continuation": "...", "gold": 1}
 
 In the first the answers differ, in the second (WinoGrande) what comes before the one continuation.
-A query that begins with ``Question:`` ends in a line ``Answer:``, as lm-eval's own ARC and PIQA.
+A query that begins with ``Question:`` ends in a line ``Answer:``, as in lm-eval's ARC and PIQA.
 """
 
 from collections.abc import Iterator
@@ -28,14 +28,14 @@ def task_file(folder: str, task: str) -> Path:
         PruningError: there is none, or more than one.
     """
     place = Path(folder).expanduser()
-    found = sorted([*place.glob(f"{task}*.jsonl"), *place.glob(f"{task}/*.jsonl")])
-    if len(found) != 1:
-        problem = f"has {len(found)} files" if found else "has no file"
+    files = sorted([*place.glob(f"{task}*.jsonl"), *place.glob(f"{task}/*.jsonl")])
+    if len(files) != 1:
+        problem = f"has {len(files)} files" if files else "has no file"
         raise PruningError(
             f"the folder {folder!r} {problem} for the task {task!r}; put one at "
             f"{place / task}.jsonl or in {place / task}, or leave the task out of --tasks"
         )
-    return found[0]
+    return files[0]
 
 
 def task_config(task: str, path: Path) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def read_items(path: Path) -> Iterator[Item]:
 
 
 def _item(row: Any) -> Item | None:
-    """The item of a row, None where it is not one."""
+    """Reads the item of a row; None where it is not one."""
     if not isinstance(row, dict):
         return None
     for one, several in _LAYOUTS:
@@ -131,5 +131,5 @@ def _prompt(query: str) -> str:
 
 
 def _whole(text: str) -> str:
-    """The text without halves of characters, which JSON may escape."""
+    """Replaces halves of characters, which JSON may escape and tokenizers refuse."""
     return text.encode("utf-8", "replace").decode()

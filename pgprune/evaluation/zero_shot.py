@@ -1,4 +1,4 @@
-"""Zero-shot accuracy of a model in memory, by lm-eval.
+"""Measures zero-shot accuracy of a model in memory, by lm-eval.
 
 The answer whose tokens have the highest sum of log-probabilities is taken (``acc``), or the highest
 sum over the number of its characters (``acc_norm``). lm-eval is loaded when it is needed.
@@ -28,7 +28,7 @@ _MULTIPLE_CHOICE = "multiple_choice"
 
 @dataclass(frozen=True)
 class ZeroShot:
-    """How well a model did a task.
+    """The score of a model in a task.
 
     Attributes:
         task: its name.
@@ -37,7 +37,7 @@ class ZeroShot:
         accuracy: shares of the items, by metric (``acc``, ``acc_norm``).
         stderr: their standard errors, None for a single item.
         chance: the expected accuracy of guessing.
-        chance_stderr: the standard error of that, over as many items.
+        chance_stderr: the standard error of that, over the same number of items.
     """
 
     task: str
@@ -69,7 +69,7 @@ def load_tasks(names: Sequence[str], folder: str | None) -> list[Any]:
 
     Args:
         names: of tasks.
-        folder: local files, as ``zero_shot_data`` describes them; None for lm-eval's own tasks and
+        folder: local files, as ``task_files`` describes them; None for lm-eval's own tasks and
             data sets, which it downloads.
 
     Returns:
@@ -156,22 +156,22 @@ class Harness:
                 bootstrap_iters=1,  # the errors of means are not bootstrapped
                 log_samples=False,
             )
-        found = results["results"][name]
-        metrics = [metric for metric in METRICS if f"{metric},none" in found]
+        scores = results["results"][name]
+        metrics = [metric for metric in METRICS if f"{metric},none" in scores]
         docs = task.eval_docs
         guesses = [1 / len(task.doc_to_choice(docs[number])) for number in numbers]
         return ZeroShot(
             name,
             items=len(numbers),
             left_out=left_out,
-            accuracy={metric: float(found[f"{metric},none"]) for metric in metrics},
-            stderr={metric: _number(found[f"{metric}_stderr,none"]) for metric in metrics},
+            accuracy={metric: float(scores[f"{metric},none"]) for metric in metrics},
+            stderr={metric: _number(scores[f"{metric}_stderr,none"]) for metric in metrics},
             chance=sum(guesses) / len(guesses),
             chance_stderr=math.sqrt(sum(p * (1 - p) for p in guesses)) / len(guesses),
         )
 
     def _scored(self, task: Any, limit: int | None) -> tuple[list[int], int]:
-        """The numbers of the items to score, and how many are left out between them."""
+        """Returns the numbers of the items to score, and how many are left out between them."""
         numbers: list[int] = []
         left_out = 0
         for number, doc in enumerate(task.eval_docs):

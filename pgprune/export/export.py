@@ -1,4 +1,4 @@
-"""Export: a run's mask as a directory that ordinary tools load.
+"""Exports a run's mask as a directory that ordinary tools load.
 
 ``hf`` is the physically smaller model, ``masked`` the dense shapes with zeros in them, ``gguf`` one
 file for llama.cpp. What is shipped is the run's mask with its repair, unless another one is asked
@@ -94,6 +94,7 @@ def export(
             uniform or as portable as asked; the format cannot hold the model, its tokenizer or
             its repair; the repair cannot be made.
     """
+    # Everything that can be refused without reading weights comes first.
     output = Path(config.output) if config.output is not None else run.path / config.format
     check_new(output)
     vocabulary = _vocabulary(config)
@@ -106,12 +107,13 @@ def export(
         for sentence in window(loaded):
             note(sentence)
     _check_repair(config, loaded)
-    known = len(loaded.notes)
+    known = len(loaded.notes)  # which the run has told already
     if config.uniform or config.round_to is not None:
         loaded = reround(loaded, config.uniform, config.round_to or loaded.round_to)
     loaded = reship(loaded, config.repair, config.repair_damping)
     for sentence in loaded.notes[known:]:
         note(sentence)
+    # Last: a repair is computed and evaluated in the number format of the run.
     if config.dtype != "auto":
         loaded.model.to(DTYPES[config.dtype])  # type: ignore[arg-type]
     try:
@@ -151,7 +153,7 @@ def check_format(
 
 
 def parameters_in(directory: Path) -> int:
-    """Parameters in the files of an exported directory."""
+    """Counts the parameters in the files of an exported directory."""
     count = sum(map(gguf_parameters, directory.glob("*.gguf")))
     for path in directory.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
@@ -161,7 +163,7 @@ def parameters_in(directory: Path) -> int:
 
 
 def _vocabulary(config: ExportConfig) -> dict[str, Any] | None:
-    """The vocabulary that a GGUF file lends, if one does."""
+    """Reads the vocabulary that a GGUF file lends, if one does."""
     if config.format == "gguf":
         load_gguf()  # says what to install
     elif config.vocab_gguf is not None:
@@ -187,7 +189,7 @@ def _writer(
 
 
 def _check_sliced(run: FinishedRun, config: ExportConfig) -> None:
-    """Refuses what a narrower residual stream cannot be."""
+    """Refuses options that do not fit a narrower residual stream."""
     if config.repair not in ("auto", "none"):
         raise PruningError(
             f"--repair {config.repair} is about pruned units, but {run.path} has sliced the "
@@ -201,7 +203,7 @@ def _check_sliced(run: FinishedRun, config: ExportConfig) -> None:
 
 
 def _check_repair(config: ExportConfig, loaded: LoadedRun) -> None:
-    """Refuses a repair that cannot be, before it is made."""
+    """Refuses a repair that the format cannot hold, before it is made."""
     if config.repair == "auto" and config.repair_damping is not None:
         raise PruningError(
             "--repair-damping is for a repair that is made now, but --repair auto takes the run's "

@@ -1,10 +1,10 @@
-"""GGUF: a pruned model in one file, for llama.cpp and what is built on it (Ollama, LM Studio).
+"""Writes a pruned model as one GGUF file, for llama.cpp, Ollama and LM Studio.
 
 llama.cpp's architecture ``deci`` is a LLaMA whose layers differ in their numbers of heads and
 channels, with biases where there are any: it holds LLaMA, Mistral and Qwen2. Its rotary embedding
 turns neighbouring rows of a head, so query and key rows are put in that order. Layers without
 attention or MLP come as ghosts of zeros, because llama.cpp refuses or, silently, miscomputes some
-of them. ``qwen3`` is an architecture of its own, with equal layers only.
+of them. ``qwen3`` is another architecture, with equal layers only.
 Sources: llama.cpp, src/models/deci.cpp and src/models/qwen3.cpp; gguf, the package that writes.
 """
 
@@ -114,7 +114,7 @@ def check_gguf(
 
 
 def _architecture(config: PretrainedConfig) -> str:
-    """llama.cpp's architecture for a dense model.
+    """Names llama.cpp's architecture for a dense model.
 
     Raises:
         PruningError: there is none.
@@ -165,7 +165,7 @@ def check_scope(config: PretrainedConfig, granularity: str, scope: str) -> None:
 
 
 def context_length(config: PretrainedConfig) -> int:
-    """How long a text the file's architectures read as the model does.
+    """Returns how long a text may be for llama.cpp to read it as the model does.
 
     They have no sliding window, which makes no difference until the text is longer than the window.
 
@@ -204,10 +204,10 @@ def _check_equal(layers: list[PrunedLayer]) -> None:
 
 
 def _rope_factors(model: PreTrainedModel) -> Tensor | None:
-    """What the plain frequencies of the rotary embedding are divided by, (head_dim / 2,) or None.
+    """Returns divisors of the rotary embedding's plain frequencies, (head_dim / 2,) or None.
 
     Raises:
-        PruningError: no such numbers describe the embedding.
+        PruningError: no fixed numbers describe the embedding.
     """
     config, architecture = model.config, _architecture(model.config)
     kind, base = config.rope_parameters["rope_type"], config.rope_parameters["rope_theta"]
@@ -221,6 +221,7 @@ def _rope_factors(model: PreTrainedModel) -> Tensor | None:
     rotary: Any = type(model.get_submodule("model.rotary_emb"))
     frequencies: Tensor = rotary(config).inv_freq  # exact, whatever the model's number format
     width = 2 * len(frequencies)
+    # RoPE turns pair i by base^(-2i/d) per position; a scaled RoPE divides that by a factor.
     plain = 1.0 / base ** (torch.arange(0, width, 2, dtype=torch.float) / width)
     return plain / frequencies
 
@@ -228,10 +229,11 @@ def _rope_factors(model: PreTrainedModel) -> Tensor | None:
 def _write_shapes(
     writer: Any, config: PretrainedConfig, layers: list[PrunedLayer], shape: LayerShape
 ) -> None:
-    """Everything that llama.cpp must know to build the layers."""
+    """Writes the sizes that llama.cpp builds the layers from."""
     heads = [layer.kv_heads * shape.query_heads_per_group for layer in layers]
     kv_heads = [layer.kv_heads for layer in layers]
     channels = [layer.channels for layer in layers]
+    # Where all layers agree, one number, as a file of a dense model has it.
     equal = all(len(set(counts)) == 1 for counts in (heads, kv_heads, channels))
     writer.add_block_count(len(layers))
     writer.add_head_count(heads[0] if equal else heads)
@@ -250,11 +252,12 @@ def _write_shapes(
 def _tensors(
     model: PreTrainedModel, layers: list[PrunedLayer], shape: LayerShape, architecture: str
 ) -> Iterator[tuple[str, Tensor]]:
-    """All weights by llama.cpp's names, tied ones once."""
+    """Yields all weights by llama.cpp's names, tied ones once."""
     family = family_of(model.config)
     for name, parameter in model.named_parameters():
         if not name.startswith(f"{family.layers}."):
             yield _renamed(name), parameter
+    # Only deci rotates neighbouring rows; qwen3 keeps the order of Hugging Face.
     turned = (family.query, family.key) if architecture == "deci" else ()
     for new, layer in enumerate(layers):
         for name, weight in layer.weights.items():
@@ -278,14 +281,14 @@ def _interleaved(weight: Tensor, head_dim: int) -> Tensor:
 
 
 def _file_type(dtype: torch.dtype) -> int:
-    """llama.cpp's word for the number format of the matrices."""
+    """Returns llama.cpp's number for the number format of the matrices."""
     types = load_gguf().LlamaFileType
     named = {torch.float16: types.MOSTLY_F16, torch.bfloat16: types.MOSTLY_BF16}
     return int(named.get(dtype, types.ALL_F32))
 
 
 def _add(writer: Any, key: str, weight: Tensor) -> None:
-    """Hands a tensor over; matrices keep a half precision, the rest is float32."""
+    """Adds a tensor to the file; matrices keep a half precision, the rest is float32."""
     if weight.ndim == 1 or weight.dtype == torch.float64:
         weight = weight.float()
     weight = weight.detach().contiguous()

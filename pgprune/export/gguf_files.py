@@ -1,4 +1,4 @@
-"""Reading what other people's GGUF files say, and the package that does so."""
+"""Reads GGUF files that others have written, by the package gguf."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -80,6 +80,6 @@ def copy_vocabulary(writer: Any, vocabulary: Mapping[str, Any], size: int) -> No
 
 
 def gguf_parameters(path: Path) -> int:
-    """Parameters in a GGUF file; factors of the rotary embedding are none."""
+    """Counts the parameters in a GGUF file; factors of the rotary embedding are none."""
     tensors = load_gguf().GGUFReader(path).tensors
     return sum(int(tensor.n_elements) for tensor in tensors if tensor.name != "rope_freqs.weight")

@@ -1,6 +1,6 @@
-"""The vocabulary of a GGUF file: a Hugging Face tokenizer in the words of llama.cpp.
+"""Writes the vocabulary of a GGUF file: a Hugging Face tokenizer in the terms of llama.cpp.
 
-llama.cpp has its own tokenizers. What is written here makes them cut texts as the Hugging Face
+llama.cpp has other tokenizers. What is written here makes them cut texts as the Hugging Face
 tokenizer does; where that is not sure, it is refused, and a GGUF file of the dense model can lend
 its vocabulary. Two kinds can be written: BPE over bytes, whose way of cutting words llama.cpp must
 know by name, and BPE over characters with bytes as a fallback, as converted from SentencePiece.
@@ -68,7 +68,7 @@ def write_vocabulary(writer: Any, tokenizer: PreTrainedTokenizerBase, size: int)
 
 
 def _write_special_tokens(writer: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Which tokens begin, end and fill texts, and whether they are added to a prompt."""
+    """Writes which tokens begin, end and fill texts, and whether a prompt gets them."""
     if tokenizer.eos_token_id is None:
         _refuse("it has no token for the end of a text")
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
@@ -94,7 +94,7 @@ def _write_special_tokens(writer: Any, tokenizer: PreTrainedTokenizerBase) -> No
 def _write_tokens(
     writer: Any, described: Mapping[str, Any], vocabulary: Mapping[str, int], size: int
 ) -> None:
-    """All tokens and what each is."""
+    """Writes all tokens with the type of each."""
     types = load_gguf().TokenType
     if (last := max(vocabulary.values())) >= size:
         _refuse(f"it has token {last:,}, but the model knows {size:,} tokens only")
@@ -119,7 +119,7 @@ def _write_tokens(
 
 
 def _write_byte_level(writer: Any, described: Mapping[str, Any]) -> None:
-    """How a BPE over bytes cuts texts. llama.cpp does without NFC, which most texts are in."""
+    """Writes how a BPE over bytes cuts texts. llama.cpp skips NFC, which most texts are in."""
     model, normalizer = described["model"], described["normalizer"]
     if normalizer is not None and normalizer["type"] != "NFC":
         _refuse(f"it normalises texts by {normalizer['type']}")
@@ -133,7 +133,7 @@ def _write_byte_level(writer: Any, described: Mapping[str, Any]) -> None:
 
 
 def _cuts(steps: Iterable[Mapping[str, Any]]) -> Iterable[str]:
-    """The expressions that cut a text into words, in order."""
+    """Returns the expressions that cut a text into words, in order."""
     for step in steps:
         match step:
             case {"type": "Split", "pattern": {"Regex": cut}, "behavior": "Isolated"}:
@@ -152,7 +152,7 @@ def _cuts(steps: Iterable[Mapping[str, Any]]) -> Iterable[str]:
 
 
 def _write_sentencepiece(writer: Any, described: Mapping[str, Any]) -> None:
-    """How a BPE that was converted from SentencePiece cuts texts."""
+    """Writes how a BPE that was converted from SentencePiece cuts texts."""
     steps = _steps(described["normalizer"], "normalizers")
     steps += _steps(described["pre_tokenizer"], "pretokenizers")
     match steps:
@@ -204,14 +204,14 @@ def _scores(described: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _steps(described: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:
-    """The steps of a sequence, or the only step, or none."""
+    """Returns the steps of a sequence, or the only step, or none."""
     if described is None:
         return []
     return list(described[name]) if described["type"] == "Sequence" else [described]
 
 
 def _pairs(model: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """The merges in their order; older files have them as one string each."""
+    """Yields the merges in their order; older files have them as one string each."""
     pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     return [(left, right) for left, right in pairs]
 

@@ -1,4 +1,4 @@
-"""Another mask of a finished run: its probabilities rounded once more, to friendlier numbers.
+"""Rounds what a run has learned once more, to numbers that suit an architecture or a device.
 
 What a run has learned is a probability for each unit, what a method computes is a score; a mask is
 one rounding of them. Where the layers must all have the same numbers of heads and channels, or
@@ -20,7 +20,7 @@ from pgprune.surgery.architecture import stock_type
 
 
 def reround(loaded: LoadedRun, uniform: bool, round_to: int) -> LoadedRun:
-    """Rounds what a run has learned to a mask of the same prune rate with friendlier numbers.
+    """Rounds what a run has learned to a mask of the same prune rate with equal or rounder numbers.
 
     Args:
         loaded: the run.
@@ -32,13 +32,13 @@ def reround(loaded: LoadedRun, uniform: bool, round_to: int) -> LoadedRun:
         says so. Its results and its repair are still those of the run's own mask.
 
     Raises:
-        PruningError: the units, the prune rate or the architecture do not allow such a mask; the
+        PruningError: the units, the prune rate or the architecture allow no such mask; the
             run kept no probabilities.
     """
     units = loaded.units
     check_round_to(units, round_to)
     mask = loaded.mask
-    if not _is_so(units, mask, uniform, round_to):
+    if not _fits(units, mask, uniform, round_to):
         mask = _budget(loaded, uniform, round_to).round(_scores(loaded, uniform))
     if uniform:
         _check_stock(loaded, mask)
@@ -49,12 +49,13 @@ def reround(loaded: LoadedRun, uniform: bool, round_to: int) -> LoadedRun:
     return replace(loaded, mask=mask, notes=(*loaded.notes, note))
 
 
-def _is_so(units: PruningUnits, mask: Tensor, uniform: bool, round_to: int) -> bool:
+def _fits(units: PruningUnits, mask: Tensor, uniform: bool, round_to: int) -> bool:
     """Whether a mask already has the numbers that are asked for."""
-    kept = _kept(units, mask)
+    kept = _kept_counts(units, mask)
     channels = kept.get("channels", [])
     if any(count * units.channel_block % round_to for count in channels):
         return False
+    # An architecture of equal layers also needs something left of every block.
     if not uniform or units.kinds == ("layer",):  # layers that stay are whole
         return True
     if not {"heads", "channels"}.issuperset(units.kinds):
@@ -62,8 +63,8 @@ def _is_so(units: PruningUnits, mask: Tensor, uniform: bool, round_to: int) -> b
     return all(len(set(counts)) == 1 and counts[0] for counts in kept.values())
 
 
-def _kept(units: PruningUnits, mask: Tensor) -> dict[str, list[int]]:
-    """How many units of each kind each layer keeps."""
+def _kept_counts(units: PruningUnits, mask: Tensor) -> dict[str, list[int]]:
+    """Counts the kept units of each layer by their kind."""
     return {
         kind: [int(mask[g.start : g.stop].sum()) for g in units.groups if g.kind == kind]
         for kind in units.kinds
@@ -77,8 +78,9 @@ def _budget(loaded: LoadedRun, uniform: bool, round_to: int) -> Budget:
 
 
 def _scores(loaded: LoadedRun, uniform: bool) -> Tensor:
-    """What to round again; scores of a method need not compare between layers."""
+    """Returns what to round again, (n,)."""
     learned = loaded.learned
+    # Scores of a method need not compare between layers; uniform masks compare within one only.
     if learned.scores is None or not (learned.probable or uniform):
         raise PruningError(
             f"the run {loaded.run.path} kept no probabilities that could be rounded again; search "
@@ -90,7 +92,7 @@ def _scores(loaded: LoadedRun, uniform: bool) -> Tensor:
 def _check_stock(loaded: LoadedRun, mask: Tensor) -> None:
     """Refuses equal layers that no stock architecture holds."""
     units, config = loaded.units, loaded.model.config
-    heads = _kept(units, mask).get("heads")
+    heads = _kept_counts(units, mask).get("heads")
     biases = any(name.endswith(".bias") for name, _ in loaded.model.named_parameters())
     if heads is None or stock_type(config, units, heads[0], biases) is not None:
         return

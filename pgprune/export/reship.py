@@ -1,7 +1,7 @@
-"""A finished run shipped in another form than it has measured: another mask, or another repair.
+"""Repairs and evaluates a run again, for an export that differs from what the run has measured.
 
 The repair of a run is of its mask, so another mask needs another one, made in the same way on the
-same calibration text. What is shipped then is evaluated on the run's own evaluation text.
+same calibration text. The result is evaluated on the evaluation text of the run.
 """
 
 import copy
@@ -25,6 +25,7 @@ from pgprune.repair.config import (
 )
 from pgprune.repair.repair import Repair
 from pgprune.runs.finished import FinishedRun, LoadedRun
+from pgprune.runs.model_card import perplexity_text
 from pgprune.runs.results import Table, perplexities, with_repair
 from pgprune.utils.devices import choose_device
 from pgprune.utils.jsonl import finite
@@ -45,9 +46,8 @@ def reship(loaded: LoadedRun, how: str = "auto", damping: float | None = None) -
     Raises:
         PruningError: the run's calibration or evaluation text cannot be read, or the repair fails.
     """
-    own = loaded.has_learned_mask
-    as_it_is = how == "auto" or (how == "none" and loaded.repair is None)
-    if (own and as_it_is) or loaded.slices is not None:
+    unchanged = how == "auto" or (how == "none" and loaded.repair is None)
+    if (loaded.has_learned_mask and unchanged) or loaded.slices is not None:
         return loaded
     wanted = _wanted(loaded, how, damping)
     with _masked_lm(loaded) as lm:
@@ -66,7 +66,7 @@ def _wanted(loaded: LoadedRun, how: str, damping: float | None) -> RepairConfig:
     if "repair" in loaded.run.sections:
         asked = loaded.run.config("repair", RepairConfig)
     if how == "auto":
-        # What a method brings is of its own mask; another one gets the nearest thing.
+        # A repair that a method brings fits its mask only; another mask gets the nearest option.
         how = repair_name(loaded.repair) if asked.repair == "auto" else asked.repair
     return RepairConfig(how, asked.repair_damping if damping is None else damping)
 
@@ -74,13 +74,14 @@ def _wanted(loaded: LoadedRun, how: str, damping: float | None) -> RepairConfig:
 @contextmanager
 def _masked_lm(loaded: LoadedRun) -> Iterator[MaskedLM]:
     """Lends the dense model as the run evaluated it, and puts it back as it was loaded."""
-    config, own = loaded.run.config("model", ModelConfig), loaded.model.dtype
+    config, before = loaded.run.config("model", ModelConfig), loaded.model.dtype
     device = choose_device("cpu" if config.device_map else "auto")
     dtype = choose_dtype(config, device)
+    # The executor that the run decided on: its figures are compared with those of this one.
     executor = loaded.run.sections.get("decided", {}).get("executor", "sliced")
     model = loaded.model if isinstance(dtype, str) else loaded.model.to(dtype)  # type: ignore[arg-type]
     yield MaskedLM(move_model(model, device), loaded.units, executor)
-    move_model(loaded.model.to(own), torch.device("cpu"))  # type: ignore[arg-type]
+    move_model(loaded.model.to(before), torch.device("cpu"))  # type: ignore[arg-type]
 
 
 def _calibration(loaded: LoadedRun, wanted: RepairConfig) -> Tensor:
@@ -94,11 +95,10 @@ def _calibration(loaded: LoadedRun, wanted: RepairConfig) -> Tensor:
 def _perplexity(loaded: LoadedRun, lm: MaskedLM, repair: Repair | None) -> Table:
     """Measures the rows ``masked`` and ``pruned`` as the run has measured its own."""
     mask, rows = loaded.mask, {"masked": loaded.run.results["perplexity"]["masked"]}
-    own = loaded.has_learned_mask
-    if own and repair is None:
+    if loaded.has_learned_mask and repair is None:
         return rows | {"pruned": rows["masked"]}
     windows = evaluation_windows(loaded.run.config("data", DataConfig), loaded.tokenizer)
-    if not own:
+    if not loaded.has_learned_mask:
         rows = perplexities(lm, {"masked": mask}, windows)
     return with_repair(lm, rows, mask, repair, windows)
 
@@ -122,13 +122,10 @@ def _note(loaded: LoadedRun, after: dict[str, Any], wanted: RepairConfig) -> str
         repair = f"Repaired for this export, on the run's calibration text: {describe(wanted)}. "
     else:
         repair = "Without the run's repair. " if loaded.repair is not None else ""
-    own = loaded.run.results["perplexity"]["pruned"]
+    before = loaded.run.results["perplexity"]["pruned"]
     costs = ", ".join(
-        f"{_number(value)} on {name} (as the run has left it: {_number(own.get(name))})"
+        f"{perplexity_text(value)} on {name} (as the run has left it: "
+        f"{perplexity_text(before.get(name))})"
         for name, value in after["perplexity"]["pruned"].items()
     )
     return f"{repair}Perplexity: {costs}."
-
-
-def _number(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.2f}"

@@ -1,4 +1,4 @@
-"""The formats of an export: each writer turns a loaded run into the files of a directory."""
+"""Writers of the export formats: each turns a loaded run into the files of a directory."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,12 +19,12 @@ from pgprune.utils.files import write_file
 
 
 def _write_hf(loaded: LoadedRun, directory: Path) -> PreTrainedModel:
-    """The physically smaller model, as ``from_pretrained`` reads it."""
+    """Writes the physically smaller model, as ``from_pretrained`` reads it."""
     return _save(loaded, loaded.pruned(), "hf", directory)
 
 
 def write_portable(loaded: LoadedRun, directory: Path) -> PreTrainedModel:
-    """The same with attention and an MLP in every layer.
+    """Writes the smaller model with attention and an MLP in every layer.
 
     Args:
         loaded: the run.
@@ -40,7 +40,7 @@ def write_portable(loaded: LoadedRun, directory: Path) -> PreTrainedModel:
 
 
 def _write_masked(loaded: LoadedRun, directory: Path) -> PreTrainedModel:
-    """The dense shapes with zeros, for tools that know nothing."""
+    """Writes the dense shapes with zeros, for tools that know stock architectures only."""
     model = zero_pruned(loaded.model, loaded.units, loaded.mask)
     model.config.use_cache = True  # evaluating masks does without
     with repaired(MaskedLM(model, loaded.units), loaded.repair or Repair()):
@@ -50,7 +50,7 @@ def _write_masked(loaded: LoadedRun, directory: Path) -> PreTrainedModel:
 def write_llama_cpp(
     loaded: LoadedRun, directory: Path, vocabulary: dict[str, Any] | None = None
 ) -> None:
-    """One file for llama.cpp, Ollama and LM Studio.
+    """Writes one file for llama.cpp, Ollama and LM Studio.
 
     Args:
         loaded: the run.
@@ -91,7 +91,7 @@ def _save(loaded: LoadedRun, model: PreTrainedModel, kind: str, directory: Path)
 def _differences(
     loaded: LoadedRun, model: PreTrainedModel, kind: str, parameters: int
 ) -> Iterator[str]:
-    """What a user of the model might stumble over, in sentences for its card."""
+    """Yields sentences for the card on what may surprise a user of the model."""
     if kind == "portable":
         yield from _ghosts(loaded, parameters)
     config, heads = model.config, getattr(model.config, "num_attention_heads", 0)

@@ -1,4 +1,4 @@
-"""What to finetune on, how to judge it and where to write it, where nothing is said: as the run."""
+"""Options of finetuning, with defaults that follow the run that is finetuned."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +45,7 @@ class FinetuningConfig(Config):
 
 
 def output_of(source: str, run: FinishedRun | None, asked: str | None) -> Path:
-    """Where the result goes.
+    """Chooses the directory of the result.
 
     Args:
         source: what is finetuned.
@@ -79,7 +79,7 @@ def refuse_zeros(source: str, model_config: PretrainedConfig) -> None:
 
 
 def data_of(source: str, run: FinishedRun | None, model_config: PretrainedConfig) -> str:
-    """The text that a model was calibrated on.
+    """Returns the text that a model was calibrated on.
 
     Args:
         source: what is finetuned.
@@ -98,14 +98,14 @@ def data_of(source: str, run: FinishedRun | None, model_config: PretrainedConfig
 
 
 def evaluation_of(config: FinetuningConfig, run: FinishedRun | None) -> DataConfig:
-    """The evaluation text: the run's own where nothing else is asked.
+    """Chooses the evaluation text: the run's where nothing else is asked.
 
     Raises:
         PruningError: the run's configuration is damaged.
     """
-    own = run.config("data", DataConfig) if run is not None else DataConfig()
+    default = run.config("data", DataConfig) if run is not None else DataConfig()
     return DataConfig(
-        evaluation=config.evaluation or own.evaluation,
-        sequence_length=config.evaluation_length or own.sequence_length,
-        evaluation_windows=config.evaluation_windows or own.evaluation_windows,
+        evaluation=config.evaluation or default.evaluation,
+        sequence_length=config.evaluation_length or default.sequence_length,
+        evaluation_windows=config.evaluation_windows or default.evaluation_windows,
     )

@@ -1,4 +1,4 @@
-"""Recovery (Appendix A.6): LoRA on a pruned model, merged, with perplexity before and after.
+"""Finetunes a pruned model with LoRA, merges it, and measures perplexity (Appendix A.6).
 
 Everything that can go wrong is checked before weights are read. The result appears by one rename.
 While it trains, a checkpoint lies beside the new directory; it goes when that is complete.
@@ -84,8 +84,8 @@ class Finetuning:
             data.train_on,
         )
         self._train_on = data.train_on
-        if (found := len(self._windows.ids)) < data.samples:
-            view.note(f"the training data has {found:,} windows, so --samples is {found:,}")
+        if (count := len(self._windows.ids)) < data.samples:
+            view.note(f"the training data has {count:,} windows, so --samples is {count:,}")
 
     def run(self) -> dict[str, Any]:
         """Finetunes, merges and writes, from the checkpoint with ``resume``.
@@ -111,7 +111,7 @@ class Finetuning:
         if resumed:
             trainer.restore(resumed[0], resumed[1])
             earlier_seconds = resumed[1]["seconds"]
-            self._view.note(f"going on after update {trainer.step:,} of {trainer.total:,}")
+            self._view.note(f"resuming after update {trainer.step:,} of {trainer.total:,}")
 
         def seconds() -> float:
             return earlier_seconds + time.monotonic() - self._started
@@ -142,7 +142,8 @@ class Finetuning:
         return result
 
     def _facts(self, loaded: LoadedModel, trainer: LoraTrainer) -> dict[str, Any]:
-        """What was done, but for what came out."""
+        """Collects what was done, without its outcome."""
+        # The means of the first and the last tenth tell whether something was learned.
         few = max(1, trainer.total // 10)
         windows, evaluation = self._windows, self._evaluation
         return {
@@ -181,7 +182,7 @@ class Finetuning:
         return {name: model_perplexity(loaded.model, ids) for name, ids in self._sets.items()}
 
     def _length(self, asked: int, model_config: PretrainedConfig) -> int:
-        """The asked window length, or the model's context if that is shorter."""
+        """Limits the window length to the model's context."""
         limit = getattr(model_config, "max_position_embeddings", None) or asked
         if asked > limit:
             self._view.note(
@@ -193,12 +194,12 @@ class Finetuning:
         check_new(self.output)
         if self._checkpoint.exists() and not self._config.resume:
             raise PruningError(
-                f"{self._checkpoint} is left from a command that was killed; go on with that by "
+                f"{self._checkpoint} is left from a command that was killed; resume it with "
                 "the same command and --resume, or delete it to start over"
             )
 
     def _asked(self, loaded: LoadedModel) -> dict[str, Any]:
-        """All that a checkpoint must have in common with the command that goes on with it."""
+        """Collects what a checkpoint must have in common with the command that resumes it."""
         weights: list[Tensor] = list(loaded.model.parameters())
         return {
             "lora": asdict(self._lora),
@@ -209,7 +210,7 @@ class Finetuning:
         }
 
     def _save_checkpoint(self, tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None:
-        remedy = "free some space, then go on with the same command and --resume"
+        remedy = "free some space, then repeat the same command with --resume"
         with saving(self._checkpoint, remedy):
             self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
             write_checkpoint(self._checkpoint, tensors, record)
@@ -233,7 +234,7 @@ class Finetuning:
 
 
 def _smoothed(losses: list[float]) -> float:
-    """A moving average of the last losses; of one update it scatters too much to watch."""
+    """Averages the last losses: that of one update scatters too much to watch."""
     last = losses[-_SHOWN_UPDATES:]
     return sum(last) / len(last)
 

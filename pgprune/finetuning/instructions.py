@@ -1,4 +1,4 @@
-"""What to finetune on: instructions with their responses, or plain text, as packed windows.
+"""Reads the data to finetune on: instructions with responses, or plain text, as packed windows.
 
 Instructions are the rows of one ``.json``, ``.jsonl`` or ``.parquet`` file or of one data set of
 the hub, with the fields of Alpaca: ``instruction``, ``output`` and, where there is one, ``input``;
@@ -137,7 +137,7 @@ def training_windows(
 
 
 def prompt_of(instruction: str, given: str = "") -> str:
-    """What the model reads before it responds.
+    """Formats what the model reads before it responds.
 
     Args:
         instruction: what to do.
@@ -173,7 +173,7 @@ def read_instructions(source: str) -> Iterable[Example] | None:
 
 
 def _examples(item: Item) -> Iterator[Example]:
-    """The examples of an item's range, less those without a response."""
+    """Yields the examples of an item's range, except those without a response."""
     empty = True
     for where, row in islice(_rows(item), item.start, item.stop):
         example = _example(where, row)
@@ -206,7 +206,7 @@ def _begins_with_an_instruction(item: Item) -> bool:
 
 
 def _rows(item: Item) -> Iterator[tuple[str, Any]]:
-    """The rows of a file or data set, each with words for where it is."""
+    """Yields the rows of a file or data set, each with words for where it is."""
     readers = {".json": _json_rows, ".jsonl": jsonl_rows, ".parquet": _parquet_rows}
     read = readers.get(item.path.suffix)
     try:
@@ -239,7 +239,7 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _shuffled(values: Iterable[Any], order: np.random.Generator) -> Iterable[Any]:
-    """What is in memory in a random order; a stream as it comes."""
+    """Orders a list at random; leaves a stream as it is."""
     if not isinstance(values, list):
         return values
     return (values[index] for index in order.permutation(len(values)))
@@ -257,6 +257,7 @@ def _encode_examples(
         for ids in texts:
             if end is not None and ids[-1:] != [end]:
                 ids = np.append(ids, np.int32(end))
+            # Text and prompt are tokenised apart: a token that joins both belongs to the response.
             trained = np.ones(len(ids), bool)
             if train_on == "response":
                 trained[: _common(ids, next(prompts))] = False
@@ -274,7 +275,7 @@ def _windows(parts: Iterable[tuple[Ids, Trained]], length: int) -> Iterator[tupl
 
 
 def _common(first: Ids, second: Ids) -> int:
-    """Tokens that two texts begin with alike."""
+    """Counts the tokens that two texts begin with alike."""
     length = min(len(first), len(second))
     differs = np.flatnonzero(first[:length] != second[:length])
     return int(differs[0]) if len(differs) else length

@@ -1,7 +1,7 @@
-"""LoRA on a frozen model: low-rank adapters of all projections, trained and merged back.
+"""Trains low-rank adapters (LoRA) of all projections of a frozen model, and merges them.
 
-The adapters are those of peft (Hu et al. 2022, arXiv 2106.09685); the loop is our own, because its
-whole state then is (adapters, AdamW's moments, step), and an interrupted training goes on bit for
+The adapters are those of peft (Hu et al. 2022, arXiv 2106.09685); the loop is ours, because its
+whole state then is (adapters, AdamW's moments, step), and an interrupted training resumes bit for
 bit. The base model stays in evaluation mode: the only dropout is the adapters'.
 """
 
@@ -69,7 +69,7 @@ def check_peft() -> None:
 
 
 def projections(model: PreTrainedModel) -> list[str]:
-    """The linear projections in the blocks of a model, pruned or not, as dotted paths.
+    """Lists the linear projections in the blocks of a model, pruned or not, as dotted paths.
 
     Where pruning left nothing of a projection but its bias, it is not in the list.
 
@@ -82,17 +82,17 @@ def projections(model: PreTrainedModel) -> list[str]:
     kind = f"_{model.config.model_type}"  # as in _llama, _pgprune_llama
     family = next(family for name, family in FAMILIES.items() if kind.endswith(f"_{name}"))
     paths = (family.query, family.key, family.value, family.output, *family.expand, family.down)
-    found = [
+    paths_of_linears = [
         f"{family.layers}.{index}.{path}"
         for index, layer in enumerate(decoder_layers(model, family))
         for path, module in layer.named_modules()
         if path in paths and isinstance(module, nn.Linear)
     ]
-    if not found:
+    if not paths_of_linears:
         raise PruningError(
             "the model has no projections left that could be finetuned; prune less of it"
         )
-    return found
+    return paths_of_linears
 
 
 class LoraTrainer:
@@ -140,6 +140,7 @@ class LoraTrainer:
             if "lora_dropout" in name:
                 module.train()
         self._parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        # No weight decay: it would pull the adapters to zero, back to the model before.
         self._optimizer = torch.optim.AdamW(
             self._parameters.values(), config.learning_rate, weight_decay=0.0
         )
@@ -165,6 +166,7 @@ class LoraTrainer:
         ids, trained = self._batch()
         size, count = self._config.micro_batch_size, int(trained[:, 1:].sum())
         self._optimizer.zero_grad()
+        # The mean is over the trained tokens of the whole batch, however it is split.
         with self._random(self.step + 1), within_memory("choose a smaller micro_batch_size"):
             parts = zip(ids.split(size), trained.split(size), strict=True)
             loss = sum(self._backward(*part, count) for part in parts)
@@ -182,7 +184,7 @@ class LoraTrainer:
         return loss
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that has changed since the start: tensors, and what JSON can hold."""
+        """Returns all that has changed since the start: tensors, and what JSON can hold."""
         tensors: dict[str, Tensor] = dict(self._parameters)
         for index, moments in self._optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in moments.items()}
@@ -190,7 +192,7 @@ class LoraTrainer:
 
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Goes on from a ``state`` of the same model, windows, config and seed."""
+        """Resumes from a ``state`` of the same model, windows, config and seed."""
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name in self._parameters:
@@ -211,8 +213,9 @@ class LoraTrainer:
         return self._adapted.merge_and_unload(safe_merge=True).eval().requires_grad_(False)
 
     def _batch(self) -> tuple[Tensor, Tensor]:
-        """The windows of the next update: ids and what is trained of them, (B, T) each."""
+        """Returns the windows of the next update: ids and what is trained of them, (B, T) each."""
         epoch, index = divmod(self.step, self._per_epoch)
+        # The order is a function of (seed, epoch), so a resumed training needs no generator state.
         order = np.random.default_rng([self._seed, epoch]).permutation(len(self._windows.ids))
         rows = torch.from_numpy(order[index * self._config.batch_size :][: self._config.batch_size])
         ids, trained = self._windows.ids[rows], self._windows.trained[rows]
@@ -220,6 +223,7 @@ class LoraTrainer:
 
     def _backward(self, ids: Tensor, trained: Tensor, count: int) -> float:
         """Adds the gradient of these windows' share of the mean loss over ``count`` tokens."""
+        # Position t predicts token t + 1, so the first token is never a target.
         wanted = trained[:, 1:]  # (b, T-1)
         with self._autocast():
             hidden = self._model.base_model(input_ids=ids, use_cache=False).last_hidden_state
@@ -233,11 +237,13 @@ class LoraTrainer:
                 loss = token_losses(self._model, part, target).sum() / count
             loss.backward()
             total += float(loss.detach())
+        # One pass through the layers, with the gradient that all chunks have added up in the leaf.
         states.backward(leaf.grad)
         return total
 
     def _factor(self) -> float:
-        """What the step size is multiplied by in the next update."""
+        """Returns the factor of the step size in the next update."""
+        # A linear warm-up, then half a cosine (Loshchilov & Hutter 2017) or a line down to 0.
         rising = round(self._config.warmup * self.total)
         if self.step < rising:
             return (self.step + 1) / (rising + 1)

@@ -1,4 +1,4 @@
-"""A finetuned model as a directory: weights, tokenizer, card, and the record of how it was made."""
+"""Writes a finetuned model: weights, tokenizer, card, and the record of how it was made."""
 
 import json
 from collections.abc import Mapping
@@ -18,8 +18,9 @@ from pgprune.runs.model_card import base_name, model_card, public_name, public_n
 from pgprune.surgery.architecture import savable_generation_config
 from pgprune.utils.files import append_line, new_directory, saving, write_file
 from pgprune.utils.jsonl import finite
+from pgprune.utils.markdown import grid
 
-RECORD = "finetuning.json"
+RECORD_FILE = "finetuning.json"
 """The file of the new directory that holds the record."""
 
 _HEADING = "## Recovery by finetuning"
@@ -51,7 +52,7 @@ def write_finetuned(
             model.save_pretrained(directory)
             loaded.tokenizer.save_pretrained(directory)
             write_file(directory / "README.md", finetuned_card(loaded, record).encode())
-            write_file(directory / RECORD, text.encode())
+            write_file(directory / RECORD_FILE, text.encode())
             for file in directory.glob("*.safetensors"):  # which safetensors lets nobody else read
                 file.chmod(0o644)
     except SafetensorError as error:  # how safetensors reports a full disk
@@ -71,22 +72,22 @@ def add_to_run(run: FinishedRun | None, record: Mapping[str, Any]) -> None:
 
 
 def finetuned_card(loaded: LoadedModel, record: Mapping[str, Any]) -> str:
-    """The card of the model that was finetuned, and a section on that, as Markdown."""
+    """Writes the card of the model that was finetuned, with a section on finetuning."""
     return f"{_card(loaded).rstrip()}\n\n{_HEADING}\n\n{_section(record)}"
 
 
 def _published(loaded: LoadedModel, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record without the folders of this machine."""
-    found = {**record, "model": loaded.name}
-    del found["output"]
+    """Returns the record without the folders of this machine."""
+    published = {**record, "model": loaded.name}
+    del published["output"]
     for key in ("data", "evaluation"):
         source = public_names(record[key]["source"]).replace("`", "")
-        found[key] = {**record[key], "source": source}
-    return found
+        published[key] = {**record[key], "source": source}
+    return published
 
 
 def _card(loaded: LoadedModel) -> str:
-    """The card of the model before: its own, or one that is made."""
+    """Returns the card of the model before: the one beside its weights, or a new one."""
     readme = Path(loaded.source).expanduser() / "README.md"
     if loaded.run is not None:
         remote = loaded.model.config.model_type.startswith(PRUNED)
@@ -101,20 +102,17 @@ def _card(loaded: LoadedModel) -> str:
 
 
 def _section(record: Mapping[str, Any]) -> str:
-    """What was done and what came of it."""
+    """Writes what was done and what came of it."""
     data, lora, evaluation = record["data"], record["lora"], record["evaluation"]
     sets = list(record["perplexity"]["before"])
-    rows = [
-        "| perplexity | " + " | ".join(sets) + " |",
-        "|---|" + "---:|" * len(sets),
-        *(
-            f"| {label} | " + " | ".join(f"{values[name]:.2f}" for name in sets) + " |"
-            for label, values in (
-                ("before", record["perplexity"]["before"]),
-                ("this model", record["perplexity"]["after"]),
-            )
-        ),
-    ]
+    rows = {"before": "before", "this model": "after"}
+    table = grid(
+        ["perplexity", *sets],
+        [
+            [label, *(f"{record['perplexity'][when][name]:.2f}" for name in sets)]
+            for label, when in rows.items()
+        ],
+    )
     windows = ", ".join(f"{count:,} of {name}" for name, count in evaluation["windows"].items())
     updates = record["updates"]
     ended = "" if record["completed"] else f" It was interrupted, {updates['planned']:,} planned."
@@ -126,8 +124,8 @@ def _section(record: Mapping[str, Any]) -> str:
         f"{data['sequence_length']:,} tokens from {data['windows']:,} of "
         f"{public_names(data['source'])} ({data['kind']}, trained on: {data['train_on']}), AdamW "
         f"at {lora['learning_rate']:g}, seed {record['seed']}.{ended}\n\n"
-        + "\n".join(rows)
-        + f"\n\nWindows of {evaluation['sequence_length']:,} tokens ({windows}); BOS: "
+        + table
+        + f"\nWindows of {evaluation['sequence_length']:,} tokens ({windows}); BOS: "
         f"{evaluation['bos']}; text: {public_names(evaluation['source'])}. Everything else is in "
-        f"`{RECORD}`.\n"
+        f"`{RECORD_FILE}`.\n"
     )

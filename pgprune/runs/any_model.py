@@ -1,4 +1,4 @@
-"""Loads whatever a command is given to look at: a dense model, an exported one, or a run.
+"""Loads a model that a command is given: a dense one, an exported one, or the one of a run.
 
 Exported models are built by pgprune's own registered classes; the code beside their weights is
 never executed.
@@ -24,7 +24,7 @@ from pgprune.utils.devices import choose_device
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model ready to use.
+    """A model on its device, with what tables need to name it.
 
     Attributes:
         source: what the user typed.
@@ -44,7 +44,7 @@ class LoadedModel:
 
     @property
     def parameters(self) -> int:
-        """Parameters of the model, tied ones once."""
+        """Number of parameters, tied ones once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
 
 
@@ -102,7 +102,7 @@ def check_source(
 
 
 def short_name(source: str) -> str:
-    """A source as tables show it: the last part of a path, after the run's where it is in one."""
+    """Shortens a source for tables: to the last part of a path, after the run's if it is in one."""
     path = Path(source).expanduser()
     if not path.exists():
         return source
@@ -111,7 +111,7 @@ def short_name(source: str) -> str:
 
 
 def run_at(source: str) -> FinishedRun | None:
-    """The run at a source, None where the source is a model.
+    """Opens the run at a source; None where the source is a model.
 
     Raises:
         PruningError: the source is a GGUF model, or a run that has no results or cannot be read.
@@ -134,7 +134,7 @@ def _is_run(path: Path) -> bool:
 def _load_run(
     run: FinishedRun, config: ModelConfig
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The pruned model of a run, and its tokenizer."""
+    """Loads the pruned model of a run, and its tokenizer."""
     device = choose_device(config.device)
     dtype = choose_dtype(config, device)
     loaded = run.load()

@@ -1,4 +1,4 @@
-"""A finished run, read: its mask, its results, and the dense model that they belong to."""
+"""Reads a finished run: its mask, its results, and the dense model that they belong to."""
 
 import json
 from dataclasses import dataclass, replace
@@ -69,6 +69,7 @@ class FinishedRun(Run):
         Raises:
             PruningError: it is missing or damaged.
         """
+        # A repair changes perplexity: where the two differ, its file must be there.
         table, path = self.results.get("perplexity", {}), self.path / RunFile.REPAIR
         differs = "masked" in table and table.get("pruned") != table["masked"]
         return Repair.load(path) if differs or path.exists() else None
@@ -120,6 +121,7 @@ class FinishedRun(Run):
                 f"units of {learned.parameters:,} parameters, but {name!r} has {units.n:,} of "
                 f"{units.prunable:,}; put the model back that the run was started on"
             )
+        # Runs of the first versions have no fingerprint; counts are all that can be compared.
         expected = self.sections.get("decided", {}).get("model_fingerprint")
         if expected not in (None, fingerprint(*model.parameters())):
             raise PruningError(
@@ -178,7 +180,7 @@ def _read_results(run: Path) -> dict[str, Any]:
     path = run / RunFile.RESULTS
     if not path.exists():
         raise PruningError(
-            f"{run} has no results yet; go on with it by train_agent.py --resume {run}"
+            f"{run} has no results yet; resume it with train_agent.py --resume {run}"
         )
     try:
         results = json.loads(path.read_text(encoding="utf-8"))
@@ -190,7 +192,7 @@ def _read_results(run: Path) -> dict[str, Any]:
 
 
 def _export_dtype(config: ModelConfig) -> str:
-    """The number format to export in: the run's own, else the checkpoint's half precision.
+    """Chooses the number format to export in: the run's, else the checkpoint's half precision.
 
     Half-precision weights that a run has evaluated in float32 lose nothing by going back.
     """
@@ -202,5 +204,6 @@ def _export_dtype(config: ModelConfig) -> str:
         values, _ = PretrainedConfig.get_config_dict(str(Path(config.model).expanduser()))
     except (OSError, ValueError):
         return "float32"  # loading says what is wrong
-    own = str(values.get("dtype", values.get("torch_dtype"))).removeprefix("torch.")
-    return own if own in _HALF else "float32"
+    # Checkpoints of transformers 4 say ``torch_dtype``.
+    saved = str(values.get("dtype", values.get("torch_dtype"))).removeprefix("torch.")
+    return saved if saved in _HALF else "float32"

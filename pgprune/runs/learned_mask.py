@@ -1,4 +1,4 @@
-"""The mask that a run has learned, with the scores that it was rounded from, as its file says."""
+"""Reads the mask that a run has learned, with the scores that it was rounded from."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +45,7 @@ class LearnedMask:
         """
         if not path.exists():
             raise PruningError(
-                f"there is no {path}: a run writes it when it ends; go on with it by --resume"
+                f"there is no {path}: a run writes it when it ends; resume it with --resume"
             )
         try:
             with safe_open(path, "pt") as file:
@@ -67,13 +67,14 @@ class LearnedMask:
             reason = f"it lacks {error}"
         except (SafetensorError, OSError, ValueError) as error:
             reason = first_line(error)
-        raise PruningError(f"the mask {path} is damaged ({reason}); take the run's own file")
+        raise PruningError(f"the mask {path} is damaged ({reason}); restore the file of the run")
 
 
 def _scores(tensors: dict[str, Tensor]) -> Tensor | None:
-    """Final keep probabilities, many of which are exactly 1, with something to order those by."""
+    """Returns scores that order all units, (n,) float64."""
     scores = tensors.get("probabilities", tensors.get("scores"))
     if scores is None or scores.shape != tensors["mask"].shape:
         return None
+    # Many final probabilities are exactly 1. The initial mask orders those.
     tied = "probabilities" in tensors and "initial" in tensors
     return scores.double() + (_TIE * tensors["initial"] if tied else 0)

@@ -1,4 +1,4 @@
-"""The README.md of an exported model: what it is, its numbers, and how they were obtained."""
+"""Writes the README.md of an exported model: what it is, its numbers, how they were obtained."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +9,7 @@ import yaml
 from pgprune.repair.config import RepairConfig, describe
 from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
+from pgprune.utils.markdown import grid
 
 _ROWS = {
     "dense": "dense model",
@@ -57,6 +58,7 @@ def model_card(
     }
     if base.count("/") == 1:  # a hub id
         metadata["base_model"] = base
+    # The hub reads the metadata between the two lines of dashes.
     parts = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
         f"# {base}, pruned",
@@ -110,13 +112,12 @@ def _loading(remote_code: bool) -> str:
 
 def _perplexities(results: Mapping[str, Any]) -> str:
     table = results["perplexity"]
-    rows = [name for name in _ROWS if name in table]
+    rows = [row for row in _ROWS if row in table]
     sets = list(table[rows[0]]) if rows else []
-    lines = ["| | " + " | ".join(sets) + " |", "|---|" + "---:|" * len(sets)]
-    for name in rows:
-        values = " | ".join(_number(table[name].get(text)) for text in sets)
-        lines.append(f"| {_ROWS[name]} | {values} |")
-    return "\n".join(lines)
+    lines = [
+        [_ROWS[row], *(perplexity_text(table[row].get(text)) for text in sets)] for row in rows
+    ]
+    return grid(["", *sets], lines).rstrip()
 
 
 def _evaluation(results: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]) -> str:
@@ -147,33 +148,33 @@ def _search(results: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]
         "seed": results["seed"],
         "versions": ", ".join(f"{name} {v}" for name, v in results["versions"].items()),
     }
-    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {fact} |" for name, fact in facts.items())
+    return grid(["", ""], [[name, str(fact)] for name, fact in facts.items()]).rstrip()
 
 
 def _repair(results: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]) -> str:
-    """What the model has that the mask alone has not."""
+    """Names the repair that the model was shipped with."""
     config = RepairConfig(**sections.get("repair", {}))
     table = results["perplexity"]
     if config.repair == "auto":  # of a method that brings one, or of none
-        own = "masked" in table and table["pruned"] != table["masked"]
-        return "the method's own" if own else "none"
+        brought = "masked" in table and table["pruned"] != table["masked"]
+        return "the method's own" if brought else "none"
     return describe(config)
 
 
 def base_name(run: Run) -> str:
-    """The name of the dense model of a run, without the folders of this machine."""
+    """Returns the name of the dense model of a run, without the folders of this machine."""
     return public_name(run.sections["model"]["model"])
 
 
 def public_name(model: str) -> str:
-    """A model's name without the folders that it lies in on this machine."""
+    """Returns a model's name without the folders that hold it on this machine."""
     if model == "builtin":
         return "pgprune's built-in model"
     return Path(model).expanduser().resolve().name if Path(model).is_dir() else model
 
 
 def public_names(source: str) -> str:
-    """A text source without the folders of the machine that it was read on."""
+    """Returns a text source without the folders of the machine that it was read on."""
     items = source.split(",")
     return ", ".join(f"`{item.rpartition('/')[2] if _is_path(item) else item}`" for item in items)
 
@@ -182,5 +183,6 @@ def _is_path(item: str) -> bool:
     return item.count("/") > 1 or item.strip().startswith((".", "/", "~"))
 
 
-def _number(value: float | None) -> str:
+def perplexity_text(value: float | None) -> str:
+    """Writes a perplexity for a card, where None is what results.json has for infinity."""
     return "not finite" if value is None else f"{value:.2f}"

@@ -1,4 +1,4 @@
-"""Figures of a run. Without matplotlib there is a note and no figure."""
+"""Draws the figures of a run. Without matplotlib there is a note and no figure."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from pgprune.utils.figures import BEST, GREY, INITIAL, LEARNED, save_figure
 
 
 class LayerGroup(Protocol):
-    """What a figure needs to know about a group of units."""
+    """A group of units, as far as a figure needs it."""
 
     @property
     def layer(self) -> int:
@@ -119,7 +119,7 @@ def _line(axes: Any, x: Any, y: Any, style: str, label: str, **look: Any) -> Non
 
 
 def _smooth(values: Any) -> Any:
-    """Centred mean over a twentieth of the steps; a step without a loss does not count."""
+    """Averages over a centred twentieth of the steps; steps without a loss do not count."""
     if values is None:
         return None
     window = np.ones(max(1, len(values) // 20))

@@ -1,4 +1,4 @@
-"""The log of a run's steps: ``progress.csv``, and ``tensorboard/`` where that is installed."""
+"""Logs the steps of a run: in ``progress.csv``, and in ``tensorboard/`` if that is installed."""
 
 import csv
 import io
@@ -75,7 +75,7 @@ class ProgressLog:
             self._board.close()
 
     def _table(self, size: int) -> str:
-        """The rows as CSV, under a header where the file has none yet."""
+        """Formats the rows as CSV, under a header where the file has none yet."""
         text = io.StringIO()
         if size:
             with self._csv.open(newline="", encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""What every run reports, whatever has chosen its mask."""
+"""Collects what every run reports, whatever has chosen its mask."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -65,7 +65,7 @@ def facts(
     seed: int,
     repair: Repair | None = None,
 ) -> dict[str, Any]:
-    """What was pruned, how much of it, and what it was evaluated on, for results.json.
+    """Collects what was pruned and evaluated, for results.json.
 
     Args:
         problem: the model, its units and the budget.

@@ -1,4 +1,4 @@
-"""A run: the directory that holds everything that one command learned, safe against ``kill -9``.
+"""Keeps the directory of a run, which is whole at any instant, even after ``kill -9``.
 
 The directory appears by one rename, complete with its configuration. Every file in it is replaced
 by renaming a finished one, so that at any instant each is whole or absent, and a checkpoint that
@@ -43,7 +43,7 @@ class Run:
     Attributes:
         path: the directory.
         sections: what config.yaml holds, as plain values.
-        resumable: whether what is not finished can be gone on with, as errors then advise.
+        resumable: whether an unfinished run can be resumed, as errors then advise.
     """
 
     resumable = True
@@ -99,7 +99,7 @@ class Run:
             The run; ``load_checkpoint`` gives what it had learned.
 
         Raises:
-            PruningError: no such directory, not a run, or an unreadable configuration.
+            PruningError: the directory is missing, is no run, or has an unreadable configuration.
         """
         path = Path(path)
         config = path / RunFile.CONFIG
@@ -110,7 +110,7 @@ class Run:
         return cls(path, load_yaml(read_text(config), str(config)))
 
     def config(self, section: str, config: type[C]) -> C:
-        """A section of config.yaml as its dataclass.
+        """Reads a section of config.yaml as its dataclass.
 
         Args:
             section: the section's name.
@@ -138,7 +138,7 @@ class Run:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is something to go on with."""
+        """Whether there is a checkpoint to resume from."""
         return self._checkpoint.exists()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -236,7 +236,7 @@ class Run:
         """Turns what the disk refuses, in its ``with``, into a ``PruningError`` with a remedy."""
         if not self.resumable:
             return saving(self.path, "free some space, then start a new run")
-        remedy = f"free some space, then go on with --resume {shlex.quote(str(self.path))}"
+        remedy = f"free some space, then resume with --resume {shlex.quote(str(self.path))}"
         return saving(self.path, f"what was saved before is intact: {remedy}")
 
     def _fingerprint(self) -> str:
@@ -257,6 +257,6 @@ def check_output(output: str | None) -> None:
     else:
         check_new(
             Path(output),
-            "choose another --output, or go on with an interrupted run by "
+            "choose another --output, or resume an interrupted run with "
             f"--resume {shlex.quote(output)}",
         )

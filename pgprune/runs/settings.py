@@ -1,4 +1,4 @@
-"""What every command that leaves a run is asked: the seed, and what becomes of the run."""
+"""Options of every command that leaves a run, and the sections of its config.yaml."""
 
 import argparse
 from collections.abc import Collection, Mapping
@@ -32,7 +32,7 @@ class RunConfig(Config):
     quiet: bool = option(False, "print only errors")
 
     def name(self, method: str, model: str, prune_rate: float) -> str:
-        """What a run is called that is not given a directory.
+        """Names a run that is given no directory.
 
         Args:
             method: or agent.
@@ -50,7 +50,7 @@ class Sections:
 
     @classmethod
     def configs(cls) -> dict[str, type[Config]]:
-        """The class of each section."""
+        """Returns the class of each section."""
         found = {field.name: field.default for field in fields(cls)}  # type: ignore[arg-type]
         return {name: type(config) for name, config in found.items() if isinstance(config, Config)}
 
@@ -61,7 +61,7 @@ class Sections:
 
     @classmethod
     def of(cls, sections: Mapping[str, Any]) -> Self:
-        """The settings of sections by name; an absent one has its defaults."""
+        """Makes settings of sections by name; an absent one has its defaults."""
         return cls(**sections)
 
     @classmethod
@@ -72,13 +72,13 @@ class Sections:
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Self:
-        """The settings of a new run, from parsed options."""
+        """Reads the settings of a new run from parsed options."""
         configs = cls.configs().items()
         return cls.of({name: from_arguments(config, arguments) for name, config in configs})
 
     @classmethod
     def from_run(cls, run: Run) -> Self:
-        """The settings that a run was started with.
+        """Reads the settings that a run was started with.
 
         Raises:
             PruningError: its config.yaml lacks a section or holds a wrong value.
@@ -88,9 +88,9 @@ class Sections:
         return cls.of({n: run.config(n, config) for n, config in configs if n not in absent})
 
     def section(self, name: str) -> Any:
-        """The config of a section."""
+        """Returns the config of a section."""
         return getattr(self, name)
 
     def sections(self, decided: dict[str, Any]) -> dict[str, Config | dict[str, Any]]:
-        """The sections of config.yaml; ``decided`` holds what was chosen from the settings."""
+        """Returns the sections of config.yaml, with what was ``decided`` from the settings."""
         return {name: self.section(name) for name in self.configs()} | {"decided": decided}

@@ -119,7 +119,7 @@ def print_next(commands: Sequence[str], console: Console) -> None:
 
 
 def _printable(text: str) -> str:
-    """A text that can do nothing to a terminal but show."""
+    """Replaces what could steer a terminal, such as escape sequences that a model has written."""
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text.expandtabs(4))
 
 
@@ -128,12 +128,12 @@ def _perplexity(value: float | None) -> str:
 
 
 def _unrepaired(perplexity: Mapping[str, Mapping[str, float]]) -> bool:
-    """Whether the model is shipped as it was masked, so that one row says it all."""
+    """Whether the model is shipped as it was masked, which makes a second row superfluous."""
     return perplexity["pruned"] == perplexity.get("masked")
 
 
 def _parameters(parameters: Mapping[str, int], row: str) -> tuple[str, str]:
-    """The parameters that a row's model has, and the share of the prunable ones that it keeps."""
+    """Returns the parameters of a row's model, and the share of the prunable ones that it keeps."""
     count = parameters.get(row, parameters.get("pruned") if row == "masked" else None)
     if count is None:
         return "-", "-"
