@@ -15,9 +15,10 @@ from collections.abc import Sequence
 from rich.console import Console
 from transformers.utils import logging
 
-from pgprune.evaluation.evaluate import Evaluation, EvaluationConfig, Record
+from pgprune.evaluation.evaluate import Evaluation, EvaluationConfig
 from pgprune.evaluation.tables import line, print_tables
 from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
+from pgprune.utils.jsonl import Record
 
 
 def main() -> int:

@@ -16,7 +16,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -35,13 +34,10 @@ from pgprune.runs.any_model import LoadedModel, check_source, load_any, short_na
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
 from pgprune.utils.files import append_line, check_place, saving
-from pgprune.utils.jsonl import finite
+from pgprune.utils.jsonl import Record, finite
 from pgprune.utils.memory import within_memory
 from pgprune.utils.options import Config, option, same_option
 from pgprune.utils.versions import versions
-
-Record = dict[str, Any]
-"""One measurement of one model, as JSON can hold it."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +110,7 @@ class Evaluation:
                     check_sequence_length(model_config, config.sequence_length)
                 except PruningError as error:
                     raise PruningError(f"{self._names[source]}: {error}") from error
+            # Texts are read and cut here, before any weights, so that a bad file costs no time.
             self._texts(tokenizer)
         self._tasks = load_tasks(config.task_names, config.task_data) if config.task_names else []
         if self._tasks:
@@ -149,11 +146,13 @@ class Evaluation:
             "tokenizer": tokenizer_identity(loaded.tokenizer),
             "versions": self._versions,
         }
+        # Loading does not count: it is the same for every text and task.
         started = time.monotonic()
         with within_memory("choose a smaller --batch-size"):
             for figures in chain(self._perplexities(loaded), self._accuracies(loaded)):
                 now = datetime.now(UTC).isoformat(timespec="seconds")
                 record = {**about, **figures, "seconds": time.monotonic() - started, "date": now}
+                # Stored at once: an interrupted command loses no measurement.
                 self._store(record, loaded.run)
                 yield record
                 started = time.monotonic()
@@ -165,6 +164,8 @@ class Evaluation:
                 "what": "perplexity",
                 "text": name,
                 "perplexity": perplexity,
+                # Perplexity of tokens depends on the tokenizer; bits per byte do not:
+                # log2(perplexity) bits per token, over the bytes of a token.
                 "bits_per_byte": math.log2(perplexity) / text.bytes_per_token,
                 "windows": len(text.windows),
                 "sequence_length": self._config.sequence_length,
@@ -187,6 +188,7 @@ class Evaluation:
         config = self._config
         if config.evaluation is None:
             return {}
+        # The dense model and those pruned from it share a tokenizer, and so the windows.
         key = tokenizer_identity(tokenizer)["hash"]
         if key not in self._sets:
             data = DataConfig(
@@ -210,6 +212,7 @@ class Evaluation:
 def _names(sources: Sequence[str]) -> dict[str, str]:
     """Shortens sources, unless two would then have the same name."""
     short = {source: short_name(source) for source in sources}
+    # Two runs may end in the same directory name.
     shared = Counter(short.values())
     return {source: source if shared[name] > 1 else name for source, name in short.items()}
 

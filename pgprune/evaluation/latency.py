@@ -97,6 +97,7 @@ def measure(
         PruningError: a prompt and its new tokens are longer than a model's context, or there is
             not enough memory.
     """
+    # A context that is too short would show only after minutes of measuring.
     longest = max(length for _, length in config.settings)
     for name, model in models.items():
         limit = getattr(model.config, "max_position_embeddings", longest + config.new_tokens)
@@ -170,6 +171,7 @@ def _measure(
     with within_memory("choose smaller --batch-sizes or --sequence-lengths"):
         rounds, memory = measure_in_turn(works, config.repeats, clock)
     for name in models:
+        # Each round gave a pair; the report compares phase by phase.
         prefill, decode = zip(*rounds[name], strict=True)
         yield Measurement(name, batch, length, list(prefill), list(decode), memory[name])
 
@@ -191,6 +193,7 @@ def generate(model: PreTrainedModel, ids: Tensor, length: int, clock: Clock) -> 
     ids = ids.to(model.device)
     _, cache = next_token_logits(model, ids[:, :length])
     filled = clock()
+    # One call a token: the cache holds keys and values of all before it.
     for token in ids[:, length:].split(1, dim=1):  # (B, 1)
         _, cache = next_token_logits(model, token, cache)
     return filled - start, (clock() - filled) / (ids.shape[1] - length)
@@ -198,6 +201,7 @@ def generate(model: PreTrainedModel, ids: Tensor, length: int, clock: Clock) -> 
 
 def _random_ids(models: Models, batch: int, length: int) -> Tensor:
     """Draws tokens that all models know, (B, T) int64."""
+    # Every model must know the tokens, which are the same for all.
     vocabulary = min(model.config.vocab_size for model in models.values())
     generator = torch.Generator().manual_seed(0)
     return torch.randint(vocabulary, (batch, length), generator=generator)

@@ -56,6 +56,7 @@ def make_report(
         and ``peak_bytes``, weights included.
     """
     weights = {name: weight_bytes(model) for name, model in models.items()}
+    # The first model that was named is what the others are compared with.
     reference = next(iter(weights.values()))
     device = next(iter(models.values())).device
     return {
@@ -111,6 +112,7 @@ def write_report(report: Mapping[str, Any], output: Path) -> None:
     with saving(output, "choose another --output"), new_directory(output) as directory:
         write_file(directory / "benchmark.json", text.encode())
         write_file(directory / "benchmark.md", markdown(report).encode())
+        # A figure of gains over the reference needs another model.
         if len(report["models"]) > 1:
             _plot(report, directory / "benchmark.png")
 
@@ -196,6 +198,7 @@ def _plot(report: Mapping[str, Any], path: Path) -> None:
             ]
             for name in others
         }
+    # Memory is not known on every platform; without it there is no third panel.
     if all(entry["peak_bytes"] for entry in report["measurements"]):
         peaks = {key: entry["peak_bytes"] for key, entry in entries.items()}
         gains["peak memory: times smaller"] = {
@@ -224,12 +227,14 @@ def plot_gains(
     Raises:
         PruningError: the file cannot be written.
     """
+    # Settings are names, at whole numbers on the axis.
     x = np.arange(len(settings))
     colors = (LEARNED, INITIAL, BEST, "#b0413e", "#7a5aa6", GREY)
 
     def draw(figure: Any) -> None:
         panels = figure.subplots(1, len(gains), squeeze=False)[0]
         for panel, (title, models) in zip(panels, gains.items(), strict=True):
+            # The bars of a setting share four fifths of its place.
             width = 0.8 / len(models)
             for number, (name, values) in enumerate(models.items()):
                 middle, low, high = np.array(values).T  # each (S,)

@@ -39,11 +39,14 @@ def sample_text(
         For each prompt: ``text`` (the name), ``prompt``, ``dense`` and ``pruned``.
     """
     model: PreTrainedModel = lm.model  # type: ignore[assignment]
+    # Half of a short context for the prompt, the other half for what follows.
     limit = getattr(model.config, "max_position_embeddings", PROMPT_TOKENS + NEW_TOKENS)
     names, prompts = _prompts(windows, min(PROMPT_TOKENS, limit // 2))  # (P, T)
     new = min(NEW_TOKENS, limit - prompts.shape[1])
+    # Both models read each prompt once, and then every new token but the last.
     lm.meter.add(2 * len(prompts) * (prompts.shape[1] + new - 1))
     dense = continue_greedily(model, prompts, new)
+    # The repair holds the weights of kept units only, and the mask prunes the rest.
     with pruned(lm, mask), repaired(lm, repair or Repair()):
         smaller = continue_greedily(model, prompts, new)
     return [
@@ -81,6 +84,7 @@ def _prompts(windows: Mapping[str, Tensor], length: int) -> tuple[list[str], Ten
     """Takes names and tokens (P, length) of beginnings of windows, evenly from the first texts."""
     names = list(windows)[:PROMPTS]
     each = PROMPTS // len(names)
+    # Prompts from different places of a text say more than its beginning alone.
     chosen = [
         (name, windows[name][number * len(windows[name]) // each, :length])
         for name in names

@@ -1,16 +1,15 @@
 """Shows evaluations: a line as each is done, and tables of several models side by side."""
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from pgprune.evaluation.zero_shot import METRICS
 from pgprune.runs.view import number_table
+from pgprune.utils.jsonl import Record
 
-Record = Mapping[str, Any]
 Records = Sequence[Record]
 
 _MARKS = {
@@ -74,6 +73,7 @@ def averages(records: Records) -> dict[str, float]:
     """
     means = {}
     for metric in METRICS:
+        # Tasks whose answers are all the same text have no acc_norm.
         values = [row["accuracy"].get(metric, row["accuracy"]["acc"]) for row in records]
         means[metric] = sum(values) / len(values)
     return means
@@ -81,6 +81,7 @@ def averages(records: Records) -> dict[str, float]:
 
 def _print_perplexities(records: Records, console: Console) -> None:
     console.print(_text_table("perplexity", records))
+    # A token of one tokenizer is not one of the other: only bytes compare.
     if len({row["tokenizer"]["hash"] for row in records}) > 1:
         console.print(
             "These models have different tokenizers: perplexities of tokens do not compare, bits "
@@ -111,6 +112,7 @@ def _print_accuracies(records: Records, console: Console) -> None:
     lines = []
     for name in _distinct(records, "name"):
         rows = [cells[name, task] for task in tasks if (name, task) in cells]
+        # A mean over fewer tasks than the others would not compare with theirs.
         means = averages(rows) if len(rows) == len(tasks) else {}
         for metric in METRICS:
             values = (_accuracy(cells.get((name, task)), metric) for task in tasks)
@@ -136,6 +138,7 @@ def _print_protocol(records: Records, console: Console) -> None:
     for tokenizer in {row["tokenizer"]["hash"]: row["tokenizer"] for row in records}.values():
         rows = [row for row in records if row["tokenizer"] == tokenizer]
         read = [row for row in rows if row["what"] == "perplexity"]
+        # Windows, BOS rule and tokenizer: without them a perplexity means nothing.
         windows = {row["text"]: f"{row['windows']:,} of {row['text']}" for row in read}
         text = (
             f"tokenizer {tokenizer['name']} ({tokenizer['class']}, {tokenizer['vocabulary']:,} "

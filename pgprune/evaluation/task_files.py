@@ -57,6 +57,7 @@ def task_config(task: str, path: Path) -> dict[str, Any]:
     items = list(read_items(path))
     if not items:
         raise PruningError(f"the file {str(path)!r} is empty; give one with an item a line")
+    # All items of a task have the layout of the first: lm-eval scores them in one way.
     several = "contexts" if "contexts" in items[0] else "answers"
     if not all(several in item for item in items):
         raise PruningError(f"the file {str(path)!r} mixes items of two layouts; split it")
@@ -113,10 +114,12 @@ def _item(row: Any) -> Item | None:
         return None
     for one, several in _LAYOUTS:
         text, options, gold = row.get(one), row.get(several), row.get("gold")
+        # A bool is an int in Python, hence the exact type of gold.
         if not isinstance(text, str) or not isinstance(options, list) or type(gold) is not int:
             continue
         if not all(isinstance(option, str) and option.strip() for option in options):
             continue
+        # One option is always right, and no option never is.
         if len(options) < 2 or not 0 <= gold < len(options):
             continue
         options = [_whole(option) for option in options]

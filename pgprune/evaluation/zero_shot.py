@@ -59,6 +59,7 @@ class ZeroShot:
 
 def verdict(accuracy: float, chance: float, stderr: float) -> str:
     """``at chance`` within 2 standard errors of guessing, else ``above`` or ``below chance``."""
+    # 2 standard errors: about 95 % of guessing models are within.
     if abs(accuracy - chance) <= 2 * stderr:
         return "at chance"
     return "above chance" if accuracy > chance else "below chance"
@@ -159,6 +160,8 @@ class Harness:
         scores = results["results"][name]
         metrics = [metric for metric in METRICS if f"{metric},none" in scores]
         docs = task.eval_docs
+        # Items may have different numbers of answers. Guessing is right with p = 1 / answers,
+        # and the variance of the mean is sum p (1 - p) / items^2.
         guesses = [1 / len(task.doc_to_choice(docs[number])) for number in numbers]
         return ZeroShot(
             name,
@@ -177,6 +180,7 @@ class Harness:
         for number, doc in enumerate(task.eval_docs):
             if len(numbers) == limit:
                 break
+            # lm-eval cuts a long context; a long answer would lose part of itself.
             if self._fits(task, doc):
                 numbers.append(number)
             else:

@@ -118,6 +118,7 @@ def export(
         loaded.model.to(DTYPES[config.dtype])  # type: ignore[arg-type]
     try:
         remedy = "free some space or choose another --output"
+        # A new directory appears complete or not at all, also where the disk is full.
         with saving(output, remedy), new_directory(output) as directory:
             write(loaded, directory)
     except SafetensorError as error:  # how safetensors reports a full disk
@@ -148,6 +149,7 @@ def check_format(
     if format == "gguf":
         check_gguf(lm.model, tokenizer)  # type: ignore[arg-type]
         check_scope(lm.model.config, lm.units.granularity, scope)  # type: ignore[arg-type]
+    # A repair of the run adds biases where the family has none; not all formats hold them.
     if adds_biases(lm.model, lm.units, repair):
         _check_biases(format, False, lm.model.config)  # type: ignore[arg-type]
 
@@ -158,6 +160,7 @@ def parameters_in(directory: Path) -> int:
     for path in directory.glob("*.safetensors"):
         with safe_open(path, "pt") as file:
             shapes = [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118
+        # Shapes are in the header of the file: no weight is read.
         count += sum(math.prod(shape) for shape in shapes)
     return count
 

@@ -71,6 +71,7 @@ def write_gguf(loaded: LoadedRun, path: Path, vocabulary: Mapping[str, Any] | No
     model, units = loaded.model, loaded.units
     config = model.config
     architecture, factors = _architecture(config), _rope_factors(model)
+    # llama.cpp needs attention and MLP in every layer: zeros take the place of what is gone.
     ghosts = ghost_channels(loaded.round_to, units.shapes[0].channels)
     layers = portable_layers(model, units, loaded.mask, ghosts, loaded.repair)
     if architecture == "qwen3":
@@ -109,6 +110,7 @@ def check_gguf(
         PruningError: as ``write_gguf``, but for what depends on the mask.
     """
     _rope_factors(model)
+    # A writer without a file: it takes the same keys and refuses the same ones.
     writer = load_gguf().GGUFWriter(None, _architecture(model.config))
     _write_vocabulary(writer, tokenizer, model.config.vocab_size, vocabulary)
 
@@ -256,6 +258,7 @@ def _tensors(
     family = family_of(model.config)
     for name, parameter in model.named_parameters():
         if not name.startswith(f"{family.layers}."):
+            # A tied head is one parameter here, and llama.cpp reads the embedding twice.
             yield _renamed(name), parameter
     # Only deci rotates neighbouring rows; qwen3 keeps the order of Hugging Face.
     turned = (family.query, family.key) if architecture == "deci" else ()
@@ -276,6 +279,7 @@ def _interleaved(weight: Tensor, head_dim: int) -> Tensor:
 
     Hugging Face turns row i of a head with row i + d / 2, llama.cpp row 2 i with row 2 i + 1.
     """
+    # Rows (i, i + d/2) of a head become rows (2i, 2i + 1).
     halves = weight.unflatten(0, (-1, 2, head_dim // 2))  # (h, 2, d / 2, ...)
     return halves.transpose(1, 2).flatten(0, 2)
 

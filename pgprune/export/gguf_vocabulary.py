@@ -71,6 +71,7 @@ def _write_special_tokens(writer: Any, tokenizer: PreTrainedTokenizerBase) -> No
     """Writes which tokens begin, end and fill texts, and whether a prompt gets them."""
     if tokenizer.eos_token_id is None:
         _refuse("it has no token for the end of a text")
+    # How a tokenizer begins and ends a text shows in what it makes of a letter.
     plain = tokenizer("a", add_special_tokens=False)["input_ids"]
     ids = tokenizer("a")["input_ids"]
     bos = [tokenizer.bos_token_id] if ids[:1] == [tokenizer.bos_token_id] != plain[:1] else []
@@ -104,6 +105,7 @@ def _write_tokens(
     if described["model"].get("byte_fallback"):
         kinds |= dict.fromkeys(_BYTES, types.BYTE)
         kinds |= {described["model"]["unk_token"]: types.UNKNOWN}
+    # Models may know more tokens than their tokenizer; the rest is never produced.
     texts = [f"[PAD{token}]" for token in range(size)]
     numbers = [int(types.UNUSED)] * size
     for text, token in vocabulary.items():
@@ -123,6 +125,7 @@ def _write_byte_level(writer: Any, described: Mapping[str, Any]) -> None:
     model, normalizer = described["model"], described["normalizer"]
     if normalizer is not None and normalizer["type"] != "NFC":
         _refuse(f"it normalises texts by {normalizer['type']}")
+    # llama.cpp knows expressions by name only, so both must be the same.
     cuts = tuple(_cuts(_steps(described["pre_tokenizer"], "pretokenizers")))
     name = _PRE_TOKENIZERS.get((cuts, bool(model.get("ignore_merges"))))
     if name is None or not model["merges"]:
@@ -142,6 +145,7 @@ def _cuts(steps: Iterable[Mapping[str, Any]]) -> Iterable[str]:
                 yield r"\p{N}"
             case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}:
                 yield _WORDS
+            # This step maps bytes to characters and cuts nothing.
             case {"type": "ByteLevel", "add_prefix_space": False}:
                 pass
             case _:
@@ -156,6 +160,7 @@ def _write_sentencepiece(writer: Any, described: Mapping[str, Any]) -> None:
     steps = _steps(described["normalizer"], "normalizers")
     steps += _steps(described["pre_tokenizer"], "pretokenizers")
     match steps:
+        # Older conversions replace spaces as they normalise, newer ones as they cut.
         case [{"type": "Prepend", "prepend": p}, {"type": "Replace", "content": c, "pattern": s}]:
             known, prefix = p == c == _SPACE and s == {"String": " "}, True
         case [{"type": "Metaspace", "replacement": c, "prepend_scheme": scheme, "split": False}]:
@@ -183,12 +188,14 @@ def _scores(described: Mapping[str, Any]) -> dict[str, float]:
     scores: dict[str, float] = {}
     last = None
     for left, right in merges:
+        # The merges of one token must follow each other, or no score orders them.
         if left + right != last and left + right in scores:
             _refuse("its merges are not those of scores")
         last = left + right
         scores.setdefault(last, -float(len(scores)))
     possible = set(merges)
     named = {token["content"] for token in described["added_tokens"]}.union(_BYTES)
+    # SentencePiece may join any two tokens into a third, so every such pair must be there.
     for text in vocabulary.keys() - named:
         for cut in range(1, len(text)):
             left, right = text[:cut], text[cut:]

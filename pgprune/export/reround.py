@@ -39,6 +39,7 @@ def reround(loaded: LoadedRun, uniform: bool, round_to: int) -> LoadedRun:
     check_round_to(units, round_to)
     mask = loaded.mask
     if not _fits(units, mask, uniform, round_to):
+        # The same budget as in the run, so that as many parameters go.
         mask = _budget(loaded, uniform, round_to).round(_scores(loaded, uniform))
     if uniform:
         _check_stock(loaded, mask)
@@ -73,6 +74,7 @@ def _kept_counts(units: PruningUnits, mask: Tensor) -> dict[str, list[int]]:
 
 def _budget(loaded: LoadedRun, uniform: bool, round_to: int) -> Budget:
     pruning = loaded.run.config("pruning", PruningConfig)
+    # Equal layers need a share for each kind, whatever the run had.
     kind, scope = ("per-kind", "uniform") if uniform else (pruning.budget, pruning.scope)
     return Budget(loaded.units, pruning.prune_rate, kind, scope, round_to)
 

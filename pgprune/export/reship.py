@@ -51,6 +51,7 @@ def reship(loaded: LoadedRun, how: str = "auto", damping: float | None = None) -
         return loaded
     wanted = _wanted(loaded, how, damping)
     with _masked_lm(loaded) as lm:
+        # A repair is refitted on the dense model, in the number format of the run.
         new = chosen_repair(lm, loaded.mask, _calibration(loaded, wanted), wanted)
         table = _perplexity(loaded, lm, new)
         added = added_parameters(lm.model, new)
@@ -81,6 +82,7 @@ def _masked_lm(loaded: LoadedRun) -> Iterator[MaskedLM]:
     executor = loaded.run.sections.get("decided", {}).get("executor", "sliced")
     model = loaded.model if isinstance(dtype, str) else loaded.model.to(dtype)  # type: ignore[arg-type]
     yield MaskedLM(move_model(model, device), loaded.units, executor)
+    # Writers expect the model on the CPU, in the format to export.
     move_model(loaded.model.to(before), torch.device("cpu"))  # type: ignore[arg-type]
 
 
@@ -99,12 +101,14 @@ def _perplexity(loaded: LoadedRun, lm: MaskedLM, repair: Repair | None) -> Table
         return rows | {"pruned": rows["masked"]}
     windows = evaluation_windows(loaded.run.config("data", DataConfig), loaded.tokenizer)
     if not loaded.has_learned_mask:
+        # The run has measured its own mask; another one was never evaluated.
         rows = perplexities(lm, {"masked": mask}, windows)
     return with_repair(lm, rows, mask, repair, windows)
 
 
 def _results(loaded: LoadedRun, table: Table, added: int) -> dict[str, Any]:
     """Returns the run's results with the figures of what is shipped."""
+    # The results of the run stay as they are on the disk.
     results, units = copy.deepcopy(loaded.run.results), loaded.units
     before = results["perplexity"]
     learned = {} if loaded.has_learned_mask else {"learned": before["pruned"]}

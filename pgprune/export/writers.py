@@ -43,6 +43,7 @@ def _write_masked(loaded: LoadedRun, directory: Path) -> PreTrainedModel:
     """Writes the dense shapes with zeros, for tools that know stock architectures only."""
     model = zero_pruned(loaded.model, loaded.units, loaded.mask)
     model.config.use_cache = True  # evaluating masks does without
+    # The repair has zeros for pruned inputs, so its weights stay within the mask.
     with repaired(MaskedLM(model, loaded.units), loaded.repair or Repair()):
         return _save(loaded, model, "masked", directory)
 
@@ -78,6 +79,7 @@ def _save(loaded: LoadedRun, model: PreTrainedModel, kind: str, directory: Path)
     model.config.pgprune = provenance
     model.save_pretrained(directory)
     loaded.tokenizer.save_pretrained(directory)
+    # Layers of different sizes need code beside the weights, equal ones do not.
     remote = model.config.model_type.startswith(PRUNED)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     notes = (*loaded.notes, *_differences(loaded, model, kind, parameters))
@@ -94,6 +96,7 @@ def _differences(
     """Yields sentences for the card on what may surprise a user of the model."""
     if kind == "portable":
         yield from _ghosts(loaded, parameters)
+    # Width over heads is what programs take for the size of a head unless told otherwise.
     config, heads = model.config, getattr(model.config, "num_attention_heads", 0)
     if (
         not config.model_type.startswith(PRUNED)

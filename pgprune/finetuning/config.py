@@ -62,6 +62,7 @@ def output_of(source: str, run: FinishedRun | None, asked: str | None) -> Path:
     path = Path(source).expanduser()
     if not path.is_dir():
         raise PruningError(f"there is no place beside {source!r}; give --output")
+    # Beside the model, not in it: a directory of a model is left as it is.
     return path.resolve().with_name(f"{path.resolve().name}-finetuned")
 
 
@@ -71,6 +72,7 @@ def refuse_zeros(source: str, model_config: PretrainedConfig) -> None:
     Raises:
         PruningError: the model is one.
     """
+    # LoRA adds to every weight, so pruned ones would not stay zero.
     if getattr(model_config, "pgprune", {}).get("format") == "masked":
         raise PruningError(
             f"{source!r} holds its mask as zeros, which finetuning would fill; give the run, or "
@@ -91,6 +93,7 @@ def data_of(source: str, run: FinishedRun | None, model_config: PretrainedConfig
     """
     if run is not None:
         return str(run.sections.get("data", {}).get("calibration", "builtin"))
+    # An export names the model that it was pruned from.
     base = getattr(model_config, "pgprune", {}).get("base_model")
     if source == "builtin" or base == public_name("builtin"):
         return "builtin"

@@ -65,6 +65,7 @@ class Finetuning:
         run = run_at(source)
         self._source, self._config, self._lora, self._view = source, config, lora, view
         self.output = output_of(source, run, config.output)
+        # Beside the new directory, which appears only when it is complete.
         self._checkpoint = self.output.with_name(f"{self.output.name}.checkpoint.safetensors")
         self._check_output()
         model_config, self._tokenizer = check_source(
@@ -104,7 +105,9 @@ class Finetuning:
         loaded = load_any(self._source, device=config.device, dtype=config.dtype)
         parameters = loaded.parameters
         asked = self._asked(loaded)
+        # The model is loaded before: its fingerprint is part of what must agree.
         resumed = self._load_checkpoint(asked)
+        # A resumed command has measured this already.
         before = resumed[1]["before"] if resumed else self._perplexities(loaded)
         trainer = LoraTrainer(loaded.model, self._windows, self._lora, config.seed)
         earlier_seconds = 0.0
@@ -137,6 +140,7 @@ class Finetuning:
             "versions": versions(),
         }
         write_finetuned(self.output, loaded, model, result)
+        # After the directory is complete; a failure here loses nothing of it.
         add_to_run(loaded.run, result)
         self._checkpoint.unlink(missing_ok=True)
         return result
@@ -200,6 +204,7 @@ class Finetuning:
 
     def _asked(self, loaded: LoadedModel) -> dict[str, Any]:
         """Collects what a checkpoint must have in common with the command that resumes it."""
+        # Weights, windows and texts by their content: paths may change between two commands.
         weights: list[Tensor] = list(loaded.model.parameters())
         return {
             "lora": asdict(self._lora),

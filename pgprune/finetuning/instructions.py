@@ -163,10 +163,12 @@ def read_instructions(source: str) -> Iterable[Example] | None:
     item, *others = items(source)
     suffix = item.path.suffix
     is_file = suffix in _INSTRUCTION_FILES and not item.path.is_dir()
+    # Several files are plain text; instructions come from one source.
     if others or not (is_file or item.is_hub_id):
         return None
     if is_file and not item.path.exists():
         raise PruningError(f"the training data {item.place!r} does not exist")
+    # A .json file is always instructions; the others may hold plain text.
     if suffix != ".json" and not _begins_with_an_instruction(item):
         return None
     return list(_examples(item)) if is_file else _examples(item)
@@ -175,6 +177,7 @@ def read_instructions(source: str) -> Iterable[Example] | None:
 def _examples(item: Item) -> Iterator[Example]:
     """Yields the examples of an item's range, except those without a response."""
     empty = True
+    # Rows without a response are skipped within the range, not replaced.
     for where, row in islice(_rows(item), item.start, item.stop):
         example = _example(where, row)
         if example.response.strip():
@@ -251,6 +254,7 @@ def _encode_examples(
     """Tokenises examples: the ids of each, (n,), and which of them are trained, (n,)."""
     end = tokenizer.eos_token_id
     examples = iter(examples)
+    # Blocks keep a stream lazy, and a fast tokenizer busy.
     while some := list(islice(examples, 256)):
         texts = encode(tokenizer, (example.prompt + example.response for example in some))
         prompts = encode(tokenizer, (example.prompt for example in some))
@@ -269,6 +273,7 @@ def _windows(parts: Iterable[tuple[Ids, Trained]], length: int) -> Iterator[tupl
     ids, trained = np.empty(0, np.int32), np.empty(0, bool)
     for more, which in parts:
         ids, trained = np.append(ids, more), np.append(trained, which)
+        # Examples are longer or shorter than a window; none is padded.
         while len(ids) >= length:
             yield ids[:length], trained[:length]
             ids, trained = ids[length:], trained[length:]

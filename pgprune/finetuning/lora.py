@@ -119,6 +119,7 @@ class LoraTrainer:
         check_peft()
         import peft
 
+        # Gradients in float16 need loss scaling, which this loop does not have.
         if model.dtype == torch.float16:
             raise PruningError(
                 "float16 overflows in finetuning; choose dtype bfloat16 or float32 for the model"
@@ -136,6 +137,7 @@ class LoraTrainer:
             warnings.simplefilter("ignore", FutureWarning)  # what transformers says to peft
             self._adapted: Any = peft.get_peft_model(model, adapters)
         model.eval()
+        # The base model has no dropout in evaluation mode; the adapters keep theirs.
         for name, module in model.named_modules():
             if "lora_dropout" in name:
                 module.train()
@@ -175,6 +177,7 @@ class LoraTrainer:
                 f"the loss of step {self.step + 1} is {loss}; choose a learning_rate below "
                 f"{self._config.learning_rate:g}, or dtype float32"
             )
+        # A rare batch with a large gradient would undo many updates.
         nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_gradient)
         for group in self._optimizer.param_groups:
             group["lr"] = self._config.learning_rate * self._factor()
@@ -193,6 +196,7 @@ class LoraTrainer:
     @torch.no_grad()
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
         """Resumes from a ``state`` of the same model, windows, config and seed."""
+        # AdamW keeps its moments by the number of the parameter.
         moments: dict[int, dict[str, Tensor]] = {}
         for name, value in tensors.items():
             if name in self._parameters:
@@ -261,5 +265,6 @@ class LoraTrainer:
         """Makes everything random within a step a function of (seed, step)."""
         devices = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(devices):
+            # A resumed training draws the dropout that an uninterrupted one draws.
             torch.manual_seed(int(np.random.SeedSequence([self._seed, step]).generate_state(1)[0]))
             yield

@@ -42,8 +42,10 @@ def write_finetuned(
     """
     provenance = dict(getattr(model.config, "pgprune", None) or {}, finetuned=True)
     if loaded.run is not None:
+        # The model was cut out of the run in memory, so nothing else says what it is.
         provenance |= {"base_model": base_name(loaded.run), "format": "hf"}
     model.config.pgprune = provenance
+    # transformers refuses to save settings that it would only warn of when it loads them.
     model.generation_config = savable_generation_config(model, model.config)
     text = json.dumps(finite(_published(loaded, record)), indent=2, allow_nan=False) + "\n"
     remedy = "free some space or choose another --output"
@@ -79,6 +81,7 @@ def finetuned_card(loaded: LoadedModel, record: Mapping[str, Any]) -> str:
 def _published(loaded: LoadedModel, record: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the record without the folders of this machine."""
     published = {**record, "model": loaded.name}
+    # A published model names no folder of the machine that made it.
     del published["output"]
     for key in ("data", "evaluation"):
         source = public_names(record[key]["source"]).replace("`", "")

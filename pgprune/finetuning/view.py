@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from pgprune.runs.progress_view import duration
-from pgprune.runs.view import number_table
+from pgprune.runs.view import number_table, print_next
 from pgprune.utils.command_names import spelled
 
 
@@ -43,6 +43,6 @@ def print_finetuning(record: Mapping[str, Any], console: Console) -> None:
     }
     for label, value in summary.items():
         console.print(f"{label:<18}{value}", soft_wrap=True)
+    # Ready to paste, also where the path has spaces.
     output = shlex.quote(record["output"])
-    console.print("\n[bold]Next")
-    console.print(spelled(f"  pgprune evaluate {output}"), soft_wrap=True, markup=False)
+    print_next([spelled(f"pgprune evaluate {output}")], console)

@@ -76,6 +76,7 @@ def load_any(
         model, tokenizer = load_model(config, pruned=True)
     else:
         model, tokenizer = _load_run(run, config)
+    # Evaluating masks does without a cache; whoever generates text needs it.
     model.config.use_cache = True
     if model.generation_config is not None:
         model.generation_config.use_cache = True
@@ -96,6 +97,7 @@ def check_source(
     run = run_at(source)
     if run is None:
         return check_model(ModelConfig(source, device, dtype), pruned=True)
+    # Both are read and dropped: loading reads them again, when there is room for them.
     run.repair()
     run.learned_mask()
     return check_model(ModelConfig(run.config("model", ModelConfig).model, device, dtype))
@@ -117,6 +119,7 @@ def run_at(source: str) -> FinishedRun | None:
         PruningError: the source is a GGUF model, or a run that has no results or cannot be read.
     """
     path = Path(source).expanduser()
+    # A directory with config.json is a model, also if GGUF files lie beside it.
     if path.suffix == ".gguf" or (
         path.is_dir() and not (path / "config.json").exists() and any(path.glob("*.gguf"))
     ):
@@ -128,6 +131,7 @@ def run_at(source: str) -> FinishedRun | None:
 
 
 def _is_run(path: Path) -> bool:
+    # Runs have config.yaml, models config.json; an export inside a run has the latter.
     return (path / RunFile.CONFIG).is_file() and not (path / "config.json").exists()
 
 
@@ -139,6 +143,7 @@ def _load_run(
     dtype = choose_dtype(config, device)
     loaded = run.load()
     model = loaded.pruned()
+    # The run is exported in its own format; the user may evaluate it in another.
     if dtype != "auto":
         model = model.to(dtype)  # type: ignore[arg-type]
     model.set_attn_implementation(config.attn_implementation)

@@ -71,6 +71,7 @@ class FinishedRun(Run):
         """
         # A repair changes perplexity: where the two differ, its file must be there.
         table, path = self.results.get("perplexity", {}), self.path / RunFile.REPAIR
+        # A repair of earlier versions may be there without the row ``masked``.
         differs = "masked" in table and table.get("pruned") != table["masked"]
         return Repair.load(path) if differs or path.exists() else None
 
@@ -91,6 +92,7 @@ class FinishedRun(Run):
         """
         learned, asked = self.learned_mask(), self.config("model", ModelConfig)
         model, tokenizer = load_model(
+            # Surgery and repair change weights in place, which the CPU has room for.
             replace(asked, device="cpu", device_map=None, dtype=_export_dtype(asked))
         )
         units = PruningUnits.of(model, learned.granularity, learned.channel_block)
@@ -172,6 +174,7 @@ class LoadedRun:
             PruningError: the mask leaves no layer, or the slices are of another model.
         """
         if self.slices is not None:
+            # A sliced run keeps all units, so its mask is all ones and prunes nothing.
             return slice_model(self.model, self.slices)
         return prune(self.model, self.units, self.mask, self.repair)
 

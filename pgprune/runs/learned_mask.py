@@ -51,6 +51,7 @@ class LearnedMask:
             with safe_open(path, "pt") as file:
                 described = file.metadata() or {}
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # A KeyError below says which entry the file lacks.
             mask = tensors["mask"]
             learned = cls(
                 mask,

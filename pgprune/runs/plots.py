@@ -41,6 +41,7 @@ def plot_learning_curve(progress: Path, path: Path) -> bool:
     columns = {name: np.array(values) for name, values in read_progress(progress).items()}
     x, label = columns["step"], "steps"
     if "time/timesteps" in columns:
+        # Mask evaluations compare between agents; steps of different sizes do not.
         x, label = columns["time/timesteps"], "mask evaluations"
 
     def draw(figure: Any) -> None:
@@ -85,7 +86,9 @@ def plot_kept_shares(
     layers = 1 + max(group.layer for group in groups)
     bars = [(np.asarray(learned, dtype=float), LEARNED, "learned")]
     if initial is not None:
+        # The initial mask is the first bar: it is what training starts from.
         bars.insert(0, (np.asarray(initial, dtype=float), INITIAL, "initial"))
+    # The bars of a layer share four fifths of its place; the rest separates layers.
     width = 0.8 / len(bars)
 
     def draw(figure: Any) -> None:
@@ -103,6 +106,7 @@ def plot_kept_shares(
             panel.set(ylim=(0, 105), ylabel=f"{kind} kept (%)")
             panel.grid(axis="x", visible=False)
         panels[-1].set(xlabel="layer", xlim=(-0.6, layers - 0.4))
+        # Layers are whole numbers, between which there is nothing to mark.
         panels[-1].xaxis.get_major_locator().set_params(integer=True)
         figure.suptitle("Kept share by layer", x=0.01, ha="left", weight="bold")
         handles, labels = panels[0].get_legend_handles_labels()
@@ -122,8 +126,10 @@ def _smooth(values: Any) -> Any:
     """Averages over a centred twentieth of the steps; steps without a loss do not count."""
     if values is None:
         return None
+    # A mean over present values: two convolutions, of sums and of counts.
     window = np.ones(max(1, len(values) // 20))
     present = np.isfinite(values)
+    # A nan would spread over the whole window.
     total = np.convolve(np.where(present, values, 0.0), window)
     count = np.convolve(present.astype(float), window)
     middle = slice((len(window) - 1) // 2, (len(window) - 1) // 2 + len(values))

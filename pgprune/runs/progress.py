@@ -56,6 +56,7 @@ class ProgressLog:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
+        # Part of the rows may be written. Cut them off, so that a retry adds each row once.
         except OSError:
             self.rewind(size)
             raise
@@ -79,6 +80,7 @@ class ProgressLog:
         text = io.StringIO()
         if size:
             with self._csv.open(newline="", encoding="utf-8") as file:
+                # After a resume the columns keep the order of the first process.
                 columns = next(csv.reader(file))
         else:
             columns = ["step", *self._rows[0].metrics]
@@ -110,6 +112,7 @@ def read_progress(path: Path) -> dict[str, list[float]]:
     """
     with path.open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
+    # An empty cell is a figure that the step did not have.
     values = [[float(cell or "nan") for cell in row] for row in rows]
     return {name: [row[index] for row in values] for index, name in enumerate(header)}
 

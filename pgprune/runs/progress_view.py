@@ -82,6 +82,7 @@ class ProgressView:
         self._first = self._first or (now, done)
         self._now = (now, done, total)
         self._figures.update(figures)
+        # A log file gets few lines, whatever the speed of the steps.
         if self._live is None and now - self._last_line >= _LINE_EVERY:
             self._last_line = now
             self.console.print(self.line(), soft_wrap=True)
@@ -116,6 +117,7 @@ class ProgressView:
     def _render(self) -> Group | Text:
         if self._first is None:
             return Text(f"{self.title}: starting")
+        # Rich draws this several times a second, so it only reads what update() has stored.
         bar = Table.grid(padding=(0, 2))
         _, done, total = self._now
         progress = ProgressBar(total=total, completed=done, width=30)

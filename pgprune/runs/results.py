@@ -25,6 +25,7 @@ def perplexities(lm: MaskedLM, rows: Mapping[str, Tensor], windows: Mapping[str,
         rows: masks (n,) by the name of their row.
         windows: evaluation windows (N, T) by the name of their set.
     """
+    # All masks in one call: they share the dense prefix of every window.
     masks = torch.stack(list(rows.values()))  # (rows, n)
     table: Table = {name: {} for name in rows}
     for text, ids in windows.items():
@@ -76,6 +77,7 @@ def facts(
         repair: what comes with the mask; the biases that it adds are parameters of the answer.
     """
     units, budget, lm = problem.units, problem.budget, problem.lm
+    # Zeros in the dense shapes do not count, biases that the repair adds do.
     masked = lm.parameters - units.pruned_parameters(mask)
     return {
         "model": model,

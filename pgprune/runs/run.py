@@ -76,6 +76,7 @@ class Run:
         Raises:
             PruningError: the directory exists or cannot be made.
         """
+        # The directory appears whole, by one rename: a kill leaves no run without settings.
         check_output(output)
         path = Path(output) if output is not None else RUNS / default_name
         files: dict[str, str] = {
@@ -131,6 +132,7 @@ class Run:
     def finished(self) -> bool:
         """Whether the results of the whole run are written, not those of an interrupted one."""
         try:
+            # An interrupted run is evaluated as well, and says ``completed: false``.
             results = json.loads((self.path / RunFile.RESULTS).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
@@ -163,6 +165,7 @@ class Run:
         with self.saving():
             record = {
                 "state": dict(state),
+                # Both decide on resuming: whether it is this run, and where its log ends.
                 "fingerprint": self._fingerprint(),
                 "progress_bytes": self._progress.flush(),
             }
@@ -182,14 +185,17 @@ class Run:
             PruningError: the checkpoint is damaged, or belongs to another model or other settings.
         """
         if not self.has_checkpoint:
+            # Killed before the first checkpoint: what was logged is done again.
             self._progress.rewind(0)
             return None
         tensors, record = read_checkpoint(self._checkpoint)
+        # Someone has edited config.yaml, or copied a checkpoint from another run.
         if record["fingerprint"] != self._fingerprint():
             raise PruningError(
                 f"the checkpoint {self._checkpoint} is of another model or other settings than "
                 f"{self.path / RunFile.CONFIG}; delete it and --resume again to start the run over"
             )
+        # Steps after the checkpoint are repeated, and logged then.
         self._progress.rewind(record["progress_bytes"])
         return tensors, record["state"]
 

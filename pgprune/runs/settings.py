@@ -83,6 +83,7 @@ class Sections:
         Raises:
             PruningError: its config.yaml lacks a section or holds a wrong value.
         """
+        # Earlier versions wrote fewer sections, and did what the defaults of these say.
         absent = [name for name in cls.later() if name not in run.sections]
         configs = cls.configs().items()
         return cls.of({n: run.config(n, config) for n, config in configs if n not in absent})

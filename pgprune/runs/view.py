@@ -40,6 +40,7 @@ def number_table(
         widest = max((len(row[index]) for row in rows if index < len(row)), default=0)
         words = name.replace(" ", "\n") if split else name
         longest = max(map(len, words.split()), default=0)
+        # Room for the longest cell, and for a word of the head if that is not too long.
         width = max(widest, min(longest, 10), least)
         table.add_column(words, justify="right", overflow="fold", min_width=width)
     return table
@@ -93,6 +94,7 @@ def print_samples(samples: Iterable[Mapping[str, str]], console: Console) -> Non
         console: where to.
     """
     for sample in samples:
+        # The prompt is one line of the title: line breaks of code would tear it.
         prompt = " ".join(_printable(sample["prompt"]).split())
         table = Table(
             title=Text.assemble((f"{sample['text']}: ", "bold"), (f"{prompt} ...", "dim")),
@@ -107,6 +109,7 @@ def print_samples(samples: Iterable[Mapping[str, str]], console: Console) -> Non
             table.add_column(f"{row} model", ratio=1, overflow="fold")
         texts = (_printable(sample[row]).removeprefix(" ") for row in ("dense", "pruned"))
         table.add_row(*(Text(text.strip("\n")) for text in texts))
+        # Markup is off in texts: a model may write [bold] and mean it.
         console.print("", table)
 
 
