@@ -8,7 +8,6 @@ from rich.console import Console
 
 from pgprune.runs.progress_view import duration
 from pgprune.runs.view import number_table, print_next
-from pgprune.utils.command_names import spelled
 
 
 def print_finetuning(record: Mapping[str, Any], console: Console) -> None:
@@ -45,4 +44,4 @@ def print_finetuning(record: Mapping[str, Any], console: Console) -> None:
         console.print(f"{label:<18}{value}", soft_wrap=True)
     # Ready to paste, also where the path has spaces.
     output = shlex.quote(record["output"])
-    print_next([spelled(f"pgprune evaluate {output}")], console)
+    print_next([f"pgprune evaluate {output}"], console)

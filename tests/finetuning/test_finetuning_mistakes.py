@@ -31,7 +31,7 @@ def test_ctrl_c_keeps_what_was_learned(run, config, data):
     assert not list(run.path.glob("*.checkpoint.*"))
 
 
-def test_a_killed_command_goes_on_where_it_was(run, config, data):
+def test_a_killed_command_resumes_where_it_was(run, config, data):
     def crash():
         raise Crash
 
@@ -50,7 +50,7 @@ def test_a_killed_command_goes_on_where_it_was(run, config, data):
         finetune(run.path, replace(config, resume=True, seed=1), data)
     view = Listener()
     record = finetune(run.path, replace(config, resume=True), data, view=view)
-    assert "going on after update 4 of 10" in view.notes
+    assert "resuming after update 4 of 10" in view.notes
     assert record["updates"]["done"] == 10
     assert same_weights(run.path / "finetuned", run.path / "whole")
     assert not checkpoint.exists()
