@@ -5,7 +5,7 @@ channels, with biases where there are any: it holds LLaMA, Mistral and Qwen2. It
 turns neighbouring rows of a head, so query and key rows are put in that order. Layers without
 attention or MLP come as ghosts of zeros, because llama.cpp refuses or, silently, miscomputes some
 of them. ``qwen3`` is another architecture, with equal layers only.
-Sources: llama.cpp, src/models/deci.cpp and src/models/qwen3.cpp; gguf, the package that writes.
+Sources: llama.cpp, src/models/deci.cpp and src/models/qwen3.cpp; the package gguf.
 """
 
 from collections.abc import Iterator, Mapping
@@ -235,7 +235,6 @@ def _write_shapes(
     heads = [layer.kv_heads * shape.query_heads_per_group for layer in layers]
     kv_heads = [layer.kv_heads for layer in layers]
     channels = [layer.channels for layer in layers]
-    # Where all layers agree, one number, as a file of a dense model has it.
     equal = all(len(set(counts)) == 1 for counts in (heads, kv_heads, channels))
     writer.add_block_count(len(layers))
     writer.add_head_count(heads[0] if equal else heads)
@@ -258,7 +257,6 @@ def _tensors(
     family = family_of(model.config)
     for name, parameter in model.named_parameters():
         if not name.startswith(f"{family.layers}."):
-            # A tied head is one parameter here, and llama.cpp reads the embedding twice.
             yield _renamed(name), parameter
     # Only deci rotates neighbouring rows; qwen3 keeps the order of Hugging Face.
     turned = (family.query, family.key) if architecture == "deci" else ()
@@ -279,7 +277,6 @@ def _interleaved(weight: Tensor, head_dim: int) -> Tensor:
 
     Hugging Face turns row i of a head with row i + d / 2, llama.cpp row 2 i with row 2 i + 1.
     """
-    # Rows (i, i + d/2) of a head become rows (2i, 2i + 1).
     halves = weight.unflatten(0, (-1, 2, head_dim // 2))  # (h, 2, d / 2, ...)
     return halves.transpose(1, 2).flatten(0, 2)
 
