@@ -73,18 +73,32 @@ def run_sliced(
         return call(state)[None]
 
 
+Multiply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Multiplies inputs or outputs of a projection by a mask, and fills what is pruned."""
+
+
+def select(tensor: Tensor, keep: Tensor, fill: Tensor | None) -> Tensor:
+    """Multiplies (K*B, T, F), or OPT's (K*B*T, F), by (K, F) or (K, 1); fills with (F,) if given.
+
+    It selects and does not multiply, so that an overflow in a pruned unit, 0 times inf, becomes 0.
+    """
+    rows = tensor.view(len(keep), -1, tensor.shape[-1])  # (K, B*T, F)
+    kept = keep[:, None].to(tensor.device, torch.bool)
+    return rows.where(kept, 0 if fill is None else fill).view_as(tensor)
+
+
 @contextmanager
-def multiplied(layer: nn.Module, mask: LayerMask) -> Iterator[None]:
+def multiplied(layer: nn.Module, mask: LayerMask, multiply: Multiply = select) -> Iterator[None]:
     """Multiplies what masks prune of a layer's blocks by zero, as long as the context lasts."""
     family = mask.family
     inputs = {family.output: mask.output_columns(), family.down: mask.by_kind.get("channels")}
     outputs = {family.output: mask.by_kind.get("attention"), family.down: mask.by_kind.get("mlp")}
     hooks = [
-        _multiply_inputs(layer.get_submodule(path), keep, mask.fill.get(path))
+        _multiply_inputs(layer.get_submodule(path), keep, mask.fill.get(path), multiply)
         for path, keep in inputs.items()
         if keep is not None
     ] + [
-        _multiply_outputs(layer.get_submodule(path), keep, mask.fill.get(path))
+        _multiply_outputs(layer.get_submodule(path), keep, mask.fill.get(path), multiply)
         for path, keep in outputs.items()
         if keep is not None
     ]
@@ -116,29 +130,23 @@ def executor_of(
     return EXECUTORS[name] if name == "masked" else partial(run_sliced, products=KERNELS[kernels])
 
 
-def _multiply_inputs(module: nn.Module, keep: Tensor, fill: Tensor | None) -> RemovableHandle:
+def _multiply_inputs(
+    module: nn.Module, keep: Tensor, fill: Tensor | None, multiply: Multiply
+) -> RemovableHandle:
     """Replaces pruned inputs of a projection by their fill; keep is (K, inputs)."""
     return module.register_forward_pre_hook(
-        lambda module, args: (_multiply(args[0], keep, fill), *args[1:])
+        lambda module, args: (multiply(args[0], keep, fill), *args[1:])
     )
 
 
-def _multiply_outputs(module: nn.Module, keep: Tensor, fill: Tensor | None) -> RemovableHandle:
+def _multiply_outputs(
+    module: nn.Module, keep: Tensor, fill: Tensor | None, multiply: Multiply
+) -> RemovableHandle:
     """Replaces the outputs of a pruned block by those for its fill; keep is (K, 1)."""
     constant = None if fill is None else module(fill)  # (D,)
     return module.register_forward_hook(
-        lambda module, args, output: _multiply(output, keep, constant)
+        lambda module, args, output: multiply(output, keep, constant)
     )
-
-
-def _multiply(tensor: Tensor, keep: Tensor, fill: Tensor | None) -> Tensor:
-    """Multiplies (K*B, T, F), or OPT's (K*B*T, F), by (K, F) or (K, 1); fills with (F,) if given.
-
-    It selects and does not multiply, so that an overflow in a pruned unit, 0 times inf, becomes 0.
-    """
-    rows = tensor.view(len(keep), -1, tensor.shape[-1])  # (K, B*T, F)
-    kept = keep[:, None].to(tensor.device, torch.bool)
-    return rows.where(kept, 0 if fill is None else fill).view_as(tensor)
 
 
 def _sliced_heads(layer: nn.Module, mask: LayerMask, rows: KeptRows) -> list[KeptWeight]:

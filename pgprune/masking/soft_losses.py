@@ -6,16 +6,18 @@ forward pass. All activations of a batch are in memory at once, which ``MaskedLM
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pgprune.masking.executors import multiplied
 from pgprune.masking.layer_mask import LayerMask
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.models.families import Family, decoder_layers, family_of
+from pgprune.models.families import decoder_layers, family_of
 from pgprune.models.losses import chunk_tokens, token_losses
 
 
@@ -53,46 +55,26 @@ def soft_losses(
 def _multiplied(lm: MaskedLM, mask: Tensor) -> Iterator[None]:
     """Multiplies by the mask in all layers while the body runs."""
     family = family_of(lm.model.config)
-    hooks = []
-    for index, layer in enumerate(decoder_layers(lm.model, family)):
-        hooks += _hooks(layer, LayerMask(mask[None], lm.units, index, family), family)
-    try:
+    with ExitStack() as stack:
+        for index, layer in enumerate(decoder_layers(lm.model, family)):
+            layer_mask = LayerMask(mask[None], lm.units, index, family)
+            stack.enter_context(multiplied(layer, layer_mask, _scale))
+            if "layer" in layer_mask.by_kind:
+                hook = partial(_scale_residual, layer_mask.by_kind["layer"][0])
+                stack.callback(layer.register_forward_hook(hook).remove)
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
 
 
-def _hooks(layer: nn.Module, mask: LayerMask, family: Family) -> list[Any]:
-    if "layer" in mask.by_kind:
-        return _residual_hooks(layer, mask.by_kind["layer"][0])
-    inputs = {family.output: mask.output_columns(), family.down: mask.by_kind.get("channels")}
-    outputs = {family.output: mask.by_kind.get("attention"), family.down: mask.by_kind.get("mlp")}
-    return [
-        layer.get_submodule(path).register_forward_pre_hook(
-            lambda module, args, keep=keep[0]: (args[0] * keep.to(args[0]), *args[1:])
-        )
-        for path, keep in inputs.items()
-        if keep is not None
-    ] + [
-        layer.get_submodule(path).register_forward_hook(
-            lambda module, args, output, keep=keep[0]: output * keep.to(output)
-        )
-        for path, keep in outputs.items()
-        if keep is not None
-    ]
+def _scale(tensor: Tensor, keep: Tensor, fill: Tensor | None) -> Tensor:
+    """Multiplies by a mask (1, F), through which gradients flow."""
+    return tensor * keep[0].to(tensor)
 
 
-def _residual_hooks(layer: nn.Module, keep: Tensor) -> list[Any]:
-    """Multiplies what a layer adds to the residual stream: x + m (layer(x) - x); keep m is (1,)."""
-
-    def scale(module: nn.Module, args: tuple[Tensor, ...], output: Any) -> Any:
-        whole = isinstance(output, tuple)
-        after = output[0] if whole else output
-        scaled = args[0] + keep.to(after) * (after - args[0])
-        return (scaled, *output[1:]) if whole else scaled
-
-    return [layer.register_forward_hook(scale)]
+def _scale_residual(keep: Tensor, layer: nn.Module, args: tuple[Tensor, ...], output: Any) -> Any:
+    """Scales what a layer adds to the residual stream: x + m (layer(x) - x); keep m is (1,)."""
+    after = output[0] if isinstance(output, tuple) else output
+    scaled = args[0] + keep.to(after) * (after - args[0])
+    return (scaled, *output[1:]) if isinstance(output, tuple) else scaled
 
 
 def _token_losses(model: nn.Module, hidden: Tensor, targets: Tensor, chunk: int | None) -> Tensor:

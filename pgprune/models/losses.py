@@ -153,7 +153,7 @@ def _compiled_losses(head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor
     from torch._dynamo.exc import TorchDynamoException
 
     try:
-        return _head_and_loss()(hidden, head.weight, head.bias, targets)
+        return compiled_head_and_loss()(hidden, head.weight, head.bias, targets)
     except TorchDynamoException as error:
         raise PruningError(
             f"head and loss cannot be compiled ({first_line(error)}); leave out --compile-head, or "
@@ -163,7 +163,9 @@ def _compiled_losses(head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor
 
 # Compiled once for all models: weights are arguments, and shapes do not change.
 @cache
-def _head_and_loss() -> Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]:
+def compiled_head_and_loss() -> Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]:
+    """Compiles the losses of hidden states by the head's weight and bias, and targets."""
+
     def losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
         return _cross_entropy(F.linear(hidden, weight, bias), targets)
 

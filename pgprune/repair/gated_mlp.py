@@ -82,7 +82,7 @@ class GatedMLP:
             down = squares.refit(squares.everything()).to(up)
             if record:
                 record(self.error(up, down))
-            up = self._solve_up(up, down)
+            up = self.solve_up(up, down)
             if record:
                 record(self.error(up, down))
             squares = self._down_problem(up, squares.ridge)
@@ -111,11 +111,16 @@ class GatedMLP:
             name=self._name,
         )
 
-    def _solve_up(self, up: Tensor, down: Tensor) -> Tensor:
+    def solve_up(self, up: Tensor, down: Tensor, steps: int = STEPS) -> Tensor:
         """Improves U for fixed V by preconditioned conjugate gradients: (channels, inputs).
 
         Solves A(U) = B with A(U) = sum V^T V (h - mean h) g z^T + q U for h = g * U z, and
         B = sum V^T (y - mean y) g z^T + q U0.
+
+        Args:
+            up: U to start from, (channels, inputs).
+            down: V, (outputs, channels).
+            steps: of conjugate gradients.
         """
         product = down.T @ down  # (channels, channels)
         # The diagonal of A: |v_c|^2 sum_t g_tc^2 z_ti^2 + q (Jacobi preconditioner).
@@ -132,7 +137,7 @@ class GatedMLP:
         residual = wanted + self._ridge * self._up - curvature(up)
         direction = residual / diagonal
         slope = (residual * direction).sum()
-        for _ in range(STEPS):
+        for _ in range(steps):
             if not slope > 0:  # solved
                 break
             curved = curvature(direction)

@@ -28,8 +28,8 @@ def losses(compile_head: bool) -> torch.Tensor:
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_losses_are_the_same(monkeypatch):
-    calls, compiled = [], scoring._head_and_loss()
-    monkeypatch.setattr(scoring, "_head_and_loss", lambda: calls.append(1) or compiled)
+    calls, compiled = [], scoring.compiled_head_and_loss()
+    monkeypatch.setattr(scoring, "compiled_head_and_loss", lambda: calls.append(1) or compiled)
     torch.testing.assert_close(losses(True), losses(False), rtol=1e-6, atol=1e-6)
     assert len(calls) == 2  # one for each mask, none without
 
@@ -38,12 +38,12 @@ def test_a_machine_that_cannot_compile_says_so(monkeypatch):
     def fail(*_: object) -> None:
         raise TorchDynamoException("no compiler\nand much more")
 
-    monkeypatch.setattr(scoring, "_head_and_loss", lambda: fail)
-    with pytest.raises(PruningError, match=r"cannot be compiled \(no compiler\); leave out --comp"):
+    monkeypatch.setattr(scoring, "compiled_head_and_loss", lambda: fail)
+    with pytest.raises(PruningError, match=r"no compiler\); leave out --compile-head"):
         losses(True)
 
 
 def test_a_model_on_several_devices_is_refused():
     model = ModelConfig("builtin", device_map="auto")
-    with pytest.raises(PruningError, match="--compile-head needs head and states on one device"):
+    with pytest.raises(PruningError, match="--compile-head .* --device-map"):
         make_problem(model, DataConfig(), PruningConfig(compile_head=True))
