@@ -152,7 +152,7 @@ def test_the_examples_of_the_documentation_run() -> None:
 
 
 def test_mistakes_are_named(env: LLMPruningEnv) -> None:
-    with pytest.raises(pgprune.PruningError, match="is not an LLM pruning environment"):
+    with pytest.raises(pgprune.PruningError, match="not an LLM pruning environment"):
         ScoreAction(gym.make("CartPole-v1"))
     with pytest.raises(pgprune.PruningError, match=r"shape \(24,\), got \(23,\)"):
         ScoreAction(env).action(np.zeros(23))

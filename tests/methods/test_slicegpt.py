@@ -191,14 +191,14 @@ def test_a_slice_fraction_sets_the_width(problem):
 
 def test_what_cannot_be_sliced_is_refused(problem, tmp_path):
     model = problem.lm.model
-    with pytest.raises(PruningError, match="but even a width of 1 leaves"):
+    with pytest.raises(PruningError, match="width of 1"):
         width_for(model, 100)
-    with pytest.raises(PruningError, match="leaves less than 8 of the 32 numbers"):
+    with pytest.raises(PruningError, match="0.9.*32"):
         width_of(model, 0.9)
-    with pytest.raises(PruningError, match="of 2 layers and width 32, but this one has 3 and 32"):
+    with pytest.raises(PruningError, match="2 layers.* 3 "):
         slice_model(model, Slices(torch.zeros(4, 32, 8)))
-    with pytest.raises(PruningError, match="not finite on the calibration text"):
+    with pytest.raises(PruningError, match="not finite.*dtype"):
         principal([torch.full((1, 2, 8), torch.nan)], torch.nn.RMSNorm(8), 8)
     headless = tiny_model("opt", _remove_final_layer_norm=True)
-    with pytest.raises(PruningError, match="without a norm before its head"):
+    with pytest.raises(PruningError, match="norm before its head"):
         sliced_parameters(headless, 8)

@@ -163,9 +163,9 @@ def test_the_prior_of_a_dense_model_is_wandas_of_its_first_layer(model):
 
 def test_what_it_cannot_do_is_refused(model):
     blocks = problem_of(model, 0.5, granularity="blocks")
-    with pytest.raises(PruningError, match="bonsai does not fit granularity 'blocks'"):
+    with pytest.raises(PruningError, match="bonsai.*'blocks'"):
         bonsai(blocks, tokens(batch=8), 0, MethodConfig())
-    with pytest.raises(PruningError, match="bonsai_windows 8 is more than the 2 calibration"):
+    with pytest.raises(PruningError, match="bonsai_windows 8 .* 2 "):
         bonsai(problem_of(model, 0.5), tokens(batch=2), 0, MethodConfig())
 
 
