@@ -1,4 +1,4 @@
-"""The losses that rewards are made of, computed here or shared among replicas of the model."""
+"""Computes the losses of rewards, here or shared among replicas of the model."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -24,7 +24,7 @@ class Replicas(Protocol):
 
     @property
     def size(self) -> int:
-        """How many replicas evaluate masks at the same time."""
+        """Number of replicas that evaluate masks at the same time."""
 
     def ready(self, model: str) -> None:
         """Waits until all replicas are loaded.
@@ -73,7 +73,7 @@ class Judge:
             ResourceError: there is not enough memory, or a replica is lost.
         """
         if self._replicas is None or len(masks) == 1:
-            return self.local(masks, input_ids)
+            return self.local(masks, input_ids)  # one mask cannot be shared
         rows, where = distinct(masks)
         # Replicas evaluate equal masks once, but the count must not depend on who evaluates.
         with self.lm.meter.counting(len(masks) * input_ids.numel()):
@@ -101,7 +101,7 @@ class Judge:
         with within_memory():
             if self._replicas is None:
                 self._repair.follow(mask)
-            else:
+            else:  # each replica measures the moments itself; they are too large to send
                 self._replicas.follow(mask, self._repair.follow)
 
     def share(self, replicas: Replicas) -> None:
@@ -114,7 +114,7 @@ class Judge:
         self._replicas = replicas
 
     def stop(self) -> None:
-        """Stops the replicas, and evaluates in this process alone. Safe to call twice."""
+        """Stops the replicas, and evaluates in this process only. Safe to call twice."""
         if self._replicas is not None:
             self._replicas.close()
         self._replicas = None

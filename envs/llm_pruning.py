@@ -172,7 +172,7 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
         """Starts an episode from the unpruned model.
 
         Args:
-            seed: starts the calibration stream of this seed; without one, the stream goes on.
+            seed: starts the calibration stream of this seed; without one, the stream continues.
             options: not used.
 
         Returns:
@@ -198,6 +198,7 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
         """
         observations, rewards, ends, _, info = self._row.step(np.asarray(action)[None])
         ended = bool(ends[0])
+        # With SAME_STEP the row's observation is already that of the next episode.
         observation: Any = info["final_obs"][0] if ended else observations[0]
         row = {
             "loss": float(info["loss"][0]),
@@ -214,5 +215,5 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
     def perplexity(
         self, mask: Array, windows: Mapping[str, Tensor] | None = None
     ) -> dict[str, float]:
-        """The masked model's perplexity: see ``LLMPruningVectorEnv.perplexity``."""
+        """Computes the masked model's perplexity: see ``LLMPruningVectorEnv.perplexity``."""
         return self._row.perplexity(mask, windows)

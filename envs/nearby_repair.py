@@ -71,11 +71,12 @@ class NearbyRepair:
         """Solves the weights of a mask (n,) under the moments of the followed mask."""
         repair = Repair()
         for group in self._lm.units.groups:
-            kept = mask[group.start : group.stop].bool()
+            kept = mask[group.start : group.stop].bool()  # (units of the group,)
             problem = self._problems.get((group.layer, group.kind))
             if problem is None or kept.all():
                 continue  # dense weights are the best for all inputs
-            weight, dense = problem.refit(kept), self._lm.projection(group.layer, group.kind)
+            dense = self._lm.projection(group.layer, group.kind)
+            weight = problem.refit(kept)  # (outputs, inputs), zero for pruned inputs
             repair.weights[group.layer, group.kind] = weight.to(dense)
             if (bias := problem.bias(weight)) is not None:
                 repair.biases[group.layer, group.kind] = bias.to(dense)

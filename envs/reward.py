@@ -74,6 +74,7 @@ def mean_fill(lm: MaskedLM, windows: Tensor) -> Fill:
     """
     fill = {}
     for (layer, kind), moments in dense_moments(lm, windows).items():
+        # in the number format of the projection, which reads it in place of an input
         fill[layer, kind] = mean = moments.mean.to(lm.projection(layer, kind))
         if not bool(mean.isfinite().all()):
             # A mean in half precision overflows where the activations themselves just do not.

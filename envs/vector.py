@@ -94,7 +94,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         self.shared_batch = shared_batch
         self.render_mode = render_mode
         # Forked streams, so that environments that share a problem do not disturb each other.
-        first = problem.stream.seed if seed is None else seed
+        first = problem.stream.seed if seed is None else seed  # row i has the seed first + i
         rows = range(1 if shared_batch else num_envs)
         self.streams = tuple(problem.stream.fork(first + row) for row in rows)
         self.stream = self.streams[0]  # of all rows, or of the first
@@ -104,7 +104,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         self.single_observation_space = spaces.Box(0, 1, (groups + 1,), np.float32)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self._elapsed = 0  # steps of the current episode
+        self._elapsed = 0  # steps of the episode, the same for all rows
         self._shares = torch.ones(num_envs, groups, dtype=torch.float64)  # kept, of the last masks
 
     def reset(
@@ -247,7 +247,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
             if array.dtype.kind not in "biuf":
                 raise PruningError(f"{expected}; got {array.dtype} entries")
             actions = torch.tensor(array)
-        actions = actions.detach().cpu()
+        actions = actions.detach().cpu()  # checks on the device would wait for it three times
         if actions.shape != shape:
             raise PruningError(f"{expected}; got shape {tuple(actions.shape)}")
         wrong = (actions != 0) & (actions != 1)
@@ -272,6 +272,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
             )
 
 
+# A caller may write to what a step returns, so it shares no memory with the state.
 def _fresh_tensor(values: Tensor) -> Array:
     return values.clone()
 

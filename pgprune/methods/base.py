@@ -1,4 +1,4 @@
-"""What a pruning method is: one call from a problem to a mask, and what it fits and needs."""
+"""Defines pruning methods: calls from a problem to a mask, with what they fit and need."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from pgprune.errors import PruningError
 from pgprune.masking.budget import BUDGETS
 from pgprune.masking.problem import Problem
 from pgprune.metrics import METRICS, Importance, Metric
-from pgprune.metrics.bonsai import FRACTION, JUDGED_ON, MASKS
+from pgprune.metrics.bonsai import FRACTION, MASKS, WINDOWS
 from pgprune.metrics.flap import FLUCTUATIONS
 from pgprune.metrics.llm_pruner import TAYLOR
 from pgprune.repair.repair import Repair
@@ -80,7 +80,7 @@ class MethodConfig(Config):
         MASKS, "bonsai: sub-models per round, in antithetic pairs", minimum=10
     )
     bonsai_windows: int = option(
-        JUDGED_ON, "bonsai: windows that sub-models are evaluated on", minimum=1
+        WINDOWS, "bonsai: windows that sub-models are evaluated on", minimum=1
     )
     bonsai_fraction: float = option(
         FRACTION, "bonsai: share of the units that a round prunes", above=0, maximum=0.5
@@ -131,10 +131,10 @@ class Method:
             problem: the frozen model, the budget and the calibration stream.
             windows: calibration token ids, (N, T).
             seed: of methods that draw at random.
-            config: options of all methods; a method's docstring names its own.
+            config: options of all methods; a method's docstring names those it reads.
 
         Raises:
-            PruningError: units or a budget that do not fit, or the method's own reasons.
+            PruningError: units or a budget that do not fit, or an error of the method.
         """
         for what, value, fitting in (
             ("granularity", problem.units.granularity, self.granularities),

@@ -56,7 +56,7 @@ def bonsai(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -
         budget,
         seed,
         masks=config.bonsai_masks,
-        judged_on=config.bonsai_windows,
+        evaluated_on=config.bonsai_windows,
         fraction=fraction,
     )
     rounds = len(rates_of_rounds(budget.prune_rate, fraction))

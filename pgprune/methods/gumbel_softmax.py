@@ -20,10 +20,10 @@ _INTERIOR = 1e-4  # distance of probabilities from 0 and 1, where logits are inf
 def gumbel_softmax(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
     """Learns keep probabilities by back-propagation through sampled masks.
 
-    A unit is kept if ``logit(s) + logit(u) > 0`` for a uniform u: the agent's own Bernoulli policy.
+    A unit is kept if ``logit(s) + logit(u) > 0`` for a uniform u: the agent's Bernoulli policy.
     The backward pass takes the mask for ``sigmoid((logit(s) + logit(u)) / temperature)``
     (straight-through), with a temperature that falls from 2 to 0.4. Adam moves the logits, and
-    after each step s is projected onto the budget by the agent's own projection. Start (an
+    after each step s is projected onto the budget as the agent does. Start (an
     importance metric), calibration batches, budget, cosine schedule and rounding are the agent's
     too, so only the gradient differs: biased with little variance here, unbiased and noisy there.
 

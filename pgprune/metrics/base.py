@@ -1,4 +1,4 @@
-"""What a metric is, which units it scores, and the reductions that metrics share."""
+"""Defines metrics, and the reductions that they share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,7 +58,7 @@ class Metric:
             **options: of this metric, by keyword.
 
         Raises:
-            PruningError: it does not score units of this granularity, or its own reasons.
+            PruningError: it does not score units of this granularity, or an error of the metric.
         """
         self.check(lm.units.granularity)
         return self.score(lm, windows, budget, seed, **options)
@@ -91,7 +91,7 @@ def metric(
 def finite(losses: Tensor) -> Tensor:
     """Turns losses into float64, with 1,000 nats for one that is not finite.
 
-    Sums and regressions over losses stay finite, and order such a mask last.
+    Sums and regressions over losses stay finite, and order its mask last.
     """
     return losses.double().nan_to_num(_HOPELESS, _HOPELESS)
 

@@ -13,7 +13,7 @@ from pgprune.metrics.base import FINE, finite, mean_absolute, metric, per_unit, 
 from pgprune.metrics.importance import Importance, ranks
 from pgprune.metrics.ridge import ridge
 
-MASKS, JUDGED_ON, FRACTION = 200, 8, 0.05
+MASKS, WINDOWS, FRACTION = 200, 8, 0.05
 
 Prior = Callable[[MaskedLM, Tensor, Tensor], Tensor]
 """(model, mask (n,), windows (N, T)) -> scores (n,) of the units in the pruned model."""
@@ -51,7 +51,7 @@ def bonsai(
     budget: Budget,
     seed: int,
     masks: int = MASKS,
-    judged_on: int = JUDGED_ON,
+    evaluated_on: int = WINDOWS,
     fraction: float = FRACTION,
     prior_of: Prior = wanda_prior,
 ) -> Importance:
@@ -59,7 +59,7 @@ def bonsai(
 
     Options:
         masks: sub-models of a round, in antithetic pairs.
-        judged_on: windows to evaluate them on, or all where there are fewer.
+        evaluated_on: windows to evaluate them on, or all where there are fewer.
         fraction: share of the units that a round prunes.
         prior_of: scores all units of a pruned model.
     """
@@ -71,7 +71,7 @@ def bonsai(
         prior = prior_of(lm, mask, windows)
         candidates = find_candidates(units, mask, prior, fraction)
         tried = sample_pairs(units, mask, prior, candidates, masks // 2, generator)
-        chosen = torch.randperm(len(windows), generator=generator)[:judged_on]
+        chosen = torch.randperm(len(windows), generator=generator)[:evaluated_on]
         losses = _losses(lm, tried, windows[chosen])
         # loss = c - sum_i w_i m_i over the candidates' bits m_i, so w is the slope of -loss.
         worth = ridge(tried[:, candidates].double(), -losses, together=2)

@@ -1,4 +1,4 @@
-"""The importance of units, and the one place where a mask follows from it."""
+"""Holds the importance of units, and decides how a mask follows from it."""
 
 import math
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from pgprune.masking.units import PruningUnits
 
 @dataclass(frozen=True)
 class Importance:
-    """What a metric measured.
+    """The importance of all units, as a metric measured it.
 
     Attributes:
         scores: importance of each unit, (n,) float64, higher is more worth keeping.
