@@ -198,7 +198,7 @@ class Reinforce(Agent):
         if init.init == PROGRESSIVE:
             rates = progressive_rates(start.prune_rate)
             start = start.with_rate(rates[0])
-            if transform == "auto":  # score-const would start from the mask of the full rate
+            if transform == "auto":  # random scores have no outliers, also of blocks
                 transform = "sigmoid-norm"
         initial = initial_probabilities(importance, start, transform, init.init_constant)
         return cls(env, config, initial, rates, seed)
