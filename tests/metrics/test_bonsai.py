@@ -161,10 +161,7 @@ def test_the_prior_of_a_dense_model_is_wandas_of_its_first_layer(model):
     torch.testing.assert_close(prior[first], wanda[first])
 
 
-def test_what_it_cannot_do_is_refused(model):
-    blocks = problem_of(model, 0.5, granularity="blocks")
-    with pytest.raises(PruningError, match="bonsai.*'blocks'"):
-        bonsai(blocks, tokens(batch=8), 0, MethodConfig())
+def test_too_few_windows_are_refused(model):
     with pytest.raises(PruningError, match="bonsai_windows 8 .* 2 "):
         bonsai(problem_of(model, 0.5), tokens(batch=2), 0, MethodConfig())
 
@@ -177,8 +174,8 @@ def test_it_beats_wanda_and_random(assets: Path):
     assert found < wanda < random
 
 
-def problem_of(model, rate: float, budget: str = "per-kind", **units) -> Problem:
+def problem_of(model, rate: float, budget: str = "per-kind") -> Problem:
     """A problem around a model, without a stream."""
-    found = PruningUnits.of(model, **units)
-    lm = MaskedLM(model, found)
-    return Problem(lm, found, Budget(found, rate, budget), None, None, None)
+    units = PruningUnits.of(model)
+    lm = MaskedLM(model, units)
+    return Problem(lm, units, Budget(units, rate, budget), None, None, None)

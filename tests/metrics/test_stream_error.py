@@ -126,11 +126,9 @@ def test_a_unit_without_weights_goes_first():
         assert int(scores[group.start : group.stop].argmin()) == 3
 
 
-def test_blocks_and_overflows_are_refused():
+def test_overflows_are_refused():
     model = tiny_model("llama")
-    blocks, units = PruningUnits.of(model, "blocks"), PruningUnits.of(model)
-    with pytest.raises(PruningError, match="stream-error.*'blocks'"):
-        METRICS["stream-error"](MaskedLM(model, blocks), WINDOWS, Budget(blocks, 0.5), 0)
+    units = PruningUnits.of(model)
     model.model.layers[1].mlp.up_proj.weight.data[3] = torch.inf
     with pytest.raises(PruningError, match="layer 1 overflow"):
         METRICS["stream-error"](MaskedLM(model, units), WINDOWS, Budget(units, 0.5), 0)
