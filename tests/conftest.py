@@ -18,7 +18,7 @@ from pgprune.masking.problem import Problem, PruningConfig, make_problem
 from pgprune.models.load import ModelConfig
 
 pytest.register_assert_rewrite("helpers.command")
-from helpers.command import train  # noqa: E402
+from helpers.command import as_options, train  # noqa: E402
 
 settings.register_profile("deterministic", derandomize=True, deadline=None, database=None)
 settings.load_profile("deterministic")
@@ -68,7 +68,7 @@ def options(arguments: dict[str, Any]) -> list[str]:
     """The same for the command, with so few tokens a step that 60 steps take a second."""
     few = {"evaluation_windows": 8, "init_samples": 16, "checkpoint_every": 7}
     few["total_timesteps"] = 4  # 4 x 1024 tokens are 64 steps of 2 masks x 2 x 16 tokens
-    return [f"--{name.replace('_', '-')}={value}" for name, value in (arguments | few).items()]
+    return as_options(arguments | few)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.command import as_options
 from pgprune.commands.compare_methods import COMPARE
 from pgprune.metrics import METRICS
 
@@ -37,7 +38,7 @@ def run(command: str, monkeypatch: pytest.MonkeyPatch, *words: object) -> None:
 def tiny(arguments) -> list[str]:
     names = ("model", "calibration", "evaluation", "batch_size", "sequence_length")
     few = {name: arguments[name] for name in names} | {"evaluation_windows": 8}
-    return [f"--{name.replace('_', '-')}={value}" for name, value in few.items()]
+    return as_options(few)
 
 
 def test_as_a_start(tiny, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from helpers.command import as_options
 from helpers.experiments_toy import ROOT, load, record
 from pgprune.errors import PruningError
 from pgprune.experiments.records import read_records
@@ -20,7 +21,7 @@ def tune(script, arguments):
     names = ("calibration", "evaluation", "batch_size", "sequence_length", "dtype")
     few = {name: arguments[name] for name in names} | {"evaluation_windows": 4}
     few |= {"total_timesteps": 1, "seeds": 1, "tasks": f"{arguments['model']}:0.5"}
-    options = [f"--{name.replace('_', '-')}={value}" for name, value in few.items()]
+    options = as_options(few)
     return lambda output, *more: script.main([f"--output={output}", *options, *more], workers=0)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from helpers.command import as_options
 from helpers.experiments_toy import FEW, Command
 from pgprune.commands.benchmark_agents import BENCHMARK
 from pgprune.commands.compare_methods import COMPARE
@@ -16,7 +17,7 @@ def text(arguments: dict[str, Any]) -> list[str]:
     """Options for a tiny text; 1 x 1024 tokens are 8 steps of 4 masks x 2 x 16 tokens."""
     names = ("calibration", "evaluation", "batch_size", "sequence_length", "dtype")
     few = {name: arguments[name] for name in names} | {"evaluation_windows": 4}
-    return [f"--{name.replace('_', '-')}={value}" for name, value in few.items()]
+    return as_options(few)
 
 
 @pytest.fixture(scope="session")

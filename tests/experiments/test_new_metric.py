@@ -1,20 +1,15 @@
 """A metric is one function and one name: it starts agents, prunes, and can be compared."""
 
-import runpy
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from helpers.command import results, train
+from helpers.command import as_options, command, results, train
 from pgprune.errors import PruningError
 from pgprune.experiments.records import read_records
 from pgprune.metrics import METRICS, Importance, metric
 from pgprune.metrics.base import FINE
 from pgprune.metrics.unit_sums import slice_sums, unit_sums
-
-BASELINE = Path(__file__).parents[2] / "scripts" / "prune_baseline.py"
 
 
 @metric("energy", FINE)
@@ -29,16 +24,11 @@ def registered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def prune(monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
-    monkeypatch.setattr(sys, "argv", [str(BASELINE), *options])
-    return runpy.run_path(str(BASELINE))["main"]()
-
-
 @pytest.fixture
 def few(arguments) -> list[str]:
     """Options for a tiny model and text."""
     small = arguments | {"evaluation_windows": 4, "prune_rate": 0.34}
-    return [f"--{name.replace('_', '-')}={value}" for name, value in small.items()]
+    return as_options(small)
 
 
 def test_an_agent_starts_from_it(few, tmp_path):
@@ -47,13 +37,13 @@ def test_an_agent_starts_from_it(few, tmp_path):
     assert results(tmp_path / "run")["perplexity"].keys() >= {"initial", "masked"}
 
 
-def test_it_is_a_method(few, tmp_path, monkeypatch):
+def test_it_is_a_method(few, tmp_path):
     run = tmp_path / "run"
     few = [*few, "--method-samples=8", f"--output={run}", "--quiet"]
-    assert prune(monkeypatch, *few, "--method=energy") == 0
+    assert command("prune_baseline", *few, "--method=energy") == 0
     assert results(run)["method"] == "energy"
     with pytest.raises(PruningError, match="energy.*layers"):
-        prune(monkeypatch, *few, "--method=energy", "--granularity=layers")
+        command("prune_baseline", *few, "--method=energy", "--granularity=layers")
 
 
 def test_it_is_compared_with_others(compare, tmp_path):
@@ -68,4 +58,4 @@ def test_it_is_compared_with_others(compare, tmp_path):
 def test_a_name_that_is_not_registered_is_refused(few, tmp_path, monkeypatch):
     monkeypatch.delitem(METRICS, "energy")
     with pytest.raises(PruningError, match="method.*wanda-sp.*energy"):
-        prune(monkeypatch, *few, "--method=energy", f"--output={tmp_path / 'run'}")
+        command("prune_baseline", *few, "--method=energy", f"--output={tmp_path / 'run'}")

@@ -1,7 +1,5 @@
 """scripts/prune_baseline.py as a user runs it."""
 
-import runpy
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from helpers.command import results
+from helpers.command import as_options, command, refused, results
 from helpers.finished_run import logits, numbers
 from pgprune.errors import PruningError
 from pgprune.experiments.baseline import Baseline, fitting
@@ -20,23 +18,16 @@ from pgprune.metrics import METRICS
 from pgprune.models.load import ModelConfig, load_model
 from pgprune.repair.repair import Repair
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "prune_baseline.py"
-
 
 @pytest.fixture(scope="module")
 def few(arguments) -> list[str]:
     """Options for a tiny model and text."""
     small = arguments | {"evaluation_windows": 4, "method_samples": 8, "prune_rate": 0.34}
-    return [f"--{name.replace('_', '-')}={value}" for name, value in small.items()]
+    return as_options(small)
 
 
-def prune(*options: str) -> int:
-    main = runpy.run_path(str(SCRIPT))["main"]
-    before, sys.argv = sys.argv, [str(SCRIPT), *options]
-    try:
-        return main()
-    finally:
-        sys.argv = before
+def prune(*words: str) -> int | None:
+    return command("prune_baseline", *words)
 
 
 @pytest.fixture(scope="module")
@@ -186,11 +177,8 @@ def test_interrupting_leaves_nothing(few, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_bad_input_gets_one_line_and_status_2(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--method=sleb", "--granularity=heads"])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert end.value.code == 2
+def test_bad_input_gets_one_line_and_status_2(capsys):
+    refused("prune_baseline", "--method=sleb", "--granularity=heads")
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: method sleb does not fit") and err.count("\n") == 1

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from helpers.command import command, options, refused, train
+from helpers.command import as_options, command, refused, train
 from helpers.finished_run import assert_close, finished_run, logits, numbers
 from helpers.masks import patterns
 from helpers.tiny import letters_tokenizer, tiny_arguments, tiny_model, tokens
@@ -218,7 +218,7 @@ def test_a_run_of_the_training_command(tmp_path):
     """The real config.yaml, mask and results.json, not ours."""
     arguments = tiny_arguments(tmp_path) | {"evaluation_windows": 8, "init_samples": 8}
     arguments |= {"total_timesteps": 1, "output": str(tmp_path / "run")}
-    assert train(*options(arguments), "--quiet") == 0
+    assert train(*as_options(arguments), "--quiet") == 0
     run = FinishedRun.open(tmp_path / "run")
     directory = export(run, ExportConfig())
     results = json.loads((run.path / "results.json").read_text())

@@ -11,7 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from helpers.command import Crash, assert_same_run, command, results, train
+from helpers.command import Crash, as_options, assert_same_run, command, results, train
 from helpers.finished_run import numbers
 from helpers.tiny import tiny_arguments, tiny_model, tokens
 from pgprune import PruningError
@@ -35,7 +35,7 @@ def repaired_options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     tiny_model("mistral", intermediate_size=6).save_pretrained(folder / "model")
     arguments |= {"evaluation_windows": 8, "init_samples": 16, "checkpoint_every": 7}
     arguments |= {"total_timesteps": 2}
-    return [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
+    return as_options(arguments)
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ def refused(name: str, *words: object) -> None:
     assert error.value.code == 2
 
 
-def options(arguments: Mapping[str, object]) -> list[str]:
+def as_options(arguments: Mapping[str, object]) -> list[str]:
     """Settings as the words of a command."""
     return [f"--{name.replace('_', '-')}={value}" for name, value in arguments.items()]
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import MistralForCausalLM
 
-from helpers.command import options, train
+from helpers.command import as_options, train
 from helpers.finished_run import assert_close, finished_run, logits, numbers
 from helpers.masks import patterns
 from helpers.pruned import equal_layers, in_pieces, parameters
@@ -105,7 +105,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("searched")
     arguments = tiny_arguments(folder) | {"evaluation_windows": 8, "init_samples": 8}
     arguments |= {"total_timesteps": 1, "output": str(folder / "run")}
-    assert train(*options(arguments), "--quiet") == 0
+    assert train(*as_options(arguments), "--quiet") == 0
     return folder / "run"
 
 
@@ -175,7 +175,7 @@ def test_searching_uniformly(arguments, tmp_path):
     """The command with --scope uniform, whose export needs no second rounding."""
     settings = arguments | {"evaluation_windows": 8, "init_samples": 8, "total_timesteps": 1}
     settings |= {"scope": "uniform", "round_to": 2, "output": str(tmp_path / "run")}
-    assert train(*options(settings), "--quiet") == 0
+    assert train(*as_options(settings), "--quiet") == 0
     run, notes = FinishedRun.open(tmp_path / "run"), []
     folder = export(run, ExportConfig(uniform=True), note=notes.append)
     assert notes == []
