@@ -108,6 +108,7 @@ def open_grid(scores: Scores, models: list[str], config: BenchmarkConfig) -> lis
     for model in models:
         task = f"{model}:{GRID_RATE:g}"
         losses = step_losses(scores, f"{model_name(model)}:{GRID_RATE:g}")
+        # The walk ends: each round adds a neighbour of the best, and the grid is finite.
         wanted = set(FIRST)
         if wanted <= losses.keys():
             wanted = set(around(min(losses, key=lambda step: losses[step])))
@@ -122,6 +123,7 @@ def open_grid(scores: Scores, models: list[str], config: BenchmarkConfig) -> lis
 
 def around(step: float) -> tuple[float, ...]:
     """A step of the grid with its neighbours."""
+    # At an end of the grid there is one neighbour only.
     at = GRID.index(step)
     return GRID[max(0, at - 1) : at + 2]
 
@@ -149,6 +151,7 @@ def best_steps(scores: Scores) -> dict[str, float]:
 def mean_losses(scores: Scores, task: str) -> dict[float, float]:
     """The mean loss on calibration text by step size, of the steps with the most seeds."""
     runs = {step: scores.runs(reinforce(step), task) for step in GRID}
+    # Steps with fewer seeds, as those of the grid's walk, have no comparable mean.
     seeds = max(len(found) for found in runs.values())
     return {
         step: statistics.fmean(run["curve"][-1]["loss"] for run in found.values())
@@ -236,6 +239,7 @@ def _versus(scores: Scores, one: str, other: str, task: str, column: str) -> lis
     found, pairs = pair
     interval = f" [{found.low:+.3f}, {found.high:+.3f}]" if pairs > 1 else ""
     own, others = (scores.runs(agent, task).values() for agent in (one, other))
+    # Both start from a metric; what agents choose to do beyond that is their cost.
     start = statistics.fmean(run["curve"][0]["tokens"] for run in others)
     spent, allowed = (
         statistics.fmean(_tokens(run, column) for run in runs) - start for runs in (own, others)
@@ -253,6 +257,7 @@ def _perplexity(runs: Mapping[int, Record], column: str) -> str:
 
 def _tokens(run: Record, column: str) -> float:
     """Tokens up to the last look at the validation batch, and of repairs if they count."""
+    # Repairs come after the last look, and count where repaired masks are compared.
     end = run["curve"][-1] if column == "masked" else run
     return float(end["tokens"])
 

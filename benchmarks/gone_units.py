@@ -55,6 +55,7 @@ def measure(shape: str, gone: float, rate: float, rounds: int) -> str:
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     losses: dict[str, Tensor] = {}
     for turn in range(rounds + 1):
+        # Alternating order, so that a drift of the clock rate meets both alike.
         for name in list(cases)[:: 1 if turn % 2 else -1]:
             lm, own = cases[name]
             started = time.process_time()
@@ -74,6 +75,7 @@ def masks(units: PruningUnits, gone: float, rate: float) -> tuple[Tensor, Tensor
     """A mask (n,) of units that are not gone, and one at the prune rate that is within it."""
     scores = torch.rand(units.n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     alive = Budget(units, gone, scope="uniform").round(scores)
+    # Units that are there score one more, so the mask stays within them.
     return alive, Budget(units, rate).round(scores + alive)
 
 

@@ -58,6 +58,7 @@ def measure(name: str, refit: bool, problem: Problem) -> list[list[str]]:
     rows = {text: [name, "stream-error-refit" if refit else "stream-error", text] for text in sets}
     for level in LEVELS:
         measured = stream_error(lm, windows, problem.budget, 0, refit=refit, levelling=level)
+        # The level changes which layers give up units, never how many units in all.
         mask = measured.mask(problem.budget)
         found = fit_repair(lm, mask, windows, "least-squares") if refit else Repair()
         with repaired(lm, found):

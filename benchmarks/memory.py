@@ -37,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         model, run = Path(folder) / "model", Path(folder) / "run"
         parameters = make(model, options.shape, options.layers)
         command = [sys.executable, str(TRAIN), f"--model={model}", f"--output={run}", "--quiet"]
+        # Four evaluations: memory peaks within a step, and steps are alike.
         command += ["--dtype=bfloat16", "--total-timesteps=4", "--evaluation-windows=4"]
         subprocess.run(command, check=True)
         results = json.loads((run / "results.json").read_text())
@@ -54,6 +55,7 @@ def make(folder: Path, shape: str, layers: int) -> int:
     config = LlamaConfig(**SHAPES[shape] | {"num_hidden_layers": layers, "dtype": "bfloat16"})
     model = LlamaForCausalLM._from_config(config, dtype=torch.bfloat16)
     model.save_pretrained(folder)
+    # A small vocabulary of tokens in use; the embedding keeps the shape's own size.
     _, tokenizer = load_model(ModelConfig("builtin", device="cpu"))
     tokenizer.save_pretrained(folder)
     return sum(parameter.numel() for parameter in model.parameters())

@@ -42,6 +42,7 @@ def main(words: Sequence[str] | None = None) -> int:
         draw_figures(records, options.output)
         return 0
     cells = wanted(names, options.seeds, options.timesteps)
+    # A kill may have left half a line, to which the next record would be joined.
     close_line(path)
     lacking = [cell for cell, _ in missing(cells, read_records(path, adapted))]
     print(f"{len(cells)} cells, {len(cells) - len(lacking)} measured before", file=sys.stderr)
@@ -60,6 +61,7 @@ def wanted(
         seeds: how many seeds at most.
         timesteps: another number of evaluations in every cell, for a quick look.
     """
+    # In the tables' order: a look at a killed command shows whole tables first.
     cells = [cell for name in names for cell in TABLES[name].cells]
     if timesteps:
         cells = [vary(cell, timesteps=timesteps) for cell in cells]

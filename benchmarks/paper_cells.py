@@ -43,6 +43,7 @@ _OF_CELL = ("task", "model", "granularity", "prune_rate", "seed", "agent")
 def ablation(**settings: Any) -> Cell:
     """Returns the cell of some settings; those that are left out are the defaults."""
     every = DEFAULTS | settings
+    # Only what differs from the defaults, so that a later setting leaves older keys as they are.
     changed = [
         f"{name}={every[name]}"
         for name, default in DEFAULTS.items()
@@ -55,6 +56,7 @@ def ablation(**settings: Any) -> Cell:
 
 def settings_of(cell: Cell) -> dict[str, Any]:
     """Returns all settings of a cell, as ``ablation`` takes them."""
+    # Options are texts in a method's name; each is read as its default's type.
     kinds = {name: type(default) for name, default in DEFAULTS.items()} | {"learning_rate": float}
     options = {name: kinds[name](value) for name, value in cell.options.items()}
     kind = {"task": cell.name} if cell.name == "variance" else {"agent": cell.name}
@@ -149,6 +151,7 @@ def _grid(budgets: tuple[int, ...]) -> list[Cell]:
 
 
 def _learning_rate() -> list[Cell]:
+    # Short runs come first, so that an interrupted command has whole grids.
     short, long = _grid((300, 1000)), _grid((3000,))
     again = [vary(cell, seed=seed) for seed in (1, 2) for cell in (*short, *long)]
     return [*short, *map(baby, short), *long, *again, *map(baby, long)]

@@ -86,6 +86,7 @@ def measure(work: Work) -> None:
     learns = ("score", "baseline", "window", "learning_rate", "timesteps")
     # Cells that differ only in how they learn start alike, and share what is loaded.
     start = vary(cell, **{name: DEFAULTS[name] for name in learns})
+    # Seconds of a cell include loading only where no cell before it has loaded the same.
     prepared = prepare(start, work.assets, work.windows)
     meter = prepared.problem.lm.meter
     before, learn_started = meter.tokens, time.perf_counter()
@@ -130,15 +131,18 @@ def prepare(cell: Cell, assets: Path, windows: int) -> Prepared:
     )
     stages = progressive_rates(cell.rate) if init == PROGRESSIVE else None
     budget = problem.budget
+    # Progressive pruning starts from the scores at its first, mildest prune rate.
     first = Budget(problem.units, stages[0], scope=scope) if stages else budget
     fine = "stream-error" if settings["agent"] == "auto" else "wanda-sp"
     metric = METRICS[metric_name(init, granularity, fine)]
+    # 128 windows, as the commands' default; taking them leaves the stream at its start.
     importance = metric(problem.lm, problem.stream.head(128), first, cell.seed)
     initial = initial_probabilities(importance, first, settings["transform"])
     one_shot = importance.mask(budget)
     prepared = Prepared(
         problem,
         evaluation_windows(problem.data, problem.tokenizer),
+        # A fork of the stream: other windows of the same text than agents learn from.
         problem.stream.fork(VALIDATION_SEED).head(VALIDATION_WINDOWS),
         importance,
         initial,
@@ -158,6 +162,7 @@ def figures(prepared: Prepared, mask: Tensor) -> dict[str, Any]:
     """What is stored of a mask (n,): perplexities, calibration loss and what it keeps."""
     problem = prepared.problem
     units = problem.units
+    # Heads and channels apart, as the paper's budget does.
     kept = torch.bincount(units.kind[mask.bool()], minlength=len(units.kinds)).tolist()
     return {
         "perplexity": {
@@ -176,7 +181,9 @@ def oracle(prepared: Prepared) -> dict[str, Tensor]:
         The mask (n,) as ``oracle``, or nothing where there are too many masks.
     """
     units = prepared.problem.units
+    # Whole layers cost the same, so all masks of the budget keep equally many.
     keep = int(prepared.problem.budget.round(units.ones()).sum())
+    # C(n, kept) masks: few for the whole layers of a small model only.
     if math.comb(units.n, keep) > _MOST_ORACLE_MASKS:
         return {}
     masks = torch.zeros(math.comb(units.n, keep), units.n, dtype=torch.uint8)
@@ -190,6 +197,7 @@ def _learn(cell: Cell, prepared: Prepared) -> Tensor:
     """The mask that the agent learns, (n,) uint8."""
     own = settings_of(cell)
     env = LLMPruningVectorEnv(own["masks"], problem=prepared.problem, seed=cell.seed)
+    # auto starts from the metric's importance, reinforce from probabilities made of it.
     if own["agent"] == "auto":
         config = AutoConfig(population=own["masks"])
         return Auto(env, config, prepared.importance, cell.seed).learn(own["timesteps"]).mask()
@@ -204,6 +212,7 @@ def _learn(cell: Cell, prepared: Prepared) -> Tensor:
 
 def _loss(prepared: Prepared, mask: Tensor) -> float:
     """Mean loss on the validation windows, in nats a token."""
+    # Perplexity is the exponential of the mean loss.
     return math.log(perplexity(prepared.problem.lm, mask, prepared.validation))  # type: ignore
 
 

@@ -130,6 +130,7 @@ def _pivot(table: Table, records: list[Record], values: list[str]) -> str:
 def _shown(values: list[float]) -> str:
     """Mean and sample standard deviation of what is a number; parameters have no deviation."""
     numbers = [value for value in values if not math.isnan(value)]
+    # Numbers of parameters differ by rounding only, and perplexities never get there.
     if numbers and statistics.fmean(numbers) >= 10_000:
         return f"{statistics.fmean(numbers):,.0f}"
     return spread(numbers)
@@ -163,6 +164,7 @@ def formula_table(records: list[Record]) -> str:
     best = ["best rate", *(f"{min(g, key=lambda r: g[r]):g}" for g in grids.values()), ""]
     lines = [best]
     for name, formula in FORMULAS.items():
+        # The regret of using the formula in place of the grid's best rate.
         gaps = [_interpolate(g, formula(n)) - min(g.values()) for (_, n), g in grids.items()]
         lines.append([name, *(f"{gap:+.3f}" for gap in gaps), f"{max(gaps):+.3f}"])
     return (
@@ -179,6 +181,7 @@ def variance_table(records: list[Record]) -> str:
         rows: dict[tuple[str, str, str], list[str]] = defaultdict(list)
         for record in records:
             entries = [e for e in record["estimators"] if e["score"] == score]
+            # N_s times the variance: the cost of an estimate is its masks, so equal evaluations.
             none = statistics.mean(
                 e["variance"] * e["masks"] for e in entries if e["baseline"] == "none"
             )
@@ -216,6 +219,7 @@ def draw_figures(records: list[Record], folder: Path) -> None:
             if (e["score"], e["baseline"]) == ("preconditioned", "moving-average"):
                 name = f"rate {record['cell']['prune_rate']}, N_s {e['masks']}"
                 lines.setdefault(name, {})[e["window"]] = e["variance"] * e["masks"]
+    # One rate only, or the figure has five times the lines.
     kept = {name: line for name, line in lines.items() if "rate 0.5" in name}
     _draw(folder / "variance.png", kept, ("window T", "variance x N_s"), log=True)
 
@@ -247,6 +251,7 @@ def _same_seeds(table: Table, records: list[Record]) -> list[Record]:
     for record in records:
         cell = record["cell"]
         seeds[_problem(cell)][tuple(cell[field] for field in fields)].add(cell["seed"])
+    # Columns are compared on seeds that all have; more seeds of one would bias the means.
     common = {problem: set.intersection(*found.values()) for problem, found in seeds.items()}
     return [r for r in records if r["cell"]["seed"] in common[_problem(r["cell"])]]
 
@@ -259,12 +264,14 @@ def _problem(cell: dict[str, Any]) -> tuple[str, int]:
 def _by_set(records: Iterable[Record], every: bool) -> Iterable[Record]:
     """Each record once for each of its evaluation texts, or for the first only."""
     for record in records:
+        # The first text is the calibration's own domain, which most tables show alone.
         for name in list(record["masks"]["dense"]["perplexity"])[: None if every else 1]:
             yield record | {"set": name}
 
 
 def _interpolate(grid: dict[float, float], rate: float) -> float:
     """Loss at a learning rate between those of the grid, linear in the logarithm of the rate."""
+    # The grid doubles from rate to rate, so log2 counts the steps from its first one.
     place = min(max(math.log2(rate / GRID[0]), 0.0), len(GRID) - 1.0)
     low = min(int(place), len(GRID) - 2)
     return grid[GRID[low]] + (place - low) * (grid[GRID[low + 1]] - grid[GRID[low]])

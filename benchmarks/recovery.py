@@ -64,6 +64,7 @@ def measure(seed: int, options: argparse.Namespace) -> None:
 
 def one_shot(run: Path, output: Path) -> None:
     """Writes the model that the mask leaves which a run started from, unless it is there."""
+    # The mask that the run started from is in its mask file, so nothing is pruned again.
     if output.exists():
         return
     from pgprune.runs.finished import FinishedRun
@@ -122,6 +123,7 @@ def model_of(method: str, seed: int, options: argparse.Namespace) -> Path:
 def finetuned_of(method: str, seed: int, options: argparse.Namespace) -> Path:
     """Where the finetuned model of a method goes; other settings, another directory."""
     model = model_of(method, seed, options)
+    # The settings are in the name: other ones do not find these results.
     size = f"{options.samples}x{options.sequence_length}"
     return model.with_name(f"{model.name}-finetuned-{size}-{options.learning_rate:g}")
 
@@ -143,6 +145,7 @@ def _command(script: str, *options: object) -> None:
     """Runs a command of the project; Ctrl-C kills it, as it would else keep half of the work."""
     words = [sys.executable, str(SCRIPTS / script), *map(str, options)]
     print("$", script, *words[2:], file=sys.stderr, flush=True)
+    # In another session Ctrl-C does not reach it: it is killed, and keeps no half of the work.
     process = subprocess.Popen(words, start_new_session=True)
     try:
         if process.wait():

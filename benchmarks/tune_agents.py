@@ -60,6 +60,7 @@ def trials(agent: str, directory: Path) -> list[str]:
     """
     check_method(agent, AGENTS, "agent")
     combinations = read_hyperparameters(agent, directory).trials()
+    # More trials find better settings by chance alone, so all agents get the same number.
     if len(combinations) != TRIALS:
         raise PruningError(
             f"the search of {directory / agent}.yaml has {len(combinations)} combinations; every "
@@ -82,6 +83,7 @@ def best(scores: Scores) -> dict[str, str]:
 def mean(scores: Scores, agent: str) -> float:
     """Returns the mean loss of a trial over tasks and seeds; infinite where a task failed."""
     losses = [scores.losses(agent, task) for task in scores.tasks]
+    # A trial that fails somewhere must not win by its easier tasks.
     if not all(losses):
         return float("inf")
     return sum(sum(found) / len(found) for found in losses) / len(losses)

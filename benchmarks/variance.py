@@ -43,6 +43,7 @@ def estimator_variances(
     env.reset(seed=seed)
     generator = torch.Generator().manual_seed(seed)
     pool = []
+    # One batch for each group: the variance has a part within a batch and one between batches.
     for _ in range(evaluations // GROUP):
         uniform = torch.rand(GROUP, len(probabilities), generator=generator, dtype=torch.float64)
         masks = (uniform < probabilities).to(torch.uint8)  # (GROUP, n)
@@ -65,7 +66,9 @@ def estimator_variances(
 
 def bias_factor(score: str, baseline: str, window: int, masks: int) -> float:
     """The multiple of the gradient that an estimator is expected to be."""
+    # The current losses are inside the moving average, each with weight 1 / (N_s T).
     inside = 1 - 1 / (masks * window) if baseline == "moving-average" else 1.0
+    # The preconditioned score divides by N_s - 1, a mean over masks by N_s.
     return inside * (masks / (masks - 1) if score == "preconditioned" else 1.0)
 
 
@@ -101,6 +104,7 @@ def _estimates(
     found = []
     for masks, losses in pool:
         masks, losses = masks[part], losses[part]
+        # The baseline remembers earlier batches, as in a run.
         average = moving_average(average, losses, max(1, window))
         found.append(gradient(masks, advantages(losses, baseline, average), probabilities, score))
     return torch.stack(found[min(_BURN_IN, len(found) // 2) :])
@@ -110,4 +114,5 @@ def _signal(pool: Pool, probabilities: Tensor, score: str) -> float:
     """Squared norm of the gradient: the product of means over two halves that share no batch."""
     every = _estimates(pool, probabilities, score, "leave-one-out", 0, slice(0, GROUP))
     every = every / bias_factor(score, "leave-one-out", 0, GROUP)
+    # E[a . b] = |g|^2 for independent estimates; the square of one would add the variance.
     return float(every[0::2].mean(0) @ every[1::2].mean(0))

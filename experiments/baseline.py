@@ -111,6 +111,7 @@ class Baseline:
             lm, tokenizer = self.problem.lm, self.problem.tokenizer
             repair, scope = settings.repair.repair, settings.pruning.scope
             check_format(settings.run.export, lm, tokenizer, repair, scope)
+        # Weights are mapped from the disk and read late, which would count as the method's memory.
         read_once(self.problem.lm.model.parameters())
         self._loaded = memory_now(self.problem.lm.device)
         self.windows = evaluation_windows(settings.data, self.problem.tokenizer)
@@ -142,6 +143,7 @@ class Baseline:
         pruned = replace(pruned, repair=repair)
         cost = {"seconds": time.monotonic() - started, "tokens": lm.meter.tokens}
         self._note(f"{method} took {cost['seconds']:.1f} seconds and {lm.meter.tokens:,} tokens")
+        # The run is created last: what fails or is interrupted leaves no directory.
         results = self._results(pruned, cost)
         run = Run.create(settings.run.output, settings.sections(decided), command, settings.name)
         with run:
@@ -151,6 +153,7 @@ class Baseline:
     def _evaluate(self, pruned: Pruned) -> Table:
         """Perplexity of the dense model, under the mask alone, and as shipped."""
         lm, rows = self.problem.lm, {"dense": self.problem.units.ones()}
+        # Cut streams are no mask over units, so there is nothing to evaluate without the cuts.
         if pruned.slices is None:
             rows["masked"] = pruned.mask
         table = perplexities(lm, rows, self.windows)

@@ -69,6 +69,7 @@ class Cell:
     @property
     def path(self) -> Path:
         """The run's directory inside the output directory."""
+        # Names hold colons and commas, which not every file system takes.
         task, method = (re.sub(r"[^\w.=+-]+", "-", name) for name in (self.task, self.method))
         return Path(task) / method / f"seed{self.seed}"
 
@@ -190,6 +191,7 @@ class CellsConfig(Config):
 
 def parts(method: str) -> tuple[str, dict[str, str]]:
     """Splits ``name:option=value,option=value`` into the name and the options by field."""
+    # Fields have underscores and options dashes; both may be typed.
     name, _, rest = method.partition(":")
     items = [item.partition("=") for item in filter(None, rest.split(","))]
     return name, {key.replace("-", "_"): value for key, _, value in items}
@@ -253,6 +255,7 @@ def check_names(models: Iterable[str]) -> None:
 
 def text_of(model: str, text: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the options for the text that are about a model; the built-in one has its own."""
+    # One command measures the built-in model beside others, which need texts of their own.
     left_out = ("calibration", "evaluation") if model == "builtin" else ()
     return {name: value for name, value in text.items() if name not in left_out}
 

@@ -35,6 +35,7 @@ def check_cells(words: Words, config: CellsConfig, data: DataConfig) -> None:
         PruningError: something cannot work, or the output directory holds other settings.
     """
     check_place(Path(config.output))
+    # Shapes come from config.json alone, so no weights are loaded before everything is checked.
     shapes = dict[str, list[LayerShape]]()
     for model in dict.fromkeys(cell.model for cell in words):
         model_config, _ = check_model(ModelConfig(model, config.device, config.dtype))
@@ -44,6 +45,7 @@ def check_cells(words: Words, config: CellsConfig, data: DataConfig) -> None:
     evaluation_documents(data.evaluation)
     if config.zero_shot.names:
         load_tasks(config.zero_shot.names, config.zero_shot.folder)
+    # Options are parsed once for each method and task: seeds cannot make them wrong.
     for method in dict.fromkeys(cell.method for cell in words):
         some = {cell.task: cell for cell in words if cell.method == method}
         _check_fit({cell: words[cell] for cell in some.values()}, shapes, config.kind)
@@ -87,6 +89,7 @@ def _check_fit(words: Words, shapes: Mapping[str, list[LayerShape]], kind: str) 
             units = PruningUnits(shapes[cell.model], pruning.granularity, pruning.channel_block)
             check_action(settings, units)
         except PruningError as error:
+            # An agent that fits some tasks is measured there and has an error elsewhere.
             misfits.append(str(error))
     if len(misfits) == len(words):
         raise PruningError(f"{kind} {next(iter(words)).method!r} fits no task: {misfits[0]}")
@@ -107,6 +110,7 @@ def check_same(
     """
     known = _known(path)
     shared = {name: value for name, value in known.items() if not isinstance(value, dict)}
+    # Sections are compared where both have them: a directory may grow by models and methods.
     pairs = [(shared, settings)] if known else []
     pairs += [(known[name], values) for name, values in sections.items() if name in known]
     for before, now in pairs:

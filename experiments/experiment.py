@@ -66,10 +66,12 @@ class Experiment:
         arguments = self.make_parser().parse_args(words)
         compared = from_arguments(self.compared, arguments)
         config = from_arguments(self.config, arguments)
+        # A wrong page is said before hours of work, not after them.
         if config.into is not None:
             check_page(Path(config.into), config.marker)
         failed = 0
         if not config.report:
+            # What was typed wins over what the experiment proposes.
             text = {**self.text(compared), **given(DataConfig, arguments)}
             for cells in self.rounds(compared, config):
                 failed = run(cells, config, DataConfig(**text), text, workers)

@@ -40,6 +40,7 @@ class Hyperparameters:
         """Returns the options for a cell's task by field; the narrower entry wins."""
         model, rate, granularity = model_name(cell.model), f"{cell.rate:g}", str(cell.granularity)
         names = [DEFAULT, granularity, model, f"{model}:{rate}", f"{model}:{rate}:{granularity}"]
+        # From the widest to the narrowest entry: a later one overwrites.
         found: dict[str, Any] = {}
         for name in names:
             found |= self.entries.get(name, {})
@@ -92,6 +93,7 @@ def _entry(name: str, path: Path) -> str:
     model, *rest = name.split(":")
     alone = (DEFAULT, SEARCH, *GRANULARITIES)
     if rest and is_rate(rest[0]):
+        # .50 and 0.5 are one task.
         rest[0] = f"{float(rest[0]):g}"
     fits = not rest or (is_rate(rest[0]) and model not in alone)
     if not (model and fits and len(rest) < 3 and set(rest[1:]) <= set(GRANULARITIES)):
@@ -104,6 +106,7 @@ def _entry(name: str, path: Path) -> str:
 
 def _field(key: str, agent: str, path: Path) -> str:
     """The field of an option, which is one of the agent or of where it starts."""
+    # Only the agent's own options may differ; the task and the budget are equal for all.
     name, known = key.replace("-", "_"), [*_names(agent), "action"]
     if name not in known:
         options = ", ".join(each.replace("_", "-") for each in known)

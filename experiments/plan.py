@@ -165,7 +165,8 @@ class BenchmarkConfig(CellsConfig):
     @property
     def shared(self) -> dict[str, Any]:
         """Settings that all cells of an output directory must have in common."""
-        device = choose_device(self.device).type  # seconds are compared
+        # Seconds are compared, so all cells run on one type of device.
+        device = choose_device(self.device).type
         return super().shared | {"total_timesteps": self.total_timesteps, "device": device}
 
     @property
@@ -180,6 +181,7 @@ class BenchmarkConfig(CellsConfig):
 
     def options_of(self, cell: Cell) -> dict[str, Any]:
         """Returns the agent's settings for the task; what follows the agent's name wins."""
+        # Random masks must not depend on the settings of random search.
         if cell.method == RANDOM:
             return dict(cell.options)
         return read_hyperparameters(cell.name, self.settings).of(cell) | cell.options
@@ -231,6 +233,7 @@ def agent_cells(
         check_method(agent, AGENTS, "agent", _OF_BENCHMARK)
     parsed = [task_of(task) for task in tasks]
     check_names(model for model, _, _ in parsed)
+    # Random masks come first, so that the first table already has scores.
     named = [*([RANDOM] if reference else []), *named]
     cells = [
         Cell(agent, model, rate, seed, granularity)
@@ -251,6 +254,7 @@ def task_of(text: str) -> tuple[str, float, str]:
         PruningError: it is no such text.
     """
     model, granularity = text, FINEST
+    # From the right, as the path of a model may have colons.
     if text.rpartition(":")[2] in GRANULARITIES:
         model, _, granularity = text.rpartition(":")
     model, _, rate = model.rpartition(":")

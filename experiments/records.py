@@ -23,6 +23,7 @@ def adapted(record: Record) -> Record:
         KeyError: it is no record of a cell.
     """
     if "agent" in record:
+        # "random" is a method of comparisons today, so the agent has another name.
         method = RANDOM if record["agent"] == "random" else record["agent"]
         model, rate = record["task"].split(":")[:2]
         start = {"method": method, "model": model, "rate": float(rate), "repair": "none"}
@@ -41,6 +42,7 @@ def read_records(path: Path, adapt: Callable[[Record], Record] = adapted) -> lis
         path: the file; without it there are no records.
         adapt: brings a record into today's shape.
     """
+    # A retried cell has two records, of which the later one counts, in the earlier one's place.
     found: dict[tuple[Key, str], Record] = {}
     for line in read_lines(path):
         try:

@@ -29,6 +29,7 @@ def publish(text: str, config: CellsConfig) -> str:
     """
     page = page_of(config)
     with saving(page, "free some space and repeat the command with --report"):
+        # A page of --into exists already, which the command has checked at its start.
         if config.into is None:
             page.parent.mkdir(parents=True, exist_ok=True)
             write_file(page, text.encode())
@@ -43,6 +44,7 @@ def failures_list(records: Iterable[Record]) -> str:
     for record in records:
         if "error" in record:
             repair = "" if record["repair"] == "none" else f", {record['repair']}"
+            # Seeds that fail alike are one line.
             line = f"{record['method']}{repair} on {record['task']}: {record['error']}"
             seeds.setdefault(line, []).append(str(record["seed"]))
     lines = [f"- {line} (seed {', '.join(found)})\n" for line, found in seeds.items()]

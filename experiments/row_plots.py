@@ -42,6 +42,7 @@ def plot_all(output: Path, every: Sequence[Record], at_rate: float | None = None
     records = [record for record in every if "error" not in record]
     rows, drawn = rows_of(records), []
     for name, granularity in (("channels-heads", _FINE), ("layers", _LAYERS)):
+        # Fine units and whole layers have figures of their own, as in the paper's Figs. 3 and 4.
         chosen = [_part(row, granularity) for row in rows]
         chosen = [row for row in chosen if row.records]
         path = output / "plots" / f"perplexity-{name}.png"
@@ -125,6 +126,7 @@ def hamming_distances(
     for one, other in combinations(masks, 2):
         seeds = masks[one].keys() & masks[other].keys()
         pairs = [(masks[one][seed], masks[other][seed]) for seed in seeds]
+        # Units of other channel blocks do not correspond.
         if pairs and all(a.shape == b.shape for a, b in pairs):
             distances[one, other] = np.mean([(a != b).mean(axis=1) for a, b in pairs], axis=0)
     return distances
@@ -145,7 +147,8 @@ def plot_hamming(path: Path, distances: Distances, title: str) -> bool:
         PruningError: the file cannot be written.
     """
     names = list(dict.fromkeys(name for pair in distances for name in pair))
-    names.sort(key=lambda name: name not in AGENTS)  # agents first, where there are any
+    # Python's sort is stable: agents come first and the order of the records stays.
+    names.sort(key=lambda name: name not in AGENTS)
     reference, *others = names
     layers = len(next(iter(distances.values())))
 
@@ -234,5 +237,6 @@ def _curve(panel: Any, row: Row, model: str, name: str, look: Mapping[str, Any])
 
 def _dense(panel: Any, rows: Sequence[Row], model: str, name: str) -> None:
     """A line at the dense model's perplexity."""
+    # The dense perplexity is the same in all records of a model.
     found = [r["dense"][name] for row in rows for r in row.records if r["model"] == model]
     panel.axhline(found[0], color=_GREY, linestyle="--", linewidth=1, label="dense")

@@ -87,6 +87,7 @@ def _model_table(
     lines = []
     ordered = ranked(rows, columns)
     for row in ordered:
+        # A method that refuses a rate is a result; a dash says that nobody has measured it.
         lacking = ["fails" if (row.method, rate) in failed else "–" for _, rate, _ in columns]
         cells = [
             spread(values) if (values := row.perplexities(column)) else lack
@@ -94,6 +95,7 @@ def _model_table(
         ]
         names = _names(row, row is best)
         lines.append([*names, *cells, _mean(row.mean(columns)), *_costs(row, model, rates, rate)])
+    # What is said of the dense model is in every record of the model.
     one = next(record for row in rows for record in row.records if record["model"] == model)
     dense = ", ".join(f"{name} {spread([one['dense'][name]])}" for name in sets)
     size = f"{one['parameters']['dense']:,}"
@@ -126,6 +128,7 @@ def _zero_shot_table(rows: Sequence[Row], model: str, wanted: float) -> str:
         return ""
     rate = nearest_rate([one["rate"] for one in tried], wanted)
     shots = [one["zero_shot"] for one in tried if one["rate"] == rate]
+    # At chance, differences between methods are noise, so such tasks are left out.
     above = [
         task for task in shots[0] if any(shot[task]["verdict"] == "above chance" for shot in shots)
     ]

@@ -48,10 +48,12 @@ class Row:
         """Its perplexities in a column, one a seed; infinite where they were no number."""
         model, rate, name = column
         found = [record["perplexity"].get(name) for record in self.of(model, rate)]
+        # JSON has no infinity: null stands for a perplexity that is not finite.
         return [math.inf if value is None else value for value in found]
 
     def mean(self, columns: Iterable[Column]) -> float:
         """Geometric mean of the perplexities over columns; NaN where one has none."""
+        # A geometric mean, so that one column of large perplexities does not decide the order.
         logs = []
         for column in columns:
             values = self.perplexities(column)
@@ -90,6 +92,7 @@ def ranked(rows: Iterable[Row], columns: Sequence[Column]) -> list[Row]:
 
     def place(row: Row) -> tuple[bool, float]:
         present = [column for column in columns if row.perplexities(column)]
+        # What lacks a column cannot be compared by its mean, so it comes last.
         return len(present) < len(columns), row.mean(present)
 
     models = {model for model, _, _ in columns}

@@ -83,6 +83,7 @@ def run(
     """
     words = {cell: cell.words(config, text, config.options_of(cell)) for cell in cells}
     check_cells(words, config, data)
+    # A kill may leave half a line, to which the next record would else be joined.
     close_line(config.records)
     lacking = missing(cells, read_records(config.records), config.all_repairs, config.retry)
     print(f"{len(cells)} cells, {len(cells) - len(lacking)} measured before", file=sys.stderr)
@@ -98,6 +99,7 @@ def side_by_side(tasks: Sequence[T], work: Callable[[T], None], workers: int) ->
     Returns:
         How many ended unexpectedly.
     """
+    # In this process, what is registered at run time is known, and errors have their traces.
     done = progress_printer(len(tasks))
     if workers:
         return run_tasks(tasks, work, workers, done)
@@ -109,6 +111,7 @@ def side_by_side(tasks: Sequence[T], work: Callable[[T], None], workers: int) ->
 
 def failures(cells: Iterable[Cell], config: CellsConfig) -> int:
     """Counts the cells whose records say that they could not be measured."""
+    # The file may hold cells of other commands, whose failures are not this command's.
     asked = {cell.key for cell in cells}
     records = [one for one in read_records(config.records) if key_of(one) in asked]
     return sum("error" in one for one in records)
@@ -154,6 +157,7 @@ def _make_run(work: Work) -> None:
         return
     if path.exists() and settings.entry.no_resume:
         shutil.rmtree(path)
+    # A resumed run keeps its own settings; check_same has compared them with today's.
     run = Run.open(path) if path.exists() else None
     training = Training(resumed(run) if run else settings, ProgressView("", quiet=True))
     if run is None:
@@ -181,6 +185,7 @@ def _record(work: Work, run: FinishedRun) -> Record:
     """
     results, cell = run.results, work.cell
     curve = results.get("learning_curve", [])
+    # Curves and scores need every look; JSON has null for a loss that is not finite.
     if any(point["loss"] is None for point in curve):
         raise PruningError("the loss of the answer is not a finite number")
     sliced = (run.path / RunFile.SLICES).exists()  # by SliceGPT, which has no mask
@@ -205,6 +210,7 @@ def _record(work: Work, run: FinishedRun) -> Record:
     }
     if curve:
         record["curve"] = curve
+    # Zero-shot tasks take long, so they are not done again when only repairs are missing.
     if work.config.zero_shot.names and "none" in work.repairs:
         loaded = load_any(str(run.path))
         record["zero_shot"] = zero_shot(loaded.model, loaded.tokenizer, work.config.zero_shot)

@@ -105,6 +105,7 @@ def plot_scores(path: Path, scores: Scores) -> bool:
 
 def plot_profiles(path: Path, scores: Scores) -> bool:
     """Draws the share of runs above each score, with 95 % bands; as ``plot_evaluations``."""
+    # Very low scores would squeeze the part where agents differ, so it starts at the 5 % quantile.
     every = np.concatenate([scores.of(agent).ravel() for agent in scores.ranked])
     thresholds = np.linspace(max(float(every.min()), float(np.quantile(every, 0.05)) - 0.1), 1, 101)
 
@@ -116,8 +117,10 @@ def plot_profiles(path: Path, scores: Scores) -> bool:
         panel = figure.subplots()
         for agent in scores.ranked:
             own = scores.of(agent)
+            # Markers are shifted, so that curves that coincide can be told apart.
             look = looks[agent] | {"markevery": (5 * scores.ranked.index(agent) % 17, 17)}
             panel.plot(thresholds, shares(own), label=agent, **look)
+            # Pointwise intervals; they say nothing of whole curves.
             band = intervals(shares, own)
             panel.fill_between(thresholds, *band, color=look["color"], alpha=0.07, linewidth=0)
         panel.set(xlabel="score", ylabel="share of runs above it", ylim=(-0.02, 1.02))
@@ -193,6 +196,7 @@ def _mean(runs: Sequence[Any], column: str) -> list[float]:
 
 def _limit(panel: Any, starts: Sequence[float], best: float) -> None:
     """Shows what lies between the worst start and the best end; what is worse runs out of it."""
+    # What runs worse than any start would flatten all curves that matter.
     worst = max(starts, key=lambda start: abs(start - best))
     margin = 0.06 * (best - worst)
     low, high = sorted((worst - 2 * margin, best + margin))

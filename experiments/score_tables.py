@@ -101,6 +101,7 @@ def _paired_table(scores: Scores, one: str, other: str) -> str:
     """The paired differences in log-perplexity of two agents, where both are there."""
     lines = []
     for task, (found, pairs) in scores.differences(one, other).items():
+        # One pair has no spread, hence no interval and no verdict.
         sure = [f"[{found.low:+.4f}, {found.high:+.4f}]", _verdict(found)]
         lines.append([task, f"{found.value:+.4f}", *(sure if pairs > 1 else "––"), str(pairs)])
     if not lines or one == other:
@@ -114,6 +115,7 @@ def _paired_table(scores: Scores, one: str, other: str) -> str:
 
 def _hyperparameters(scores: Scores) -> str:
     """What each agent was measured with, and on which tasks if that differs, as a list."""
+    # Agents may have other settings on other tasks; one line holds the tasks that share them.
     said = dict[tuple[str, str], list[str]]()
     for agent in scores.agents:
         for task in scores.tasks:

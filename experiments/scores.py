@@ -70,8 +70,10 @@ class Scores:
             lowest: dict[int, float] = {}
             for (_, name, seed), run in self._runs.items():
                 if name == task:
+                    # Any look counts, not only the last: an agent may leave the best mask again.
                     losses = [point["loss"] for point in run["curve"]]
                     lowest[seed] = min(*losses, lowest.get(seed, math.inf))
+            # Random masks must lose to something, else the score divides by nothing.
             random = self.losses(RANDOM, task)
             if random and max(lowest.values()) < statistics.fmean(random):
                 found[task] = {
@@ -81,6 +83,7 @@ class Scores:
 
     def seeds(self, agent: str) -> list[int]:
         """The seeds that an agent has on all tasks with scores."""
+        # A score compares the same seeds on every task, else easy seeds could stand for all.
         sets = [set(self.runs(agent, task)) for task in self.ends]
         return sorted(set.intersection(*sets)) if sets else []
 
@@ -117,6 +120,7 @@ class Scores:
         for task in self.tasks:
             runs, others = self.runs(one, task), self.runs(other, task)
             if seeds := sorted(runs.keys() & others.keys()):
+                # Logarithms make a ratio of perplexities a difference, which pairs can average.
                 values = [
                     np.array([log_perplexity(each[s], column) for s in seeds])
                     for each in (runs, others)
@@ -135,6 +139,7 @@ def curve_at(run: Record, column: str, part: float) -> float:
     """
     evaluations = [point["mask_evaluations"] for point in run["curve"]]
     values = [point[column] for point in run["curve"]]
+    # Agents look after different numbers of evaluations, so curves are read between looks.
     return float(np.interp(part * evaluations[-1], evaluations, values))
 
 

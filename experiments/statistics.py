@@ -26,6 +26,7 @@ class Estimate(NamedTuple):
 
 def interquartile_mean(scores: Numbers) -> Numbers:
     """The mean of the middle half of all runs on all tasks: (..., runs, tasks) -> (...)."""
+    # Runs of all tasks are one pool, of which a quarter is cut at each end.
     ordered = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
     cut = ordered.shape[-1] // 4
     return ordered[..., cut : ordered.shape[-1] - cut].mean(axis=-1)
@@ -33,6 +34,7 @@ def interquartile_mean(scores: Numbers) -> Numbers:
 
 def performance_profile(scores: Numbers, thresholds: Numbers) -> Numbers:
     """The share of runs above each threshold: (..., runs, tasks), (T,) -> (..., T)."""
+    # (..., runs, tasks, T): every run counts the same, so a task is not weighted by its runs.
     return (scores[..., None] > thresholds).mean(axis=(-3, -2))
 
 
@@ -46,6 +48,7 @@ def improvement(one: Numbers, other: Numbers) -> Numbers:
     Returns:
         (...); equal scores count half.
     """
+    # (..., runs, runs of the other, tasks): all pairs within a task, as in Mann and Whitney's U.
     pairs = one[..., :, None, :], other[..., None, :, :]
     return (np.greater(*pairs) + np.equal(*pairs) / 2).mean(axis=(-3, -2, -1))
 
@@ -61,6 +64,7 @@ def intervals(statistic: Callable[..., Numbers], *scores: Numbers, seed: int = 0
     Returns:
         Low and high, (2, ...).
     """
+    # A fixed seed gives a page the same interval each time it is made from the same records.
     generator = np.random.default_rng(seed)
     values = statistic(*(_resampled(each, generator) for each in scores))
     return np.quantile(values, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=0)
@@ -80,5 +84,6 @@ def paired_difference(one: Numbers, other: Numbers) -> Estimate:
 
 def _resampled(scores: Numbers, generator: np.random.Generator) -> Numbers:
     runs, tasks = scores.shape
+    # Each task draws its runs apart: the strata of the bootstrap are the tasks.
     drawn = generator.integers(runs, size=(RESAMPLES, runs, tasks))
     return scores[drawn, np.arange(tasks)]  # (RESAMPLES, runs, tasks)

@@ -54,13 +54,16 @@ def repaired_record(
     """
     lm = problem.lm
     mask = run.learned_mask().mask  # (n,)
+    # The repair sees what the method saw, so that repairs of methods are comparable.
     windows = problem.stream.head(run.repair_windows)  # (N, T)
     found: list[Repair] = []
     before, started = lm.meter.tokens, time.monotonic()
     memory = memory_of(lambda: found.append(fit_repair(lm, mask, windows, how)), lm.device)
-    if not found:  # memory cannot be measured here
+    # memory_of does the work only where it can measure it.
+    if not found:
         found.append(fit_repair(lm, mask, windows, how))
     seconds, tokens = time.monotonic() - started, lm.meter.tokens - before
+    # Perplexity is measured on the dense model lent as the repaired one: no second copy.
     with repaired(lm, found[0]):
         sets = evaluation_windows(problem.data, problem.tokenizer)
         perplexity = perplexities(lm, {"repaired": mask}, sets)["repaired"]
