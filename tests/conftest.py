@@ -1,4 +1,4 @@
-"""What all tests share: determinism, silence, tiny models and, where present, real ones."""
+"""Fixtures of all tests: determinism, silence, tiny models and, if present, real ones."""
 
 import os
 from pathlib import Path
@@ -56,7 +56,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def problem(arguments: dict[str, Any]) -> Problem:
-    """What these arguments describe, for environments to share."""
+    """The problem of these arguments, shared by environments."""
     model = ModelConfig(model=arguments["model"], dtype="float64")
     names = ("calibration", "evaluation", "batch_size", "sequence_length")
     data = DataConfig(**{name: arguments[name] for name in names})

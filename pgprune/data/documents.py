@@ -57,7 +57,7 @@ def calibration_documents(source: str, in_memory_bytes: int = IN_MEMORY_BYTES) -
 
 
 def evaluation_documents(source: str) -> dict[str, Documents]:
-    """Opens the texts to evaluate on, each item a set of its own.
+    """Opens the texts to evaluate on, a set for each item.
 
     Args:
         source: as the module describes; ``builtin`` is the two held-out sets ``code`` and

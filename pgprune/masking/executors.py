@@ -89,7 +89,7 @@ def select(tensor: Tensor, keep: Tensor, fill: Tensor | None) -> Tensor:
 
 @contextmanager
 def multiplied(layer: nn.Module, mask: LayerMask, multiply: Multiply = select) -> Iterator[None]:
-    """Multiplies what masks prune of a layer's blocks by zero, as long as the context lasts."""
+    """Multiplies inputs and outputs of a layer's blocks by masks while the body runs."""
     family = mask.family
     inputs = {family.output: mask.output_columns(), family.down: mask.by_kind.get("channels")}
     outputs = {family.output: mask.by_kind.get("attention"), family.down: mask.by_kind.get("mlp")}

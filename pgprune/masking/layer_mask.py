@@ -94,7 +94,7 @@ class LayerMask:
         return None if len(kept) == self.by_kind[kind].shape[1] else torch.from_numpy(kept)
 
     def output_columns(self) -> Tensor | None:
-        """Which inputs of the attention output projection are kept, (K, query heads * d)."""
+        """Returns the masks of the attention output projection's inputs, (K, query heads * d)."""
         if "heads" not in self.by_kind:
             return None
         width = self.shape.query_heads_per_group * self.shape.head_dim

@@ -29,7 +29,7 @@ TOKENS_PER_TIMESTEP = 1024
 
 @dataclass(frozen=True)
 class PruningConfig(Config):
-    """What is pruned, and how much of it."""
+    """Options of pruning: the units, the budget and the executor."""
 
     prune_rate: float = option(0.4, "share of the prunable parameters to remove", above=0, below=1)
     granularity: str = option(

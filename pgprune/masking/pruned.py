@@ -38,5 +38,5 @@ def pruned(lm: MaskedLM, mask: Tensor) -> Iterator[None]:
 
 
 def _skip(layer: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-    """Returns a layer's input in place of its output; its cache of keys and values grows still."""
+    """Returns a layer's input in place of its output; the cache of keys and values still grows."""
     return (args[0], *output[1:]) if isinstance(output, tuple) else args[0]

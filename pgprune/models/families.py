@@ -132,7 +132,7 @@ def family_of(config: Any) -> Family:
 
 
 def projection_of(model: nn.Module, layer: int, kind: str) -> nn.Linear | None:
-    """Returns a projection of ``Family.projections``; None where the model has none such.
+    """Returns a projection of ``Family.projections``; None if the model lacks it.
 
     Args:
         model: a causal LM of a known family.

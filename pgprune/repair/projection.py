@@ -46,19 +46,19 @@ class Projection:
 
     @property
     def group(self) -> Group | None:
-        """The units in its inputs; None where the mask has no such units."""
+        """The units in its inputs; None if they are not units of the mask."""
         return group_of(self.lm.units, self.seen.layer, self.kind)
 
     @property
     def kept(self) -> Tensor:
-        """Which of its units the mask keeps, (units,) bool; one unit where it has no group."""
+        """The kept units, (units,) bool; a single kept one if it has no group."""
         if self.group is None:
             return torch.ones(1, dtype=torch.bool)
         return self.mask[self.group.start : self.group.stop].cpu().bool()
 
     @property
     def kept_inputs(self) -> Tensor:
-        """Which of its inputs the mask keeps, (inputs,) bool."""
+        """The kept inputs, (inputs,) bool."""
         return self.kept.repeat_interleave(self.linear.in_features // len(self.kept))
 
     @property

@@ -26,7 +26,7 @@ class Repair:
     Attributes:
         weights: new weights of the dense shape, (outputs, inputs), zero for what is pruned; on the
             CPU.
-        biases: new biases, (outputs,), in place of the projection's own, if it has one; on the CPU.
+        biases: new biases, (outputs,), which replace dense ones or are added; on the CPU.
     """
 
     weights: dict[tuple[int, str], Tensor] = field(default_factory=dict)

@@ -41,7 +41,7 @@ def add_line(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def close_line(path: Path) -> None:
-    """Ends an incomplete last line, so that the next record has a line of its own.
+    """Ends an incomplete last line, so that the next record starts a new line.
 
     Raises:
         PruningError: the file cannot be written.

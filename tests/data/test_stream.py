@@ -185,7 +185,7 @@ def test_long_documents_are_no_reason_to_warn(caplog, capfd):
 def test_too_short_text_is_said_so(samples):
     with pytest.raises(PruningError, match="text"):
         make(["ab"], length=8, samples=samples).next()
-    with pytest.raises(PruningError, match="only 2 windows of 4 tokens, fewer than the 3 asked"):
+    with pytest.raises(PruningError, match="2 windows of 4 tokens.* 3 "):
         make(["abc", "abc"], samples=samples).head(3)
 
 
@@ -194,7 +194,7 @@ def test_numbers_that_make_no_stream_are_refused():
         make(seed=-1)
     with pytest.raises(PruningError, match="position -1"):
         make().seek(-1)
-    with pytest.raises(PruningError, match="calibration_samples 2 is less than one batch of 3"):
+    with pytest.raises(PruningError, match="calibration_samples 2 .* 3"):
         make(samples=2)
     for field, value in {"sequence_length": 1, "batch_size": 0, "evaluation_windows": 0}.items():
         with pytest.raises(PruningError, match=f"{field} must be .* not {value}"):
@@ -236,13 +236,13 @@ def test_a_tokenizer_without_bos_gets_none(tmp_path):
 def test_evaluation_text_shorter_than_a_window_is_refused(tmp_path):
     (tmp_path / "one.txt").write_text("ab")
     config = DataConfig(evaluation=f"{tmp_path}/one.txt", sequence_length=4)
-    with pytest.raises(PruningError, match="'one' is shorter than one window of 4"):
+    with pytest.raises(PruningError, match="'one' .* window of 4"):
         evaluation_windows(config, TOKENIZER)
 
 
 def test_windows_longer_than_the_context_are_refused():
     check_sequence_length(LlamaConfig(max_position_embeddings=64), 64)
-    with pytest.raises(PruningError, match="sequence_length 65 .* choose at most 64"):
+    with pytest.raises(PruningError, match="sequence_length 65 .* 64"):
         check_sequence_length(LlamaConfig(max_position_embeddings=64), 65)
 
 

@@ -36,7 +36,7 @@ class Far(Tensor):
         self.held = held
 
     def tolist(self) -> Any:
-        """The values, which torch does not give of such tensors."""
+        """The values, which torch cannot read from these tensors."""
         return self.cpu().tolist()
 
     @classmethod

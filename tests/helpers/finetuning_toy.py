@@ -1,4 +1,4 @@
-"""What tests of finetuning share: a small LoRA, a view that listens, and comparisons."""
+"""Helpers of the tests of finetuning: a small LoRA, a view that records, and comparisons."""
 
 from pathlib import Path
 

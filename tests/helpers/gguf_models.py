@@ -1,4 +1,4 @@
-"""What the tests of GGUF files share: runs of tiny models whose tokenizer llama.cpp knows."""
+"""Helpers of the tests of GGUF files: runs of tiny models whose tokenizer llama.cpp knows."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""What Llama 3 and Qwen2 cut words by, with a place for numbers."""
+"""The pattern by which Llama 3 and Qwen2 cut words, with a place for numbers."""
 
 
 def split(pattern: str) -> pre_tokenizers.PreTokenizer:
@@ -73,5 +73,5 @@ def gguf_run(folder: Path, model, units: PruningUnits, mask: torch.Tensor, token
 
 
 def small_model(family: str, dtype: torch.dtype = torch.float32, **changes):
-    """A tiny random model that knows as many tokens as ``byte_tokenizer`` needs."""
+    """Makes a tiny random model with the vocabulary of ``byte_tokenizer``."""
     return tiny_model(family, dtype, vocab_size=SIZE, **changes)

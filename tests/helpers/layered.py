@@ -26,7 +26,7 @@ def importance(lm: AdditiveLM) -> Importance:
 
 
 def loss(lm: AdditiveLM, mask: torch.Tensor) -> float:
-    """What a mask loses, without the noise of batches."""
+    """The loss of a mask, without the noise of batches."""
     return float((1 - mask.double()) @ lm.worth)
 
 

@@ -1,4 +1,4 @@
-"""Patterns of masks, and what a model without the pruned weights makes of them."""
+"""Patterns of masks, and the logits of a model without the pruned weights."""
 
 import copy
 from dataclasses import dataclass
@@ -56,7 +56,7 @@ class Case:
         return lm.logits(self.masks, self.ids).double()
 
     def reference(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-        """What Hugging Face computes with zeros in place of the pruned weights."""
+        """The logits of Hugging Face's model with zeros in place of the pruned weights."""
         model = copy.deepcopy(self.model).to(dtype)
         with torch.no_grad():
             plain = [zeroed(model, self.units, mask)(self.ids).logits for mask in self.masks]

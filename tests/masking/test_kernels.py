@@ -171,7 +171,7 @@ class TestRefusedBeforeTheModelLoads:
 
     def test_unknown_kernels(self):
         self.says("fast", "--kernels=fast")
-        with pytest.raises(PruningError, match="kernels 'fast' are unknown; choose one of plain"):
+        with pytest.raises(PruningError, match="'fast' .* plain"):
             check_kernels("fast", "sliced", CPU)
 
     def test_no_triton(self):

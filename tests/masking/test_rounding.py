@@ -28,7 +28,7 @@ def scores_of(units: PruningUnits) -> st.SearchStrategy[torch.Tensor]:
 
 
 def kept_of(units: PruningUnits, mask: torch.Tensor, kind: str) -> list[int]:
-    """How many units of a kind each layer keeps."""
+    """Counts the units of a kind that each layer keeps."""
     return [int(mask[g.start : g.stop].sum()) for g in units.groups if g.kind == kind]
 
 
@@ -47,7 +47,7 @@ def budgets(units: PruningUnits, kinds=BUDGETS) -> st.SearchStrategy[Budget]:
 
 
 def items(budget: Budget, members: list[int], values: list[float]) -> list[tuple[float, list[int]]]:
-    """What is kept at once: a kv group, or a layer's next best N channels; its mean and units."""
+    """Lists what is kept at once (a kv group, or N channels of a layer): mean score and units."""
     found = []
     for group in budget.units.groups:
         size = budget.round_to if group.kind == "channels" else 1
@@ -175,15 +175,15 @@ def test_other_rates_and_a_metrics_own_budget_stay_uniform():
 @pytest.mark.parametrize("granularity", ["blocks", "layers"])
 def test_whole_blocks_have_no_numbers_to_make_equal(granularity):
     units = toy_units(granularity=granularity)
-    with pytest.raises(PruningError, match=f"granularity {granularity} prunes whole ones"):
+    with pytest.raises(PruningError, match=f"granularity {granularity} "):
         Budget(units, 0.5, scope="uniform")
-    with pytest.raises(PruningError, match=f"granularity {granularity} does not prune"):
+    with pytest.raises(PruningError, match=f"granularity {granularity} "):
         Budget(units, 0.5, round_to=2)
 
 
 @pytest.mark.parametrize("kind", ["units", "parameters"])
 def test_uniform_needs_a_budget_for_each_kind(kind):
-    with pytest.raises(PruningError, match=f"uniform needs budget per-kind, as budget {kind}"):
+    with pytest.raises(PruningError, match=f"scope uniform .* budget {kind}"):
         Budget(UNITS, 0.5, kind, "uniform")
 
 
@@ -200,27 +200,27 @@ def test_a_uniform_budget_that_cannot_be_met(rate, chunk, message):
 
 
 def test_a_rate_too_high_for_a_single_chunk():
-    with pytest.raises(PruningError, match="nothing of channels; .* a round_to below 7 or another"):
+    with pytest.raises(PruningError, match="channels.* round_to below 7"):
         Budget(CHANNELS, 0.7, round_to=7)
 
 
 @pytest.mark.parametrize("chunk", [0, -1, 2.0, True, None, "8"])
 def test_only_whole_numbers_above_zero_round(chunk):
-    with pytest.raises(PruningError, match="is not a whole number of channels above 0"):
+    with pytest.raises(PruningError, match="round_to .* whole number"):
         Budget(UNITS, 0.5, round_to=chunk)
 
 
 def test_what_a_layer_has_fewer_channels_than():
-    with pytest.raises(PruningError, match="round_to 8 is more than the 7 channels of layer 0"):
+    with pytest.raises(PruningError, match="round_to 8 .* 7 channels of layer 0"):
         Budget(UNITS, 0.5, round_to=8)
 
 
 def test_heads_alone_are_not_rounded():
-    with pytest.raises(PruningError, match="granularity heads does not prune"):
+    with pytest.raises(PruningError, match="granularity heads "):
         Budget(toy_units(granularity="heads"), 0.5, round_to=2)
 
 
 def test_chunks_that_cut_through_blocks():
     units = PruningUnits(toy_units(channels=6).shapes, channel_block=2)
-    with pytest.raises(PruningError, match="round_to 3 is not a multiple of channel_block 2"):
+    with pytest.raises(PruningError, match="round_to 3 .* channel_block 2"):
         Budget(units, 0.5, round_to=3)

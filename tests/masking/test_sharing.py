@@ -24,7 +24,7 @@ def agreeing(units: PruningUnits) -> torch.Tensor:
 
 
 def calls_of_layers(model: torch.nn.Module, lm: MaskedLM, masks, ids) -> list[int]:
-    """How often each layer runs."""
+    """Counts the runs of each layer."""
     calls = Counter()
     hooks = [
         layer.register_forward_hook(lambda *args, index=index: calls.update([index]))

@@ -61,7 +61,7 @@ def test_heads_are_kv_groups_of_any_head_size():
 
 
 def test_heads_and_channels_cost_all_of_a_layer_but_norms_and_output_biases(model):
-    """What stays when every unit is gone: norms, and the biases of output and down."""
+    """Counts what stays if all units are pruned: norms, and the biases of output and down."""
     units = PruningUnits.of(model)
     expected = 0
     for index, layer in enumerate(layers_of(model)):

@@ -1,4 +1,4 @@
-"""How often the host waits for the device in a step, counted on a GPU that is not there."""
+"""Counts how often the host waits for the device in a step, on a simulated GPU."""
 
 from collections.abc import Callable
 
@@ -94,9 +94,8 @@ def test_a_step_hardly_waits_and_learns_what_it_learns_on_the_host(name, executo
         agent = AGENTS[name](env_of(4, executor))
         waits = learn(agent, device.waits)
         steps = [after - before for before, after in zip(waits[1:-1], waits[2:], strict=True)]
-        assert steps == [expected] * (STEPS - 2), (
-            device.waits
-        )  # the first step sends what stays there
+        # The first step sends what stays on the device.
+        assert steps == [expected] * (STEPS - 2), device.waits
         learned = agent.probabilities.cpu()
     torch.testing.assert_close(learned, near.probabilities, rtol=0, atol=1e-9)
 

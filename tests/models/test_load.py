@@ -52,7 +52,7 @@ def edit_config(directory: Path, **changes) -> None:
 
 @pytest.fixture
 def no_weights_are_read(monkeypatch):
-    """What is wrong must be said before any weights are read."""
+    """Fails if weights are read before the error is raised."""
 
     def read(*args, **kwargs):
         raise AssertionError("weights were read")

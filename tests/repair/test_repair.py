@@ -52,7 +52,7 @@ def seen_by(model, layer) -> dict[str, torch.Tensor]:
 
 
 def kept_inputs(linear, units, layer, kind, mask) -> torch.Tensor | None:
-    """Which inputs of a projection a mask keeps, (inputs,) bool; None if its block is gone."""
+    """The inputs of a projection that a mask keeps, (inputs,) bool; None if its block is pruned."""
     kept = torch.ones(linear.in_features, dtype=torch.bool)
     blocks = {"heads": ("attention", "layer"), "channels": ("mlp", "layer")}[kind]
     for group in (group for group in units.groups if group.layer == layer):

@@ -29,7 +29,7 @@ def some(lm: MaskedLM) -> torch.Tensor:
 def test_too_little_text_needs_damping(family):
     lm = tiny_lm(tiny_model(family))
     mask, few = some(lm), tokens(batch=1, length=5)
-    with pytest.raises(PruningError, match="inputs of the .* layer . are singular; damp them"):
+    with pytest.raises(PruningError, match="layer . are singular"):
         fit_repair(lm, mask, few, "least-squares", damping=0)
     found = fit_repair(lm, mask, few, "least-squares")
     with repaired(lm, found):
@@ -50,7 +50,7 @@ def test_activations_that_overflow_are_an_error():
     with torch.no_grad():
         projections_of(model, 1)[0].weight.mul_(1e38)
     lm = tiny_lm(model)
-    with pytest.raises(PruningError, match="overflow or are not numbers; choose dtype"):
+    with pytest.raises(PruningError, match="overflow .* dtype"):
         fit_repair(lm, some(lm), WINDOWS, "least-squares")
     assert not any(m._forward_pre_hooks for m in model.modules())
 

@@ -13,7 +13,7 @@ from pgprune.utils.process_pool import run_tasks
 
 
 def note(path: Path) -> None:
-    """What a worker does: it writes down its number."""
+    """Writes the number of its worker."""
     if path.name == "bad":
         raise ValueError("bad luck")
     path.write_text(str(worker()))
