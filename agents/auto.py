@@ -1,14 +1,14 @@
 """The recommended agent: a policy gradient over how much each layer keeps, then over single units.
 
-Which units of a layer matter, a metric says from a few forward passes; how layers compare, it does
-not know. So the policy has one number for each (layer, kind), which is added to the metric's scores
-of that group before the budget rounds them to a mask. The policy is a Gaussian over these offsets,
-a few dozen numbers even for a 70B model, and learns by the natural policy gradient: the mean and
-deviations follow what the better half of each step's masks have in common. Masks of a step share
-one batch and come in antithetic pairs, so that neither the batch nor the mean's own loss is noise.
+A metric ranks the units of a layer from a few forward passes, but does not compare layers. So the
+policy has one number for each (layer, kind), which is added to the metric's scores of that group
+before the budget rounds them to a mask. The policy is a Gaussian over these offsets, a few dozen
+numbers even for a 70B model, and learns by the natural policy gradient: the mean and deviations
+follow what the better half of each step's masks have in common. Masks of a step share one batch
+and come in antithetic pairs, so that neither the batch nor the loss at the mean is noise.
 
-A few hundred evaluations settle that. Where there are many more, the rest of them learn single
-units, with one keep probability for each as in ``agents/reinforce.py``, around the answer so far.
+A few hundred evaluations are enough for that. The others, if there are many, learn single units
+with one keep probability for each, as in ``agents/reinforce.py``, around the mask found so far.
 
 Source: separable natural evolution strategies (Wierstra et al. 2014, JMLR 15, Algorithm 6), which
 are REINFORCE with a Gaussian policy, natural gradients and rank-based advantages; and then the
@@ -31,14 +31,14 @@ from pgprune.errors import PruningError
 from pgprune.metrics import Importance
 from pgprune.utils.options import Config, option
 
-_ALLOCATION = 300  # evaluations after which offsets hardly gain
-_MANY = 1000  # from so many evaluations on, single units are worth learning
+_ALLOCATION = 300  # evaluations, after which offsets hardly improve
+_MANY = 1000  # evaluations, from which on single units are worth learning
 _SHARPNESS = 2.0  # of keep probabilities, by standard deviations of scores from the border
 
 
 @dataclass(frozen=True)
 class AutoConfig(Config):
-    """The recommended agent: how widely it looks, and how long at layers only."""
+    """The recommended agent: how widely it searches, and how long it learns layers only."""
 
     population: int = option(10, "auto: masks per step, in antithetic pairs", minimum=2)
     deviation: float = option(
@@ -76,7 +76,7 @@ class Auto(Agent):
 
     Args:
         env: the vector environment; its ``num_envs`` is the population.
-        config: how widely it looks.
+        config: how widely it searches.
         importance: of the units, or the name of a metric; ``auto`` is ``stream-error`` for heads
             and channels.
         seed: of the masks and of the calibration stream.
@@ -84,7 +84,7 @@ class Auto(Agent):
     Attributes:
         scores: of the units, which offsets are added to, (n,) float64.
         mean: of the offsets, (groups,) float64.
-        average: of the means of all steps so far, the later the more, (groups,) float64.
+        average: mean of ``mean`` over all steps, where later ones weigh more, (groups,) float64.
         deviation: of the offsets, (groups,) float64.
         keep: probabilities of single units, (n,) float64; (0,) until they are learned.
 
@@ -111,24 +111,24 @@ class Auto(Agent):
 
     @property
     def probabilities(self) -> Tensor:
-        """How probable the policy keeps each unit, (n,) float64; while it learns layers, a mask."""
+        """Keep probability of each unit, (n,) float64; 0 or 1 while it learns layers."""
         return self.keep if len(self.keep) else super().probabilities
 
     def mask(self) -> Tensor:
-        """The answer: the mask of the average offsets or of the probabilities, (n,) uint8."""
+        """Returns the mask of the average offsets or of the probabilities, (n,) uint8."""
         if len(self.keep):
             return self.budget.round(self.keep)
         return self._masks(self.average[None])[0]
 
     def draw(self) -> Tensor:
-        """One mask from the policy, (n,) uint8."""
+        """Draws one mask from the policy, (n,) uint8."""
         if len(self.keep):
             return sample(self.keep, 1, self._other_generator)[0]
         noise = torch.randn(1, len(self.mean), generator=self._other_generator).double()
         return self._masks(self.mean + self.deviation * noise)[0]
 
     def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
-        """One step of what is to be learned now: offsets, or single units."""
+        """Does one step of the current stage: learns offsets, or single units."""
         first = self.steps_for(self.config.evaluations_of_layers(total_timesteps))
         if self.budget.units.n == len(self.mean):  # each offset is of a single unit anyway
             first = total_steps
@@ -141,8 +141,9 @@ class Auto(Agent):
         return self._figures(losses, own)
 
     def _learn_offsets(self) -> Tensor:
-        """Draws masks, evaluates them on one batch and follows the better ones; losses (K,)."""
+        """Draws masks, evaluates them on one batch and moves to the better ones; losses (K,)."""
         size = (self.config.population // 2, len(self.mean))
+        # Antithetic pairs: the loss at the mean cancels in the difference of a pair.
         half = torch.randn(size, generator=self._generator, dtype=torch.float64)
         noise = torch.cat([half, -half])  # (K, groups)
         masks = self._masks(self.mean + self.deviation * noise)  # (K, n)
@@ -150,18 +151,19 @@ class Auto(Agent):
         if self._can_learn(losses.isfinite(), least=2):
             ranked = noise[losses.nan_to_num(torch.inf).argsort(stable=True)]  # the best first
             self.mean, self.deviation = natural_step(self.mean, self.deviation, ranked)
-            # Steps 1, 2, ... weigh 1, 2, ...: an average that forgets where it came from.
+            # Step t has weight t, so that the average forgets the start.
             self.average = self.average.lerp(self.mean, 2 / (self.steps + 2))
         return losses
 
     def _learn_units(self, done: int, steps: int) -> Tensor:
-        """One step of REINFORCE over single units, of so many; losses (K,)."""
+        """Does one step of REINFORCE over single units; returns losses (K,)."""
         if not len(self.keep):
             self.keep = self.start_of_units()
         masks = sample(self.keep, self.config.population, self._generator)  # (K, n)
         losses = self._losses(masks)  # (K,)
         usable = losses.isfinite()
         if self._can_learn(usable, least=2):
+            # Eqs. (7) and (8) of the paper, with the other masks' mean loss as the baseline.
             advantage = advantages(losses[usable], "leave-one-out", 0.0)
             step = gradient(masks[usable], advantage, self.keep, "preconditioned")
             rate = unit_learning_rate(steps) * cosine(done / steps)
@@ -169,12 +171,12 @@ class Auto(Agent):
         return losses
 
     def start_of_units(self) -> Tensor:
-        """Keep probabilities by how far scores are from the border that the answer draws, (n,)."""
+        """Returns keep probabilities (n,), by how far scores are from the threshold of ``mask``."""
         scores = self.scores + self.average[self.budget.units.group]
         return self.budget.project(on_budget(_SHARPNESS * scores, self.budget).sigmoid())
 
     def _masks(self, offsets: Tensor) -> Tensor:
-        """The masks of offsets: (K, groups) -> (K, n) uint8."""
+        """Rounds offsets to masks: (K, groups) -> (K, n) uint8."""
         return masks_of(offsets, self.scores, self.budget)
 
 
@@ -192,17 +194,19 @@ def natural_step(mean: Tensor, deviation: Tensor, noise: Tensor) -> tuple[Tensor
     count, dimensions = noise.shape
     advantage = advantages_of_ranks(count)
     rate = (3 + math.log(dimensions)) / (5 * math.sqrt(dimensions))
+    # sigma <- sigma exp(rate / 2 sum_k u_k (eps_k^2 - 1)), mu <- mu + sigma sum_k u_k eps_k
     grown = (rate / 2 * (advantage @ (noise.square() - 1))).exp()
     return mean + deviation * (advantage @ noise), deviation * grown
 
 
 def unit_learning_rate(steps: int) -> float:
-    """The step size at the start of so many steps over single units, after which it falls to 0."""
+    """Returns the first step size for single units, which falls to 0 over ``steps`` steps."""
     return min(0.3, 40 / steps)
 
 
 def advantages_of_ranks(count: int) -> Tensor:
-    """What the best, second best, ... of a step's masks count, (count,) float64; their sum is 0."""
+    """Returns the advantage of each rank, the best first, (count,) float64; the sum is 0."""
+    # u_k = max(0, log(K/2 + 1) - log k) / sum - 1/K (Table 1)
     ranks = torch.arange(1, count + 1, dtype=torch.float64)
     gains = (math.log(count / 2 + 1) - ranks.log()).clamp(min=0)
     return gains / gains.sum() - 1 / count

@@ -1,4 +1,4 @@
-"""What all agents of this project share: the answer, and saving without a pickle."""
+"""The base of all agents: the learning loop, the mask, and saving without a pickle."""
 
 import json
 import math
@@ -32,24 +32,24 @@ Callback = Callable[[Any, dict[str, float]], bool | None]
 
 
 class Agent(ABC):
-    """An agent's answer and its state; how one step learns is its own file's matter.
+    """Base of an agent; a subclass says how one step learns and which mask it has found.
 
     Args:
         env: the vector environment, whose ``num_envs`` masks make a step.
-        masks: how many the agent's settings ask for; None takes what the environment has.
+        masks: number that the agent's settings ask for; None takes that of the environment.
         seed: of the masks and of the calibration stream.
 
     Attributes:
         steps: steps done.
         skipped: masks whose loss was not a finite number.
-        in_vain: steps in a row without enough finite losses to learn from.
+        in_vain: steps in a row with too few finite losses to learn from.
 
     Raises:
         PruningError: another environment, or one with another number of masks.
     """
 
     saved_tensors: ClassVar[tuple[str, ...]] = ()
-    """Attributes that make up the state beside the generator; the first is over the units."""
+    """Attributes of the state besides the generator; the first has an entry for each unit."""
 
     saved_values: ClassVar[tuple[str, ...]] = COUNTS
     """Attributes that go into the state as JSON."""
@@ -110,12 +110,12 @@ class Agent(ABC):
 
     @property
     def probabilities(self) -> Tensor:
-        """How probable the policy keeps each unit, (n,) float64; by default, its answer."""
+        """Keep probability of each unit, (n,) float64; by default 0 or 1, as in ``mask``."""
         return self.mask().double()
 
     @abstractmethod
     def mask(self) -> Tensor:
-        """The answer: a mask within the budget, (n,) uint8 on the CPU."""
+        """Returns the mask that it has found, within the budget, (n,) uint8 on the CPU."""
 
     @abstractmethod
     def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
@@ -123,10 +123,10 @@ class Agent(ABC):
 
     @abstractmethod
     def draw(self) -> Tensor:
-        """One mask from the current policy, (n,) uint8."""
+        """Draws one mask from the current policy, (n,) uint8."""
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a resume needs: tensors, and values that JSON can hold."""
+        """Returns all that a resume needs: tensors, and values that JSON can hold."""
         tensors = {name: getattr(self, name) for name in self.saved_tensors}
         tensors["generator"] = self._generator.get_state()
         return tensors, {name: getattr(self, name) for name in self.saved_values}
@@ -166,7 +166,7 @@ class Agent(ABC):
         total_steps = self.steps_for(total_timesteps)
         self.env.reset(seed=self.seed)
         for stream in self.env.streams:
-            stream.seek(self.steps)
+            stream.seek(self.steps)  # one batch a step, so that a resume continues there
         remaining: Any = range(self.steps, total_steps)
         for _ in track(remaining, "learning") if progress_bar else remaining:
             figures = self._learn_step(total_steps, total_timesteps)
@@ -175,7 +175,7 @@ class Agent(ABC):
         return self
 
     def steps_for(self, total_timesteps: int) -> int:
-        """Steps that ``total_timesteps`` mean at this batch size and number of masks."""
+        """Converts ``total_timesteps`` to steps of this batch size and number of masks."""
         return max(1, math.ceil(total_timesteps * TOKENS_PER_TIMESTEP / self.step_tokens))
 
     @property
@@ -190,34 +190,31 @@ class Agent(ABC):
         return self.env.num_envs * stream.batch_size * stream.sequence_length
 
     def _losses(self, masks: Tensor) -> Tensor:
-        """The losses of masks (K, n) on the next batch, (K,) float64, on the host."""
+        """Evaluates masks (K, n) on the next batch: losses (K,) float64 on the host."""
         (losses,) = read(self._losses_on_device(masks))  # the one wait for the device in a step
         return losses
 
     def _losses_on_device(self, masks: Tensor) -> Tensor:
-        """The same on the model's device, without waiting for it if the masks are on the host."""
+        """Does the same on the model's device, without waiting for it if masks are on the host."""
         return -torch.as_tensor(self.env.step(masks)[1])
 
     def _figures(
         self, losses: Tensor, own: dict[str, float], shares: Tensor | None = None
     ) -> dict[str, float]:
-        """What is logged of a step: of its losses, (K,), the agent's own, and of the policy.
-
-        ``shares`` are those of the policy if they are on the host already.
-        """
+        """Returns what is logged: losses (K,), own figures, and kept shares, (kinds,)."""
         loss = float(losses[losses.isfinite()].mean())  # nan if there is none
-        found = {"rollout/loss": loss, "rollout/reward": -loss} | own
+        figures = {"rollout/loss": loss, "rollout/reward": -loss} | own
         shares = self._shares() if shares is None else shares
         for kind, share in zip(self.budget.units.kinds, shares.tolist(), strict=True):
-            found[f"policy/kept_share/{kind}"] = share
-        return found | {"train/skipped": float(self.skipped)}
+            figures[f"policy/kept_share/{kind}"] = share
+        return figures | {"train/skipped": float(self.skipped)}
 
     def _shares(self) -> Tensor:
         """Mean keep probability of each kind of unit, (kinds,), where the policy is."""
         return self.budget.units.kind_shares(self.probabilities[None])[0]
 
     def _can_learn(self, finite: Tensor, least: int = 1) -> bool:
-        """Counts losses that are not finite, (K,), and whether the others are enough."""
+        """Counts losses that are not finite, (K,); returns whether enough others are left."""
         self.skipped += int((~finite).sum())
         enough = int(finite.sum()) >= least
         self.in_vain = 0 if enough else self.in_vain + 1
@@ -239,12 +236,12 @@ class Agent(ABC):
     def predict(
         self, observation: Any = None, state: Any = None, deterministic: bool = True
     ) -> tuple[npt.NDArray[np.int8], Any]:
-        """A mask (n,) as an action: the answer, or a draw from the policy.
+        """Returns a mask (n,) as an action: ``mask``, or a draw from the policy.
 
         Args:
             observation: not used, as what comes next does not depend on the last mask.
             state: returned as it is.
-            deterministic: the answer instead of a draw.
+            deterministic: ``mask`` instead of a draw.
         """
         mask = self.mask() if deterministic else self.draw()
         return mask.cpu().numpy().astype(np.int8), state
@@ -276,7 +273,7 @@ class Agent(ABC):
 
 
 def lowest(losses: Tensor) -> float:
-    """The lowest of losses, (K,), that is a number; inf if there is none."""
+    """Returns the lowest of losses, (K,), that is a number; inf if there is none."""
     return float(losses.nan_to_num(torch.inf, torch.inf).min())
 
 

@@ -1,11 +1,11 @@
-"""CMA-ES (Hansen & Ostermeier 2001) by the library pycma: search that knows no gradients.
+"""CMA-ES (Hansen & Ostermeier 2001) by the library pycma: a search without gradients.
 
 It searches among the offsets of every (layer, kind), as the recommended agent does, or among
 offsets of every single unit. Masks of a step share one batch, and only the order of their losses
 counts.
 
-The library's state is no file of ours: what is saved are the losses that it was told. All it does
-follows from them and from the seed, so that a resume asks and tells it everything once more.
+A checkpoint holds the losses that the library was told, because its own state would be a pickle.
+All it does follows from them and from the seed: a resume replays them.
 """
 
 import copy
@@ -32,7 +32,7 @@ Numbers = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class CMAESConfig(Config):
-    """CMA-ES: how widely it looks."""
+    """CMA-ES: how widely it searches."""
 
     cma_population: int = option(10, "cma-es: masks per step", minimum=4)
     cma_deviation: float = option(
@@ -50,7 +50,7 @@ class CMAES(Agent):
 
     Args:
         env: the vector environment; its ``num_envs`` is the population.
-        config: how widely it looks.
+        config: how widely it searches.
         importance: of the units, or the name of a metric; ``auto`` is ``stream-error`` for heads
             and channels.
         seed: of the masks and of the calibration stream.
@@ -105,12 +105,12 @@ class CMAES(Agent):
         return torch.tensor(self._search.mean, dtype=torch.float64)
 
     def mask(self) -> Tensor:
-        """The answer: the mask of the mean offsets, (n,) uint8 on the CPU."""
+        """Returns the mask of the mean offsets, (n,) uint8 on the CPU."""
         return masks_of(self.mean[None], self.scores, self.budget)[0]
 
     def draw(self) -> Tensor:
-        """One mask from the search distribution, (n,) uint8."""
-        sampler = copy.deepcopy(self._search.sm)
+        """Draws one mask from the search distribution, (n,) uint8."""
+        sampler = copy.deepcopy(self._search.sm)  # so that drawing does not disturb the search
         sampler.randn = _normal(self._other_generator)
         step = self._search.sigma * (self._search.sigma_vec * np.asarray(sampler.sample(1)[0]))
         return masks_of(self.mean[None] + torch.tensor(step), self.scores, self.budget)[0]
@@ -121,7 +121,7 @@ class CMAES(Agent):
         return tensors, {name: getattr(self, name) for name in self.saved_values}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Continues from what ``state`` returned, by asking and telling everything once more.
+        """Continues from what ``state`` returned, by replaying the saved losses.
 
         Raises:
             PruningError: the state is over another number of units or of another population, or
@@ -136,13 +136,16 @@ class CMAES(Agent):
                 "action it was saved with"
             )
         self.scores, self.losses = tensors["scores"], losses
+        # Replay: with the same seed, ``ask`` returns the offsets of the saved run. Telling it the
+        # saved losses restores covariance, paths and random generator bit for bit.
         self._search = self._new_search(values["seed"])
         for row in losses:
             self._tell(self._search.ask(), row)
+        # Another machine or version may round differently, which the mean would show.
         if not torch.equal(self.mean, tensors["mean"]):
             raise PruningError(
-                "cma-es does not come to the saved mean again, so this is another machine, number "
-                "of threads or version of the package cma than it was saved with; go on there"
+                "cma-es does not reach the saved mean again, so this is another machine, number of "
+                "threads or version of the package cma than it was saved with; resume there"
             )
         for name in self.saved_values:
             setattr(self, name, values[name])
@@ -161,7 +164,7 @@ class CMAES(Agent):
         return self._figures(losses, own)
 
     def _tell(self, offsets: list[Numbers], losses: Tensor) -> None:
-        """Tells the losses (K,) of offsets; those that are no numbers are the worst."""
+        """Tells the losses (K,) of offsets; those that are not finite are the worst."""
         finite = losses.isfinite()
         if int(finite.sum()) >= _least(losses):
             worst = float(losses[finite].max())
@@ -186,10 +189,10 @@ def dimensions(action: str | None, units: PruningUnits) -> int:
 
 
 def _least(losses: Tensor) -> int:
-    """How many losses must be numbers, for the better half to be chosen among them."""
+    """Returns how many losses must be finite: the library learns from the better half."""
     return len(losses) // 2
 
 
 def _normal(generator: torch.Generator) -> Callable[..., Numbers]:
-    """Standard normal numbers in the shape that the library asks for."""
+    """Returns a source of standard normal numbers as the library calls it."""
     return lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64).numpy()

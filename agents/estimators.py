@@ -2,8 +2,8 @@
 
 With s the keep probabilities and L_k the loss of mask m_k, each estimate is
 sum_k (L_k - b_k) score(m_k, s) / divisor, in float64. Masks are drawn independently, or in
-antithetic pairs, whose scores know of each other (DisARM: Dong, Mnih & Tucker, NeurIPS 2020).
-A loss that is NaN counts as if its mask had not been drawn. Nothing here waits for the device.
+antithetic pairs, whose scores depend on both masks (DisARM: Dong, Mnih & Tucker, NeurIPS 2020).
+A mask whose loss is NaN counts as not drawn. Nothing here waits for the device.
 """
 
 import math
@@ -32,7 +32,7 @@ def sample(
 
 
 def masks_from(uniform: Tensor, probabilities: Tensor, sampling: str) -> Tensor:
-    """Masks from uniform numbers in [0, 1).
+    """Makes masks from uniform numbers in [0, 1).
 
     Args:
         uniform: (K, n), or (K/2, n) for ``antithetic``.
@@ -45,19 +45,19 @@ def masks_from(uniform: Tensor, probabilities: Tensor, sampling: str) -> Tensor:
     """
     masks = uniform < probabilities
     if sampling == "antithetic":
-        masks = torch.cat([masks, uniform >= 1 - probabilities])
+        masks = torch.cat([masks, uniform >= 1 - probabilities])  # 1 - u <= s
     return masks.to(torch.uint8)
 
 
 def score_function(
     masks: Tensor, probabilities: Tensor, score: str, sampling: str = "independent"
 ) -> Tensor:
-    """What weighs the loss of each mask in the gradient, (K, n) float64.
+    """Computes the weights of each loss in the gradient, (K, n) float64.
 
-    For independent masks that is the derivative of log p(m|s) in s (Remark 4); for antithetic pairs
-    DisARM's (m - m') / min(s, 1 - s), with m' the other mask of the pair: the mean of these
-    derivatives over all that u may have been, given both masks. ``preconditioned`` scores are these
-    times sqrt(s(1-s)).
+    For independent masks they are the derivative of log p(m|s) in s, (m - s) / (s(1 - s)) (Remark
+    4). For antithetic pairs they are DisARM's (m - m') / min(s, 1 - s) with m' the other mask of
+    the pair: the mean of these derivatives over all u that give both masks. ``preconditioned``
+    scores are these times sqrt(s(1 - s)).
     """
     variance = (probabilities * (1 - probabilities)).clamp(min=_FLOOR)
     if sampling == "independent":
@@ -70,25 +70,25 @@ def score_function(
 
 
 def complete(finite: Tensor, sampling: str) -> Tensor:
-    """Which masks can be learned from, (K,): those with a loss, and in pairs both."""
+    """Marks masks to learn from, (K,): those with a finite loss, in pairs only both."""
     return finite if sampling == "independent" else finite & finite.roll(len(finite) // 2)
 
 
 def cosine(done: float) -> float:
-    """What a step size is multiplied by when this share of the steps is done: from 1 to 0."""
+    """Returns the factor of a step size when this share of the steps is done: from 1 to 0."""
     return (1 + math.cos(math.pi * done)) / 2
 
 
 def moving_average(previous: float | Tensor, losses: Tensor, window: int) -> Tensor:
-    """Eq. (8): the baseline after this step's losses (K,), which are inside it; a scalar."""
+    """Computes Eq. (8): the baseline after this step's losses (K,), included in it; a scalar."""
     return (1 - 1 / window) * previous + losses.nanmean() / window
 
 
 def advantages(losses: Tensor, baseline: str, average: float | Tensor) -> Tensor:
-    """Losses (K,) minus their baseline; ``average`` is the moving average after this step."""
+    """Subtracts the baseline from losses (K,); ``average`` is the moving one after this step."""
     if baseline == "moving-average":
         return losses - average
-    if baseline == "leave-one-out":
+    if baseline == "leave-one-out":  # the mean loss of the other masks
         return losses - (losses.nansum() - losses) / (_count(losses) - 1)
     return losses
 
@@ -100,7 +100,7 @@ def gradient(
     score: str,
     sampling: str = "independent",
 ) -> Tensor:
-    """The estimate of the gradient in s, (n,) float64.
+    """Estimates the gradient in s, (n,) float64.
 
     ``paper`` is the mean over masks (Eq. 7); ``preconditioned`` divides the sum by K - 1, as the
     released code does.
@@ -113,11 +113,12 @@ def gradient(
         sampling: how the masks were drawn.
     """
     count = _count(advantage)
+    # sum_k (L_k - b_k) score(m_k, s) / divisor; a mask whose loss is NaN adds nothing.
     divisor = count if score == "paper" else (count - 1).clamp(min=1)
     scores = score_function(masks, probabilities, score, sampling)
     return advantage.to(probabilities).nan_to_num(0.0) @ scores / divisor
 
 
 def _count(values: Tensor) -> Tensor:
-    """How many of some values (K,) are numbers, a scalar on their device."""
+    """Counts the values (K,) that are not NaN, a scalar on their device."""
     return values.isnan().logical_not().sum()

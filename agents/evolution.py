@@ -1,10 +1,10 @@
-"""Evolution of masks: swap kept for pruned units, and let few tokens sort out the bad swaps.
+"""Evolution of masks: swaps kept for pruned units, and drops bad swaps after a few tokens.
 
 Each generation mutates the parent mask. A mutation moves capacity from one (layer, kind) to another
-of the same pool (or the same one): it prunes as many kept units of the one as it keeps pruned units
-of the other, mostly those that the metric finds closest to the border. All offspring are judged on
-a few sequences of the batch; the better half goes on to twice as many, and so on, up to the whole
-batch. The best of the last stage becomes the parent, which is itself judged in every stage.
+of the same pool (or the same one): it prunes as many kept units of one as it keeps pruned units of
+the other, mostly those whose scores are closest to the threshold. All offspring are evaluated on a
+few sequences of the batch, the better half on twice as many, and so on, up to the whole batch. The
+best of the last stage becomes the parent, which is itself evaluated in every stage.
 
 Source: after EvoPress (Sieberling et al. 2024, arXiv 2410.14649), whose mutations switch levels of
 compression between layers, and whose selection has stages of more and more tokens.
@@ -43,7 +43,7 @@ class EvolutionConfig(Config):
 
     @property
     def masks(self) -> int:
-        """Masks of a step, of which the first stage judges all."""
+        """Masks of a step, all of which the first stage evaluates."""
         return self.offspring
 
 
@@ -83,16 +83,16 @@ class Evolution(Agent):
         self._neighbours = {int(group): groups for groups in pools for group in groups}
 
     def mask(self) -> Tensor:
-        """The answer: the parent, (n,) uint8 on the CPU."""
+        """Returns the parent, (n,) uint8 on the CPU."""
         return self.parent.clone()
 
     def draw(self) -> Tensor:
-        """One mutation of the parent, (n,) uint8."""
+        """Draws one mutation of the parent, (n,) uint8."""
         return self._mutated(self._other_generator)
 
     @property
     def step_tokens(self) -> int:
-        """Tokens of a generation: each stage judges its masks and the parent on what is new."""
+        """Tokens of a generation; a stage evaluates its masks and the parent on new sequences."""
         sequences = done = 0
         for count, stop in self.stages():
             sequences += (count + 1) * (stop - done)
@@ -100,13 +100,14 @@ class Evolution(Agent):
         return sequences * self.env.stream.sequence_length
 
     def stages(self) -> list[tuple[int, int]]:
-        """Offspring that each stage judges, and on how many sequences of the batch."""
+        """Returns for each stage its offspring and the sequence of the batch that it ends at."""
         batch, stages = self.env.stream.batch_size, self.config.stages
+        # The last stage ends at the whole batch, each earlier one at half of the next.
         stops = sorted({max(1, batch >> left) for left in range(stages)})
         return [(max(1, self.config.offspring >> i), stop) for i, stop in enumerate(stops)]
 
     def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
-        """One generation."""
+        """Does one generation; returns its figures."""
         fresh = [self._mutated(self._generator) for _ in range(self.config.offspring)]
         masks = torch.stack([self.parent, *fresh])  # (1 + K, n)
         batch = self.env.stream.next()  # (B, T)
@@ -125,16 +126,16 @@ class Evolution(Agent):
         return self._figures(first, {"rollout/best_loss": lowest(sums[alive]) / done})
 
     def _mutated(self, generator: torch.Generator) -> Tensor:
-        """The parent with a few switches between groups, as the budget allows, (n,) uint8."""
+        """Returns the parent with a few switches between groups, within the budget, (n,) uint8."""
         kept = self.parent.bool()
         draws = torch.randint(1, _MOST_SWITCHES + 1, (2,), generator=generator)
         for _ in range(int(draws.min())):
             kept = self.switched(kept, generator)
-        # Units of a pool may differ in cost; then what is left goes by importance.
+        # Units of a pool may differ in cost; then scores decide what fits of the rest.
         return self.budget.round(kept + self.scores.sigmoid())
 
     def switched(self, kept: Tensor, generator: torch.Generator) -> Tensor:
-        """A mask (n,) bool with units of one group pruned and as many of another kept."""
+        """Prunes units of one group of a mask (n,) bool and keeps equally many of another."""
         group, groups = self.budget.units.group, self.budget.units.groups
         has_kept = torch.bincount(group, kept.double(), len(groups)) > 0
         has_pruned = torch.bincount(group, (~kept).double(), len(groups)) > 0
@@ -149,6 +150,7 @@ class Evolution(Agent):
         given = torch.nonzero(kept & (group == giver)).flatten()
         taken = torch.nonzero(~kept & (group == taker)).flatten()
         count = min(len(given), len(taken), self._count(giver, taker, generator))
+        # A random temperature: sometimes the units closest to the threshold, sometimes any.
         noise = torch.rand(1, generator=generator, dtype=torch.float64)
         scores = self.scores + noise * torch.randn(len(kept), generator=generator).double()
         kept = kept.clone()
@@ -157,7 +159,7 @@ class Evolution(Agent):
         return kept
 
     def _count(self, giver: int, taker: int, generator: torch.Generator) -> int:
-        """Units that a switch moves: its logarithm is uniform, so that single ones are common."""
+        """Draws how many units a switch moves, log-uniformly, so that single ones are common."""
         groups = self.budget.units.groups
         smaller = min(groups[index].stop - groups[index].start for index in (giver, taker))
         most = max(1.0, self.config.reach * smaller)
@@ -166,15 +168,15 @@ class Evolution(Agent):
 
 
 def _best(sums: Tensor, rows: Tensor, count: int) -> Tensor:
-    """Of rows, (r,), those with the lowest sums of losses, (count,) or all if they are fewer."""
+    """Returns the rows, of (r,), with the lowest sums of losses: (count,), or all if fewer."""
     return rows[_numbers(sums[rows]).argsort(stable=True)[:count]]
 
 
 def _numbers(losses: Tensor) -> Tensor:
-    """Losses, (k,); those that are no numbers are the worst."""
+    """Replaces losses, (k,), that are not finite by infinity."""
     return losses.where(losses.isfinite(), torch.inf)
 
 
 def _below(limit: int, generator: torch.Generator) -> int:
-    """A random index below a limit."""
+    """Draws an index below a limit."""
     return int(torch.randint(limit, (), generator=generator))

@@ -10,19 +10,19 @@ _BISECTIONS = 40
 
 
 def logits_of(probabilities: Tensor, budget: Budget) -> Tensor:
-    """The bounded logits of keep probabilities (n,), on the budget: (n,) float64."""
+    """Converts keep probabilities (n,) to bounded logits on the budget, (n,) float64."""
     return on_budget(probabilities.double().logit().clamp(-BOUND, BOUND), budget)
 
 
 def on_budget(logits: Tensor, budget: Budget) -> Tensor:
-    """Shifts all logits of a pool by one number, so that as much is kept as the budget allows.
+    """Shifts all logits of a pool by one number, so that the kept share meets the budget.
 
     ``Budget.project`` does the same with probabilities; a shift of logits keeps the odds between
     units, and leaves no probability at 0 or 1, where a policy gradient ends.
 
     Args:
         logits: (n,) on the CPU.
-        budget: whose shares are met; what no logit within the bounds can meet is approached.
+        budget: gives the shares; one that no logits within the bounds meet is approached.
 
     Returns:
         Logits within ``-BOUND`` and ``BOUND``, (n,) float64.
@@ -30,7 +30,8 @@ def on_budget(logits: Tensor, budget: Budget) -> Tensor:
     shifted = torch.empty_like(logits, dtype=torch.float64)
     for pool in budget.pools:
         own, cost = logits[pool.members].double(), pool.cost.double()
-        low, high = own.min() - BOUND, own.max() + BOUND  # keep all, keep as good as nothing
+        # Bisection on v: sum_i c_i sigmoid(clip(z_i - v)) falls in v and must not exceed the share.
+        low, high = own.min() - BOUND, own.max() + BOUND  # of all logits at +BOUND and at -BOUND
         for _ in range(_BISECTIONS):
             middle = (low + high) / 2
             over = cost @ (own - middle).clamp(-BOUND, BOUND).sigmoid() > pool.share

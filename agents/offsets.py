@@ -1,7 +1,7 @@
-"""From a metric's scores to masks: a number for each (layer, kind), added before the rounding.
+"""Layer offsets: a number for each (layer, kind), added to a metric's scores before rounding.
 
-Which units of a layer matter, a metric says from a few forward passes; how layers compare, it does
-not know. Agents that search among such offsets have a few dozen dimensions, whatever the model.
+A metric ranks the units of a layer from a few forward passes, but does not compare layers. Agents
+that search among these offsets have a few dozen dimensions, whatever the model.
 """
 
 import torch
@@ -14,7 +14,7 @@ from pgprune.metrics.initialization import metric_name
 
 
 def importance_of(env: LLMPruningVectorEnv, importance: Importance | str, seed: int) -> Importance:
-    """The importance of an environment's units, by the metric of a name if it is one.
+    """Returns the importance of an environment's units; runs the metric if it is a name.
 
     Args:
         env: whose units, model and calibration stream (its first 128 windows).
@@ -23,7 +23,7 @@ def importance_of(env: LLMPruningVectorEnv, importance: Importance | str, seed: 
         seed: of metrics that draw at random.
 
     Raises:
-        PruningError: an unknown metric, or one that does not score such units.
+        PruningError: an unknown metric, or one that does not score these units.
     """
     if not isinstance(importance, str):
         return importance
@@ -32,15 +32,15 @@ def importance_of(env: LLMPruningVectorEnv, importance: Importance | str, seed: 
 
 
 def scores_of(env: LLMPruningVectorEnv, importance: Importance | str, seed: int) -> Tensor:
-    """The standardised scores of the importance that ``importance_of`` gives, (n,) float64."""
+    """Returns the standardised scores of ``importance_of``, (n,) float64."""
     return importance_of(env, importance, seed).standardised(env.units)
 
 
 def masks_of(offsets: Tensor, scores: Tensor, budget: Budget) -> Tensor:
-    """The masks of offsets, one number for each group or for each unit.
+    """Adds offsets to scores, and rounds each sum to a mask.
 
     Args:
-        offsets: (K, groups), or (K, n).
+        offsets: one number for each group or each unit, (K, groups) or (K, n).
         scores: of the units, (n,), on the CPU.
         budget: which rounds their sums.
 

@@ -1,9 +1,8 @@
-"""Random search: what any agent that learns from its losses has to beat.
+"""Random search: the reference that an agent which learns from its losses has to beat.
 
-Each step draws offsets of every (layer, kind) around the metric's own scores, always as widely, and
-evaluates their masks and the best mask so far on one batch. The best of them goes on. Because the
-best so far is judged anew with the others, on the same tokens, no mask owes its place to an easy
-batch.
+Each step draws offsets of every (layer, kind) around the metric's scores, with a constant spread,
+and evaluates their masks and the best mask so far on one batch. The best of them is kept. The best
+so far is evaluated again with the others on the same tokens, so an easy batch favours no mask.
 """
 
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from pgprune.utils.options import Config, option
 
 @dataclass(frozen=True)
 class RandomSearchConfig(Config):
-    """Random search: how widely it looks."""
+    """Random search: how widely it searches."""
 
     candidates: int = option(
         10, "random-search: masks per step, including the best so far", minimum=2
@@ -41,14 +40,14 @@ class RandomSearch(Agent):
 
     Args:
         env: the vector environment; its ``num_envs`` is the number of candidates.
-        config: how widely it looks.
+        config: how widely it searches.
         importance: of the units, or the name of a metric; ``auto`` is ``stream-error`` for heads
             and channels.
         seed: of the masks and of the calibration stream.
 
     Attributes:
         scores: of the units, which offsets are added to, (n,) float64.
-        best: the mask that no other has beaten yet, (n,) uint8.
+        best: the best mask so far, (n,) uint8.
 
     Raises:
         PruningError: the config does not fit the environment.
@@ -69,11 +68,11 @@ class RandomSearch(Agent):
         self.best = self.budget.round(self.scores)
 
     def mask(self) -> Tensor:
-        """The answer: the best mask so far, (n,) uint8 on the CPU."""
+        """Returns the best mask so far, (n,) uint8 on the CPU."""
         return self.best.clone()
 
     def draw(self) -> Tensor:
-        """One mask of those that it tries, (n,) uint8."""
+        """Draws one mask as it tries them, (n,) uint8."""
         return self._masks(1, self._other_generator)[0]
 
     def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
@@ -88,7 +87,7 @@ class RandomSearch(Agent):
         return self._figures(losses, {"rollout/best_loss": lowest(losses)})
 
     def _masks(self, count: int, generator: torch.Generator) -> Tensor:
-        """Masks of random offsets, (count, n) uint8."""
+        """Draws masks of random offsets, (count, n) uint8."""
         size = (count, len(self.budget.units.groups))
         noise = torch.randn(size, generator=generator, dtype=torch.float64)
         return masks_of(self.config.spread * noise, self.scores, self.budget)

@@ -1,4 +1,4 @@
-"""Random numbers of one's own, for libraries that draw from the global generators."""
+"""A private copy of the global random generators, for libraries that draw from them."""
 
 import random
 from typing import Any
@@ -8,16 +8,16 @@ import torch
 
 
 class Randomness:
-    """The global generators of Python, NumPy and PyTorch (CPU), as if nobody else used them.
+    """Swaps in private states of the generators of Python, NumPy and PyTorch (CPU).
 
     Args:
-        seed: what they start from.
+        seed: of these states.
 
     Example:
         >>> ours = Randomness(seed=1)
         >>> with ours:
         ...     first = torch.rand(2)
-        >>> _ = torch.rand(5)  # somebody else's, which does not disturb ours
+        >>> _ = torch.rand(5)  # outside, which does not disturb ours
         >>> with ours:
         ...     second = torch.rand(2)
         >>> with Randomness(seed=1):

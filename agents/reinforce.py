@@ -82,7 +82,7 @@ class ReinforceConfig(Config):
     )
 
     def __post_init__(self) -> None:
-        """Refuses what an option does not allow, and N_s - 1 as a divisor where it is zero."""
+        """Refuses values that an option does not allow, and a divisor N_s - 1 of zero."""
         super().__post_init__()
         for name, value in (("score", self.score), ("baseline", self.baseline)):
             if self.masks_per_step < 2 and value in ("preconditioned", "leave-one-out"):
@@ -116,7 +116,7 @@ class ReinforceConfig(Config):
 
 
 def default_learning_rate(total_timesteps: int, granularity: str = "heads+channels") -> float:
-    """The step size for a number of mask evaluations: the paper's 2e-3 at its 30,000.
+    """Returns the step size for a number of mask evaluations: the paper's 2e-3 at its 30,000.
 
     The caps were chosen on grids; docs/reinforce.md has them and the command that regenerates them.
     A block or layer matters far more to the loss than a channel, so its probability needs smaller
@@ -204,7 +204,7 @@ class Reinforce(Agent):
         return cls(env, config, initial, rates, seed)
 
     def learning_rate(self, total_steps: int, total_timesteps: int) -> float:
-        """The step size of the current step; each stage of progressive pruning starts anew."""
+        """Returns the step size of the current step; each pruning stage restarts the schedule."""
         rate = self.config.learning_rate
         if rate is None:
             rate = default_learning_rate(total_timesteps, self.budget.units.granularity)
@@ -212,15 +212,15 @@ class Reinforce(Agent):
         return rate * cosine(self._stage(self.steps, total_steps)[1]) if falls else rate
 
     def mask(self) -> Tensor:
-        """The answer: the budget's rounding of the probabilities, (n,) uint8 on the CPU."""
+        """Returns the budget's rounding of the probabilities, (n,) uint8 on the CPU."""
         return self.budget.round(self.probabilities)
 
     def draw(self) -> Tensor:
-        """One mask from the Bernoulli policy, (n,) uint8."""
+        """Draws one mask from the Bernoulli policy, (n,) uint8."""
         return sample(self.probabilities, 1, self._other_generator)[0]
 
     def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
-        """One step of Algorithm 1; returns its figures."""
+        """Does one step of Algorithm 1; returns its figures."""
         config, kind = self.config, self.config.sampling
         stage, _ = self._stage(self.steps, total_steps)
         budget, rate = self._stages[stage], self.learning_rate(total_steps, total_timesteps)
@@ -263,7 +263,7 @@ class Reinforce(Agent):
         return self._figures(losses, own, shares)
 
     def _stage(self, step: int, total_steps: int) -> tuple[int, float]:
-        """The stage that a step belongs to, and the share of the stage that is done."""
+        """Returns the stage of a step, and the share of the stage that is done."""
         stage, rest = divmod(step * len(self._stages), total_steps)
         return stage, rest / total_steps
 

@@ -12,8 +12,8 @@ from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 Numbers = npt.NDArray[Any]
-_MOST = 10.0  # deviations that a reward can be from the reference's
-_ROUNDING = 1e-9  # of a loss, by which equal masks may differ
+_MOST = 10.0  # deviations between a reward and the reference's
+_ROUNDING = 1e-9  # relative difference in the losses of equal masks
 
 
 class PruningVecEnv(VecEnv):
@@ -22,9 +22,9 @@ class PruningVecEnv(VecEnv):
     Actions in a ``Box`` (behind ``VectorDensityAction`` or ``VectorScoreAction``) are offsets from
     ``start`` where that is given, so that an agent's first actions, near zero, are near it.
 
-    With ``reference`` the environment's last row is ``start`` itself and rewards are how much
-    better than it the others are, in the first step's deviations and at most 10 of them: what the
-    batch adds to all losses of a step cancels, also for agents that remember many batches' rewards.
+    With ``reference`` the environment's last row is ``start`` itself. Rewards are differences from
+    its reward, in deviations of the first step and at most 10 of them. So the difficulty of a batch
+    cancels, also for agents that remember the rewards of many batches.
 
     A loss that is not a finite number earns the lowest reward of its step.
 
@@ -52,7 +52,7 @@ class PruningVecEnv(VecEnv):
         super().__init__(rows, env.single_observation_space, env.single_action_space)
 
     def reset(self) -> Numbers:
-        """Starts an episode of every row; the calibration streams go on."""
+        """Starts an episode of every row; the calibration streams continue."""
         return self._env.reset()[0][: self.num_envs]
 
     def step_async(self, actions: Numbers) -> None:
@@ -60,7 +60,7 @@ class PruningVecEnv(VecEnv):
         self._actions = self.env_actions(actions)
 
     def env_actions(self, actions: Numbers) -> Tensor:
-        """What the environment is asked for actions (k, d): themselves, or ``start`` and they."""
+        """Converts actions (k, d) to those of the environment, which are offsets from ``start``."""
         rows = torch.from_numpy(np.asarray(actions))
         return rows if self._start is None else (self._start.float() + rows).clamp(-1, 1)
 

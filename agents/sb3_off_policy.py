@@ -88,7 +88,7 @@ class Td3Config(Sb3Config):
 
 
 def _critic_options(env: Any, rate: Any, seed: int) -> dict[str, Any]:
-    """What SAC and TD3 are made with: a gradient step for each mask, and no later rewards."""
+    """Returns the options that SAC and TD3 share."""
     return {
         "policy": "MlpPolicy",
         "policy_kwargs": {"net_arch": [64, 64]},

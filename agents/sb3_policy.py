@@ -1,8 +1,7 @@
-"""What Stable-Baselines3 lacks for masks of 10^5 units: a policy without a state, a clipped ratio.
+"""Policies for Stable-Baselines3 over masks of 10^5 units: no state, and a ratio for each unit.
 
-The probability of a mask is a product of n factors. Ratios of such products leave the range of
-floating-point numbers at n = 10^5 in PPO's first update, so everything here is per unit. So is what
-is small beside a gradient or a divergence in the library's defaults, where agents set it.
+The probability of a mask is a product of n factors. Ratios of these products leave the range of
+floating-point numbers at n = 10^5 in PPO's first update, so everything here is a mean over units.
 """
 
 import math
@@ -39,10 +38,10 @@ class UnitGaussian(DiagGaussianDistribution):
 
 
 class UnitPolicy(ActorCriticPolicy):
-    """A policy that looks at nothing: one logit a unit, or a mean and a deviation a dimension.
+    """A policy without an observation: a logit a unit, or a mean and a deviation a dimension.
 
-    What comes next does not depend on the last mask, so the critic, too, could only be a number.
-    The mean reward of a step, whose masks share a batch, is a better one; none is learned here.
+    The next batch does not depend on the last mask, so a critic could only learn one number. The
+    mean reward of a step, whose masks share a batch, is a better baseline; no critic is learned.
 
     Args:
         *args: as ``ActorCriticPolicy``.
@@ -85,9 +84,9 @@ class UnitPolicy(ActorCriticPolicy):
 class UnitPPO(PPO):
     """PPO with the ratio of each unit's probabilities clipped by itself.
 
-    At the old policy the gradient is PPO's; a unit whose probability has moved far enough rests
-    while the others go on, where one ratio for the mask would stop them all, or overflow.
-    A rollout is one batch, as its masks share their text.
+    At the old policy the gradient is PPO's. A unit whose probability has moved far enough stops
+    while the others continue; one ratio for the mask would stop them all, or overflow.
+    A rollout is one batch, because its masks share their text.
     """
 
     def train(self) -> None:
@@ -119,10 +118,10 @@ class UnitPPO(PPO):
 
 
 def unit_policy_options(env: Any, start: Tensor, rate: Any, seed: int) -> dict[str, Any]:
-    """What PPO, A2C and TRPO are made with.
+    """Returns the options that PPO, A2C and TRPO share.
 
-    Episodes have one step (gamma is 0), and advantages are standardised in each step: its masks
-    share a batch, so that their mean is the baseline.
+    Episodes have one step (gamma is 0). Advantages are standardised in each step, whose masks share
+    a batch: the mean is the baseline.
 
     Args:
         env: a ``PruningVecEnv``.

@@ -114,24 +114,24 @@ class Sb3Agent(Agent):
 
     @property
     def probabilities(self) -> Tensor:
-        """Keep probabilities; of a policy over a ``Box``, its answer, (n,) float64."""
+        """Keep probabilities, (n,) float64; 0 or 1, as in ``mask``, of a policy over a ``Box``."""
         if self.action == "mask":
             return self.algorithm.policy.location.detach().double().sigmoid()
         return self.mask().double()
 
     def mask(self) -> Tensor:
-        """The answer: the budget's rounding of the policy, (n,) uint8 on the CPU."""
+        """Returns the budget's rounding of the policy, (n,) uint8 on the CPU."""
         if self.action == "mask":
             return self.budget.round(self.probabilities)
         return self._predicted(deterministic=True)
 
     def draw(self) -> Tensor:
-        """One mask from the policy, (n,) uint8."""
+        """Draws one mask from the policy, (n,) uint8."""
         with self._other:
             return self._predicted(deterministic=False)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """What ``mask`` and ``draw`` need: tensors, and values that JSON can hold."""
+        """Returns what ``mask`` and ``draw`` need: tensors, and values that JSON can hold."""
         policy = self.algorithm.policy.state_dict()
         tensors = {f"policy.{name}": value.clone() for name, value in policy.items()}
         tensors |= {"start": self._start, "scores": self._scores}
@@ -139,7 +139,7 @@ class Sb3Agent(Agent):
         return tensors, values | {"algorithm": self.config.name, "action": self.action}
 
     def restore(self, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
-        """Takes over the policy that ``state`` returned; it answers, but learns no further.
+        """Takes the policy that ``state`` returned; it predicts, but cannot learn further.
 
         Raises:
             PruningError: the state is of another algorithm, action or number of units.
@@ -163,7 +163,7 @@ class Sb3Agent(Agent):
         self._restored = True
 
     def _set_up(self) -> None:
-        """Makes the environment that the library sees, and its algorithm."""
+        """Makes the library's view of the environment, and its algorithm."""
         from stable_baselines3.common.logger import Logger
 
         from pgprune.agents.sb3_env import PruningVecEnv
@@ -181,7 +181,7 @@ class Sb3Agent(Agent):
         self.algorithm.set_logger(Logger(None, []))  # figures stay in it until they are read
 
     def _first_action(self, probabilities: Tensor) -> Tensor:
-        """What acts like keep probabilities (n,): logits, densities or scores."""
+        """Converts keep probabilities (n,) to an action: logits, densities or scores."""
         if self.action == "mask":
             return logits_of(probabilities, self.budget)
         if self.action == "score":
@@ -193,7 +193,8 @@ class Sb3Agent(Agent):
         """One rollout and one update by the library; returns their figures."""
         if self._restored:
             name = self.config.name
-            raise PruningError(f"agent {name} cannot go on, because {NO_RESUME}; start a new run")
+            raise PruningError(f"agent {name} cannot resume, because {NO_RESUME}; start a new run")
+        # The library would count its own rollouts for this, from a total that it is not given.
         self._rate = self.config.learning_rate * (1 - self.steps / total_steps)
         logged = self.algorithm.logger.name_to_value
         logged.clear()
@@ -201,7 +202,7 @@ class Sb3Agent(Agent):
             self.algorithm.learn(
                 self._venv.num_envs, self._worth_learning, None, reset_num_timesteps=False
             )
-        if self.action == "mask":
+        if self.action == "mask":  # the update leaves the budget, which the library does not know
             location = self.algorithm.policy.location.data
             location.copy_(on_budget(location, self.budget))
         self.steps += 1
@@ -211,11 +212,11 @@ class Sb3Agent(Agent):
         return self._figures(losses, own)
 
     def _worth_learning(self, *_: Any) -> bool:
-        """Whether the rewards tell masks apart; else the library drops the rollout."""
+        """Returns whether the rewards differ; else the library drops the rollout."""
         return self._can_learn(self._venv.losses.isfinite(), least=2) and self._venv.informative
 
     def _predicted(self, deterministic: bool) -> Tensor:
-        """A mask by the policy, (n,) uint8."""
+        """Predicts a mask by the policy, (n,) uint8."""
         observation = np.ones((1, len(self.budget.units.groups) + 1), np.float32)
         observation[:, -1] = self.budget.target_share
         actions, _ = self.algorithm.predict(observation, deterministic=deterministic)

@@ -1,4 +1,4 @@
-"""Which mask a run ships: the best of a few once each is repaired."""
+"""Chooses the mask that a run ships: the best of a few after repair."""
 
 from collections.abc import Sequence
 

@@ -1,10 +1,10 @@
-"""Masks of a step spread over the processes that torchrun or ``accelerate launch`` starts.
+"""Shares the masks of a step among the processes of torchrun or ``accelerate launch``.
 
-The main process (rank 0) does all that a single process does; it alone writes and prints. The
-others hold a replica of the frozen model each and evaluate the masks that they are sent. Only
-batches, masks and losses travel, once a step, by gloo, also beside GPUs. They do so between the
-main process and each other one, as nobody else needs the losses, and whoever is missing can be
-named, which a failed all-reduce cannot.
+The main process (rank 0) runs everything, and it alone writes and prints. Each other process holds
+a replica of the frozen model and evaluates the masks that it receives. Batches, masks and losses
+are sent once a step by gloo, also beside GPUs. Messages go between the main process and one other,
+because only the main process needs the losses, and because this tells which process is missing: a
+failed all-reduce does not.
 """
 
 import signal
@@ -28,10 +28,10 @@ from pgprune.utils.process_ids import rank, world_size
 
 _LOSSES, _FOLLOW = range(2)
 _GOOD, _BAD = torch.tensor([0]), torch.tensor([1])
-_ANSWER = timedelta(minutes=30)  # that the main process waits for
-_COMMAND = timedelta(days=365)  # that the others wait for: a metric may take its time
-_LAST_WORD = 20  # tenths of a second that it may come late, from one that hangs up on purpose
-_SETUP, _CLOSED = "pgprune/setup", "pgprune/closed"  # keys of what is said in words
+_ANSWER = timedelta(minutes=30)  # until a replica must have answered
+_COMMAND = timedelta(days=365)  # until the next command must come: a metric may take hours
+_CLOSING = 20  # tenths of a second in which the note that the main process closed must arrive
+_SETUP, _CLOSED = "pgprune/setup", "pgprune/closed"  # keys of texts in the store
 
 
 class RankLost(ResourceError):
@@ -39,22 +39,23 @@ class RankLost(ResourceError):
 
 
 class Ranks:
-    """All processes of a command as a team, to the main one; the others are in ``serve``.
+    """The replicas in the other processes, for the main process; the others run ``serve``.
 
     Args:
-        setup: what the others make their judge of.
+        setup: text that the other processes make their judge of.
+        patience: longest wait for an answer.
     """
 
-    def __init__(self, setup: str) -> None:
+    def __init__(self, setup: str, patience: timedelta = _ANSWER) -> None:
         self._store = _join()
         self._store.set(_SETUP, setup)
-        self._lines = [_Line(other, _ANSWER) for other in range(1, world_size())]
-        self._closed = self._listening = self._told_to_end = False
-        self._before = signal.signal(signal.SIGTERM, self._told)
+        self._lines = [_Line(other, patience) for other in range(1, world_size())]
+        self._closed = self._waiting = self._terminated = False
+        self._before = signal.signal(signal.SIGTERM, self._terminate)
 
     @property
     def size(self) -> int:
-        """How many processes evaluate masks, this one included."""
+        """Number of processes that evaluate masks, this one included."""
         return world_size()
 
     def ready(self, model: str) -> None:
@@ -63,10 +64,10 @@ class Ranks:
         Raises:
             PruningError: one of them cannot load its replica, or has loaded another model.
         """
-        with self._attentive():
+        with self._waits():
             for line in self._lines:
                 self._check(line)
-                if self._said(line) != model:
+                if self._text_of(line) != model:
                     raise PruningError(
                         f"rank {line.other} has loaded another model than the main process; put "
                         "the same one on every host"
@@ -74,13 +75,15 @@ class Ranks:
 
     def losses(self, masks: Tensor, input_ids: Tensor, local: Evaluate) -> Tensor:
         """The losses of masks (k, n) on (B, T) tokens, a part of the masks by each process."""
+        # Neighbours stay together, since masks that agree on the first layers share their work.
         own, *parts = masks.to("cpu", torch.uint8).tensor_split(self.size)
         asked = [(line, part) for line, part in zip(self._lines, parts, strict=True) if len(part)]
-        with self._attentive():
+        with self._waits():
             for line, part in asked:
                 line.send(torch.tensor([_LOSSES, *part.shape, *input_ids.shape]))
                 line.send(part)
                 line.send(input_ids.cpu())
+            # All others work while this process evaluates its own part.
             losses = [local(own, input_ids).cpu()]  # each (k', B)
             for line, part in asked:
                 self._check(line)
@@ -90,7 +93,7 @@ class Ranks:
 
     def follow(self, mask: Tensor, local: Callable[[Tensor], None]) -> None:
         """Lets all processes follow a mask (n,); ``local`` is what this one does."""
-        with self._attentive():
+        with self._waits():
             for line in self._lines:
                 line.send(torch.tensor([_FOLLOW, 1, len(mask), 0, 0]))
                 line.send(mask[None].to("cpu", torch.uint8))
@@ -99,7 +102,7 @@ class Ranks:
                 self._check(line)
 
     def close(self) -> None:
-        """Hangs up, by which the other processes end; again, it does nothing."""
+        """Closes the connection, which ends the other processes. Safe to call twice."""
         if not self._closed:
             self._closed = True
             self._store.set(_CLOSED, "")
@@ -107,28 +110,28 @@ class Ranks:
             signal.signal(signal.SIGTERM, self._before)
 
     def _check(self, line: "_Line") -> None:
-        """Waits until another process has done what it was told, or passes on why it cannot."""
+        """Waits until another process has done a command, or raises its complaint."""
         if line.receive((1,), torch.int64) != _GOOD:
-            raise ResourceError(f"rank {line.other}: {self._said(line)}")
+            raise ResourceError(f"rank {line.other}: {self._text_of(line)}")
 
-    def _said(self, line: "_Line") -> str:
-        return self._store.get(_words_of(line.other)).decode()
+    def _text_of(self, line: "_Line") -> str:
+        return self._store.get(_key_of(line.other)).decode()
 
     @contextmanager
-    def _attentive(self) -> Iterator[None]:
-        """Lets a process that does not answer be named before SIGTERM ends this one."""
-        self._listening = True
+    def _waits(self) -> Iterator[None]:
+        """Delays SIGTERM, so that a process that does not answer can be named first."""
+        self._waiting = True
         try:
             yield
         finally:
-            self._listening = False
-        if self._told_to_end:
+            self._waiting = False
+        if self._terminated:
             self._end()
 
-    def _told(self, number: int, frame: FrameType | None) -> None:
-        """Takes SIGTERM, by which torchrun ends the processes that are left."""
-        self._told_to_end = True
-        if not self._listening:
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        """Handles SIGTERM, with which torchrun ends the processes that are left."""
+        self._terminated = True
+        if not self._waiting:
             self._end()
 
     def _end(self) -> None:
@@ -137,7 +140,7 @@ class Ranks:
 
 
 def serve(prepare: Callable[[str], Judge]) -> int:
-    """Evaluates masks for the main process until it hangs up; returns the exit status.
+    """Evaluates masks until the main process closes the connection; returns the exit status.
 
     Args:
         prepare: makes the judge of the main process's ``setup``.
@@ -148,7 +151,7 @@ def serve(prepare: Callable[[str], Judge]) -> int:
     try:
         _obey(_Line(0, _COMMAND), store, prepare)
     except RankLost:
-        for _ in range(_LAST_WORD):
+        for _ in range(_CLOSING):
             if store.check([_CLOSED]):
                 return 0
             time.sleep(0.1)
@@ -159,10 +162,10 @@ def serve(prepare: Callable[[str], Judge]) -> int:
 
 
 def _obey(main: "_Line", store: Store, prepare: Callable[[str], Judge]) -> None:
-    """Loads the replica and does what the main process says, as long as both can."""
+    """Loads the replica and does the commands of the main process."""
     try:
         judge = prepare(store.get(_SETUP).decode())
-        store.set(_words_of(rank()), fingerprint(*judge.lm.model.parameters()))
+        store.set(_key_of(rank()), fingerprint(*judge.lm.model.parameters()))
         main.send(_GOOD)
         while True:
             command, *shape = main.receive((5,), torch.int64).tolist()
@@ -177,9 +180,9 @@ def _obey(main: "_Line", store: Store, prepare: Callable[[str], Judge]) -> None:
     except RankLost:
         raise
     except PruningError as error:
-        store.set(_words_of(rank()), str(error))
+        store.set(_key_of(rank()), str(error))
         main.send(_BAD)
-        main.receive((1,), torch.int64)  # nothing comes: it hangs up
+        main.receive((1,), torch.int64)  # waits for the end of the connection
 
 
 class _Line:
@@ -187,7 +190,7 @@ class _Line:
 
     Args:
         other: its rank.
-        patience: how long to wait for what it says.
+        patience: longest wait for a message.
     """
 
     def __init__(self, other: int, patience: timedelta) -> None:
@@ -198,7 +201,7 @@ class _Line:
         """Sends a tensor of the host.
 
         Raises:
-            RankLost: there is no one to take it.
+            RankLost: the other process is gone.
         """
         with self._open():
             dist.send(tensor.contiguous(), self.other)
@@ -207,7 +210,7 @@ class _Line:
         """Waits for a tensor.
 
         Raises:
-            RankLost: it does not come.
+            RankLost: it does not arrive.
         """
         tensor = torch.empty(shape, dtype=dtype)
         with self._open():
@@ -217,9 +220,9 @@ class _Line:
         return tensor
 
     def is_broken(self) -> bool:
-        """Whether the other process is gone; for the end, as it makes later messages miss."""
+        """Whether the other process is gone. Only for the end: it takes up the next message."""
         try:
-            dist.irecv(torch.empty(1), self.other)  # is refused where nothing can come any more
+            dist.irecv(torch.empty(1), self.other)  # raises where nothing can arrive any more
         except RuntimeError:
             return True
         return False
@@ -235,11 +238,11 @@ class _Line:
 
 
 def _join() -> Store:
-    """Joins the other processes; returns where all of them can leave words."""
+    """Joins the other processes; returns the store of texts that all of them share."""
     store, number, count = next(rendezvous("env://", rank(), world_size()))
     dist.init_process_group("gloo", store=store, rank=number, world_size=count)
     return store
 
 
-def _words_of(rank: int) -> str:
+def _key_of(rank: int) -> str:
     return f"pgprune/words/{rank}"

@@ -1,7 +1,8 @@
-"""Masks of a step spread over Ray actors, each with a replica of the model: for elastic clusters.
+"""Shares the masks of a step among Ray actors, each with a replica of the model. Experimental.
 
-An actor that is lost is replaced, and its masks are evaluated again. The main process evaluates no
-masks of a step but does everything else, so that it needs a replica of its own.
+Tested with actors on one host; it has not been run on a cluster. An actor that is lost is replaced,
+and its masks are evaluated again. The main process evaluates no masks of a
+step but does everything else, so it loads the model as well.
 """
 
 import logging
@@ -19,19 +20,19 @@ from pgprune.models.load import fingerprint
 
 _log = logging.getLogger(__name__)
 
-_TRIES = 3  # of the same masks, which may themselves be what ends the actors
-_ANSWER = 1800.0  # seconds that an answer, or a place for a new actor, may take
+_TRIES = 3  # evaluations of the same masks, which may be what kills the actors
+_ANSWER = 1800.0  # seconds until an actor must have answered, its start included
 Prepare = Callable[[str], Judge]
 
 
 class Actors:
-    """Ray actors as a team.
+    """The replicas in Ray actors.
 
     Args:
         size: how many.
-        setup: what each makes its judge of.
-        prepare: makes it; the nodes of the cluster must be able to import it.
-        gpus: whether an actor gets a GPU of its own where the cluster has any.
+        setup: text that each makes its judge of.
+        prepare: makes the judge; the nodes of the cluster must be able to import it.
+        gpus: whether each actor gets a GPU where the cluster has any.
 
     Attributes:
         size: how many actors there are.
@@ -74,13 +75,13 @@ class Actors:
         return torch.cat([torch.tensor(losses) for losses in self._answers("losses", tasks)])
 
     def follow(self, mask: Tensor, local: Callable[[Tensor], None]) -> None:
-        """Lets all actors follow a mask (n,), and ``local`` this process."""
+        """Lets the repairs of all actors follow a mask (n,); ``local`` does so in this process."""
         self._followed = mask.to("cpu", torch.uint8).numpy()
         self._answers("follow", [(self._followed,)] * self.size)
         local(mask)
 
     def close(self) -> None:
-        """Ends the actors; again, it does nothing."""
+        """Stops the actors. Safe to call twice."""
         self._ray.shutdown()
 
     def _actor(self) -> Any:
@@ -88,7 +89,7 @@ class Actors:
         return remote.remote(*self._arguments, self._followed)
 
     def _answers(self, method: str, tasks: list[tuple[Any, ...]]) -> list[Any]:
-        """What the first actors say to a task each, all at the same time."""
+        """Gives the first actors a task each, at the same time; returns their answers."""
         asked = [self._ask(index, method, task) for index, task in enumerate(tasks)]
         pairs = zip(tasks, asked, strict=True)
         return [self._answer(index, method, *pair) for index, pair in enumerate(pairs)]
@@ -97,7 +98,7 @@ class Actors:
         return getattr(self._actors[index], method).remote(*task)
 
     def _answer(self, index: int, method: str, task: tuple[Any, ...], asked: Any = None) -> Any:
-        """What an actor answers, or the one that takes its place.
+        """Returns the answer of an actor, or of the one that replaces it.
 
         Raises:
             ResourceError: the actor cannot do it, or is lost again and again, or does not answer.
@@ -128,7 +129,7 @@ class Actors:
 
 
 class _Replica:
-    """What an actor is: a judge whose complaints are answers, each (complaint, answer)."""
+    """The code of an actor: a judge that answers (complaint, result) and never raises."""
 
     def __init__(
         self, setup: str, prepare: Prepare, followed: npt.NDArray[np.uint8] | None
@@ -159,7 +160,7 @@ class _Replica:
 
 
 def load_ray() -> Any:
-    """The package Ray.
+    """Imports the package Ray.
 
     Raises:
         PruningError: it is not installed.
@@ -167,5 +168,7 @@ def load_ray() -> Any:
     try:
         import ray
     except ImportError:
-        raise PruningError("--ray-actors needs Ray; run `pip install 'pgprune[ray]'`") from None
+        raise PruningError(
+            "--ray-actors (experimental) needs Ray; run `pip install 'pgprune[ray]'`"
+        ) from None
     return ray

@@ -1,6 +1,6 @@
-"""Rewards of masks as they will be after a least-squares repair, which follows the agent.
+"""Rewards masks by their loss after a least-squares repair, which follows the agent.
 
-To be called after each step of an agent:
+Call it after each step of an agent:
 
     agent.learn(2000, RepairedReward(env, env.problem.stream.head(128)))
 """
@@ -18,17 +18,17 @@ REFIT_WINDOWS = 64  # of a run's calibration text
 
 
 class RepairedReward:
-    """Lets an environment judge each mask with the weights that a repair gives it.
+    """Lets an environment evaluate each mask with the weights that a repair gives it.
 
     Args:
-        env: whose rewards it is about.
+        env: whose rewards change.
         windows: calibration token ids, (N, T).
-        damping: as of the repair that the mask will get.
-        every: steps until the second moments, on which repairs rest, are taken anew in the
-            repaired model of the agent's present answer.
+        damping: the same as of the final repair.
+        every: steps between updates of the second moments that repairs rest on; they are measured
+            in the repaired model of the agent's current mask.
 
     Attributes:
-        followed: (n,), the mask that the present moments are of; None before ``follow``.
+        followed: (n,), the mask of the current moments; None before ``follow``.
 
     Raises:
         PruningError: as ``NearbyRepair``.
@@ -47,12 +47,12 @@ class RepairedReward:
         env.judge.use(NearbyRepair(env.problem.lm, windows, damping))
 
     def follow(self, mask: Tensor) -> None:
-        """Takes the moments in the repaired model of a mask, (n,)."""
+        """Measures the moments in the repaired model of a mask, (n,)."""
         self.followed = mask
         self._env.judge.follow(mask)
 
     def __call__(self, agent: Any, figures: dict[str, float]) -> bool:
-        """Follows the agent's answer if it is time to; never asks the agent to stop."""
+        """Follows the agent's mask when it is due; never asks the agent to stop."""
         if self.followed is None or agent.steps % self._every == 0:
             self.follow(agent.mask())
         return True

@@ -1,9 +1,9 @@
-"""Replicas of a run's model in other processes: when there are any, and what they are told."""
+"""Replicas of a run's model in other processes: starts them, and makes the judge of each."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from pgprune.agents.training import ranks_team as distributed
+from pgprune.agents.training import ranks_team
 from pgprune.agents.training.ranks_team import Ranks
 from pgprune.agents.training.ray_team import Actors
 from pgprune.agents.training.repaired_reward import REFIT_WINDOWS
@@ -49,12 +49,12 @@ def _check_masks(size: int, settings: Settings) -> None:
 
 
 def serve() -> int:
-    """What all processes but the main one do; returns the exit status."""
-    return distributed.serve(judge_of)
+    """Runs a process that is not the main one; returns the exit status."""
+    return ranks_team.serve(judge_of)
 
 
 def judge_of(text: str) -> Judge:
-    """A replica that judges masks as the environment of a run does.
+    """Makes a judge that evaluates masks as the environment of a run does.
 
     Args:
         text: the settings of the run, as YAML.

@@ -1,4 +1,4 @@
-"""What a run leaves: results.json, the plots, the exported model, and what to do next."""
+"""Writes what a run leaves: results.json, the plots, the export, and advice."""
 
 import shlex
 from collections.abc import Callable, Mapping
@@ -107,7 +107,7 @@ def export_once(run: Run, format: str, note: Callable[[str], object]) -> Path:
 
 
 def next_commands(results: dict[str, Any], run: Run) -> list[str]:
-    """Commands worth typing after a run."""
+    """Returns commands that are useful after a run."""
     path, model = shlex.quote(str(run.path)), shlex.quote(results["model"])
     if not results["completed"]:
         resume = f"pgprune train --resume {path}"

@@ -1,4 +1,4 @@
-"""What a run knows besides its agent's state; part of every checkpoint."""
+"""The state of a run besides its agent's: figures and masks in every checkpoint."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
@@ -14,9 +14,9 @@ class Record:
         masks: ``initial`` is the metric's own, ``best`` the best rounded one on the validation
             batch, (n,) uint8.
         perplexity: by row (dense, initial, ...) and evaluation set.
-        validation_loss: of the last rounded mask looked at.
+        validation_loss: of the last rounded mask that was validated.
         best_loss: of ``best``.
-        curve: of each look at the rounded mask, the first before learning: its ``loss``, and the
+        curve: of each validation, the first before learning: its ``loss``, and the
             ``mask_evaluations``, ``tokens`` and ``seconds`` of the method until then.
         tokens: tokens asked of the model.
         seconds: of the command.
@@ -39,7 +39,7 @@ class Record:
     beyond_weights: int = 0
 
     def cost(self) -> dict[str, float]:
-        """Seconds and tokens of the method, without those that judging its result took."""
+        """Seconds and tokens of the method, without those of evaluating its result."""
         return {
             "seconds": self.seconds - self.evaluation_seconds,
             "tokens": self.tokens - self.evaluation_tokens,

@@ -1,4 +1,4 @@
-"""All settings of a training run in one place: from the command line, to config.yaml and back."""
+"""All settings of a training run: from the command line, to config.yaml and back."""
 
 import argparse
 from collections.abc import Collection, Mapping
@@ -163,12 +163,12 @@ class Settings(Sections):
 
     @property
     def action(self) -> str | None:
-        """What the agent acts in, None if it has no choice."""
+        """The kind of action of the agent, None if it has no choice."""
         return chosen_action(self.agent.agent, self.entry.actions, self.agent.action)
 
     @property
     def learns_densities(self) -> bool:
-        """Whether what it chooses is how much each layer keeps of each kind."""
+        """Whether it learns how much each layer keeps of each kind."""
         return self.entry.densities or self.action == "density"
 
     @property
@@ -192,7 +192,7 @@ class Settings(Sections):
 
     @property
     def name(self) -> str:
-        """What a run of these settings is called."""
+        """The default name of a run with these settings."""
         return self.run.name(self.agent.agent, self.model.model, self.pruning.prune_rate)
 
 
@@ -206,21 +206,21 @@ def check_resume(arguments: argparse.Namespace) -> None:
         for name in given(config, arguments):
             if name not in ("resume", "quiet", "export", "ray_actors"):
                 raise PruningError(
-                    f"--resume goes on under the run's own settings, so --{name.replace('_', '-')} "
+                    f"--resume keeps the run's own settings, so --{name.replace('_', '-')} "
                     "has no effect; leave it out, or start a new run"
                 )
 
 
 def resumed(run: Run, export: str | None = None, ray_actors: int | None = None) -> Settings:
-    """The settings of a run to go on with, what was decided then included.
+    """Returns the settings of a run to resume, with what was decided when it started.
 
     Args:
-        run: to go on with.
+        run: to resume.
         export: the format to export in the end; None leaves it as it was asked then.
         ray_actors: how many share the masks of a step; None as well.
 
     Raises:
-        PruningError: the run is not finished, and its agent cannot go on.
+        PruningError: the run is not finished, and its agent cannot resume.
     """
     settings, decided = Settings.from_run(run), run.sections.get("decided", {})
     agent = settings.agent.agent

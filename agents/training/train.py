@@ -1,7 +1,7 @@
 """A training run from settings to results: what ``scripts/train_agent.py`` does.
 
-Load and check everything; evaluate the dense model and the metric's one-shot mask; learn, with
-checkpoints and now and then a look at a fixed validation batch; evaluate, write and plot.
+It loads and checks everything, evaluates the dense model and the metric's one-shot mask, learns
+with checkpoints and a few validations on fixed windows, evaluates, writes and plots.
 """
 
 import math
@@ -38,26 +38,26 @@ from pgprune.runs.run import Run
 from pgprune.utils.ctrl_c import ctrl_c
 from pgprune.utils.memory import memory_now, peak_memory, read_once
 
-VALIDATIONS = 10  # looks at the validation batch in a run
+VALIDATIONS = 10  # in a run
 VALIDATION_WINDOWS = 32
 _REFITS = 10  # of the reward in a run
 _FOLLOWED = "followed"  # in a checkpoint: the mask whose moments the reward's repairs rest on
 
 
 class Training:
-    """One run, loaded and checked; ``run`` does it or goes on with it.
+    """One run, loaded and checked; ``run`` starts or resumes it.
 
     Args:
         settings: of the run.
         view: what is shown.
-        team: replicas that share the masks of a step; None for none. They go when it has learned.
+        replicas: share the masks of a step, and stop when it has learned; None for none.
 
     Raises:
         PruningError: anything that cannot work, before any long work.
     """
 
     def __init__(
-        self, settings: Settings, view: ProgressView, team: Replicas | None = None
+        self, settings: Settings, view: ProgressView, replicas: Replicas | None = None
     ) -> None:
         self._started = time.monotonic()
         self.settings = settings
@@ -76,14 +76,14 @@ class Training:
         self._metric_windows = self.problem.stream.head(settings.init.init_samples)
         self._validation = self.problem.stream.head(VALIDATION_WINDOWS)
         self._env = make_env(settings, self.problem)
-        if team is not None:
-            self._env.judge.share(team)
+        if replicas is not None:
+            self._env.judge.share(replicas)
         self._repaired_reward: RepairedReward | None = None
         self.record = Record()
         self._earlier_seconds = 0.0
 
     def decided(self) -> dict[str, Any]:
-        """What was chosen from the settings, for config.yaml."""
+        """Returns what was chosen from the settings, for config.yaml."""
         return {
             "executor": self.problem.lm.executor,
             "learning_rate": self.settings.learning_rate,
@@ -92,7 +92,7 @@ class Training:
         }
 
     def check(self, run: Run) -> None:
-        """Makes sure that a run to go on with was started on this model and this text.
+        """Makes sure that a run to resume was started on this model and this text.
 
         Raises:
             PruningError: the model or the calibration text is another one.
@@ -101,14 +101,14 @@ class Training:
             key = f"{name}_fingerprint"
             if run.sections.get("decided", {}).get(key) != self.decided()[key]:
                 raise PruningError(
-                    f"the run {run.path} was started on another {name} than the one that is there "
-                    f"now; put the old {name} back, or start a new run"
+                    f"the run {run.path} was started on another {name} than is there now; put the "
+                    f"old {name} back, or start a new run"
                 )
 
     def run(self, run: Run) -> dict[str, Any]:
         """Learns, from the run's checkpoint if it has one, and writes everything.
 
-        Ctrl-C ends the learning after the step at hand; what was learned is saved and evaluated,
+        Ctrl-C ends the learning after the current step; what was learned is saved and evaluated,
         and the run can be resumed.
 
         Args:
@@ -132,9 +132,9 @@ class Training:
             self._validate(agent)
             self._save(run, agent)
         else:
-            nothing = torch.zeros(self.problem.units.n, dtype=torch.float64)
-            importance = Importance(nothing)
-            agent = make_agent(settings, self._env, importance)
+            # The checkpoint replaces all that an agent takes from importance.
+            nothing = Importance(torch.zeros(self.problem.units.n, dtype=torch.float64))
+            agent = make_agent(settings, self._env, nothing)
             self._reward_repaired(agent)
             self._restore(agent, *checkpoint)
         total = settings.run.total_timesteps
@@ -145,11 +145,11 @@ class Training:
             def after_step(agent: Agent, figures: dict[str, float]) -> bool:
                 if self._repaired_reward is not None:
                     self._repaired_reward(agent, figures)
-                looked = agent.steps % every == 0 or agent.steps == last
-                if looked:
+                validated = agent.steps % every == 0 or agent.steps == last
+                if validated:
                     self._validate(agent)
-                figures["validation/loss"] = self.record.validation_loss if looked else math.nan
-                self._report(run, agent, figures)
+                loss = self.record.validation_loss if validated else math.nan
+                self._report(run, agent, figures | {"validation/loss": loss})
                 if agent.steps % settings.run.checkpoint_every == 0 or interrupted():
                     self._save(run, agent)
                 return not interrupted()
@@ -160,7 +160,7 @@ class Training:
         return self._finish(run, agent, completed=agent.steps >= last)
 
     def _initialise(self) -> Importance:
-        """Evaluates what is there before learning; returns what the metric says."""
+        """Evaluates the dense model and the metric's mask; returns the importance of units."""
         problem = self.problem
         self.view.note(f"{problem.units}; executor {problem.lm.executor}")
         metric, seed = METRICS[self.settings.metric], self.settings.run.seed
@@ -172,7 +172,7 @@ class Training:
         return importance
 
     def _reward_repaired(self, agent: Agent) -> None:
-        """Lets rewards be of refitted masks, if they are to be."""
+        """Makes rewards count refitted weights, if the settings ask for it."""
         settings = self.settings
         if settings.refits:
             steps = agent.steps_for(settings.run.total_timesteps)
@@ -181,9 +181,9 @@ class Training:
             self._repaired_reward = RepairedReward(self._env, windows, damping, every)
 
     def _validate(self, agent: Agent) -> None:
-        """Looks at the rounded mask on the validation batch and keeps the best so far.
+        """Evaluates the rounded mask on the validation windows and keeps the best so far.
 
-        It is judged as rewards judge it, unlike in the perplexities that are reported.
+        The loss is the one of rewards (perhaps repaired), unlike in the reported perplexities.
         """
         mask, record, env = agent.mask(), self.record, self._env
         rows = mask[None].to(self.problem.lm.device)  # (1, n)
@@ -223,7 +223,7 @@ class Training:
         )
         self._earlier_seconds = self.record.seconds
         self.problem.lm.meter = TokenMeter(self.record.tokens)
-        self.view.note(f"going on after step {agent.steps}")
+        self.view.note(f"resuming after step {agent.steps}")
 
     def _count(self) -> None:
         """Brings tokens, seconds and memory of the record up to date."""
@@ -236,17 +236,17 @@ class Training:
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
-        """Counts apart what judging the result takes, which is no cost of the method."""
+        """Counts evaluations of the result apart, which are no cost of the method."""
         started, tokens = time.monotonic(), self.problem.lm.meter.tokens
         yield
         self.record.evaluation_seconds += time.monotonic() - started
         self.record.evaluation_tokens += self.problem.lm.meter.tokens - tokens
 
-    def _answer(self, agent: Agent) -> tuple[Tensor, Repair | None]:
-        """The agent's mask and its repair.
+    def _final_mask(self, agent: Agent) -> tuple[Tensor, Repair | None]:
+        """Returns the agent's mask and its repair.
 
-        Where rewards were of refitted masks, which is near a repair and not the same, the mask that
-        it started from stays the answer if it is the better one of the two once both are repaired.
+        Rewards of refitted masks come near a repair and are not the same. So the mask that the
+        agent started from is kept if it is the better one of the two after repair.
         """
         masks, start = [agent.mask()], self.record.masks["initial"]
         if self._repaired_reward is not None and not torch.equal(masks[0], start):
@@ -254,12 +254,12 @@ class Training:
         windows, settings = self._metric_windows, self.settings
         mask, repair = best_repaired(self.problem, masks, windows, settings.repair)
         if mask is not masks[0]:
-            self.view.note("repaired, the mask it started from is the better one, and stays")
+            self.view.note("after repair, the mask it started from is the better one, and is kept")
         return mask, repair
 
     def _finish(self, run: Run, agent: Agent, completed: bool) -> dict[str, Any]:
         masks = self.record.masks
-        mask, repair = self._answer(agent)
+        mask, repair = self._final_mask(agent)
         masks["masked"] = mask
         lm, settings = self.problem.lm, self.settings
         rows = {name: masks[name] for name in ("masked", "best")}

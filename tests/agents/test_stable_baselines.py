@@ -186,7 +186,7 @@ def test_a_saved_agent_predicts_but_learns_no_further(config: Sb3Config, tmp_pat
     assert torch.equal(loaded.probabilities, agent.probabilities)
     assert loaded.draw().shape == (UNITS.n,)
     with pytest.raises(
-        PruningError, match=f"agent {config.name} cannot go on, because a checkpoint"
+        PruningError, match=f"agent {config.name} cannot resume, because a checkpoint"
     ):
         learned(loaded, 16)
 

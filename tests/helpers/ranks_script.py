@@ -15,7 +15,6 @@ import torch
 
 from helpers.masks import patterns
 from helpers.tiny import tiny_model, tokens
-from pgprune.agents.training import ranks_team as distributed
 from pgprune.agents.training.ranks_team import Ranks, serve
 from pgprune.envs.judge import Judge
 from pgprune.envs.nearby_repair import NearbyRepair
@@ -56,11 +55,10 @@ def main(trouble: str) -> None:
     judge, alone = judge_of(""), judge_of("")
     masks = torch.stack(list(patterns(judge.lm.units).values()))  # (K, n)
     assert len(masks) > 3
-    if trouble == "late":
-        distributed._ANSWER = timedelta(seconds=1)
-    team = Ranks(trouble)
+    patience = timedelta(seconds=1 if trouble == "late" else 600)
+    replicas = Ranks(trouble, patience)
     try:
-        judge.share(team)
+        judge.share(replicas)
         if trouble == "killed":
             time.sleep(20)  # as a metric does that takes its time
         for rows in (masks, masks[:2], masks[[0, 0, 1, 0]], masks[:1]):
@@ -77,7 +75,7 @@ def main(trouble: str) -> None:
     else:
         print("the same")
     judge.stop()
-    team.close()
+    replicas.close()
 
 
 if __name__ == "__main__":
