@@ -95,6 +95,24 @@ def projections(model: PreTrainedModel) -> list[str]:
     return paths_of_linears
 
 
+def step_size(config: LoraConfig, step: int, total: int) -> float:
+    """Computes the step size of an update.
+
+    Args:
+        config: highest step size, warm-up and schedule.
+        step: updates done before.
+        total: updates to do.
+    """
+    # A linear warm-up, then half a cosine (Loshchilov & Hutter 2017) or a line down to 0.
+    rising = round(config.warmup * total)
+    if step < rising:
+        factor = (step + 1) / (rising + 1)
+    else:
+        done = (step - rising) / (total - rising)
+        factor = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+    return config.learning_rate * factor
+
+
 class LoraTrainer:
     """Adapters in a model, and their training; ``advance`` does one update.
 
@@ -180,7 +198,7 @@ class LoraTrainer:
         # A rare batch with a large gradient would undo many updates.
         nn.utils.clip_grad_norm_(self._parameters.values(), self._config.max_gradient)
         for group in self._optimizer.param_groups:
-            group["lr"] = self._config.learning_rate * self._factor()
+            group["lr"] = step_size(self._config, self.step, self.total)
         self._optimizer.step()
         self.step += 1
         self.losses.append(loss)
@@ -244,15 +262,6 @@ class LoraTrainer:
         # One pass through the layers, with the gradient that all chunks have added up in the leaf.
         states.backward(leaf.grad)
         return total
-
-    def _factor(self) -> float:
-        """Returns the factor of the step size in the next update."""
-        # A linear warm-up, then half a cosine (Loshchilov & Hutter 2017) or a line down to 0.
-        rising = round(self._config.warmup * self.total)
-        if self.step < rising:
-            return (self.step + 1) / (rising + 1)
-        done = (self.step - rising) / (self.total - rising)
-        return 1 - done if self._config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
 
     def _autocast(self) -> AbstractContextManager[Any]:
         wanted, kind = self._config.precision, self._device.type

@@ -48,7 +48,7 @@ def plot_learning_curve(progress: Path, path: Path) -> bool:
         axes = figure.add_subplot(xlabel=label, ylabel="cross-entropy (nats a token)")
         _line(axes, x, columns.get("rollout/loss"), "o", "sampled masks", color=LEARNED, alpha=0.2)
         _line(axes, x, columns.get("train/baseline"), "-", "baseline", color=GREY, linewidth=0.8)
-        smooth = _smooth(columns.get("rollout/loss"))
+        smooth = smooth_curve(columns.get("rollout/loss"))
         _line(axes, x, smooth, "-", "sampled masks, smoothed", color=LEARNED, linewidth=2)
         rounded, best = columns.get("validation/loss"), columns.get("validation/best_loss")
         _line(axes, x, rounded, "o-", "rounded mask on the validation batch", color=INITIAL)
@@ -122,7 +122,7 @@ def _line(axes: Any, x: Any, y: Any, style: str, label: str, **look: Any) -> Non
         axes.plot(x[present], y[present], style, label=label, markersize=3, **look)
 
 
-def _smooth(values: Any) -> Any:
+def smooth_curve(values: Any) -> Any:
     """Averages over a centred twentieth of the steps; steps without a loss do not count."""
     if values is None:
         return None

@@ -9,7 +9,7 @@ import pytest
 from pgprune import PruningError
 from pgprune.evaluation.latency_report import plot_gains
 from pgprune.masking.units import Group
-from pgprune.runs.plots import _smooth, plot_kept_shares, plot_learning_curve
+from pgprune.runs.plots import plot_kept_shares, plot_learning_curve, smooth_curve
 
 GROUPS = [Group(layer, kind, 0, 1) for layer in range(4) for kind in ("heads", "channels")]
 
@@ -69,8 +69,8 @@ def test_without_matplotlib_there_is_a_note(progress, tmp_path, monkeypatch, cap
 def test_smoothing_is_a_centred_mean_that_leaves_out_what_is_missing():
     values = np.ones(60)
     values[10] = math.nan
-    np.testing.assert_allclose(_smooth(values), 1)
-    np.testing.assert_allclose(_smooth(np.arange(60.0))[1:-1], np.arange(1, 59))
+    np.testing.assert_allclose(smooth_curve(values), 1)
+    np.testing.assert_allclose(smooth_curve(np.arange(60.0))[1:-1], np.arange(1, 59))
 
 
 def test_a_place_that_cannot_be_written(progress, tmp_path):
