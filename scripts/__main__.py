@@ -31,12 +31,14 @@ def main() -> NoReturn:
     Raises:
         SystemExit: always, with the command's exit status.
     """
+    # No argparse: it would have to know the options of all commands.
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if name not in COMMANDS:
-        run_command(lambda: answer(name), replicas=True)
+        run_command(lambda: answer(name), replicas=True)  # exits
     started = sys.argv[0]
     first = "pgprune" if started.endswith("__main__.py") else program(started)
     sys.argv = [f"{first} {name}", *sys.argv[2:]]  # from which messages spell other commands
+    # Imported only now: torch and transformers take seconds.
     command = import_module(f"pgprune.commands.{COMMANDS[name]}")
     run_command(command.main, replicas=name == "train")
 

@@ -25,7 +25,9 @@ def main() -> int:
     """Parses the options, evaluates, and prints the tables."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    # Intermixed: options may stand between the models.
     arguments = make_parser().parse_intermixed_args()
+    # A model that is named twice is evaluated once.
     models = list(dict.fromkeys(arguments.models))
     evaluation = Evaluation(models, from_arguments(EvaluationConfig, arguments))
     console = Console(highlight=False)
@@ -36,6 +38,7 @@ def main() -> int:
         console.print("interrupted")
         return 130
     finally:
+        # Also after Ctrl-C or an error: what was measured is shown.
         if records:
             print_tables(records, console)
     return 0

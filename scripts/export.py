@@ -47,6 +47,7 @@ def load_command(output: Path) -> str:
     """Returns the Python expression that loads an exported directory; of GGUF, the command."""
     if (file := output / "model.gguf").exists():
         return f"llama-cli -m {shlex.quote(str(file))}"
+    # Stock architectures need no code of the export's own.
     remote = (output / "modeling_pgprune.py").exists()
     option = ", trust_remote_code=True" if remote else ""
     return f"AutoModelForCausalLM.from_pretrained({str(output)!r}{option})"

@@ -28,7 +28,7 @@ def main() -> int:
     settings = BaselineSettings.from_arguments(make_parser().parse_args())
     console = Console(quiet=settings.run.quiet, highlight=False)
     view = ProgressView(settings.name, quiet=settings.run.quiet, console=console)
-    check_output(settings.run.output)
+    check_output(settings.run.output)  # before the model is loaded, which may take minutes
     try:
         run, results = Baseline(settings, view.note).run(command_words())
         print_results(results, console)

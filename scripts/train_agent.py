@@ -34,6 +34,7 @@ def main() -> int:
     """Parses the options, trains or resumes, and prints the results."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    # Under torchrun all processes run this command; only the main one has options and prints.
     if rank() > 0:
         return serve()
     arguments = make_parser().parse_args()
@@ -70,10 +71,12 @@ def train(settings: Settings, run: Run | None, console: Console) -> int:
     view = ProgressView(settings.name, quiet=settings.run.quiet, console=console)
     try:
         with within_memory(), team_of(settings) as team:
+            # Before the run's directory, whose config holds what training decides (the executor).
             training = Training(settings, view, team)
             if run is None:
                 sections, command = settings.sections(training.decided()), command_words()
                 run = Run.create(settings.run.output, sections, command, settings.name)
+            # The run may be one that another version, model or text began.
             training.check(run)
             say(f"run {run.path}", console)
             with run:
@@ -83,7 +86,7 @@ def train(settings: Settings, run: Run | None, console: Console) -> int:
         return interrupted(run, console)
     except ResourceError as error:
         if run is None or not run.resumable:
-            raise
+            raise  # there is no checkpoint to resume from
         remedy = f"resume from the last checkpoint with --resume {run.path}"
         raise PruningError(f"{error}; {remedy}") from error
     print_results(results, console)
