@@ -131,7 +131,7 @@ class ZeroShotTasks(NamedTuple):
 
 @dataclass(frozen=True)
 class CellsConfig(Config):
-    """Cells: how they are measured, and what is made of them."""
+    """Cells: how they are measured."""
 
     kind: ClassVar[str] = "method"
     file: ClassVar[str] = "cells"

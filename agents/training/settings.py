@@ -51,7 +51,7 @@ class AgentConfig(Config):
 
 @dataclass(frozen=True)
 class TrainingRunConfig(RunConfig):
-    """Run: how long, where the results go, and what is made of them."""
+    """Run: how long, and where the results go."""
 
     total_timesteps: int = option(2000, "mask evaluations, each on 1,024 tokens", minimum=1)
     resume: str | None = option(

@@ -24,7 +24,7 @@ from pgprune.utils.options import Config, option
 
 @dataclass(frozen=True)
 class DataConfig(Config):
-    """Options of the text, and of how it is cut into windows."""
+    """Data: the text, and how it is cut into windows."""
 
     calibration: str = option(
         "builtin",

@@ -15,7 +15,7 @@ from pgprune.utils.options import Config, option, same_option
 
 @dataclass(frozen=True)
 class FinetuningConfig(Config):
-    """Finetuning: how it is judged, and where the result goes."""
+    """Finetuning: evaluation, and where the result goes."""
 
     evaluation: str | None = option(
         None,

@@ -39,7 +39,7 @@ _INSTRUCTION_FILES = (".json", ".jsonl", ".parquet")
 
 @dataclass(frozen=True)
 class TrainingDataConfig(Config):
-    """Data to finetune on."""
+    """Data: what the model is finetuned on."""
 
     data: str | None = option(
         None,

@@ -19,7 +19,7 @@ PROGRESSIVE_STEP = 0.05
 
 @dataclass(frozen=True)
 class InitConfig(Config):
-    """Start of the keep probabilities."""
+    """Start: the metric that agents start from."""
 
     init: str = option(
         "auto",

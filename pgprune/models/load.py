@@ -48,7 +48,7 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 @dataclass(frozen=True)
 class ModelConfig(Config):
-    """Options of the language model: which one, on which device, in which number format."""
+    """Model: which one, on which device, in which number format."""
 
     model: str = option("builtin", f"builtin, a hub id or a directory ({', '.join(FAMILIES)})")
     device: str = option("auto", "auto (an accelerator if there is one), cpu, cuda, cuda:N or mps")

@@ -15,7 +15,7 @@ from pgprune.utils.options import Config, option
 
 @dataclass(frozen=True)
 class RepairConfig(Config):
-    """Options of repair, which refits kept weights or biases to compensate for pruned ones."""
+    """Repair: kept weights or biases are refitted to compensate for pruned ones."""
 
     repair: str = option(
         "auto",

@@ -16,7 +16,7 @@ FORMATS = ("hf", "masked", "gguf")
 
 @dataclass(frozen=True)
 class RunConfig(Config):
-    """Run: where the results go, and what is made of them."""
+    """Run: where the results go."""
 
     seed: int = option(0, "seed of all random numbers", minimum=0)
     output: str | None = option(

@@ -59,7 +59,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class ShapeConfig(Config):
-    """Options of random models: the shape of a LLaMA, and the random masks to cut out of it."""
+    """Random models: the shape of a LLaMA, and the random masks to cut out of it."""
 
     shape: str | None = option(
         None,
