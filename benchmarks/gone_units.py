@@ -45,13 +45,13 @@ def measure(shape: str, gone: float, rate: float, rounds: int) -> str:
     device = torch.device("cpu")
     whole = random_models(shape, [], [1], device, torch.float32)[shape]
     units = PruningUnits.of(whole)
-    alive, mask = masks(units, gone, rate)
+    alive, mask = masks(units, gone, rate)  # (n,) each
     rest = prune(whole, units, alive)
     # The sliced executor lays out weights in place, so the model is cut before.
     cases = {"whole": (MaskedLM(whole, units, "sliced"), mask)}
-    cases["rest"] = MaskedLM(rest, PruningUnits.of(rest), "sliced"), mask[alive.bool()]
+    cases["rest"] = MaskedLM(rest, PruningUnits.of(rest), "sliced"), mask[alive.bool()]  # (n left,)
     ids = torch.randint(units.n, (8, 128), generator=torch.Generator().manual_seed(0))
-    ids %= whole.config.vocab_size
+    ids %= whole.config.vocab_size  # (8, 128)
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     losses: dict[str, Tensor] = {}
     for turn in range(rounds + 1):

@@ -54,7 +54,7 @@ def problems(assets: Path | None, rate: float) -> dict[str, Problem]:
 def measure(name: str, refit: bool, problem: Problem) -> list[list[str]]:
     """The rows of one model and metric."""
     sets = evaluation_windows(problem.data, problem.tokenizer)
-    windows, lm = problem.stream.head(128), problem.lm
+    windows, lm = problem.stream.head(128), problem.lm  # (128, T)
     rows = {text: [name, "stream-error-refit" if refit else "stream-error", text] for text in sets}
     for level in LEVELS:
         measured = stream_error(lm, windows, problem.budget, 0, refit=refit, levelling=level)

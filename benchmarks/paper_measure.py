@@ -137,8 +137,8 @@ def prepare(cell: Cell, assets: Path, windows: int) -> Prepared:
     metric = METRICS[metric_name(init, granularity, fine)]
     # 128 windows, as the commands' default; taking them leaves the stream at its start.
     importance = metric(problem.lm, problem.stream.head(128), first, cell.seed)
-    initial = initial_probabilities(importance, first, settings["transform"])
-    one_shot = importance.mask(budget)
+    initial = initial_probabilities(importance, first, settings["transform"])  # (n,)
+    one_shot = importance.mask(budget)  # (n,)
     prepared = Prepared(
         problem,
         evaluation_windows(problem.data, problem.tokenizer),
@@ -186,7 +186,7 @@ def oracle(prepared: Prepared) -> dict[str, Tensor]:
     # C(n, kept) masks: few for the whole layers of a small model only.
     if math.comb(units.n, keep) > _MOST_ORACLE_MASKS:
         return {}
-    masks = torch.zeros(math.comb(units.n, keep), units.n, dtype=torch.uint8)
+    masks = torch.zeros(math.comb(units.n, keep), units.n, dtype=torch.uint8)  # (C(n, kept), n)
     for mask, kept in zip(masks, combinations(range(units.n), keep), strict=True):
         mask[list(kept)] = 1
     losses = [_loss(prepared, mask) for mask in masks]

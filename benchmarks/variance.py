@@ -103,7 +103,7 @@ def _estimates(
     average: float | Tensor = float(pool[0][1][part].mean())
     found = []
     for masks, losses in pool:
-        masks, losses = masks[part], losses[part]
+        masks, losses = masks[part], losses[part]  # (N_s, n), (N_s,)
         # The baseline remembers earlier batches, as in a run.
         average = moving_average(average, losses, max(1, window))
         found.append(gradient(masks, advantages(losses, baseline, average), probabilities, score))
@@ -113,6 +113,6 @@ def _estimates(
 def _signal(pool: Pool, probabilities: Tensor, score: str) -> float:
     """Squared norm of the gradient: the product of means over two halves that share no batch."""
     every = _estimates(pool, probabilities, score, "leave-one-out", 0, slice(0, GROUP))
-    every = every / bias_factor(score, "leave-one-out", 0, GROUP)
+    every = every / bias_factor(score, "leave-one-out", 0, GROUP)  # (steps, n)
     # E[a . b] = |g|^2 for independent estimates; the square of one would add the variance.
     return float(every[0::2].mean(0) @ every[1::2].mean(0))

@@ -114,7 +114,7 @@ class Baseline:
         # Weights are mapped from the disk and read late, which would count as the method's memory.
         read_once(self.problem.lm.model.parameters())
         self._loaded = memory_now(self.problem.lm.device)
-        self.windows = evaluation_windows(settings.data, self.problem.tokenizer)
+        self.windows = evaluation_windows(settings.data, self.problem.tokenizer)  # (N, T) each
         self._calibration = self.problem.stream.head(settings.method.method_samples)  # (N, T)
 
     def run(self, command: Sequence[str]) -> tuple[Run, dict[str, Any]]:

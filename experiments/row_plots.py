@@ -121,7 +121,8 @@ def hamming_distances(
         if wanted and record["mask"] is not None and (output / record["run"]).exists():
             mask = LearnedMask.read(output / record["mask"]).mask.numpy()
             # Units come layer by layer, and the layers of every known family are alike.
-            masks[record["method"]][record["seed"]] = mask.reshape(record["layers"], -1)
+            by_layer = mask.reshape(record["layers"], -1)  # (layers, units)
+            masks[record["method"]][record["seed"]] = by_layer
     distances: Distances = {}
     for one, other in combinations(masks, 2):
         seeds = masks[one].keys() & masks[other].keys()

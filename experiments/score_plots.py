@@ -148,7 +148,7 @@ def plot_improvement(path: Path, scores: Scores) -> bool:
                 if i == j:
                     continue
                 found = compared(one, other)
-                table[i, j] = 100 * found.value
+                table[i, j] = 100 * found.value  # 50 for equal agents
                 sure = not found.low <= 0.5 <= found.high
                 style = {"color": "black", "weight": "bold"} if sure else {"color": _GREY}
                 panel.text(j, i, f"{table[i, j]:.0f}", ha="center", va="center", **style)

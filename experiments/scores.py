@@ -96,7 +96,7 @@ class Scores:
             ]
             for seed in self.seeds(agent)
         ]
-        return np.array(rows)
+        return np.array(rows)  # (seeds, tasks)
 
     def mean(self, agent: str, part: float = 1.0) -> Estimate:
         """The interquartile mean of an agent's scores, with its interval."""

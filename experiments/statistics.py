@@ -28,7 +28,7 @@ def interquartile_mean(scores: Numbers) -> Numbers:
     """The mean of the middle half of all runs on all tasks: (..., runs, tasks) -> (...)."""
     # Runs of all tasks are one pool, of which a quarter is cut at each end.
     ordered = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
-    cut = ordered.shape[-1] // 4
+    cut = ordered.shape[-1] // 4  # ordered is (..., runs x tasks)
     return ordered[..., cut : ordered.shape[-1] - cut].mean(axis=-1)
 
 
@@ -66,7 +66,7 @@ def intervals(statistic: Callable[..., Numbers], *scores: Numbers, seed: int = 0
     """
     # A fixed seed gives a page the same interval each time it is made from the same records.
     generator = np.random.default_rng(seed)
-    values = statistic(*(_resampled(each, generator) for each in scores))
+    values = statistic(*(_resampled(each, generator) for each in scores))  # (RESAMPLES, ...)
     return np.quantile(values, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2], axis=0)
 
 

@@ -65,7 +65,7 @@ def repaired_record(
     seconds, tokens = time.monotonic() - started, lm.meter.tokens - before
     # Perplexity is measured on the dense model lent as the repaired one: no second copy.
     with repaired(lm, found[0]):
-        sets = evaluation_windows(problem.data, problem.tokenizer)
+        sets = evaluation_windows(problem.data, problem.tokenizer)  # (N, T) each
         perplexity = perplexities(lm, {"repaired": mask}, sets)["repaired"]
     kept = (
         lm.parameters - problem.units.pruned_parameters(mask) + added_parameters(lm.model, found[0])
