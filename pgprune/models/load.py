@@ -26,6 +26,7 @@ from transformers import (
 
 from pgprune.errors import PruningError, first_line
 from pgprune.models.families import FAMILIES, family_of
+from pgprune.models.registration import register
 from pgprune.models.weight_files import check_weights
 from pgprune.utils.devices import check_dtype, choose_device
 from pgprune.utils.options import Config, option
@@ -42,6 +43,8 @@ DTYPES = {
 
 PRUNED = "pgprune_"
 """Prefix of the ``model_type`` of pruned models."""
+
+register()  # so that exports load like any other model
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 

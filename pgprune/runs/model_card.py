@@ -105,7 +105,7 @@ def _loading(remote_code: bool) -> str:
         text += (
             "\n\nNeeds transformers 5.15 or newer. Stock architectures cannot express its layers; "
             "the `modeling_*.py` beside the weights builds them from transformers' own. After "
-            "`import pgprune`, `trust_remote_code` is not needed."
+            "`pgprune.register()`, `trust_remote_code` is not needed."
         )
     return text
 

@@ -17,7 +17,7 @@ from pgprune.export.export import ExportConfig, export
 from pgprune.hub_code.modeling_pgprune import PGPruneQwen2Config, cache_slots
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
-from pgprune.models.registration import PREFIXES, pruned_classes, register_with_transformers
+from pgprune.models.registration import PREFIXES
 from pgprune.repair.fit import fit_repair
 from pgprune.repair.repair import repaired
 from pgprune.runs.files import RunFile
@@ -88,24 +88,24 @@ def test_an_environment_without_pgprune_loads_and_generates(exported, tmp_path):
     assert all(module.startswith("transformers_modules.") for module in modules)
 
 
-def test_importing_pgprune_first_is_enough(exported):
-    code = (
-        "import sys, pgprune; from transformers import AutoModelForCausalLM\n"
-        "AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=False)"
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import pgprune; pgprune.register(); from transformers import AutoModelForCausalLM",
+        "from transformers import AutoModelForCausalLM; import pgprune; pgprune.register()",
+        "import pgprune; from transformers import LlamaForCausalLM, AutoModelForCausalLM\n"
+        "pgprune.register(); pgprune.register()",
+    ],
+)
+def test_a_registered_model_needs_no_remote_code(exported, code):
+    code += (
+        "\nimport sys\nfor folder in sys.argv[1:]:\n"
+        "    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)\n"
+        "    assert type(model).__module__ == 'pgprune.hub_code.modeling_pgprune'"
     )
-    command = [sys.executable, "-c", code, str(exported["opt"])]
+    command = [sys.executable, "-c", code, *map(str, exported.values())]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-def test_importing_pgprune_after_transformers_is_enough(exported):
-    finders = list(sys.meta_path)
-    register_with_transformers()
-    register_with_transformers()
-    assert sys.meta_path == finders
-    for family, folder in exported.items():
-        model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
-        assert type(model) is pruned_classes(family).causal_lm
 
 
 def test_the_auto_map_is_complete_and_in_the_order_that_vllm_needs(exported):
