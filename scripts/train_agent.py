@@ -13,12 +13,7 @@ from transformers.utils import logging
 
 from pgprune.agents.training.replicas import serve, team_of
 from pgprune.agents.training.results import export_once, next_commands
-from pgprune.agents.training.settings import (
-    Settings,
-    TrainingRunConfig,
-    check_resume,
-    resumed,
-)
+from pgprune.agents.training.settings import Settings, TrainingRunConfig, check_resume, resumed
 from pgprune.agents.training.train import Training
 from pgprune.errors import PruningError, ResourceError
 from pgprune.runs.progress_view import ProgressView

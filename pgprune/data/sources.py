@@ -11,11 +11,7 @@ FORMATS = (".txt", ".jsonl", ".parquet")
 
 _ITEM = re.compile(r"(?P<place>[^\[\]]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?")
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(:[\w.+-]*){0,2}")
-_DOMAINS = {
-    "builtin": ("code", "prose"),
-    "builtin:code": ("code",),
-    "builtin:prose": ("prose",),
-}
+_DOMAINS = {"builtin": ("code", "prose"), "builtin:code": ("code",), "builtin:prose": ("prose",)}
 
 
 @dataclass(frozen=True)

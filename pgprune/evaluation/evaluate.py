@@ -19,12 +19,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from pgprune.data.stream import (
-    DataConfig,
-    EvaluationSet,
-    check_sequence_length,
-    evaluation_sets,
-)
+from pgprune.data.stream import DataConfig, EvaluationSet, check_sequence_length, evaluation_sets
 from pgprune.errors import PruningError
 from pgprune.evaluation.zero_shot import PAPER_TASKS, Harness, load_tasks
 from pgprune.masking.perplexity import bos_rule, tokenizer_identity

@@ -82,9 +82,7 @@ class Measurement:
 
 
 def measure(
-    models: Models,
-    config: LatencyConfig,
-    note: Callable[[str], None] = lambda message: None,
+    models: Models, config: LatencyConfig, note: Callable[[str], None] = lambda message: None
 ) -> list[Measurement]:
     """Measures all models in all settings, which takes a while.
 

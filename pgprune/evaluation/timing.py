@@ -18,10 +18,7 @@ from transformers import PreTrainedModel
 
 from pgprune.utils.memory import memory_of
 
-CLOCKS: dict[str, Callable[[], float]] = {
-    "wall": time.perf_counter,
-    "processor": time.process_time,
-}
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
 """Clocks by name; ``processor`` is the time of this process, whatever else the machine does."""
 
 

@@ -181,10 +181,7 @@ def context_length(config: PretrainedConfig) -> int:
 
 
 def _write_vocabulary(
-    writer: Any,
-    tokenizer: PreTrainedTokenizerBase,
-    size: int,
-    vocabulary: Mapping[str, Any] | None,
+    writer: Any, tokenizer: PreTrainedTokenizerBase, size: int, vocabulary: Mapping[str, Any] | None
 ) -> None:
     if vocabulary is None:
         write_vocabulary(writer, tokenizer, size)

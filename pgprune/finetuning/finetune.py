@@ -157,10 +157,7 @@ class Finetuning:
             "output": str(self.output),
             "completed": trainer.step == trainer.total,
             "updates": {"done": trainer.step, "planned": trainer.total},
-            "loss": {
-                "first": _mean(trainer.losses[:few]),
-                "last": _mean(trainer.losses[-few:]),
-            },
+            "loss": {"first": _mean(trainer.losses[:few]), "last": _mean(trainer.losses[-few:])},
             "data": {
                 "source": self._data,
                 "kind": windows.kind,

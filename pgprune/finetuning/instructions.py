@@ -20,12 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pgprune.data.documents import (
-    calibration_documents,
-    hub_rows,
-    jsonl_rows,
-    parquet_rows,
-)
+from pgprune.data.documents import calibration_documents, hub_rows, jsonl_rows, parquet_rows
 from pgprune.data.sources import Item, items
 from pgprune.data.tokens import Ids, encode
 from pgprune.errors import PruningError, first_line

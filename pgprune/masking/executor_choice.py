@@ -37,12 +37,7 @@ DEVICE_RATES = {
 
 
 def choose_executor(
-    units: PruningUnits,
-    prune_rate: float,
-    masks: int,
-    tokens: int,
-    dtype: torch.dtype,
-    device: str,
+    units: PruningUnits, prune_rate: float, masks: int, tokens: int, dtype: torch.dtype, device: str
 ) -> str:
     """Returns the cheaper executor by counted cost, a pure function of the arguments.
 

@@ -34,11 +34,7 @@ def distinct(masks: Tensor) -> tuple[Tensor, list[int]]:
 
 
 def run_tree(
-    run: Run,
-    calls: Sequence[LayerCall],
-    states: Tensor,
-    masks: Masks,
-    first: int = 0,
+    run: Run, calls: Sequence[LayerCall], states: Tensor, masks: Masks, first: int = 0
 ) -> list[Tensor]:
     """Computes the states after the last layer under each mask.
 

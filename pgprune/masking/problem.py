@@ -47,9 +47,7 @@ class PruningConfig(Config):
         choices=list(SCOPES),
     )
     round_to: int = option(
-        1,
-        "round kept channels per layer to a multiple of this (8-128 is fast)",
-        minimum=1,
+        1, "round kept channels per layer to a multiple of this (8-128 is fast)", minimum=1
     )
     executor: str = option(
         "auto",

@@ -105,9 +105,7 @@ def flap(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance
 
 
 def flap_importance(
-    lm: MaskedLM,
-    moments: dict[tuple[int, str], Moments],
-    fluctuation: str = "variance",
+    lm: MaskedLM, moments: dict[tuple[int, str], Moments], fluctuation: str = "variance"
 ) -> Importance:
     """Computes FLAP's importance from the result of ``dense_moments``.
 

@@ -65,10 +65,7 @@ def progressive_rates(prune_rate: float) -> list[float]:
 
 
 def initial_probabilities(
-    importance: Importance,
-    budget: Budget,
-    transform: str = "auto",
-    constant: float = 0.8,
+    importance: Importance, budget: Budget, transform: str = "auto", constant: float = 0.8
 ) -> Tensor:
     """Turns importance into keep probabilities on the budget.
 

@@ -10,13 +10,7 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import Group
 from pgprune.repair.least_squares import LeastSquares
 from pgprune.repair.projection import Projection
-from pgprune.repair.refit import (
-    Solution,
-    best_in_turns,
-    best_weights,
-    mean_bias,
-    refit_layers,
-)
+from pgprune.repair.refit import Solution, best_in_turns, best_weights, mean_bias, refit_layers
 from pgprune.repair.repair import Repair
 
 REPAIRS = ("bias", "least-squares", "alternating")

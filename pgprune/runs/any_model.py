@@ -10,13 +10,7 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pgprune.errors import PruningError
-from pgprune.models.load import (
-    ModelConfig,
-    check_model,
-    choose_dtype,
-    load_model,
-    move_model,
-)
+from pgprune.models.load import ModelConfig, check_model, choose_dtype, load_model, move_model
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
 from pgprune.utils.devices import choose_device
@@ -49,11 +43,7 @@ class LoadedModel:
 
 
 def load_any(
-    source: str,
-    *,
-    device: str = "auto",
-    dtype: str = "auto",
-    attn_implementation: str = "sdpa",
+    source: str, *, device: str = "auto", dtype: str = "auto", attn_implementation: str = "sdpa"
 ) -> LoadedModel:
     """Loads a dense model, an exported pruned model, or a finished run's pruned model.
 

@@ -41,10 +41,7 @@ class FinishedRun(Run):
     """
 
     def __init__(
-        self,
-        path: Path,
-        sections: dict[str, dict[str, Any]],
-        results: dict[str, Any] | None = None,
+        self, path: Path, sections: dict[str, dict[str, Any]], results: dict[str, Any] | None = None
     ) -> None:
         super().__init__(path, sections)
         self.results = _read_results(path) if results is None else results

@@ -32,11 +32,7 @@ that."""
 
 
 def model_card(
-    run: FinishedRun,
-    kind: str,
-    remote_code: bool,
-    parameters: int,
-    notes: Sequence[str] = (),
+    run: FinishedRun, kind: str, remote_code: bool, parameters: int, notes: Sequence[str] = ()
 ) -> str:
     """Writes the card.
 

@@ -37,11 +37,7 @@ def perplexities(lm: MaskedLM, rows: Mapping[str, Tensor], windows: Mapping[str,
 
 
 def with_repair(
-    lm: MaskedLM,
-    table: Table,
-    mask: Tensor,
-    repair: Repair | None,
-    windows: Mapping[str, Tensor],
+    lm: MaskedLM, table: Table, mask: Tensor, repair: Repair | None, windows: Mapping[str, Tensor]
 ) -> Table:
     """Adds the row ``pruned`` to a table with the row ``masked``: the mask as it is shipped.
 

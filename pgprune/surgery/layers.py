@@ -168,11 +168,7 @@ def _is_pruned(mask: LayerMask, block: str) -> bool:
 
 
 def _pruned_layer(
-    layer: nn.Module,
-    plan: LayerPlan,
-    shape: LayerShape,
-    family: Family,
-    changes: dict[str, Tensor],
+    layer: nn.Module, plan: LayerPlan, shape: LayerShape, family: Family, changes: dict[str, Tensor]
 ) -> PrunedLayer:
     dense_names = {name for name, _ in layer.named_parameters()}
     weights = layer_weights(layer, plan, shape, family, changes)
@@ -189,11 +185,7 @@ def _pruned_layer(
 
 
 def layer_weights(
-    layer: nn.Module,
-    plan: LayerPlan,
-    shape: LayerShape,
-    family: Family,
-    changes: dict[str, Tensor],
+    layer: nn.Module, plan: LayerPlan, shape: LayerShape, family: Family, changes: dict[str, Tensor]
 ) -> dict[str, Tensor]:
     """Copies the kept weights of a layer.
 

@@ -74,11 +74,7 @@ def legend(figure: Any, panels: Iterable[Any], **style: Any) -> None:
 
 
 def heat_map(
-    panel: Any,
-    table: Any,
-    names: Sequence[str],
-    colors: str,
-    limits: tuple[float, float],
+    panel: Any, table: Any, names: Sequence[str], colors: str, limits: tuple[float, float]
 ) -> None:
     """Draws a number for each pair of names as a color.
 

@@ -18,12 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from bits_per_byte import (
-    DOMAINS,
-    encoded_documents,
-    model_bits_per_byte,
-    ngram_bits_per_byte,
-)
+from bits_per_byte import DOMAINS, encoded_documents, model_bits_per_byte, ngram_bits_per_byte
 from fast_llama import fast_loss
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
