@@ -18,16 +18,7 @@ _LOW, _HIGH = np.array([68.0, 1.0, 84.0]), np.array([53.0, 183.0, 121.0])  # vir
 
 
 def ansi(groups: Sequence[Group], kept_shares: npt.NDArray[np.floating], target: float) -> str:
-    """Draws a table with a bar for every layer (rows) and kind (columns).
-
-    Args:
-        groups: the groups of the units.
-        kept_shares: share of units kept in each group, (groups,).
-        target: the share that the budget leaves.
-
-    Returns:
-        The table, one line per layer and a line that names the columns.
-    """
+    """Draws kept shares (groups,) as a table with a bar for each layer (row) and kind (column)."""
     table = _table(groups, kept_shares)
     kinds = _kinds(groups)
     lines = [f"kept share (target {target:.1%})", "layer  " + "".join(map(_heading, kinds))]
@@ -39,14 +30,9 @@ def ansi(groups: Sequence[Group], kept_shares: npt.NDArray[np.floating], target:
 def rgb_array(
     groups: Sequence[Group], kept_shares: npt.NDArray[np.floating], target: float
 ) -> Frame:
-    """Draws one panel for each kind, a bar for each layer in it, and a line at the target.
+    """Draws kept shares (groups,): a panel for each kind, a bar for each layer, the target.
 
     A bar's height and colour (violet to green) both say how much the layer keeps.
-
-    Args:
-        groups: the groups of the units.
-        kept_shares: share of units kept in each group, (groups,).
-        target: the share that the budget leaves.
 
     Returns:
         The picture, (height, width, 3).

@@ -32,14 +32,7 @@ _SKIPPED_PREFIXES = ("_sysconfigdata", "_sysconfig_vars", "config-")
 
 
 def module_family(name: str) -> str:
-    """Returns the public name of a top-level module, the same in all versions of Python.
-
-    Args:
-        name: A top-level module or package, such as ``_pydatetime`` or ``sre_parse``.
-
-    Returns:
-        The public name: ``datetime``, ``re``.
-    """
+    """Returns a top-level module's public name in every Python, ``re`` for ``sre_parse``."""
     if name.startswith("sre_"):
         return "re"
     if name.startswith("_collections"):
@@ -49,15 +42,7 @@ def module_family(name: str) -> str:
 
 
 def is_held_out(domain: Domain, name: str) -> bool:
-    """Tells whether a document is kept away from training.
-
-    Args:
-        domain: ``code`` or ``prose``.
-        name: The top-level module of a source file, or the topic's name.
-
-    Returns:
-        True if the document may only be evaluated on.
-    """
+    """Tells if a document is kept from training, by its top-level module or the topic's name."""
     modulus, residue = _HELD_OUT[domain]
     family = module_family(name) if domain == "code" else name
     return int(hashlib.sha256(family.encode()).hexdigest(), 16) % modulus == residue
@@ -79,9 +64,6 @@ def builtin_documents(domain: Domain, split: Split) -> list[str]:
     Args:
         domain: ``code``, the standard library's sources, or ``prose``, the language reference.
         split: ``train``, or ``heldout`` for what the built-in model has never seen.
-
-    Returns:
-        The documents.
 
     Raises:
         PruningError: If this Python was installed without that text.

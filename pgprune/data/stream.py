@@ -262,10 +262,6 @@ def _measured(
 def check_sequence_length(model_config: Any, sequence_length: int) -> None:
     """Checks that a model can read windows of a length.
 
-    Args:
-        model_config: its Hugging Face configuration.
-        sequence_length: tokens of a window.
-
     Raises:
         PruningError: the window is longer than the model's context.
     """

@@ -42,12 +42,6 @@ def make_report(
 ) -> dict[str, Any]:
     """Collects everything that was measured, as JSON holds it.
 
-    Args:
-        models: that were measured, the reference first.
-        measurements: of all models in all settings.
-        config: of the measurement.
-        command: the words of the command.
-
     Returns:
         ``command``, ``config``, ``machine``, ``versions``, ``models`` (name, parameters, dtype,
         weight_bytes and its share of the reference's) and ``measurements``: for each setting and
@@ -100,10 +94,6 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
 
 def write_report(report: Mapping[str, Any], output: Path) -> None:
     """Writes benchmark.json, benchmark.md and, where matplotlib is there, benchmark.png.
-
-    Args:
-        report: of ``make_report``.
-        output: a new directory.
 
     Raises:
         PruningError: it exists by now, or cannot be written.

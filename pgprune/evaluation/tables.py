@@ -47,12 +47,7 @@ def line(record: Record) -> str:
 
 
 def print_tables(records: Records, console: Console) -> None:
-    """Prints all records as tables, models side by side, and what the numbers depend on.
-
-    Args:
-        records: of all models, those of the first one first.
-        console: where to.
-    """
+    """Prints all records as tables, models side by side, and what the numbers depend on."""
     perplexities = [record for record in records if record["what"] == "perplexity"]
     accuracies = [record for record in records if record["what"] == "zero-shot"]
     if perplexities:
@@ -63,14 +58,7 @@ def print_tables(records: Records, console: Console) -> None:
 
 
 def averages(records: Records) -> dict[str, float]:
-    """Averages over the tasks of one model, as in the paper's Table 1.
-
-    Args:
-        records: of all its tasks.
-
-    Returns:
-        The mean of ``acc``, and of ``acc_norm`` with ``acc`` where a task has no other.
-    """
+    """Averages ``acc``, and ``acc_norm`` or else ``acc``, over the tasks of one model (Table 1)."""
     means = {}
     for metric in METRICS:
         # Tasks whose answers are all the same text have no acc_norm.

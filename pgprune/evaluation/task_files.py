@@ -41,10 +41,6 @@ def task_file(folder: str, task: str) -> Path:
 def task_config(task: str, path: Path) -> dict[str, Any]:
     """Describes a local task to lm-eval.
 
-    Args:
-        task: its name.
-        path: its file.
-
     Returns:
         What lm-eval's ``ConfigurableTask`` takes as ``config``; the metrics are ``acc`` and, where
         answers differ, ``acc_norm``.
@@ -84,9 +80,6 @@ def task_config(task: str, path: Path) -> dict[str, Any]:
 
 def read_items(path: Path) -> Iterator[Item]:
     """Reads the items of a file.
-
-    Args:
-        path: the file.
 
     Yields:
         ``text`` (what comes before all answers, or after all contexts), ``answers`` or

@@ -49,11 +49,7 @@ class ZeroShot:
     chance_stderr: float
 
     def verdict(self, metric: str) -> str:
-        """Whether an accuracy is ``above``, ``at`` (within 2 standard errors) or ``below chance``.
-
-        Args:
-            metric: ``acc`` or ``acc_norm``.
-        """
+        """Whether an accuracy is ``above``, ``at`` (2 standard errors) or ``below chance``."""
         return verdict(self.accuracy[metric], self.chance, self.chance_stderr)
 
 

@@ -78,15 +78,12 @@ class ExportConfig(Config):
 def export(
     run: FinishedRun, config: ExportConfig, note: Callable[[str], object] = lambda _: None
 ) -> Path:
-    """Writes the model that a run has pruned.
+    """Writes the model that a run has pruned; returns the new directory.
 
     Args:
         run: the run.
         config: format and directory.
         note: is told how what is exported differs from what the run has measured, if it does.
-
-    Returns:
-        The new directory.
 
     Raises:
         PruningError: the directory exists or cannot be made; the run has no results; its mask or

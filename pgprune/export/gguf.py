@@ -101,11 +101,6 @@ def check_gguf(
 ) -> None:
     """Checks, before any long work, that there can be a GGUF file of a model.
 
-    Args:
-        model: the dense model.
-        tokenizer: of the model.
-        vocabulary: as for ``write_gguf``.
-
     Raises:
         PruningError: as ``write_gguf``, but for what depends on the mask.
     """
@@ -138,9 +133,6 @@ def _architecture(config: PretrainedConfig) -> str:
 def holds_biases(config: PretrainedConfig) -> bool:
     """Whether the file's layers may have biases that those of the dense model lack.
 
-    Args:
-        config: of the dense model.
-
     Raises:
         PruningError: as ``check_gguf``.
     """
@@ -170,9 +162,6 @@ def context_length(config: PretrainedConfig) -> int:
     """Returns how long a text may be for llama.cpp to read it as the model does.
 
     They have no sliding window, which makes no difference until the text is longer than the window.
-
-    Args:
-        config: of the dense model.
     """
     longest = int(config.max_position_embeddings)
     types = getattr(config, "layer_types", None) or ["sliding_attention"]

@@ -26,9 +26,6 @@ def load_gguf() -> ModuleType:
 def read_vocabulary(path: Path) -> dict[str, Any]:
     """Reads the vocabulary of a GGUF file.
 
-    Args:
-        path: the file.
-
     Returns:
         The fields of the file that describe its tokenizer, by key.
 
@@ -57,12 +54,7 @@ def read_vocabulary(path: Path) -> dict[str, Any]:
 
 
 def copy_vocabulary(writer: Any, vocabulary: Mapping[str, Any], size: int) -> None:
-    """Gives a GGUF file the vocabulary of another.
-
-    Args:
-        writer: a ``gguf.GGUFWriter``.
-        vocabulary: what ``read_vocabulary`` returned.
-        size: how many tokens the model knows.
+    """Gives the GGUF file of a writer another's vocabulary, for a model of ``size`` tokens.
 
     Raises:
         PruningError: the vocabulary has another size.

@@ -24,15 +24,7 @@ def _write_hf(loaded: LoadedRun, directory: Path) -> PreTrainedModel:
 
 
 def write_portable(loaded: LoadedRun, directory: Path) -> PreTrainedModel:
-    """Writes the smaller model with attention and an MLP in every layer.
-
-    Args:
-        loaded: the run.
-        directory: to write to.
-
-    Returns:
-        What was written.
-    """
+    """Writes the smaller model with attention and an MLP in every layer."""
     units = loaded.units
     channels = ghost_channels(loaded.round_to, units.shapes[0].channels)
     layers = portable_layers(loaded.model, units, loaded.mask, channels, loaded.repair)
@@ -128,14 +120,7 @@ def _ghosts(loaded: LoadedRun, parameters: int) -> Iterator[str]:
 
 
 def window(loaded: LoadedRun) -> Iterator[str]:
-    """Says that a GGUF file is for shorter texts than the model, if it is.
-
-    Args:
-        loaded: the run.
-
-    Yields:
-        At most one sentence.
-    """
+    """Says in at most one sentence that a GGUF file is for shorter texts than the model."""
     config = loaded.model.config
     length = context_length(config)
     if length < config.max_position_embeddings:

@@ -45,12 +45,7 @@ class FinetuningConfig(Config):
 
 
 def output_of(source: str, run: FinishedRun | None, asked: str | None) -> Path:
-    """Chooses the directory of the result.
-
-    Args:
-        source: what is finetuned.
-        run: the run at the source, if it is one.
-        asked: ``--output``.
+    """Chooses the directory of the result: the asked one, else one in the run or beside the model.
 
     Raises:
         PruningError: nothing is asked, and the source is no directory.
@@ -82,11 +77,6 @@ def refuse_zeros(source: str, model_config: PretrainedConfig) -> None:
 
 def data_of(source: str, run: FinishedRun | None, model_config: PretrainedConfig) -> str:
     """Returns the text that a model was calibrated on.
-
-    Args:
-        source: what is finetuned.
-        run: the run at the source, if it is one.
-        model_config: of the model.
 
     Raises:
         PruningError: nothing says so.

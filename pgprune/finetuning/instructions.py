@@ -132,21 +132,13 @@ def training_windows(
 
 
 def prompt_of(instruction: str, given: str = "") -> str:
-    """Formats what the model reads before it responds.
-
-    Args:
-        instruction: what to do.
-        given: what to do it with, if anything.
-    """
+    """Formats an instruction and what is given with it, if anything, as the model reads them."""
     parts = [f"Task: {instruction.strip()}", f"Given: {given.strip()}", "Answer:\n"]
     return "\n\n".join(part for part in parts if part != "Given: ")
 
 
 def read_instructions(source: str) -> Iterable[Example] | None:
     """Opens a source of instructions.
-
-    Args:
-        source: as the module describes.
 
     Returns:
         Examples, as a list for a file and as a stream for a data set; None where the source is

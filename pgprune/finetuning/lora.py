@@ -73,9 +73,6 @@ def projections(model: PreTrainedModel) -> list[str]:
 
     Where pruning left nothing of a projection but its bias, it is not in the list.
 
-    Args:
-        model: a causal LM of a known family, or what pgprune made of one.
-
     Raises:
         PruningError: the model has none.
     """
@@ -96,13 +93,7 @@ def projections(model: PreTrainedModel) -> list[str]:
 
 
 def step_size(config: LoraConfig, step: int, total: int) -> float:
-    """Computes the step size of an update.
-
-    Args:
-        config: highest step size, warm-up and schedule.
-        step: updates done before.
-        total: updates to do.
-    """
+    """Computes the step size of an update, after ``step`` of ``total`` updates."""
     # A linear warm-up, then half a cosine (Loshchilov & Hutter 2017) or a line down to 0.
     rising = round(config.warmup * total)
     if step < rising:

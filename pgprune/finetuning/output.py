@@ -31,12 +31,6 @@ def write_finetuned(
 ) -> None:
     """Writes a new directory that ``from_pretrained`` loads, complete or not at all.
 
-    Args:
-        output: the directory.
-        loaded: where the model came from.
-        model: the same model, finetuned and merged.
-        record: how, and what came of it.
-
     Raises:
         PruningError: the directory exists by now, or the disk is full or refuses.
     """

@@ -11,12 +11,7 @@ from pgprune.runs.view import number_table, print_next
 
 
 def print_finetuning(record: Mapping[str, Any], console: Console) -> None:
-    """Prints perplexity before and after, what it took, and what to do next.
-
-    Args:
-        record: what ``Finetuning.run`` returns.
-        console: where to.
-    """
+    """Prints perplexity before and after, what it took, and what to do next."""
     rows = {
         when: [when, *(f"{value:,.3f}" for value in record["perplexity"][when].values())]
         for when in ("before", "after")

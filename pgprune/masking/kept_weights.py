@@ -145,10 +145,6 @@ def lay_out(layers: Iterable[nn.Module], family: Family) -> None:
 
     Shapes and values stay; only strides change. There is no second copy of the weights, and the
     model works as before.
-
-    Args:
-        layers: decoder layers.
-        family: of the model.
     """
     for layer in layers:
         for path in (family.output, family.down):

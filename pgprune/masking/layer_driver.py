@@ -19,11 +19,7 @@ RunLayers = Callable[[Tensor, list[LayerCall]], Tensor]
 
 
 class LayerDriver:
-    """Replaces the layers of a decoder by a function.
-
-    Args:
-        decoder: the module that has ``layers``.
-    """
+    """Replaces the layers of a decoder, the module that has ``layers``, by a function."""
 
     def __init__(self, decoder: nn.Module) -> None:
         layers: Any = decoder.layers

@@ -162,14 +162,7 @@ class MaskedLM:
 
     @torch.no_grad()
     def states(self, input_ids: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yields the dense hidden states around each layer, chunk by chunk of the sequences.
-
-        Args:
-            input_ids: (B, T) int64.
-
-        Yields:
-            The layer, and the states before and after it, (b, T, D) each.
-        """
+        """Yields each layer with the dense states (b, T, D) before and after it, chunk by chunk."""
         self.meter.add(input_ids.numel())
         for chunk in self._chunks(input_ids):
             hidden, calls = self._capture(chunk)

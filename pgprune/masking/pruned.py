@@ -14,17 +14,10 @@ from pgprune.models.families import decoder_layers, family_of
 
 @contextmanager
 def pruned(lm: MaskedLM, mask: Tensor) -> Iterator[None]:
-    """Makes every call of the model compute what the pruned model would.
+    """Makes calls of the model in the body compute what the model pruned by a mask (n,) would.
 
     No weight is touched or copied: hooks multiply what the mask prunes by zero. The logits are, bit
     for bit, those of a model whose pruned weights are zero.
-
-    Args:
-        lm: the frozen model.
-        mask: (n,) of zeros and ones.
-
-    Yields:
-        Nothing; the model is dense again afterwards.
     """
     family = family_of(lm.model.config)
     with ExitStack() as stack:

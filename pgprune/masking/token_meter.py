@@ -10,9 +10,6 @@ class TokenMeter:
     ``MaskedLM`` owns one and counts its own calls. Code that runs the model in another way adds
     what it runs: ``soft_losses``, the second pass of repair, and ``sample_text``.
 
-    Args:
-        tokens: what to start from.
-
     Attributes:
         tokens: counted so far.
     """

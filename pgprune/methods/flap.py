@@ -35,18 +35,10 @@ def flap(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> 
 
 
 def compensation(lm: MaskedLM, moments: dict[tuple[int, str], Moments], mask: Tensor) -> Repair:
-    """Computes the biases that stand for the mean of the pruned inputs.
+    """Computes a repair of the biases alone, which stand for the mean of the pruned inputs.
 
     A projection gives W x + b = W_K x_K + W_P x_P + b. Without the pruned inputs x_P, the bias
     b + W_P mu_P keeps the mean of its output.
-
-    Args:
-        lm: the frozen model.
-        moments: of its dense inputs.
-        mask: (n,) of zeros and ones.
-
-    Returns:
-        A repair of biases only.
     """
     family = family_of(lm.model.config)
     repair = Repair()

@@ -91,16 +91,9 @@ def stretched(alpha: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def kept_shares(alpha: Tensor, budget: Budget) -> Tensor:
-    """Computes the expected share of each pool's cost whose mask is above 0.
+    """Computes the expected share of each pool's cost whose mask is above 0: (n,) -> (pools,).
 
     P(mask > 0) = sigmoid(alpha - beta ln(-gamma / zeta)), the complexity loss of Louizos et al.
-
-    Args:
-        alpha: (n,).
-        budget: the pools.
-
-    Returns:
-        (pools,), differentiable.
     """
     kept = torch.sigmoid(alpha - _BETA * math.log(-_GAMMA / _ZETA))  # P(mask > 0), (n,)
     shares = []

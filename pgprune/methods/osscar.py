@@ -53,17 +53,7 @@ def remove_in_batches(squares: LeastSquares, keep: int, stages: int = _STAGES) -
 
 
 def swap(squares: LeastSquares, kept: Tensor, swaps: int = _SWAPS, rounds: int = _ROUNDS) -> Tensor:
-    """Swaps kept with pruned units while the error falls.
-
-    Args:
-        squares: the least squares of a projection.
-        kept: where to start, (units,) bool.
-        swaps: units swapped at once in the first round.
-        rounds: at most.
-
-    Returns:
-        The same number of kept units, (units,) bool.
-    """
+    """Swaps kept units (units,) bool with as many pruned ones while the error falls."""
     error = squares.error(kept)
     swaps = min(swaps, int(kept.sum()), int((~kept).sum()))
     for _ in range(rounds):

@@ -107,13 +107,7 @@ def flap(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance
 def flap_importance(
     lm: MaskedLM, moments: dict[tuple[int, str], Moments], fluctuation: str = "variance"
 ) -> Importance:
-    """Computes FLAP's importance from the result of ``dense_moments``.
-
-    Args:
-        lm: the frozen model.
-        moments: of its dense inputs.
-        fluctuation: one of ``FLUCTUATIONS``.
-    """
+    """Computes FLAP's importance from the result of ``dense_moments``."""
     scores = torch.zeros(lm.units.n, dtype=torch.float64)
     for group in lm.units.groups:
         varied = moments[group.layer, group.kind].fluctuation(fluctuation)

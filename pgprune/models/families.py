@@ -111,9 +111,6 @@ FAMILIES: dict[str, Family] = {
 def family_of(config: Any) -> Family:
     """Returns the family of a Hugging Face model configuration.
 
-    Args:
-        config: a ``PretrainedConfig``, or anything with a ``model_type``.
-
     Raises:
         PruningError: the family is unknown, or a variant of it that masks cannot describe.
     """

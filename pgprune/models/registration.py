@@ -39,20 +39,12 @@ class PrunedClasses(NamedTuple):
 
 
 def pruned_classes(model_type: str) -> PrunedClasses:
-    """Returns the classes of pruned models of a family.
-
-    Args:
-        model_type: of the dense model, a key of ``PREFIXES``.
-    """
+    """Returns the classes of pruned models of a family, by the dense model's ``model_type``."""
     return _classes(CODE, PREFIXES[model_type])
 
 
 def sliced_classes(model_type: str) -> PrunedClasses:
-    """Returns the classes of sliced models of a family.
-
-    Args:
-        model_type: of the dense model, a key of ``PREFIXES``.
-    """
+    """Returns the classes of sliced models of a family, by the dense model's ``model_type``."""
     return _classes(SLICED_CODE, PREFIXES[model_type].replace("PGPrune", "SliceGPT"))
 
 

@@ -33,12 +33,7 @@ class Repair:
     biases: dict[tuple[int, str], Tensor] = field(default_factory=dict)
 
     def parameters(self, layer: int, family: Family) -> dict[str, Tensor]:
-        """Returns the new parameters of one layer, by their names in it.
-
-        Args:
-            layer: index of the layer.
-            family: of the model.
-        """
+        """Returns the new parameters of one layer, by their names in it."""
         return {
             f"{path}.{name}": tensors[layer, kind]
             for kind, path in family.projections.items()
@@ -88,13 +83,6 @@ def repaired(lm: MaskedLM, repair: Repair) -> Iterator[None]:
 
     A repair belongs to a mask and does not prune: evaluate that mask in the body.
 
-    Args:
-        lm: the frozen model.
-        repair: its new weights and biases.
-
-    Yields:
-        Nothing.
-
     Raises:
         PruningError: the repair is of another model.
     """
@@ -108,10 +96,6 @@ def repaired(lm: MaskedLM, repair: Repair) -> Iterator[None]:
 
 def check_repair(model: nn.Module, repair: Repair) -> None:
     """Checks that a model has the projections that a repair changes.
-
-    Args:
-        model: the dense model.
-        repair: a repair, perhaps of another model.
 
     Raises:
         PruningError: the repair is of another model.

@@ -35,10 +35,7 @@ class LearnedMask:
 
     @classmethod
     def read(cls, path: Path) -> "LearnedMask":
-        """Reads the mask that a run has learned.
-
-        Args:
-            path: its mask.safetensors.
+        """Reads the mask that a run has learned from its mask.safetensors.
 
         Raises:
             PruningError: there is none, or it is truncated or not a mask.

@@ -21,11 +21,7 @@ class _Row(NamedTuple):
 
 
 class ProgressLog:
-    """Collects rows and appends them to the files in one go.
-
-    Args:
-        directory: the run's directory.
-    """
+    """Collects rows and appends them to the files of a run's directory in one go."""
 
     def __init__(self, directory: Path) -> None:
         self._csv = directory / RunFile.PROGRESS
@@ -102,14 +98,7 @@ class ProgressLog:
 
 
 def read_progress(path: Path) -> dict[str, list[float]]:
-    """Reads progress.csv.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Its columns by name; nan where a step has no value.
-    """
+    """Reads the columns of progress.csv by name; nan where a step has no value."""
     with path.open(newline="", encoding="utf-8") as file:
         header, *rows = csv.reader(file)
     # An empty cell is a figure that the step did not have.

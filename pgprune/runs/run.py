@@ -70,9 +70,6 @@ class Run:
             command: the words of the command.
             default_name: the name in runs/, with -2, -3 and so on where it is taken.
 
-        Returns:
-            The run.
-
         Raises:
             PruningError: the directory exists or cannot be made.
         """
@@ -91,13 +88,7 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """Opens an existing run, finished or not.
-
-        Args:
-            path: its directory.
-
-        Returns:
-            The run; ``load_checkpoint`` gives what it had learned.
+        """Opens the directory of an existing run, finished or not.
 
         Raises:
             PruningError: the directory is missing, is no run, or has an unreadable configuration.
@@ -112,13 +103,6 @@ class Run:
 
     def config(self, section: str, config: type[C]) -> C:
         """Reads a section of config.yaml as its dataclass.
-
-        Args:
-            section: the section's name.
-            config: the dataclass.
-
-        Returns:
-            The dataclass.
 
         Raises:
             PruningError: the section is absent, or has a setting that is unknown or wrong.
@@ -200,11 +184,7 @@ class Run:
         return tensors, record["state"]
 
     def write_mask(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-        """Writes mask.safetensors.
-
-        Args:
-            tensors: ``mask``, and whatever belongs to it.
-            metadata: texts by name.
+        """Writes mask.safetensors: ``mask`` and what belongs to it, and texts by name.
 
         Raises:
             PruningError: the disk is full or refuses.

@@ -32,13 +32,7 @@ class RunConfig(Config):
     quiet: bool = option(False, "print only errors")
 
     def name(self, method: str, model: str, prune_rate: float) -> str:
-        """Names a run that is given no directory.
-
-        Args:
-            method: or agent.
-            model: ``builtin``, a hub id or a directory.
-            prune_rate: as asked.
-        """
+        """Names a run without a directory by its method or agent, model, prune rate and seed."""
         return f"{method}-{Path(model).name}-{prune_rate:g}-seed{self.seed}"
 
 

@@ -87,12 +87,7 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
 
 
 def print_samples(samples: Iterable[Mapping[str, str]], console: Console) -> None:
-    """Prints each prompt, and below it what the two models make of it, side by side.
-
-    Args:
-        samples: of ``pgprune.evaluation.sample.sample_text``.
-        console: where to.
-    """
+    """Prints each prompt of ``sample_text``, and below it the two models' texts side by side."""
     for sample in samples:
         # The prompt is one line of the title: line breaks of code would tear it.
         prompt = " ".join(_printable(sample["prompt"]).split())

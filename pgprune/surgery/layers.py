@@ -41,15 +41,7 @@ class LayerPlan:
 
 
 def plan_layers(units: PruningUnits, mask: Tensor, family: Family) -> list[LayerPlan]:
-    """Plans what to keep of each layer.
-
-    Args:
-        units: the units of the dense model.
-        mask: (n,) of zeros and ones.
-        family: of the model.
-
-    Returns:
-        The plans of the kept layers, in order.
+    """Plans what to keep of each layer that a mask (n,) keeps, in order.
 
     Raises:
         PruningError: the mask is over other units, or keeps no layer.
@@ -96,13 +88,7 @@ def prune(
 def pruned_layers(
     model: PreTrainedModel, units: PruningUnits, mask: Tensor, repair: Repair | None = None
 ) -> list[PrunedLayer]:
-    """Cuts the layers that a mask keeps out of a model.
-
-    Args:
-        model: a dense causal LM of a known family.
-        units: its units.
-        mask: (n,) of zeros and ones, 1 keeps.
-        repair: of the mask.
+    """Cuts the layers that a mask (n,) and its repair keep out of a dense model.
 
     Returns:
         The kept layers, in order, with copies of the weights.
@@ -126,15 +112,7 @@ def pruned_layers(
 
 @torch.no_grad()
 def zero_pruned(model: PreTrainedModel, units: PruningUnits, mask: Tensor) -> PreTrainedModel:
-    """Fills everything that a mask prunes with zeros, in the model itself.
-
-    Args:
-        model: a dense causal LM of a known family.
-        units: its units.
-        mask: (n,) of zeros and ones, 1 keeps.
-
-    Returns:
-        The same model.
+    """Fills what a mask (n,) prunes with zeros, in the dense model itself, and returns it.
 
     Raises:
         PruningError: the mask is over other units, or leaves no layer.
@@ -220,12 +198,7 @@ def layer_weights(
 
 
 def block_names(blocks: tuple[str, ...], family: Family) -> tuple[str, ...]:
-    """Returns the prefixes of the parameters of a layer's blocks, their norms included.
-
-    Args:
-        blocks: of ``attention`` and ``mlp``.
-        family: of the model.
-    """
+    """Returns the prefixes of parameters of the blocks ``attention`` and ``mlp``, with norms."""
     modules: tuple[str, ...] = ()
     if "attention" in blocks:
         modules += (family.attention, *family.attention_norms)

@@ -68,10 +68,6 @@ def slice_model(model: PreTrainedModel, slices: Slices) -> PreTrainedModel:
 def sliced_config(model: PreTrainedModel, width: int) -> Any:
     """Makes the configuration of a sliced model.
 
-    Args:
-        model: the dense model.
-        width: of the sliced stream.
-
     Raises:
         PruningError: the model has no final norm.
     """
@@ -88,11 +84,7 @@ def sliced_config(model: PreTrainedModel, width: int) -> Any:
 
 
 def sliced_parameters(model: PreTrainedModel, width: int) -> int:
-    """Computes the exact number of parameters of a sliced model.
-
-    Args:
-        model: the dense model, on any device (meta included).
-        width: of the sliced stream.
+    """Computes the exact number of parameters of a sliced model, on any device (meta included).
 
     Raises:
         PruningError: the model has no final norm.

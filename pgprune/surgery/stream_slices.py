@@ -85,15 +85,7 @@ class Slices:
 
 @contextmanager
 def stream_sliced(model: nn.Module, slices: Slices) -> Iterator[None]:
-    """Makes a dense model compute what the sliced one would, without a second copy.
-
-    Args:
-        model: the dense model; its weights do not change.
-        slices: of its residual stream.
-
-    Yields:
-        Nothing; the model is dense again afterwards.
-    """
+    """Makes a dense model compute in the body what the sliced one would, without a second copy."""
     family = family_of(model.config)
     hooks = []
     points = slices.rotations.unflatten(0, (-1, 2))  # (L, 2, D, width)

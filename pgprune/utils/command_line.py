@@ -81,30 +81,14 @@ class ArgumentParser(argparse.ArgumentParser):
 
 
 def given(config: type[Config], arguments: argparse.Namespace) -> dict[str, Any]:
-    """The options of a dataclass that were written on the command line.
-
-    Args:
-        config: a dataclass that the parser knows.
-        arguments: what the parser returned.
-
-    Returns:
-        Field names and values; what was left at its default is absent.
-    """
+    """Returns the options of a dataclass that were written on the command line, by field name."""
     present = vars(arguments)
     names = [field.name for field in fields(config) if field.name in present]
     return {name: _value(present[name]) for name in names}
 
 
 def from_arguments(config: type[C], arguments: argparse.Namespace) -> C:
-    """Builds a dataclass from parsed arguments.
-
-    Args:
-        config: a dataclass that the parser knows.
-        arguments: what the parser returned.
-
-    Returns:
-        The dataclass, with its defaults for what was not given.
-    """
+    """Builds a dataclass from parsed arguments, with its defaults for what was not given."""
     return config(**given(config, arguments))
 
 

@@ -28,11 +28,7 @@ def command_words() -> list[str]:
 
 
 def program(path: str) -> str:
-    """Returns a program as it has to be typed: by its name if the shell finds it, else by its path.
-
-    Args:
-        path: of the program, such as ``.venv/bin/pgprune``.
-    """
+    """Returns a program as it is typed: its name if the shell finds it, else its path."""
     # Not resolved: python of a virtual environment is a link to the python that it was made with.
     file, found = Path(path).absolute(), shutil.which(Path(path).name)
     if found is not None and Path(found).absolute() == file:

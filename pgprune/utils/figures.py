@@ -24,12 +24,7 @@ _STYLE: Any = {  # matplotlib spells out every key in its types
 
 
 def save_figure(path: Path, size: tuple[float, float], draw: Callable[[Any], object]) -> bool:
-    """Draws a figure and writes it, without a window or global state.
-
-    Args:
-        path: the PNG file.
-        size: inches.
-        draw: draws into the figure.
+    """Draws a figure of a size in inches and writes it as PNG, without a window or global state.
 
     Returns:
         Whether it was drawn; False without matplotlib.
@@ -76,15 +71,7 @@ def legend(figure: Any, panels: Iterable[Any], **style: Any) -> None:
 def heat_map(
     panel: Any, table: Any, names: Sequence[str], colors: str, limits: tuple[float, float]
 ) -> None:
-    """Draws a number for each pair of names as a color.
-
-    Args:
-        panel: to draw in.
-        table: (names, names); NaN is left empty.
-        names: of rows and columns.
-        colors: a color map of matplotlib.
-        limits: numbers at the ends of the color map.
-    """
+    """Draws a table (names, names) in the colors of a map between two limits; NaN is left empty."""
     panel.imshow(table, cmap=colors, vmin=limits[0], vmax=limits[1])
     panel.set_xticks(range(len(names)), names, rotation=45, ha="right")
     panel.set_yticks(range(len(names)), names)

@@ -21,10 +21,6 @@ from pgprune.errors import PruningError
 def write_file(path: Path, data: bytes) -> None:
     """Writes a file under a temporary name, flushes it to the disk and renames it.
 
-    Args:
-        path: the file, replaced if it exists.
-        data: all of its content.
-
     Raises:
         OSError: the disk is full or refuses; a previous file stays as it was.
     """
@@ -92,10 +88,6 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
 def check_new(path: Path, remedy: str = "choose another --output") -> None:
     """Checks that a directory can be made; to be called before long work.
 
-    Args:
-        path: the directory.
-        remedy: what to do if it exists, for the error.
-
     Raises:
         PruningError: the directory exists or cannot be made.
     """
@@ -125,9 +117,6 @@ def make_directory(path: Path, files: Mapping[str, str], numbered: bool) -> Path
         files: the texts by file name.
         numbered: whether -2, -3 and so on may be appended where the path is taken.
 
-    Returns:
-        The directory.
-
     Raises:
         OSError: it exists, or the disk is full or refuses.
     """
@@ -152,9 +141,6 @@ def make_directory(path: Path, files: Mapping[str, str], numbered: bool) -> Path
 def new_directory(path: Path) -> Iterator[Path]:
     """Makes a new directory by one rename, after the body has written its content.
 
-    Args:
-        path: the directory.
-
     Yields:
         An empty directory beside it to write to; it is gone if the body fails.
 
@@ -177,12 +163,7 @@ def new_directory(path: Path) -> Iterator[Path]:
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    """Writes tensors and a record into one safetensors file, whose metadata holds the record.
-
-    Args:
-        path: the file, replaced if it exists.
-        tensors: tensors by name.
-        record: all other values, as JSON can hold them.
+    """Writes tensors and a JSON record into one safetensors file, whose metadata holds the record.
 
     Raises:
         OSError: the disk is full or refuses; a previous file stays as it was.
@@ -193,13 +174,7 @@ def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], record: Mapping[
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads what ``write_checkpoint`` wrote.
-
-    Args:
-        path: the file.
-
-    Returns:
-        Tensors (on the CPU) and record.
+    """Reads the tensors (on the CPU) and the record that ``write_checkpoint`` wrote.
 
     Raises:
         PruningError: the file differs from what was written.
@@ -219,18 +194,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 @contextmanager
 def saving(path: Path, remedy: str) -> Iterator[None]:
-    """Turns an OSError of the body into a PruningError.
-
-    Args:
-        path: the file that is written, for the error.
-        remedy: what to do, for the error.
-
-    Yields:
-        Nothing.
-
-    Raises:
-        PruningError: the body raised an OSError.
-    """
+    """Turns an OSError of the body into a PruningError that names the file and the remedy."""
     try:
         yield
     except OSError as error:

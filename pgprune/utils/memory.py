@@ -41,12 +41,6 @@ def memory_now(device: torch.device) -> int:
 def within_memory(remedy: str = LESS) -> Iterator[None]:
     """Turns a lack of memory in the body into an error that names a remedy.
 
-    Args:
-        remedy: what to do, for the error.
-
-    Yields:
-        Nothing.
-
     Raises:
         ResourceError: there was not enough memory, on an accelerator or on the host.
     """
@@ -70,10 +64,6 @@ def read_once(tensors: Iterable[Tensor]) -> None:
 
 def memory_of(work: Callable[[], object], device: torch.device) -> int | None:
     """Measures the peak memory of work, beyond the memory in use before it.
-
-    Args:
-        work: the function to call.
-        device: where it runs.
 
     Returns:
         Bytes: allocated on a GPU, resident on the host; None, without a call, where the system

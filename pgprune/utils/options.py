@@ -54,13 +54,7 @@ def option(default: Any, help: str, **limits: Any) -> Any:
 
 
 def same_option(config: type["Config"], name: str, default: Any) -> Any:
-    """Defines a field with the help and the limits of another config's field.
-
-    Args:
-        config: the other config.
-        name: its field.
-        default: the value where nothing is given.
-    """
+    """Defines a field with the help and the limits of the field ``name`` of another config."""
     return dataclasses.field(default=default, metadata=config.__dataclass_fields__[name].metadata)
 
 
@@ -89,15 +83,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def from_dict(config: type[C], values: Mapping[str, Any], source: str = "the configuration") -> C:
-    """Builds a dataclass from plain values, such as those of a YAML section.
-
-    Args:
-        config: the dataclass.
-        values: field names and values; absent fields take their defaults.
-        source: where the values come from, for the error.
-
-    Returns:
-        The dataclass.
+    """Builds a dataclass from plain values by field name; absent fields take their defaults.
 
     Raises:
         PruningError: an unknown field, or a value that the field does not allow.
@@ -128,10 +114,6 @@ def dump_yaml(sections: Mapping[str, Config | Mapping[str, Any]]) -> str:
 
 def load_yaml(text: str, source: str) -> dict[str, dict[str, Any]]:
     """Reads what ``dump_yaml`` wrote.
-
-    Args:
-        text: the YAML text.
-        source: where it comes from, for the error.
 
     Returns:
         The sections as plain values; ``from_dict`` makes dataclasses of them.

@@ -16,16 +16,7 @@ DOMAINS: tuple[Domain, Domain] = ("code", "prose")
 def encoded_documents(
     tokenizer: PreTrainedTokenizerBase, domain: Domain, split: Split
 ) -> list[np.ndarray]:
-    """Returns the token ids of each built-in document, its BOS included.
-
-    Args:
-        tokenizer: the built-in model's.
-        domain: code or prose.
-        split: train or heldout.
-
-    Returns:
-        One array per document.
-    """
+    """Returns the token ids of each built-in document, its BOS included."""
     encoded = tokenizer(builtin_documents(domain, split), verbose=False)["input_ids"]
     return [np.array(ids) for ids in encoded]
 
@@ -52,17 +43,8 @@ def model_bits_per_byte(
 ) -> float:
     """Measures the bits that the model needs per byte of held-out text.
 
-    Each window is read on its own and its first token is not predicted.
-
-    Args:
-        model: the model, in evaluation mode.
-        tokenizer: its tokenizer.
-        domain: code or prose.
-        length: tokens of a window.
-        every: evaluate one window in ``every`` only.
-
-    Returns:
-        Bits per byte.
+    Each window is read on its own and its first token is not predicted. One window in ``every`` is
+    evaluated.
     """
     stream = np.concatenate(encoded_documents(tokenizer, domain, "heldout"))
     windows = windows_of(stream, length)[::every]
@@ -77,15 +59,6 @@ def ngram_bits_per_byte(
 
     The n-gram knows the tokens before the window. It mixes counts of all the training text with
     counts of the domain, by a weight that is fitted on every twentieth training document.
-
-    Args:
-        tokenizer: the built-in model's.
-        order: the longest n-gram.
-        length: tokens of a window, of which the first is not counted.
-        every: evaluate one window in ``every`` only.
-
-    Returns:
-        Bits per byte by domain.
     """
     training = {domain: encoded_documents(tokenizer, domain, "train") for domain in DOMAINS}
     # The weight is fitted on documents that the counts of ``tried`` do not contain.

@@ -7,16 +7,7 @@ from transformers import LlamaForCausalLM
 
 
 def fast_loss(model: LlamaForCausalLM, ids: Tensor, precision: torch.dtype) -> Tensor:
-    """Computes what ``model(ids, labels=ids).loss`` computes.
-
-    Args:
-        model: the model; its weights stay in their own type.
-        ids: token ids, (windows, length).
-        precision: the type to compute in.
-
-    Returns:
-        The mean next-token loss.
-    """
+    """Computes ``model(ids, labels=ids).loss`` in a precision, for ids (windows, length)."""
     config, length = model.config, ids.shape[1]
     groups = config.num_key_value_heads or config.num_attention_heads
     size = config.head_dim or config.hidden_size // config.num_attention_heads
