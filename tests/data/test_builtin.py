@@ -41,11 +41,12 @@ def fresh_text():
         cache.cache_clear()
 
 
+def size(domain, split):
+    return sum(len(text.encode()) for text in builtin_documents(domain, split))
+
+
 def share(domain):
-    train, held_out = (
-        sum(len(text.encode()) for text in builtin_documents(domain, split))
-        for split in ("train", "heldout")
-    )
+    train, held_out = (size(domain, split) for split in ("train", "heldout"))
     return held_out / (train + held_out)
 
 
@@ -195,18 +196,10 @@ def test_the_fast_training_loss_is_hugging_faces(monkeypatch):
     with torch.compiler.set_stance("force_eager"):
         from fast_llama import fast_loss
 
-        config = LlamaConfig(
-            vocab_size=31,
-            hidden_size=24,
-            intermediate_size=20,
-            num_hidden_layers=2,
-            num_attention_heads=6,
-            num_key_value_heads=3,
-            head_dim=4,
-            tie_word_embeddings=True,
-        )
+        sizes = {"vocab_size": 31, "hidden_size": 24, "intermediate_size": 20}
+        sizes |= {"num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 3}
         torch.manual_seed(0)
-        model = LlamaForCausalLM(config)
+        model = LlamaForCausalLM(LlamaConfig(**sizes, head_dim=4, tie_word_embeddings=True))
         ids = torch.randint(31, (3, 9))
         expected = model(input_ids=ids, labels=ids).loss
         torch.testing.assert_close(fast_loss(model, ids, torch.float32), expected)

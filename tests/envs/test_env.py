@@ -6,7 +6,6 @@ import re
 import warnings
 from dataclasses import fields
 from inspect import signature
-from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -20,22 +19,28 @@ import pgprune
 from helpers.tiny import ID
 from pgprune.data.stream import DataConfig
 from pgprune.envs import LLMPruningEnv, LLMPruningVectorEnv, llm_pruning
-from pgprune.masking.problem import Problem, PruningConfig
+from pgprune.masking.problem import PruningConfig
 from pgprune.models.load import ModelConfig
 
-# ---------------------------------------------------------------- Gymnasium's rules
 
-
-@pytest.mark.parametrize("granularity", ["heads+channels", "layers"])
-def test_both_checkers_pass_without_a_warning(arguments: dict[str, Any], granularity: str) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"granularity": "heads+channels"},
+        {"granularity": "layers"},
+        {"granularity": "heads+channels", "reward": "repaired"},
+        {"granularity": "blocks", "reward": "repaired"},
+    ],
+)
+def test_both_checkers_pass_without_a_warning(arguments, options):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        env = gym.make(ID, granularity=granularity, **arguments).unwrapped
+        env = gym.make(ID, **arguments, **options).unwrapped
         check_env(env)
         check_env_for_sb3(env)
 
 
-def test_spec_pickles_and_makes_the_same_environment(arguments: dict[str, Any]) -> None:
+def test_spec_pickles_and_makes_the_same_environment(arguments):
     env = gym.make(ID, **arguments)
     again = pickle.loads(pickle.dumps(env.spec)).make()
     action = env.action_space.sample()
@@ -44,19 +49,19 @@ def test_spec_pickles_and_makes_the_same_environment(arguments: dict[str, Any]) 
     assert data_equivalence(env.step(action), again.step(action), exact=True)
 
 
-def test_make_needs_no_arguments() -> None:
+def test_make_needs_no_arguments():
     env = gym.make(ID)
     observation, _ = env.reset(seed=0)
     np.testing.assert_allclose(observation, [*np.ones(len(observation) - 1), 0.6])
     assert float(env.step(env.action_space.sample())[1]) < 0
 
 
-def test_the_examples_of_the_documentation_run() -> None:
+def test_the_examples_of_the_documentation_run():
     result = doctest.testmod(llm_pruning)
     assert result.attempted and not result.failed
 
 
-def test_record_episode_statistics(problem: Problem) -> None:
+def test_record_episode_statistics(problem):
     env = RecordEpisodeStatistics(LLMPruningEnv(problem=problem))
     env.reset(seed=0)
     _, reward, _, _, info = env.step(env.action_space.sample())
@@ -71,10 +76,7 @@ def test_record_episode_statistics(problem: Problem) -> None:
     assert episode["l"].tolist() == [2, 2, 2]
 
 
-# ---------------------------------------------------------------- rewards and streams
-
-
-def test_reward_is_minus_the_loss_minus_the_penalty(problem: Problem) -> None:
+def test_reward_is_minus_the_loss_minus_the_penalty(problem):
     env = LLMPruningEnv(problem=problem, budget_penalty=10.0)
     env.reset(seed=4)
     mask = problem.units.ones()
@@ -88,7 +90,7 @@ def test_reward_is_minus_the_loss_minus_the_penalty(problem: Problem) -> None:
     np.testing.assert_allclose(observation, [*info["kept_shares"], 0.5], rtol=1e-6)
 
 
-def test_each_step_takes_the_next_batch_and_a_seed_starts_over(problem: Problem) -> None:
+def test_each_step_takes_the_next_batch_and_a_seed_starts_over(problem):
     env = LLMPruningEnv(problem=problem)
     dense = problem.units.ones().numpy()
 
@@ -109,7 +111,7 @@ def test_each_step_takes_the_next_batch_and_a_seed_starts_over(problem: Problem)
     assert len({*first, *unseeded}) == 7, "no two batches are the same"
 
 
-def test_environments_that_share_a_problem_do_not_disturb_each_other(problem: Problem) -> None:
+def test_environments_that_share_a_problem_do_not_disturb_each_other(problem):
     dense = problem.units.ones().numpy()
     alone, other = LLMPruningEnv(problem=problem), LLMPruningEnv(problem=problem)
     alone.reset(seed=1)
@@ -124,10 +126,7 @@ def test_environments_that_share_a_problem_do_not_disturb_each_other(problem: Pr
     assert problem.stream.position == 0
 
 
-# ---------------------------------------------------------------- pictures, perplexity, mistakes
-
-
-def test_ansi_shows_the_kept_share_of_each_layer_and_kind(problem: Problem) -> None:
+def test_ansi_shows_the_kept_share_of_each_layer_and_kind(problem):
     env = LLMPruningEnv(problem=problem, render_mode="ansi")
     env.reset(seed=0)
     mask = problem.units.ones().numpy()
@@ -141,7 +140,7 @@ def test_ansi_shows_the_kept_share_of_each_layer_and_kind(problem: Problem) -> N
     assert layers[2].split() == ["2", "█" * 20, "100.0%", "█" * 20, "100.0%"]
 
 
-def test_rgb_array_has_a_higher_bar_for_a_higher_share(problem: Problem) -> None:
+def test_rgb_array_has_a_higher_bar_for_a_higher_share(problem):
     envs = LLMPruningVectorEnv(2, problem=problem, render_mode="rgb_array")
     envs.reset(seed=0)
     masks = np.ones((2, problem.units.n))
@@ -157,12 +156,12 @@ def test_rgb_array_has_a_higher_bar_for_a_higher_share(problem: Problem) -> None
     assert columns.max() < full.shape[1] // 2, "only the first layer differs"
 
 
-def test_render_without_a_mode_warns(problem: Problem) -> None:
+def test_render_without_a_mode_warns(problem):
     with pytest.warns(UserWarning, match="render_mode"):
         assert LLMPruningEnv(problem=problem).render() is None
 
 
-def test_perplexity_of_the_evaluation_text(problem: Problem) -> None:
+def test_perplexity_of_the_evaluation_text(problem):
     envs = LLMPruningVectorEnv(problem=problem)
     mask = problem.units.ones()
     windows = problem.stream.head(5)
@@ -186,7 +185,7 @@ def test_perplexity_of_the_evaluation_text(problem: Problem) -> None:
         (None, "got object entries"),
     ],
 )
-def test_what_is_not_a_mask_is_refused(problem: Problem, action: Any, message: str) -> None:
+def test_what_is_not_a_mask_is_refused(problem, action, message):
     env = LLMPruningEnv(problem=problem)
     env.reset(seed=0)
     with pytest.raises(pgprune.PruningError, match=message):
@@ -204,17 +203,17 @@ def test_what_is_not_a_mask_is_refused(problem: Problem, action: Any, message: s
         ({"prune_rate": 1.4}, "prune_rate.*below 1"),
     ],
 )
-def test_bad_arguments_are_refused_at_once(argument: dict[str, Any], message: str) -> None:
+def test_bad_arguments_are_refused_at_once(argument, message):
     with pytest.raises(pgprune.PruningError, match=message):
         LLMPruningVectorEnv(**argument)
 
 
-def test_a_problem_leaves_no_argument_for_its_configs(problem: Problem) -> None:
+def test_a_problem_leaves_no_argument_for_its_configs(problem):
     with pytest.raises(pgprune.PruningError, match="prune_rate"):
         LLMPruningVectorEnv(problem=problem, prune_rate=0.2)
 
 
-def test_the_documentation_names_every_argument() -> None:
+def test_the_documentation_names_every_argument():
     configs = (ModelConfig, DataConfig, PruningConfig)
     known = {field.name for config in configs for field in fields(config)}
     known |= signature(LLMPruningVectorEnv).parameters.keys() - {"num_envs", "options"}

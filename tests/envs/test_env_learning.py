@@ -1,7 +1,6 @@
 """An agent that nobody adapted learns: Stable-Baselines3's PPO, with the budget as a penalty."""
 
 import itertools
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +25,7 @@ class Rewards(BaseCallback):
         return True
 
 
-def test_an_unmodified_ppo_learns_which_blocks_to_keep(assets: Path) -> None:
+def test_an_unmodified_ppo_learns_which_blocks_to_keep(assets):
     env = LLMPruningEnv(
         model=str(assets / "models/stories260K"),  # 5 attention and 5 MLP blocks
         calibration=str(assets / "text/tinystories/tinystories_1000_clean.jsonl"),

@@ -1,7 +1,6 @@
 """Repairs from the moments of a similar mask, and rewards computed with them."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from safetensors.torch import load_file
 
 from helpers.command import results, train
 from helpers.masks import patterns
-from helpers.tiny import tiny_model, tokens
+from helpers.tiny import masked_lm, tiny_model, tokens
 from pgprune import PruningError
 from pgprune.agents.auto import Auto
 from pgprune.agents.training.final_mask import FRESH, _windows, best_repaired
@@ -19,7 +18,6 @@ from pgprune.data.stream import calibration_stream
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.envs.nearby_repair import NearbyRepair
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.masking.problem import Problem
 from pgprune.masking.units import Group, PruningUnits
 from pgprune.repair.config import RepairConfig
 from pgprune.repair.fit import choose_and_refit, fit_repair
@@ -51,7 +49,7 @@ def losses_with(lm: MaskedLM, mask: torch.Tensor, found: Repair) -> torch.Tensor
 
 @pytest.mark.parametrize("granularity", ["heads+channels", "heads", "channels"])
 def test_the_mask_that_is_followed_gets_its_own_repair(model, granularity):
-    lm = MaskedLM(model, PruningUnits.of(model, granularity))
+    lm = masked_lm(model, granularity)
     nearby = NearbyRepair(lm, WINDOWS, DAMPING)
     for mask in [half(lm.units), *patterns(lm.units).values()]:
         nearby.follow(mask)
@@ -62,7 +60,7 @@ def test_the_mask_that_is_followed_gets_its_own_repair(model, granularity):
 
 def test_a_mask_that_differs_in_the_last_projection_only_gets_its_own_repair_too(model):
     """All that comes before it is as it was in the model that the moments are from."""
-    lm = MaskedLM(model, PruningUnits.of(model))
+    lm = masked_lm(model)
     nearby, mask = NearbyRepair(lm, WINDOWS, DAMPING), half(lm.units)
     nearby.follow(mask)
     last = lm.units.groups[-1]
@@ -74,8 +72,7 @@ def test_a_mask_that_differs_in_the_last_projection_only_gets_its_own_repair_too
 
 
 def test_it_costs_what_a_repair_costs():
-    model = tiny_model("llama")
-    lm = MaskedLM(model, PruningUnits.of(model))
+    lm = masked_lm(tiny_model("llama"))
     mask = half(lm.units)
     refitted(lm, mask)
     once, nearby = lm.meter.tokens, NearbyRepair(lm, WINDOWS)
@@ -88,15 +85,12 @@ def test_it_costs_what_a_repair_costs():
 def test_an_overflow_is_an_error():
     model = tiny_model("llama")
     model.model.layers[1].mlp.up_proj.weight.data[3] = torch.inf
-    lm = MaskedLM(model, PruningUnits.of(model))
+    lm = masked_lm(model)
     with pytest.raises(PruningError, match="layer 1 overflow"):
         NearbyRepair(lm, WINDOWS).follow(lm.units.ones())
 
 
-# ---------------------------------------------------------------- the environment and the agent
-
-
-def test_rewards_follow_the_answer(problem: Problem) -> None:
+def test_rewards_follow_the_answer(problem):
     env = LLMPruningVectorEnv(4, problem=problem)
     windows = problem.stream.head(16)
     follow, agent = RepairedReward(env, windows, every=3), Auto(env)
@@ -123,10 +117,7 @@ def test_rewards_follow_the_answer(problem: Problem) -> None:
         assert not torch.allclose(losses, problem.lm.losses(mask[None], batch)[0])
 
 
-# ---------------------------------------------------------------- the command
-
-
-def test_a_run_ships_what_it_was_rewarded_for(options: list[str], tmp_path: Path) -> None:
+def test_a_run_ships_what_it_was_rewarded_for(options, tmp_path):
     run = tmp_path / "run"
     assert train(*options, f"--output={run}", "--reward=repaired") == 0
     assert Settings.from_run(Run.open(run)).repair.repair == "least-squares"
@@ -136,13 +127,8 @@ def test_a_run_ships_what_it_was_rewarded_for(options: list[str], tmp_path: Path
 
 @pytest.mark.parametrize(("seed", "better"), [(0, 0), (6, 1)])  # the learned one, the start
 def test_the_answer_is_the_better_one_of_start_and_learned_once_repaired(
-    seed: int,
-    better: int,
-    options: list[str],
-    problem: Problem,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    seed, better, options, problem, tmp_path, monkeypatch
+):
     generator = torch.Generator().manual_seed(seed)
     learned = problem.budget.round(torch.rand(problem.units.n, generator=generator).double())
     monkeypatch.setattr(Auto, "mask", lambda agent: learned.clone())
@@ -160,7 +146,7 @@ def test_the_answer_is_the_better_one_of_start_and_learned_once_repaired(
     assert torch.equal(found["mask"], answers[better])
 
 
-def test_with_a_finite_set_the_answer_is_chosen_on_that_set(problem: Problem) -> None:
+def test_with_a_finite_set_the_answer_is_chosen_on_that_set(problem):
     finite = calibration_stream(replace(problem.data, calibration_samples=12), problem.tokenizer, 3)
     few = replace(problem, stream=finite)
     config = RepairConfig(repair="least-squares")
@@ -184,9 +170,7 @@ def test_with_a_finite_set_the_answer_is_chosen_on_that_set(problem: Problem) ->
         (["--granularity=layers"], "reward plain"),
     ],
 )
-def test_what_cannot_be_is_refused_before_a_run_exists(
-    more: list[str], message: str, options: list[str], tmp_path: Path
-) -> None:
+def test_what_cannot_be_is_refused_before_a_run_exists(more, message, options, tmp_path):
     with pytest.raises(PruningError, match=message):
         train(*options, *more, f"--output={tmp_path / 'run'}", "--reward=repaired")
     assert not (tmp_path / "run").exists()

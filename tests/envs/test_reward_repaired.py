@@ -2,29 +2,22 @@
 
 import re
 import shutil
-import warnings
-from pathlib import Path
-from typing import Any
 
-import gymnasium as gym
 import pytest
 import torch
-from gymnasium.utils.env_checker import check_env
 from safetensors.torch import load_file
-from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 from torch import nn
 
 from helpers.command import assert_same_run, results, train
 from helpers.inputs import inputs_of
-from helpers.masks import patterns
-from helpers.tiny import ID, projections_of, tiny_model, tokens, zeroed
+from helpers.masks import all_patterns
+from helpers.tiny import masked_lm, projections_of, tiny_model, tokens, zeroed
 from pgprune import PruningError
 from pgprune.agents.training.settings import Settings
 from pgprune.envs import LLMPruningEnv, LLMPruningVectorEnv
 from pgprune.envs.reward import mean_fill
 from pgprune.masking.executors import EXECUTORS
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.masking.problem import Problem
 from pgprune.masking.units import PruningUnits
 from pgprune.repair.repair import Repair, repaired
 from pgprune.runs.run import Run
@@ -40,13 +33,6 @@ GRANULARITIES = [
     ("blocks", 1),
 ]
 BLOCKS = {"heads": "attention", "channels": "mlp"}
-
-
-def all_patterns(units: PruningUnits) -> torch.Tensor:
-    return torch.stack(list(patterns(units).values()))  # (K, n)
-
-
-# ---------------------------------------------------------------- what a plain model says
 
 
 def means_of(model) -> dict[tuple[int, str], torch.Tensor]:
@@ -81,9 +67,6 @@ def plain_losses(model, ids) -> torch.Tensor:
     return -logits.gather(-1, ids[:, 1:, None]).mean(dim=(1, 2))  # (B,)
 
 
-# ---------------------------------------------------------------- losses with a fill
-
-
 @pytest.mark.parametrize(("granularity", "channel_block"), GRANULARITIES)
 def test_losses_equal_those_of_a_model_repaired_by_hand(model, granularity, channel_block):
     units = PruningUnits.of(model, granularity, channel_block)
@@ -101,8 +84,7 @@ def test_losses_equal_those_of_a_model_repaired_by_hand(model, granularity, chan
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("family", ["llama", "qwen3", "opt"])
 def test_losses_equal_those_under_the_mask_with_a_bias_repair(family, executor):
-    model = tiny_model(family)
-    lm = MaskedLM(model, PruningUnits.of(model), executor)
+    lm = masked_lm(tiny_model(family), executor=executor)
     fill = mean_fill(lm, WINDOWS)
     for mask in all_patterns(lm.units):
         biases = {}
@@ -127,14 +109,13 @@ def test_both_executors_agree_in_every_number_format(model, dtype, tolerance):
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_what_is_not_pruned_stays_as_it_is(model, executor):
-    lm = MaskedLM(model, PruningUnits.of(model), executor)
+    lm = masked_lm(model, executor=executor)
     dense = lm.units.ones()[None]
     assert torch.equal(lm.losses(dense, IDS, mean_fill(lm, WINDOWS)), lm.losses(dense, IDS))
 
 
 def test_the_means_cost_one_pass_that_is_counted():
-    model = tiny_model("llama")
-    lm = MaskedLM(model, PruningUnits.of(model))
+    lm = masked_lm(tiny_model("llama"))
     mean_fill(lm, WINDOWS)
     assert lm.meter.tokens == 2 * WINDOWS.numel()  # as every look at the projections' inputs
 
@@ -142,27 +123,13 @@ def test_the_means_cost_one_pass_that_is_counted():
 def test_an_overflow_has_no_mean():
     model = tiny_model("llama")
     model.model.layers[1].mlp.up_proj.weight.data[3] = torch.inf
-    lm = MaskedLM(model, PruningUnits.of(model))
+    lm = masked_lm(model)
     with pytest.raises(PruningError, match="the channels of layer 1 overflow"):
         mean_fill(lm, WINDOWS)
 
 
-# ---------------------------------------------------------------- the environment
-
-
-@pytest.mark.parametrize("granularity", ["heads+channels", "blocks"])
-def test_both_checkers_pass_without_a_warning(arguments: dict[str, Any], granularity: str) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        env = gym.make(ID, granularity=granularity, reward="repaired", **arguments).unwrapped
-        check_env(env)
-        check_env_for_sb3(env)
-
-
 @pytest.mark.parametrize("shared_batch", [True, False])
-def test_rewards_are_of_repaired_masks_and_perplexities_of_plain_ones(
-    problem: Problem, shared_batch: bool
-) -> None:
+def test_rewards_are_of_repaired_masks_and_perplexities_of_plain_ones(problem, shared_batch):
     envs = LLMPruningVectorEnv(2, problem=problem, reward="repaired", shared_batch=shared_batch)
     envs.reset(seed=4)
     masks = all_patterns(problem.units)[[2, 3]]
@@ -183,19 +150,12 @@ def test_rewards_are_of_repaired_masks_and_perplexities_of_plain_ones(
         ({"reward": "repaired", "granularity": "layers"}, "repaired.*layer"),
     ],
 )
-def test_rewards_that_there_are_not_are_refused_at_once(
-    argument: dict[str, Any], message: str
-) -> None:
+def test_rewards_that_there_are_not_are_refused_at_once(argument, message):
     with pytest.raises(PruningError, match=message):
         LLMPruningVectorEnv(**argument)
 
 
-# ---------------------------------------------------------------- the command
-
-
-def test_a_run_learns_repaired_and_reports_plain(
-    options: list[str], tmp_path: Path, problem: Problem
-) -> None:
+def test_a_run_learns_repaired_and_reports_plain(options, tmp_path, problem):
     run, other, options = tmp_path / "run", tmp_path / "plain", [*options, "--repair=bias"]
     assert train(*options, f"--output={run}", "--reward=repaired") == 0
     assert train(*options, f"--output={other}") == 0
@@ -214,7 +174,7 @@ def test_a_run_learns_repaired_and_reports_plain(
     assert found["validation_loss"]["last"] == pytest.approx(float(last))
 
 
-def test_a_run_of_before_there_was_the_option_goes_on(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_run_of_before_there_was_the_option_goes_on(undisturbed, tmp_path):
     run = tmp_path / "old"
     shutil.copytree(undisturbed, run)
     (run / "results.json").unlink()
@@ -228,7 +188,7 @@ def test_a_run_of_before_there_was_the_option_goes_on(undisturbed: Path, tmp_pat
     assert_same_run(undisturbed, run)
 
 
-def test_layers_are_refused_before_a_run_exists(options: list[str], tmp_path: Path) -> None:
+def test_layers_are_refused_before_a_run_exists(options, tmp_path):
     with pytest.raises(PruningError, match="reward plain.*granularity"):
         train(
             *options,

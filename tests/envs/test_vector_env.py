@@ -1,7 +1,5 @@
 """The vector environment: K rows of one evaluation are K environments."""
 
-from typing import Any
-
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -19,7 +17,7 @@ def masks(problem: Problem) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 2, (4, 3, problem.units.n), dtype=np.int8)
 
 
-def test_make_vec_takes_the_vector_environment(arguments: dict[str, Any]) -> None:
+def test_make_vec_takes_the_vector_environment(arguments):
     envs = gym.make_vec(ID, num_envs=3, **arguments)
     assert isinstance(envs, LLMPruningVectorEnv)
     assert repr(envs) == f"LLMPruningVectorEnv({ID}, num_envs=3)"
@@ -34,9 +32,7 @@ def test_make_vec_takes_the_vector_environment(arguments: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
-def test_rows_of_a_shared_batch_equal_single_environments(
-    problem: Problem, masks: np.ndarray, horizon: int
-) -> None:
+def test_rows_of_a_shared_batch_equal_single_environments(problem, masks, horizon):
     envs = LLMPruningVectorEnv(3, problem=problem, horizon=horizon, budget_penalty=2.0)
     singles = [
         LLMPruningEnv(problem=problem, horizon=horizon, budget_penalty=2.0) for _ in range(3)
@@ -59,9 +55,7 @@ def test_rows_of_a_shared_batch_equal_single_environments(
 
 
 @pytest.mark.parametrize("horizon", [1, 3])
-def test_rows_of_their_own_batches_equal_gymnasiums_vectorisation(
-    problem: Problem, masks: np.ndarray, horizon: int
-) -> None:
+def test_rows_of_their_own_batches_equal_gymnasiums_vectorisation(problem, masks, horizon):
     envs = LLMPruningVectorEnv(3, problem=problem, horizon=horizon, shared_batch=False)
     sync = SyncVectorEnv(
         [lambda: LLMPruningEnv(problem=problem, horizon=horizon)] * 3,
@@ -76,9 +70,7 @@ def test_rows_of_their_own_batches_equal_gymnasiums_vectorisation(
             assert data_equivalence(our_info[key], value, exact=True), key
 
 
-def test_masks_of_a_step_are_evaluated_in_one_call(
-    problem: Problem, masks: np.ndarray, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_masks_of_a_step_are_evaluated_in_one_call(problem, masks, monkeypatch):
     calls = []
     losses = problem.lm.losses
 
@@ -91,7 +83,7 @@ def test_masks_of_a_step_are_evaluated_in_one_call(
     assert calls == [(3, (2, 16))]
 
 
-def test_tensors_in_tensors_out(problem: Problem, masks: np.ndarray) -> None:
+def test_tensors_in_tensors_out(problem, masks):
     envs = LLMPruningVectorEnv(3, problem=problem, budget_penalty=1.0)
     envs.reset(seed=0)
     *arrays, array_info = envs.step(masks[0])
@@ -105,7 +97,7 @@ def test_tensors_in_tensors_out(problem: Problem, masks: np.ndarray) -> None:
     np.testing.assert_array_equal(array_info["final_obs"][2], tensor_info["final_obs"][2].numpy())
 
 
-def test_episodes_end_after_the_horizon(problem: Problem, masks: np.ndarray) -> None:
+def test_episodes_end_after_the_horizon(problem, masks):
     envs = LLMPruningVectorEnv(3, problem=problem, horizon=2)
     start, _ = envs.reset(seed=0)
     steps = [envs.step(actions) for actions in masks]
@@ -120,7 +112,7 @@ def test_episodes_end_after_the_horizon(problem: Problem, masks: np.ndarray) -> 
     assert "final_obs" not in steps[0][4]
 
 
-def test_returned_arrays_are_fresh(problem: Problem, masks: np.ndarray) -> None:
+def test_returned_arrays_are_fresh(problem, masks):
     envs = LLMPruningVectorEnv(3, problem=problem, render_mode="ansi")
     envs.reset(seed=0)
     *first, info = envs.step(masks[0])

@@ -46,9 +46,7 @@ def kept_counts(env: LLMPruningEnv, mask: np.ndarray) -> list[int]:
 
 
 @pytest.mark.parametrize("wrapper", [ScoreAction, DensityAction])
-def test_both_checkers_pass_without_a_warning(
-    arguments: dict[str, Any], wrapper: type[gym.Wrapper[Any, Any, Any, Any]]
-) -> None:
+def test_both_checkers_pass_without_a_warning(arguments, wrapper):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env_for_sb3(wrapper(gym.make(ID, **arguments)))
@@ -58,7 +56,7 @@ def test_both_checkers_pass_without_a_warning(
 
 @given(scores=actions)
 @few
-def test_scores_become_the_budgets_mask(env: LLMPruningEnv, scores: np.ndarray) -> None:
+def test_scores_become_the_budgets_mask(env, scores):
     mask = ScoreAction(env).action(scores)
     np.testing.assert_array_equal(mask, env.budget.round(torch.from_numpy(scores)).numpy())
     heads, channels = kept_counts(env, mask)[::2], kept_counts(env, mask)[1::2]
@@ -67,9 +65,7 @@ def test_scores_become_the_budgets_mask(env: LLMPruningEnv, scores: np.ndarray) 
 
 @given(action=densities)
 @few
-def test_densities_meet_the_budget_and_fill_by_importance(
-    env: LLMPruningEnv, action: np.ndarray
-) -> None:
+def test_densities_meet_the_budget_and_fill_by_importance(env, action):
     importance = np.random.default_rng(0).permutation(UNITS)
     mask = DensityAction(env, importance).action(action)
     counts = kept_counts(env, mask)
@@ -80,7 +76,7 @@ def test_densities_meet_the_budget_and_fill_by_importance(
         assert mask[best].all(), "what is kept is the most important of its group"
 
 
-def test_densities_that_meet_the_budget_are_what_is_kept(env: LLMPruningEnv) -> None:
+def test_densities_that_meet_the_budget_are_what_is_kept(env):
     wanted = [2, 1, 1, 6, 0, 2]  # of 2 heads and of 6 channels in each layer: 3 and 9 in all
     sizes = np.array([2, 6] * 3)
     action = 2 * np.array(wanted) / sizes - 1
@@ -90,7 +86,7 @@ def test_densities_that_meet_the_budget_are_what_is_kept(env: LLMPruningEnv) -> 
     np.testing.assert_array_equal(shifted, mask, "only differences within a pool count")
 
 
-def test_density_is_filled_in_the_order_of_wanda_sp_by_default(env: LLMPruningEnv) -> None:
+def test_density_is_filled_in_the_order_of_wanda_sp_by_default(env):
     even = DensityAction(env).action(np.zeros(GROUPS))
     windows = env.problem.stream.head(128)
     scores = METRICS["wanda-sp"](env.problem.lm, windows, env.budget, 0).scores
@@ -101,7 +97,7 @@ def test_density_is_filled_in_the_order_of_wanda_sp_by_default(env: LLMPruningEn
 
 
 @pytest.mark.parametrize("kind", ["units", "parameters"])
-def test_one_pool_is_never_exceeded(arguments: dict[str, Any], kind: str) -> None:
+def test_one_pool_is_never_exceeded(arguments, kind):
     env = LLMPruningEnv(**arguments, budget=kind)
     generator = np.random.default_rng(0)
     for _ in range(20):
@@ -111,10 +107,9 @@ def test_one_pool_is_never_exceeded(arguments: dict[str, Any], kind: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("single", "vector"),
-    [(ScoreAction, VectorScoreAction), (DensityAction, VectorDensityAction)],
+    ("single", "vector"), [(ScoreAction, VectorScoreAction), (DensityAction, VectorDensityAction)]
 )
-def test_vector_wrappers_do_the_same(env: LLMPruningEnv, single: Any, vector: Any) -> None:
+def test_vector_wrappers_do_the_same(env, single, vector):
     envs = vector(LLMPruningVectorEnv(3, problem=env.problem))
     one = single(env)
     assert envs.single_action_space == one.action_space
@@ -131,7 +126,7 @@ def test_vector_wrappers_do_the_same(env: LLMPruningEnv, single: Any, vector: An
     assert rewards[0] == pytest.approx(one.step(batch[0])[1])
 
 
-def test_a_wrapped_spec_can_be_pickled_and_made_again(arguments: dict[str, Any]) -> None:
+def test_a_wrapped_spec_can_be_pickled_and_made_again(arguments):
     env = DensityAction(gym.make(ID, **arguments), np.arange(UNITS))
     again = pickle.loads(pickle.dumps(env.spec)).make()
     assert isinstance(again, DensityAction)
@@ -139,19 +134,19 @@ def test_a_wrapped_spec_can_be_pickled_and_made_again(arguments: dict[str, Any])
     np.testing.assert_array_equal(env.action(action), again.action(action))
 
 
-def test_a_local_budget_leaves_densities_nothing_to_say(env: LLMPruningEnv) -> None:
+def test_a_local_budget_leaves_densities_nothing_to_say(env):
     problem = replace(env.problem, budget=env.budget.local())
     wrapped = DensityAction(LLMPruningEnv(problem=problem), np.arange(UNITS))
     first, second = (wrapped.action(wrapped.action_space.sample()) for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
 
-def test_the_examples_of_the_documentation_run() -> None:
+def test_the_examples_of_the_documentation_run():
     result = doctest.testmod(wrappers)
     assert result.attempted and not result.failed
 
 
-def test_mistakes_are_named(env: LLMPruningEnv) -> None:
+def test_mistakes_are_named(env):
     with pytest.raises(pgprune.PruningError, match="not an LLM pruning environment"):
         ScoreAction(gym.make("CartPole-v1"))
     with pytest.raises(pgprune.PruningError, match=r"shape \(24,\), got \(23,\)"):

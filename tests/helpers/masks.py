@@ -37,6 +37,10 @@ def patterns(units: PruningUnits) -> dict[str, torch.Tensor]:
     return {name: (~gone).to(torch.uint8) for name, gone in pruned.items()}
 
 
+def all_patterns(units: PruningUnits) -> torch.Tensor:
+    return torch.stack(list(patterns(units).values()))  # (K, n)
+
+
 @dataclass
 class Case:
     """A model, units and all patterns of masks over them."""
@@ -47,7 +51,7 @@ class Case:
 
     def __post_init__(self) -> None:
         self.names = list(patterns(self.units))
-        self.masks = torch.stack(list(patterns(self.units).values()))  # (K, n)
+        self.masks = all_patterns(self.units)
 
     def logits(
         self, executor: str, dtype: torch.dtype = torch.float64, kernels: str = "plain"

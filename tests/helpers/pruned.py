@@ -2,11 +2,19 @@
 
 import torch
 
+from helpers.tiny import masked_lm, tokens
 from pgprune.masking.units import PruningUnits
+from pgprune.methods.slicegpt import find_slices
+from pgprune.surgery.stream_slices import Slices
 
 
 def parameters(model) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+@torch.no_grad()
+def logits_of(model) -> torch.Tensor:
+    return model(tokens()).logits
 
 
 @torch.no_grad()
@@ -18,6 +26,11 @@ def in_pieces(model, ids: torch.Tensor, sizes=(4, 1, 1, 3)) -> torch.Tensor:
         cache = output.past_key_values
         logits.append(output.logits)
     return torch.cat(logits, dim=1)
+
+
+def sliced(model, width: int = 16) -> Slices:
+    """Slices of a tiny model's residual stream, which has 32 dimensions."""
+    return find_slices(masked_lm(model), tokens(batch=20, length=16, seed=1), width)
 
 
 def equal_layers(units: PruningUnits, **kept: int) -> torch.Tensor:

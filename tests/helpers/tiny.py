@@ -22,6 +22,7 @@ from transformers import (
 
 from pgprune.data.stream import CalibrationStream, DataConfig
 from pgprune.masking.budget import Budget
+from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.problem import Problem
 from pgprune.masking.units import LayerShape, PruningUnits
 
@@ -114,6 +115,13 @@ def zeroed(model: PreTrainedModel, units: PruningUnits, mask: torch.Tensor) -> P
                     for parameter in projection.parameters():
                         parameter.zero_()
     return model
+
+
+def masked_lm(
+    model: PreTrainedModel, granularity: str = "heads+channels", channel_block: int = 1, **options
+) -> MaskedLM:
+    """The model with masks over its units of a granularity; the options are those of MaskedLM."""
+    return MaskedLM(model, PruningUnits.of(model, granularity, channel_block), **options)
 
 
 def toy_units(

@@ -35,21 +35,14 @@ def test_tiny_layers_are_masked(device):
     assert choose(TINY, device=device) == "masked"
 
 
-def test_large_layers_are_sliced():
+def test_large_layers_are_sliced_where_it_pays_for_copying_weights():
     assert choose() == "sliced"
-
-
-def test_little_text_does_not_pay_for_copying_weights():
-    assert choose(tokens=16) == "masked"
-
-
-def test_pruning_next_to_nothing_does_not_pay_for_copying_weights():
-    assert choose(prune_rate=0.01) == "masked"
+    assert choose(tokens=16) == choose(prune_rate=0.01) == "masked"
 
 
 def test_whole_layers_are_skipped_without_copying_anything():
-    assert choose(units(1024, 2816, 16, granularity="layers"), tokens=256) == "sliced"
-    assert choose(units(1024, 2816, 16, granularity="blocks"), tokens=256) == "sliced"
+    for granularity in ("layers", "blocks"):
+        assert choose(units(1024, 2816, 16, granularity=granularity), tokens=256) == "sliced"
 
 
 def test_the_choice_is_a_pure_function():

@@ -9,11 +9,9 @@ import pytest
 import torch
 
 from helpers.far_device import FarDevice, take
-from helpers.tiny import tiny_model, tokens, toy_problem
+from helpers.tiny import masked_lm, tiny_model, tokens, toy_problem
 from pgprune.masking.budget import Budget
-from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.problem import Problem
-from pgprune.masking.units import PruningUnits
 from pgprune.methods import METHODS
 from pgprune.methods.base import MethodConfig
 from pgprune.metrics import METRICS
@@ -28,15 +26,14 @@ CONFIG = MethodConfig(
 
 def problem_of(name: str, far: bool) -> Problem:
     """A problem that suits a metric or method, of a grouped model with biases."""
-    model = tiny_model("llama", torch.float32)
-    units = PruningUnits.of(model, "layers" if name in DEPTH else "heads+channels")
-    lm = MaskedLM(model, units, "sliced")
+    granularity = "layers" if name in DEPTH else "heads+channels"
+    lm = masked_lm(tiny_model("llama", torch.float32), granularity, executor="sliced")
     if far:
-        take(model)
+        take(lm.model)
     problem = toy_problem(lm)
     kind = "parameters" if name == "2ssp" else "per-kind"
-    budget = Budget(units, 0.33 if name in DEPTH else 0.5, kind)
-    return Problem(lm, units, budget, problem.stream, problem.tokenizer, problem.data)
+    budget = Budget(lm.units, 0.33 if name in DEPTH else 0.5, kind)
+    return Problem(lm, lm.units, budget, problem.stream, problem.tokenizer, problem.data)
 
 
 @pytest.mark.parametrize("name", sorted(METRICS.keys() - {"bonsai"}))  # it is below, quicker

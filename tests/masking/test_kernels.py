@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from helpers.command import train
-from helpers.masks import TRITON, patterns
-from helpers.tiny import layers_of, tiny_model, tokens
+from helpers.masks import TRITON, all_patterns
+from helpers.tiny import layers_of, masked_lm, tiny_model, tokens
 from pgprune import PruningError
 from pgprune.data.stream import DataConfig
 from pgprune.envs.reward import mean_fill
@@ -79,16 +79,13 @@ class TestProducts:
                 assert_rounded(columns_product(x, layout, columns, own), exact)
 
 
-# ---------------------------------------------------------------- the executor
-
-
 @TRITON
 @pytest.mark.parametrize("granularity", ["heads+channels", "blocks"])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "opt"])
 def test_means_in_place_of_pruned_inputs(family, granularity):
     model = tiny_model(family)
     units = PruningUnits.of(model, granularity)
-    masks = torch.stack(list(patterns(units).values()))
+    masks = all_patterns(units)
     plain, kernels = (
         lm.losses(masks, tokens(), mean_fill(lm, tokens(batch=4, seed=1)))
         for lm in (MaskedLM(model, units, "sliced", name) for name in ("plain", "triton"))
@@ -100,7 +97,7 @@ def test_means_in_place_of_pruned_inputs(family, granularity):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_masks_that_share_layers_get_bit_by_bit_the_losses_they_get_alone(dtype):
     lm = MaskedLM(model := tiny_model("qwen3", dtype), PruningUnits.of(model), "sliced", "triton")
-    masks = torch.stack(list(patterns(lm.units).values()))
+    masks = all_patterns(lm.units)
     alone = torch.cat([lm.losses(mask[None], tokens()) for mask in masks])
     assert torch.equal(lm.losses(masks, tokens()), alone)
 
@@ -109,8 +106,8 @@ def test_masks_that_share_layers_get_bit_by_bit_the_losses_they_get_alone(dtype)
 def test_the_model_and_the_hooks_of_accelerate_are_left_as_they_were():
     hooks = pytest.importorskip("accelerate.hooks")
     model, ids = tiny_model("llama"), tokens()
-    lm = MaskedLM(model, PruningUnits.of(model), "sliced", "triton")
-    masks = torch.stack(list(patterns(lm.units).values()))
+    lm = masked_lm(model, executor="sliced", kernels="triton")
+    masks = all_patterns(lm.units)
     plain, losses = model(ids).logits, lm.losses(masks, ids)
     assert not any("forward" in module.__dict__ for module in model.modules())
     layer = layers_of(model)[1]
@@ -119,9 +116,6 @@ def test_the_model_and_the_hooks_of_accelerate_are_left_as_they_were():
     assert torch.equal(lm.losses(masks, ids), losses)
     assert "forward" in layer.mlp.up_proj.__dict__
     assert torch.equal(model(ids).logits, plain)
-
-
-# ---------------------------------------------------------------- the command
 
 
 def described(arguments, **pruning) -> tuple[ModelConfig, DataConfig, PruningConfig]:
@@ -184,9 +178,6 @@ class TestRefusedBeforeTheModelLoads:
 
         self.monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
         self.says("needs a CUDA device and the device is cpu", "--kernels=triton", "--device=cpu")
-
-
-# ---------------------------------------------------------------- the compiler
 
 
 COMPILE = """

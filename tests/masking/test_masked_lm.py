@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from helpers.masks import TRITON, WAYS, case_of, patterns
-from helpers.tiny import VOCABULARY, tiny_model, tokens
+from helpers.masks import TRITON, WAYS, all_patterns, case_of
+from helpers.tiny import VOCABULARY, masked_lm, tiny_model, tokens
 from pgprune import PruningError
 from pgprune.masking.executors import EXECUTORS
 from pgprune.masking.masked_lm import MaskedLM
@@ -90,9 +90,6 @@ def test_attention_masks_that_are_spelt_out_for_every_sequence(family, executor,
     assert float(error.abs().max()) <= 1e-10, case.worst(error)
 
 
-# ---------------------------------------------------------------- losses
-
-
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_the_dense_mask_gives_each_sequence_its_plain_loss(model, dtype, executor):
@@ -123,7 +120,7 @@ def test_losses_are_those_of_the_logits(model, executor):
 def test_chunks_change_nothing(executor):
     model, ids = tiny_model("llama"), tokens(batch=4, length=40)
     units = PruningUnits.of(model)
-    masks = torch.stack(list(patterns(units).values()))
+    masks = all_patterns(units)
     whole = MaskedLM(model, units, executor).losses(masks, ids)
     one_by_one = MaskedLM(model, units, executor, pass_tokens=1).losses(masks, ids)
     torch.testing.assert_close(one_by_one, whole, rtol=0, atol=1e-12)
@@ -131,15 +128,15 @@ def test_chunks_change_nothing(executor):
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.int8, torch.uint8, torch.float32])
 def test_masks_of_any_type(dtype):
-    model, ids = tiny_model("qwen2"), tokens()
-    lm = MaskedLM(model, PruningUnits.of(model))
-    masks = torch.stack(list(patterns(lm.units).values()))
+    lm, ids = masked_lm(tiny_model("qwen2")), tokens()
+    masks = all_patterns(lm.units)
     assert torch.equal(lm.losses(masks.to(dtype), ids), lm.losses(masks, ids))
 
 
+@pytest.mark.parametrize("channels", [12, 1160])  # gathered matrices end in zeros or not
 @pytest.mark.parametrize(("executor", "kernels"), WAYS)
-def test_an_overflow_inside_a_pruned_unit_is_gone_with_it(executor, kernels):
-    model, ids = tiny_model("llama"), tokens()
+def test_an_overflow_inside_a_pruned_unit_is_gone_with_it(executor, kernels, channels):
+    model, ids = tiny_model("llama", intermediate_size=channels), tokens()
     units = PruningUnits.of(model, "channels")
     model.model.layers[1].mlp.up_proj.weight.data[3] = torch.inf
     mask = units.ones()[None]
@@ -152,26 +149,25 @@ def test_an_overflow_inside_a_pruned_unit_is_gone_with_it(executor, kernels):
 @pytest.mark.parametrize("granularity", ["heads+channels", "blocks", "layers"])
 def test_a_sliced_evaluation_costs_the_kept_share_of_the_layers_and_the_head(granularity):
     model, ids = tiny_model("llama", num_hidden_layers=4), tokens()
-    units = PruningUnits.of(model, granularity)
-    lm = MaskedLM(model, units, "sliced")
-    half = (torch.arange(units.n) % 2).to(torch.uint8)
+    lm = masked_lm(model, granularity, executor="sliced")
+    half = (torch.arange(lm.units.n) % 2).to(torch.uint8)
     if granularity == "blocks":
-        half = (units.layer % 2).to(torch.uint8)
+        half = (lm.units.layer % 2).to(torch.uint8)
 
     def operations(mask: torch.Tensor) -> int:
         with FlopCounterMode(display=False) as counter:
             lm.losses(mask[None], ids)
         return counter.get_total_flops()
 
-    head = 2 * (ids.numel() - len(ids)) * VOCABULARY * model.config.hidden_size
-    dense = operations(units.ones()) - head
+    head = 2 * (ids.numel() - len(ids)) * VOCABULARY * lm.model.config.hidden_size
+    dense = operations(lm.units.ones()) - head
     assert operations(half) - head == dense // 2
-    assert operations(torch.zeros(units.n)) == head
+    assert operations(torch.zeros(lm.units.n)) == head
 
 
-def test_tokens_count_everything_that_is_asked_of_the_model():
-    model, ids = tiny_model("llama"), tokens(batch=2, length=9)
-    lm = MaskedLM(model, PruningUnits.of(model))
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_tokens_count_everything_that_is_asked_of_the_model_also_what_is_shared(executor):
+    lm, ids = masked_lm(tiny_model("llama"), executor=executor), tokens(batch=2, length=9)
     assert lm.meter.tokens == 0
     lm.losses(torch.ones(5, lm.units.n), ids)
     assert lm.meter.tokens == 5 * 18
@@ -190,4 +186,4 @@ def test_what_is_no_mask_of_the_units_is_refused():
 def test_an_unknown_executor_is_refused():
     model = tiny_model("llama")
     with pytest.raises(PruningError, match="executor 'fast' .* masked, sliced"):
-        MaskedLM(model, PruningUnits.of(model), "fast")
+        masked_lm(model, executor="fast")

@@ -6,29 +6,25 @@ import pytest
 import torch
 
 from helpers.far_device import FarDevice, take
+from helpers.inputs import inputs_of
 from helpers.masks import patterns
-from helpers.tiny import VOCABULARY, layers_of, projections_of, tiny_model, tokens, zeroed
+from helpers.tiny import (
+    VOCABULARY,
+    layers_of,
+    masked_lm,
+    projections_of,
+    tiny_model,
+    tokens,
+    zeroed,
+)
 from pgprune.masking.executors import EXECUTORS
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.masking.units import PruningUnits
-
-# ---------------------------------------------------------------- observe
 
 
-def inputs_by_hooks(model, ids) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def plain_inputs(model, ids) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """The inputs of the output and down projections of each layer, in a plain forward pass."""
-    seen: dict[torch.nn.Module, torch.Tensor] = {}
-    projections = [projections_of(model, layer) for layer in range(len(layers_of(model)))]
-    hooks = [
-        module.register_forward_pre_hook(lambda module, args: seen.update({module: args[0]}))
-        for pair in projections
-        for module in pair
-    ]
-    with torch.no_grad():
-        model(ids)
-    for hook in hooks:
-        hook.remove()
-    return [tuple(seen[module].view(*ids.shape, -1) for module in pair) for pair in projections]
+    seen = inputs_of(model, ids)
+    return [(seen[layer, "heads"], seen[layer, "channels"]) for layer in range(len(seen) // 2)]
 
 
 def observed(lm: MaskedLM, mask, ids) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -40,15 +36,15 @@ def observed(lm: MaskedLM, mask, ids) -> list[tuple[torch.Tensor, torch.Tensor]]
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_observe_sees_what_the_projections_of_the_dense_model_get(model, executor):
-    lm, ids = MaskedLM(model, PruningUnits.of(model), executor), tokens(batch=3)
+    lm, ids = masked_lm(model, executor=executor), tokens(batch=3)
     torch.testing.assert_close(
-        observed(lm, lm.units.ones(), ids), inputs_by_hooks(model, ids), rtol=0, atol=1e-12
+        observed(lm, lm.units.ones(), ids), plain_inputs(model, ids), rtol=0, atol=1e-12
     )
 
 
 def test_states_of_all_the_text_are_kept_on_the_host(model):
     ids = tokens(batch=3)
-    lm = MaskedLM(model, PruningUnits.of(model), "sliced", pass_tokens=18)  # two chunks
+    lm = masked_lm(model, executor="sliced", pass_tokens=18)  # two chunks
     mask = (torch.rand(lm.units.n, generator=torch.Generator().manual_seed(0)) < 0.6).byte()
     expected = [(seen.states, list(seen.inputs)) for seen in lm.observe(mask, ids)]
     take(model)
@@ -67,13 +63,12 @@ def test_observe_sees_dense_layers_on_the_outputs_of_masked_ones(case, executor)
     lm, mask = MaskedLM(case.model, case.units, executor), patterns(case.units)["some"]
     for layer, seen in enumerate(observed(lm, mask, case.ids)):
         before = torch.where(case.units.layer < layer, mask, 1)
-        expected = inputs_by_hooks(zeroed(case.model, case.units, before), case.ids)[layer]
+        expected = plain_inputs(zeroed(case.model, case.units, before), case.ids)[layer]
         torch.testing.assert_close(seen, expected, rtol=0, atol=1e-10)
 
 
 def test_observe_reads_a_mask_that_is_written_as_it_goes():
-    model, ids = tiny_model("llama"), tokens()
-    lm = MaskedLM(model, PruningUnits.of(model))
+    lm, ids = masked_lm(tiny_model("llama")), tokens()
     written, given = lm.units.ones(), patterns(lm.units)["some"]
     seen = []
     for observation in lm.observe(written, ids):
@@ -84,8 +79,7 @@ def test_observe_reads_a_mask_that_is_written_as_it_goes():
 
 
 def test_observations_may_be_read_late_and_come_in_chunks():
-    model, ids = tiny_model("opt"), tokens(batch=5)
-    lm = MaskedLM(model, PruningUnits.of(model))
+    lm, ids = masked_lm(tiny_model("opt")), tokens(batch=5)
     mask = patterns(lm.units)["some"]
     whole = observed(lm, mask, ids)
     lm.pass_tokens = 2 * ids.shape[1]
@@ -93,9 +87,6 @@ def test_observations_may_be_read_late_and_come_in_chunks():
     assert [[len(attention) for attention, _ in chunks] for chunks in late] == [[2, 2, 1]] * 3
     joined = [tuple(torch.cat(part) for part in zip(*chunks, strict=True)) for chunks in late]
     torch.testing.assert_close(joined, whole, rtol=0, atol=1e-12)
-
-
-# ---------------------------------------------------------------- the model stays as it is
 
 
 def snapshot(model: torch.nn.Module) -> list:
@@ -136,10 +127,9 @@ def test_the_model_is_untouched_by_an_error_inside(case, executor, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(broken, "forward", interrupt)
-        with pytest.raises(Interrupted):
-            lm.losses(case.masks[:1], case.ids)
-        with pytest.raises(Interrupted):
-            lm.losses(case.masks, case.ids)
+        for masks in (case.masks[:1], case.masks):
+            with pytest.raises(Interrupted):
+                lm.losses(masks, case.ids)
         with pytest.raises(Interrupted):
             for observation in lm.observe(case.masks[1], case.ids):
                 list(observation.inputs)

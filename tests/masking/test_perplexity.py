@@ -3,12 +3,11 @@ import math
 import pytest
 import torch
 from tokenizers import Tokenizer, models, processors
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
+from helpers.tiny import masked_lm, tiny_model, tokens
 from pgprune.data.stream import DataConfig, evaluation_windows
-from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.perplexity import bos_rule, perplexity
-from pgprune.masking.units import PruningUnits
 from pgprune.models.load import ModelConfig, load_model
 
 
@@ -43,20 +42,9 @@ def test_the_mean_is_taken_in_float64():
 
 
 def test_it_is_the_perplexity_of_the_real_model():
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=17,
-        hidden_size=32,
-        intermediate_size=24,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
-    model = LlamaForCausalLM(config).double().eval()
-    lm = MaskedLM(model, PruningUnits.of(model))
-    windows = torch.randint(17, (5, 9))
+    lm, windows = masked_lm(tiny_model("llama")), tokens(batch=5)
     with torch.no_grad():
-        expected = math.exp(model(input_ids=windows, labels=windows).loss)
+        expected = math.exp(lm.model(input_ids=windows, labels=windows).loss)
     assert perplexity(lm, lm.units.ones(), windows, batch_size=2) == pytest.approx(expected)
     assert perplexity(lm, lm.units.ones()[None], windows) == [pytest.approx(expected)]
 
@@ -78,7 +66,7 @@ def test_dense_perplexity_on_tinystories(name, expected, assets):
     (text,) = (assets / "text" / "tinystories").glob("*.jsonl")
     assert len(text.read_text().splitlines()) == 1000
     windows = evaluation_windows(DataConfig(evaluation=f"{text}[500:1000]"), tokenizer)
-    lm = MaskedLM(model, PruningUnits.of(model))
+    lm = masked_lm(model)
     (value,) = (perplexity(lm, lm.units.ones(), w) for w in windows.values())
     assert bos_rule(tokenizer) == "one BOS per document"
     assert windows[text.stem].shape == (400, 128)

@@ -5,10 +5,8 @@ import copy
 import pytest
 import torch
 
-from helpers.tiny import tiny_model, tokens
-from pgprune.masking.masked_lm import MaskedLM
+from helpers.tiny import masked_lm, tiny_model, tokens
 from pgprune.masking.pruned import pruned
-from pgprune.masking.units import PruningUnits
 from pgprune.surgery.layers import zero_pruned
 
 
@@ -18,7 +16,7 @@ from pgprune.surgery.layers import zero_pruned
 @torch.no_grad()
 def test_logits_are_those_of_weights_set_to_zero_bit_for_bit(family, granularity, dtype):
     model, ids = tiny_model(family, dtype), tokens()
-    lm = MaskedLM(model, PruningUnits.of(model, granularity))
+    lm = masked_lm(model, granularity)
     mask = lm.units.ones()
     mask[:: 2 if granularity != "layers" else 3] = 0
     zeros, dense = zero_pruned(copy.deepcopy(model), lm.units, mask), model(ids).logits

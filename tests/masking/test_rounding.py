@@ -43,9 +43,6 @@ def budgets(units: PruningUnits, kinds=BUDGETS) -> st.SearchStrategy[Budget]:
     )
 
 
-# ---------------------------------------------------------------- multiples of N
-
-
 def items(budget: Budget, members: list[int], values: list[float]) -> list[tuple[float, list[int]]]:
     """Lists what is kept at once (a kv group, or N channels of a layer): mean score and units."""
     found = []
@@ -140,9 +137,6 @@ def test_infinite_scores_are_the_largest():
     assert mask.view(3, 7)[:, :4].tolist() == [[1, 1, 1, 0]] * 3
 
 
-# ---------------------------------------------------------------- the same in all layers
-
-
 @given(st.sampled_from(RATES), st.sampled_from(CHUNKS), scores_of(UNITS))
 def test_uniform_keeps_the_floor_of_the_share_in_every_layer(rate, chunk, values):
     budget = Budget(UNITS, rate, scope="uniform", round_to=chunk)
@@ -169,58 +163,35 @@ def test_other_rates_and_a_metrics_own_budget_stay_uniform():
     assert Budget(UNITS, 0.5, "units", round_to=3).local().round_to == 3
 
 
-# ---------------------------------------------------------------- refusals
-
-
-@pytest.mark.parametrize("granularity", ["blocks", "layers"])
-def test_whole_blocks_have_no_numbers_to_make_equal(granularity):
-    units = toy_units(granularity=granularity)
-    with pytest.raises(PruningError, match=f"granularity {granularity} "):
-        Budget(units, 0.5, scope="uniform")
-    with pytest.raises(PruningError, match=f"granularity {granularity} "):
-        Budget(units, 0.5, round_to=2)
-
-
-@pytest.mark.parametrize("kind", ["units", "parameters"])
-def test_uniform_needs_a_budget_for_each_kind(kind):
-    with pytest.raises(PruningError, match=f"scope uniform .* budget {kind}"):
-        Budget(UNITS, 0.5, kind, "uniform")
+HEADS, BLOCKS, LAYERS = (toy_units(granularity=name) for name in ("heads", "blocks", "layers"))
+PAIRS = PruningUnits(toy_units(channels=6).shapes, channel_block=2)
+UNIFORM = {"scope": "uniform"}
 
 
 @pytest.mark.parametrize(
-    ("rate", "chunk", "message"),
+    ("units", "rate", "options", "message"),
     [
-        (0.6, 1, "0.6 leaves nothing of heads in any layer of 2 .* at most 0.5 or"),
-        (0.45, 4, "nothing of channels in any layer of 7 .* at most 0.4285, a round_to below 4 or"),
+        (BLOCKS, 0.5, UNIFORM, "granularity blocks "),
+        (LAYERS, 0.5, UNIFORM, "granularity layers "),
+        (UNITS, 0.5, UNIFORM | {"kind": "units"}, "scope uniform .* budget units"),
+        (UNITS, 0.5, UNIFORM | {"kind": "parameters"}, "scope uniform .* budget parameters"),
+        (UNITS, 0.6, UNIFORM, "0.6 leaves nothing of heads in any layer of 2 .* at most 0.5 or"),
+        (
+            *(UNITS, 0.45, UNIFORM | {"round_to": 4}),
+            "nothing of channels in any layer of 7 .* at most 0.4285, a round_to below 4 or",
+        ),
+        (CHANNELS, 0.7, {"round_to": 7}, "channels.* round_to below 7"),
+        (BLOCKS, 0.5, {"round_to": 2}, "granularity blocks "),
+        (LAYERS, 0.5, {"round_to": 2}, "granularity layers "),
+        (HEADS, 0.5, {"round_to": 2}, "granularity heads "),
+        (UNITS, 0.5, {"round_to": 8}, "round_to 8 .* 7 channels of layer 0"),
+        (PAIRS, 0.5, {"round_to": 3}, "round_to 3 .* channel_block 2"),
+        *(
+            (UNITS, 0.5, {"round_to": n}, "round_to .* whole number")
+            for n in (0, -1, 2.0, True, None, "8")
+        ),
     ],
 )
-def test_a_uniform_budget_that_cannot_be_met(rate, chunk, message):
+def test_what_cannot_be_made_equal_or_a_multiple_is_refused(units, rate, options, message):
     with pytest.raises(PruningError, match=message):
-        Budget(UNITS, rate, scope="uniform", round_to=chunk)
-
-
-def test_a_rate_too_high_for_a_single_chunk():
-    with pytest.raises(PruningError, match="channels.* round_to below 7"):
-        Budget(CHANNELS, 0.7, round_to=7)
-
-
-@pytest.mark.parametrize("chunk", [0, -1, 2.0, True, None, "8"])
-def test_only_whole_numbers_above_zero_round(chunk):
-    with pytest.raises(PruningError, match="round_to .* whole number"):
-        Budget(UNITS, 0.5, round_to=chunk)
-
-
-def test_what_a_layer_has_fewer_channels_than():
-    with pytest.raises(PruningError, match="round_to 8 .* 7 channels of layer 0"):
-        Budget(UNITS, 0.5, round_to=8)
-
-
-def test_heads_alone_are_not_rounded():
-    with pytest.raises(PruningError, match="granularity heads "):
-        Budget(toy_units(granularity="heads"), 0.5, round_to=2)
-
-
-def test_chunks_that_cut_through_blocks():
-    units = PruningUnits(toy_units(channels=6).shapes, channel_block=2)
-    with pytest.raises(PruningError, match="round_to 3 .* channel_block 2"):
-        Budget(units, 0.5, round_to=3)
+        Budget(units, rate, **options)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from helpers.masks import case_of, patterns
-from helpers.tiny import CONFIGS, layers_of, projections_of, tiny_model, tokens
+from helpers.masks import all_patterns, case_of
+from helpers.tiny import CONFIGS, layers_of, masked_lm, projections_of, tiny_model, tokens
 from pgprune.masking.executors import EXECUTORS
 from pgprune.masking.kept_weights import aligned, gather
 from pgprune.masking.masked_lm import MaskedLM
@@ -23,23 +23,23 @@ def agreeing(units: PruningUnits) -> torch.Tensor:
     return masks
 
 
-def calls_of_layers(model: torch.nn.Module, lm: MaskedLM, masks, ids) -> list[int]:
+def calls_of_layers(lm: MaskedLM, masks, ids) -> list[int]:
     """Counts the runs of each layer."""
     calls = Counter()
     hooks = [
         layer.register_forward_hook(lambda *args, index=index: calls.update([index]))
-        for index, layer in enumerate(layers_of(model))
+        for index, layer in enumerate(layers_of(lm.model))
     ]
     lm.losses(masks, ids)
     for hook in hooks:
         hook.remove()
-    return [calls[index] for index in range(len(layers_of(model)))]
+    return [calls[index] for index in range(len(hooks))]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_masks_that_share_layers_get_bit_by_bit_the_losses_they_get_alone(model, dtype):
     model, ids = model.to(dtype), tokens(batch=3)
-    lm = MaskedLM(model, PruningUnits.of(model), "sliced")
+    lm = masked_lm(model, executor="sliced")
     masks = agreeing(lm.units)
     alone = torch.cat([lm.losses(mask[None], ids) for mask in masks])
     together = lm.losses(masks, ids)
@@ -51,38 +51,21 @@ def test_masks_that_share_layers_get_bit_by_bit_the_losses_they_get_alone(model,
 def test_all_patterns_together_equal_the_masked_executor(granularity):
     model, ids = tiny_model("llama"), tokens()
     units = PruningUnits.of(model, granularity)
-    masks = torch.stack(list(patterns(units).values()))
+    masks = all_patterns(units)
     masks = torch.cat([masks, masks.flip(0)])
     masked, sliced = (MaskedLM(model, units, name).losses(masks, ids) for name in EXECUTORS)
     torch.testing.assert_close(sliced, masked, rtol=0, atol=1e-12)
 
 
-def test_a_layer_runs_once_for_all_masks_that_agree_up_to_it():
-    model, ids = tiny_model("llama"), tokens()
-    lm = MaskedLM(model, PruningUnits.of(model), "sliced")
+def test_a_layer_runs_once_for_all_masks_that_agree_up_to_it_and_the_embedding_for_all():
+    lm, ids, embedded = masked_lm(tiny_model("llama"), executor="sliced"), tokens(), []
     masks = agreeing(lm.units)
-    assert calls_of_layers(model, lm, masks, ids) == [2, 3, 4]  # {A B C} D, {A B} C D, A B C D
-    assert calls_of_layers(model, lm, masks[[0, 3, 0, 0]], ids) == [1, 1, 1]
-    assert calls_of_layers(model, lm, masks[[0, 4]], ids) == [2, 2, 2]
-
-
-def test_what_comes_before_the_layers_runs_once_for_all_masks():
-    model, ids = tiny_model("llama"), tokens()
-    lm = MaskedLM(model, PruningUnits.of(model), "sliced")
-    embedded = []
-    model.get_input_embeddings().register_forward_hook(lambda *args: embedded.append(args[2].shape))
-    lm.losses(agreeing(lm.units), ids)
-    assert embedded == [(*ids.shape, model.config.hidden_size)]
-
-
-def test_what_is_shared_counts_as_often_as_it_is_asked():
-    model, ids = tiny_model("llama"), tokens()
-    lm = MaskedLM(model, PruningUnits.of(model), "sliced")
-    lm.losses(lm.units.ones().repeat(4, 1), ids)
-    assert lm.meter.tokens == 4 * ids.numel()
-
-
-# ---------------------------------------------------------------- the layout of weights
+    embedding = lm.model.get_input_embeddings()
+    embedding.register_forward_hook(lambda *args: embedded.append(args[2].shape))
+    assert calls_of_layers(lm, masks, ids) == [2, 3, 4]  # {A B C} D, {A B} C D, A B C D
+    assert embedded == [(*ids.shape, lm.model.config.hidden_size)]
+    assert calls_of_layers(lm, masks[[0, 3, 0, 0]], ids) == [1, 1, 1]
+    assert calls_of_layers(lm, masks[[0, 4]], ids) == [2, 2, 2]
 
 
 @pytest.fixture(params=list(CONFIGS))
@@ -116,20 +99,11 @@ def test_rows_of_zeros_cost_no_exactness(wide, dtype):
     assert bool((size <= 1.5 * plain).all()), case.names[int((size / plain).argmax())]
 
 
-def test_an_overflow_inside_a_pruned_unit_stays_out_of_the_zeros():
-    model, ids = tiny_model("llama", intermediate_size=1160), tokens()
-    lm = MaskedLM(model, PruningUnits.of(model, "channels"), "sliced")
-    model.model.layers[1].mlp.up_proj.weight.data[3] = torch.inf
-    mask = lm.units.ones()[None]
-    mask[0, lm.units.groups[1].start + 3] = 0
-    assert bool(lm.losses(mask, ids).isfinite().all())
-
-
 def test_a_model_that_is_laid_out_is_the_same_model(model, tmp_path):
     ids = tokens()
     plain, weights = model(ids).logits, {k: v.clone() for k, v in model.state_dict().items()}
     size = sum(p.untyped_storage().nbytes() for p in model.parameters())
-    MaskedLM(model, PruningUnits.of(model), "sliced")
+    masked_lm(model, executor="sliced")
     for projection in projections_of(model, 1):
         assert projection.weight.t().is_contiguous()
     assert all(torch.equal(model.state_dict()[name], value) for name, value in weights.items())

@@ -7,6 +7,9 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from helpers.tiny import CONFIGS, layers_of, projections_of, tiny_model, toy_units
 from pgprune import PruningError
 from pgprune.masking.units import GRANULARITIES, Group, PruningUnits
+from pgprune.models.families import FAMILIES
+
+SMALL = GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16)
 
 
 def numel(modules) -> int:
@@ -101,25 +104,18 @@ def test_kept_shares_parameters_and_prune_rate():
     assert units.prune_rate(units.ones()) == 0
 
 
-def test_an_unknown_family_lists_the_known():
-    model = GPT2LMHeadModel(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16))
-    with pytest.raises(PruningError, match="'gpt2'.*llama, mistral, opt, qwen2, qwen3"):
-        PruningUnits.of(model)
-
-
-def test_something_without_a_family_is_refused():
-    with pytest.raises(PruningError, match="family None"):
-        PruningUnits.of(torch.nn.Linear(2, 2))
-
-
-def test_opt_with_norms_after_its_blocks_is_refused():
-    with pytest.raises(PruningError, match="opt-350m"):
-        PruningUnits.of(tiny_model("opt", do_layer_norm_before=False))
-
-
-def test_an_unknown_granularity_lists_the_known():
-    with pytest.raises(PruningError, match=r"'neurons'.*heads\+channels, heads, channels, blocks"):
-        PruningUnits.of(tiny_model("llama"), "neurons")
+@pytest.mark.parametrize(
+    ("model", "granularity", "message"),
+    [
+        (GPT2LMHeadModel(SMALL), "heads", "'gpt2'.*llama, mistral, opt, qwen2, qwen3"),
+        (torch.nn.Linear(2, 2), "heads", "family None"),
+        (tiny_model("opt", do_layer_norm_before=False), "heads", "opt-350m"),
+        (tiny_model("llama"), "neurons", r"'neurons'.*heads\+channels, heads, channels, blocks"),
+    ],
+)
+def test_unknown_families_variants_and_granularities_are_refused(model, granularity, message):
+    with pytest.raises(PruningError, match=message):
+        PruningUnits.of(model, granularity)
 
 
 @pytest.mark.parametrize("block", [0, -4, 5, 24])
@@ -129,6 +125,4 @@ def test_a_block_that_does_not_divide_the_channels_is_refused(block):
 
 
 def test_every_family_is_tested():
-    from pgprune.models.families import FAMILIES
-
     assert set(FAMILIES) == set(CONFIGS)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from helpers.far_device import GPU, FarDevice, take
-from helpers.masks import patterns
-from helpers.tiny import tiny_model, tokens, toy_problem
+from helpers.masks import all_patterns
+from helpers.tiny import masked_lm, tiny_model, tokens, toy_problem
 from pgprune.agents.auto import Auto, AutoConfig
 from pgprune.agents.base import Agent
 from pgprune.agents.reinforce import Reinforce, ReinforceConfig
@@ -38,7 +38,7 @@ def test_the_far_device_counts_what_a_host_waits_for():
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_an_evaluation_of_masks_on_the_host_does_not_wait(model, executor):
     lm = MaskedLM(model, units := PruningUnits.of(model), executor)
-    masks = torch.stack(list(patterns(units).values()))
+    masks = all_patterns(units)
     expected = lm.losses(masks, tokens())
     take(model)
     with FarDevice() as device:
@@ -48,10 +48,9 @@ def test_an_evaluation_of_masks_on_the_host_does_not_wait(model, executor):
 
 
 def env_of(masks: int, executor: str = "sliced", far: bool = True) -> LLMPruningVectorEnv:
-    model = tiny_model("llama")
-    lm = MaskedLM(model, PruningUnits.of(model), executor)
+    lm = masked_lm(tiny_model("llama"), executor=executor)
     if far:
-        take(model)
+        take(lm.model)
     return LLMPruningVectorEnv(masks, problem=toy_problem(lm))
 
 

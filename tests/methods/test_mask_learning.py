@@ -1,7 +1,6 @@
 """Differentiable masks, and the methods that learn masks by back-propagation."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,9 +25,6 @@ METHODS = pytest.mark.parametrize(
 
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
-
-
-# ---------------------------------------------------------------- the soft loss
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -75,9 +71,6 @@ def test_it_counts_tokens_and_leaves_the_model_frozen_and_without_hooks(model):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-# ---------------------------------------------------------------- what is sampled
-
-
 def test_gumbel_masks_are_drawn_from_the_agents_policy():
     keep = torch.tensor([0.05, 0.3, 0.5, 0.9], dtype=torch.float64)
     logits = torch.logit(keep).repeat(20_000)
@@ -112,9 +105,6 @@ def test_kept_shares_are_what_the_budget_counts(problem, kind):
     mask = (alpha > 0).to(torch.uint8)
     shares = kept_shares(alpha.double(), budget)
     assert float(shares.max()) == pytest.approx(float(budget.kept_share(mask[None])))
-
-
-# ---------------------------------------------------------------- the methods
 
 
 def fresh(problem: Problem) -> Problem:
@@ -155,7 +145,7 @@ def test_all_families_and_granularities(problem, family, granularity, method):
 
 @pytest.mark.slow
 @METHODS
-def test_two_hundred_steps_beat_wanda_and_random(assets: Path, method):
+def test_two_hundred_steps_beat_wanda_and_random(assets, method):
     problem = stories_problem(assets)
     windows = problem.stream.head(64)
     mask = method(problem, windows, 0, MethodConfig(learning_timesteps=200)).mask

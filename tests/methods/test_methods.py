@@ -52,9 +52,6 @@ def loss_of(model, windows) -> float:
         return float(model(windows, labels=windows).loss)
 
 
-# ---------------------------------------------------------------- what all have in common
-
-
 @pytest.mark.parametrize(
     ("method", "granularity"),
     [(name, g) for name, method in METHODS.items() for g in method.granularities],
@@ -113,9 +110,6 @@ def test_a_rate_that_protected_layers_make_impossible_is_refused(method):
     assert 0 < int(prune(method, problem, **knobs).mask.sum()) < 0.25 * problem.units.n
 
 
-# ---------------------------------------------------------------- FLAP
-
-
 def test_flaps_biases_are_the_mean_of_what_the_dense_model_would_add(model):
     problem = problem_of(model, "flap", rate=0.5)
     pruned = prune("flap", problem)
@@ -132,9 +126,6 @@ def test_flaps_biases_are_the_mean_of_what_the_dense_model_would_add(model):
     with repaired(problem.lm, pruned.repair):
         loss = problem.lm.losses(pruned.mask[None], WINDOWS).mean()
     assert float(loss) == pytest.approx(loss_of(plain, WINDOWS), abs=1e-6)
-
-
-# ---------------------------------------------------------------- SLEB
 
 
 def without(model, layers) -> torch.nn.Module:
@@ -187,9 +178,6 @@ def test_barriers_that_leave_nothing_or_too_little_are_refused():
     with pytest.raises(PruningError, match=r"rate 0\.5 .*0\.3333"):
         prune("sleb", problem, barrier=2)
     assert problem.lm.meter.tokens == 0
-
-
-# ---------------------------------------------------------------- 2SSP
 
 
 def test_2ssp_is_channels_by_norm_then_attention_by_loss(model):

@@ -4,12 +4,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from helpers.finished_run import assert_close
+from helpers.pruned import logits_of, parameters, sliced
 from helpers.tiny import exact_norms, tiny_model, tokens
 from pgprune import PruningError
-from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.methods.base import MethodConfig
-from pgprune.methods.slicegpt import find_slices, principal, slicegpt, width_for, width_of
+from pgprune.methods.slicegpt import principal, slicegpt, width_for, width_of
 from pgprune.models.families import decoder_layers, family_of
 from pgprune.surgery.slice_model import slice_model, sliced_config, sliced_parameters
 from pgprune.surgery.stream_slices import Slices, stream_sliced
@@ -17,33 +18,12 @@ from pgprune.surgery.stream_slices import Slices, stream_sliced
 WIDTH = 16  # of 32
 
 
-def sliced(model, width: int = WIDTH) -> Slices:
-    lm = MaskedLM(model, PruningUnits.of(model))
-    return find_slices(lm, tokens(batch=20, length=16, seed=1), width)
-
-
-def parameters(model) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-@torch.no_grad()
-def logits(model) -> torch.Tensor:
-    return model(tokens()).logits
-
-
-def assert_close(found: torch.Tensor, expected: torch.Tensor, atol: float = 1e-8) -> None:
-    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
-
-
-# ---------------------------------------------------------------- exactness
-
-
 def test_rotations_alone_change_nothing(model):
     model = exact_norms(model)
     torch.manual_seed(0)
     rotations = torch.linalg.qr(torch.randn(6, 32, 32, dtype=torch.float64)).Q
     rotated = slice_model(model, Slices(rotations))
-    assert_close(logits(rotated), logits(model))
+    assert_close(logits_of(rotated), logits_of(model))
 
 
 def test_a_stream_that_lives_in_few_dimensions_is_sliced_without_loss(model):
@@ -58,24 +38,24 @@ def test_a_stream_that_lives_in_few_dimensions_is_sliced_without_loss(model):
         for module in model.modules():
             if isinstance(module, torch.nn.Embedding):
                 module.weight.copy_(module.weight @ few @ few.T)
-    dense = logits(model)
+    dense = logits_of(model)
     slices = sliced(model)
-    assert_close(logits(slice_model(model, slices)), dense)
-    assert float((logits(slice_model(model, sliced(model, 8))) - dense).abs().max()) > 0.1
+    assert_close(logits_of(slice_model(model, slices)), dense)
+    assert float((logits_of(slice_model(model, sliced(model, 8))) - dense).abs().max()) > 0.1
 
 
 def test_applied_sliced_and_loaded_again_are_one_model(model, tmp_path):
     model = exact_norms(model)
     slices = sliced(model)
-    dense = logits(model)
+    dense = logits_of(model)
     with stream_sliced(model, slices):
-        expected = logits(model)
-    assert_close(logits(model), dense, atol=1e-12)
+        expected = logits_of(model)
+    assert_close(logits_of(model), dense, atol=1e-12)
     small = slice_model(model, slices)
-    assert_close(logits(small), expected)
+    assert_close(logits_of(small), expected)
     small.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
-    assert_close(logits(loaded), logits(small), atol=1e-12)
+    assert_close(logits_of(loaded), logits_of(small), atol=1e-12)
     assert parameters(small) == parameters(loaded) == sliced_parameters(model, WIDTH)
 
 
@@ -83,7 +63,7 @@ def test_tied_embeddings_come_apart():
     model = exact_norms(tiny_model("llama", tie_word_embeddings=True))
     slices = sliced(model, 32)
     small = slice_model(model, slices)
-    assert_close(logits(small), logits(model))
+    assert_close(logits_of(small), logits_of(model))
     assert small.lm_head.weight is not small.model.embed_tokens.weight
     assert parameters(small) == sliced_parameters(model, 32)
 
@@ -92,12 +72,9 @@ def test_float32_is_as_exact_as_float32_can_be(model):
     model.to(torch.float32)
     slices = sliced(model)
     with stream_sliced(model, slices):
-        expected = logits(model)
+        expected = logits_of(model)
     assert slices.rotations.dtype == torch.float32
-    assert_close(logits(slice_model(model, slices)), expected, atol=1e-4)
-
-
-# ---------------------------------------------------------------- the principal directions
+    assert_close(logits_of(slice_model(model, slices)), expected, atol=1e-4)
 
 
 def test_the_points_are_sliced_one_by_one():
@@ -125,9 +102,6 @@ def test_the_mean_is_the_last_direction_where_norms_subtract_it():
     mean = torch.full((32,), 32**-0.5, dtype=torch.float64)
     assert float((directions[:, -1] @ mean).abs()) == pytest.approx(1)
     assert_close(mean @ directions[:, :-1], torch.zeros(31, dtype=torch.float64))
-
-
-# ---------------------------------------------------------------- counts
 
 
 @pytest.fixture(scope="module")
@@ -165,9 +139,6 @@ def test_widths_are_multiples_of_8_and_a_fraction_of_0_cuts_nothing(llama_2_7b):
     assert [width_of(llama_2_7b, fraction) for fraction in (0, 0.2, 0.25)] == [4096, 3272, 3072]
     odd = tiny_model("llama", hidden_size=36, num_attention_heads=4)
     assert [width_of(odd, fraction) for fraction in (0, 0.01)] == [36, 32]
-
-
-# ---------------------------------------------------------------- the method
 
 
 def test_the_method_keeps_its_promises(problem):

@@ -7,11 +7,17 @@ import pytest
 import torch
 
 from helpers.inputs import inputs_of
-from helpers.tiny import layers_of, projections_of, tiny_model, tokens, toy_problem, zeroed
+from helpers.tiny import (
+    layers_of,
+    masked_lm,
+    projections_of,
+    tiny_model,
+    tokens,
+    toy_problem,
+    zeroed,
+)
 from pgprune.masking.budget import Budget
-from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.problem import Problem
-from pgprune.masking.units import PruningUnits
 from pgprune.methods import METHODS, MethodConfig
 from pgprune.methods.osscar import (
     costs_of_kept,
@@ -63,9 +69,6 @@ def enumerated(squares: LeastSquares, keep: int) -> dict[tuple[int, ...], float]
     return {choice: squares.error(marked(squares.units, *choice)) for choice in choices}
 
 
-# ---------------------------------------------------------------- least squares
-
-
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize("width", [1, 3])
 def test_refit_and_error_are_those_of_lstsq(width, biased):
@@ -106,9 +109,6 @@ def test_costs_and_gains_are_differences_of_errors(width):
         cost, gain = (change, -torch.inf) if kept[unit] else (torch.inf, -change)
         assert float(costs[unit]) == pytest.approx(cost, rel=1e-7)
         assert float(gains[unit]) == pytest.approx(gain, rel=1e-7)
-
-
-# ---------------------------------------------------------------- selections
 
 
 @pytest.mark.parametrize("width", [1, 3])
@@ -183,11 +183,8 @@ def test_the_best_marks_satisfy_the_conditions_of_optimality(total):
         assert bool((slope[marks == 1] <= inside.max() + 1e-12).all())
 
 
-# ---------------------------------------------------------------- methods
-
-
 def tiny_problem(model, granularity="heads+channels", **options) -> Problem:
-    return toy_problem(MaskedLM(model, PruningUnits.of(model, granularity, **options)))
+    return toy_problem(masked_lm(model, granularity, **options))
 
 
 def solve(method, problem):

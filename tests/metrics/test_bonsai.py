@@ -1,17 +1,13 @@
 """Bonsai: planted worth is recovered, sub-models are as described, the budget is met exactly."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from helpers.stories import perplexities_beside, stories_problem
-from helpers.tiny import AdditiveLM, tiny_model, tokens, toy_problem, toy_units
+from helpers.tiny import AdditiveLM, masked_lm, tiny_model, tokens, toy_problem, toy_units
 from pgprune import PruningError
 from pgprune.masking.budget import Budget
-from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.problem import Problem
-from pgprune.masking.units import PruningUnits
 from pgprune.methods.base import MethodConfig
 from pgprune.methods.bonsai import bonsai
 from pgprune.metrics import METRICS
@@ -23,9 +19,6 @@ FEW = MethodConfig(bonsai_masks=10, bonsai_windows=2, bonsai_fraction=0.2)
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-# ---------------------------------------------------------------- the regression
 
 
 def test_the_regression_recovers_a_planted_linear_model():
@@ -59,9 +52,6 @@ def test_more_features_than_observations_are_ordered_better_than_by_chance():
     found = ridge(features, features @ slope)
     best = found.argsort(descending=True)[:20]
     assert int((best < 20).sum()) >= 8  # 1 by chance
-
-
-# ---------------------------------------------------------------- candidates and sub-models
 
 
 def test_candidates_are_the_lowest_that_are_left_of_each_layer_and_kind():
@@ -100,9 +90,6 @@ def test_what_has_a_low_prior_is_lost_together():
     masks = sample_pairs(units, units.ones(), prior, candidates, 500, generator)
     together = (masks[:, 2] == masks[:, 3]).double().mean()
     assert float(together) > 0.6  # 3 in 7 if all 8 were alike
-
-
-# ---------------------------------------------------------------- the method
 
 
 def test_planted_worth_decides():
@@ -167,7 +154,7 @@ def test_too_few_windows_are_refused(model):
 
 
 @pytest.mark.slow
-def test_it_beats_wanda_and_random(assets: Path):
+def test_it_beats_wanda_and_random(assets):
     problem = stories_problem(assets)
     mask = bonsai(problem, problem.stream.head(64), 0, MethodConfig(bonsai_masks=100)).mask
     found, wanda, random = perplexities_beside(problem, mask)
@@ -176,6 +163,5 @@ def test_it_beats_wanda_and_random(assets: Path):
 
 def problem_of(model, rate: float, budget: str = "per-kind") -> Problem:
     """A problem around a model, without a stream."""
-    units = PruningUnits.of(model)
-    lm = MaskedLM(model, units)
-    return Problem(lm, units, Budget(units, rate, budget), None, None, None)
+    lm = masked_lm(model)
+    return Problem(lm, lm.units, Budget(lm.units, rate, budget), None, None, None)

@@ -36,22 +36,12 @@ def sigmoid_norm(scores: list[float], mean: float) -> list[float]:
     return [min(1, max(0, value + shift)) for value in values]
 
 
-def test_sigmoid_norm_standardises_each_kind_of_each_layer_where_scores_are_local():
-    budget = Budget(UNITS, 0.5)
+@pytest.mark.parametrize("local", [True, False])
+def test_sigmoid_norm_standardises_each_kind_in_each_layer_or_where_scores_compare_in_all(local):
     scores = torch.arange(UNITS.n, dtype=torch.float64) ** 2
-    actual = initial_probabilities(importance(scores), budget)
-    for group in UNITS.groups:
-        here = slice(group.start, group.stop)
-        expected = sigmoid_norm(scores[here].tolist(), 0.5)
-        assert actual[here].tolist() == pytest.approx(expected, abs=1e-7)
-
-
-def test_sigmoid_norm_standardises_each_kind_where_scores_compare_across_layers():
-    budget = Budget(UNITS, 0.5)
-    scores = torch.arange(UNITS.n, dtype=torch.float64) ** 2
-    actual = initial_probabilities(importance(scores, local=False), budget)
-    for kind in range(2):
-        here = UNITS.kind == kind
+    actual = initial_probabilities(importance(scores, local), Budget(UNITS, 0.5))
+    together = UNITS.group if local else UNITS.kind
+    for here in (together == number for number in together.unique()):
         expected = sigmoid_norm(scores[here].tolist(), 0.5)
         assert actual[here].tolist() == pytest.approx(expected, abs=1e-7)
 

@@ -20,9 +20,6 @@ def masked(model, granularity="heads+channels", channel_block=1) -> MaskedLM:
     return MaskedLM(model, units, pass_tokens=30)  # several chunks of windows
 
 
-# ---------------------------------------------------------------- FLAP
-
-
 def released(x: torch.Tensor) -> torch.Tensor:
     """The released code's fluctuation of inputs (K, T, inputs), as its loop computes it."""
     mean, total = torch.zeros(x.shape[-1]).double(), 0.0
@@ -92,9 +89,6 @@ def test_flap_needs_two_windows():
     with pytest.raises(PruningError, match="at least 2"):
         METRICS["flap"](lm, WINDOWS[:1], Budget(lm.units, 0.4), 0)
     assert lm.meter.tokens == 0
-
-
-# ---------------------------------------------------------------- ShortGPT
 
 
 def test_shortgpt_is_one_minus_the_cosine_of_the_states_around_a_layer(model):

@@ -6,10 +6,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from helpers.tiny import tiny_model, tokens, toy_units
+from helpers.tiny import masked_lm, tiny_model, tokens, toy_units
 from pgprune import PruningError
 from pgprune.masking.budget import Budget
-from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.metrics import METRICS, Importance
 from pgprune.metrics.gradients import WeightGradients
@@ -17,13 +16,6 @@ from pgprune.metrics.importance import outer_units, ranks
 from pgprune.metrics.llm_pruner import TAYLOR
 
 WINDOWS = tokens(batch=4, length=10)
-
-
-def masked(model, granularity="heads+channels", channel_block=1) -> MaskedLM:
-    return MaskedLM(model, PruningUnits.of(model, granularity, channel_block))
-
-
-# ---------------------------------------------------------------- the same, naively
 
 
 def gradients_of(model, windows) -> list[dict[str, torch.Tensor]]:
@@ -92,12 +84,9 @@ def naive_scores(model, units, worth) -> torch.Tensor:
     return torch.tensor(scores, dtype=torch.float64)
 
 
-# ---------------------------------------------------------------- scores
-
-
 @pytest.mark.parametrize("taylor", TAYLOR)
 def test_llm_pruner_adds_up_the_expansion_over_rows_and_columns(model, taylor):
-    lm = masked(model, channel_block=3)
+    lm = masked_lm(model, channel_block=3)
     expected = naive_scores(model, lm.units, salience(model, WINDOWS, taylor))
     importance = METRICS["llm-pruner"](lm, WINDOWS, Budget(lm.units, 0.5), 0, taylor=taylor)
     torch.testing.assert_close(importance.scores, expected, rtol=1e-5, atol=0)  # float32 norms
@@ -106,7 +95,7 @@ def test_llm_pruner_adds_up_the_expansion_over_rows_and_columns(model, taylor):
 
 @pytest.mark.parametrize("granularity", ["layers", "blocks"])
 def test_layerwise_taylor_adds_up_everything_that_a_block_has(model, granularity):
-    lm = masked(model, granularity)
+    lm = masked_lm(model, granularity)
     expected = naive_scores(model, lm.units, salience(model, WINDOWS, "element-first"))
     importance = METRICS["layerwise-taylor"](lm, WINDOWS, Budget(lm.units, 0.4), 0)
     torch.testing.assert_close(importance.scores, expected, rtol=1e-5, atol=0)
@@ -117,7 +106,7 @@ def test_layerwise_taylor_adds_up_everything_that_a_block_has(model, granularity
 
 @pytest.mark.parametrize("granularity", ["heads+channels", "blocks", "layers"])
 def test_magnitude_adds_up_absolute_weights_and_reads_no_text(model, granularity):
-    lm = masked(model, granularity)
+    lm = masked_lm(model, granularity)
     weights = {name: weight.abs() for name, weight in model.named_parameters()}
     budget = Budget(lm.units, 0.5)
     importance = METRICS["magnitude"](lm, WINDOWS, budget, 0)
@@ -130,11 +119,8 @@ def test_magnitude_adds_up_absolute_weights_and_reads_no_text(model, granularity
     assert lm.meter.tokens == 0
 
 
-# ---------------------------------------------------------------- gradients
-
-
 def test_the_model_is_left_as_it_was(model):
-    lm = masked(model)
+    lm = masked_lm(model)
     before = copy.deepcopy(model.state_dict())
     with_chunks = WeightGradients(lm, WINDOWS, pass_tokens=20).mean  # two windows at a time
     assert lm.meter.tokens == 2 * WINDOWS.numel()  # forward and backward
@@ -146,7 +132,7 @@ def test_the_model_is_left_as_it_was(model):
 
 
 def test_an_error_leaves_the_model_as_it_was_too():
-    lm = masked(tiny_model("llama"))
+    lm = masked_lm(tiny_model("llama"))
     with pytest.raises(IndexError):
         WeightGradients(lm, WINDOWS + 1000)  # no such tokens
     assert not any(p.requires_grad or p.grad is not None for p in lm.model.parameters())
@@ -154,22 +140,14 @@ def test_an_error_leaves_the_model_as_it_was_too():
 
 
 def test_an_unknown_expansion_lists_the_known():
-    lm = masked(tiny_model("llama"))
+    lm = masked_lm(tiny_model("llama"))
     with pytest.raises(PruningError, match="'third'.*element-first, .*vector"):
         METRICS["llm-pruner"](lm, WINDOWS, Budget(lm.units, 0.5), 0, taylor="third")
 
 
-# ---------------------------------------------------------------- protected layers
-
-
 def test_as_many_outer_layers_are_kept_as_in_the_originals():
-    for layers, (first, last) in {
-        3: (0, 0),
-        5: (1, 0),
-        12: (2, 1),
-        32: (4, 2),
-        80: (10, 5),
-    }.items():
+    published = {3: (0, 0), 5: (1, 0), 12: (2, 1), 32: (4, 2), 80: (10, 5)}
+    for layers, (first, last) in published.items():
         units = toy_units(layers)
         outer = (units.layer < first) | (units.layer >= layers - last)
         assert torch.equal(outer_units(Budget(units, 0.1)), outer)
@@ -195,7 +173,7 @@ def test_within_a_layer_the_best_are_kept_and_ties_go_by_index():
 
 def test_more_than_the_layers_between_hold_is_refused_before_any_work():
     model = tiny_model("llama", num_hidden_layers=8)
-    lm = masked(model)
+    lm = masked_lm(model)
     most, more = Budget(lm.units, 0.75), Budget(lm.units, 0.8)
     with pytest.raises(PruningError, match=r"rate 0\.8 .*0\.75"):
         METRICS["llm-pruner"](lm, WINDOWS, more, 0)
@@ -206,25 +184,17 @@ def test_more_than_the_layers_between_hold_is_refused_before_any_work():
 
 
 def test_where_every_layer_must_keep_its_share_none_is_protected():
-    lm = masked(tiny_model("llama", num_hidden_layers=8))
+    lm = masked_lm(tiny_model("llama", num_hidden_layers=8))
     for scope in ("local", "uniform"):
         budget = Budget(lm.units, 0.5, scope=scope)
-        kept = lm.units.kept_shares(
-            METRICS["llm-pruner"](lm, WINDOWS, budget, 0).mask(budget)[None]
-        )
-        assert kept.unique().tolist() == [0.5]
+        mask = METRICS["llm-pruner"](lm, WINDOWS, budget, 0).mask(budget)
+        assert lm.units.kept_shares(mask[None]).unique().tolist() == [0.5]
 
 
 def test_llama_3_8b_keeps_as_many_parameters_as_the_original_reports():
     """Ratio 0.25 on layers 4 to 29 of 32: 6,612,586,496 parameters (horseee/LLM-Pruner)."""
-    config = LlamaConfig(
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-    )
+    sizes = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336}
+    config = LlamaConfig(**sizes, num_hidden_layers=32, num_key_value_heads=8)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     units = PruningUnits.of(model)

@@ -42,7 +42,7 @@ def error_without(squares: LeastSquares, x: torch.Tensor, gone: list[int], refit
 
 @pytest.mark.parametrize("refit", [False, True])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_each_removal_is_the_cheapest_by_enumeration(refit: bool, seed: int) -> None:
+def test_each_removal_is_the_cheapest_by_enumeration(refit, seed):
     squares, x = problem_of(seed=seed)
     gone: list[int] = []
     before = 0.0
@@ -59,7 +59,7 @@ def test_each_removal_is_the_cheapest_by_enumeration(refit: bool, seed: int) -> 
     assert sorted(gone) == list(range(squares.units))
 
 
-def test_units_that_double_each_other_do_not_go_together() -> None:
+def test_units_that_double_each_other_do_not_go_together():
     """Two equal inputs: without one the other can do everything, without both nothing can."""
     x = torch.randn(100, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = torch.stack([x[:, 0], x[:, 0], 0.5 * x[:, 1], 0.5 * x[:, 2]], dim=1)

@@ -6,22 +6,18 @@ import pytest
 import torch
 from torch._dynamo.exc import TorchDynamoException
 
-from helpers.tiny import tiny_model, tokens
+from helpers.tiny import masked_lm, tiny_model, tokens
 from pgprune import PruningError
 from pgprune.data.stream import DataConfig
-from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.problem import PruningConfig, make_problem
-from pgprune.masking.units import PruningUnits
 from pgprune.models import losses as scoring
 from pgprune.models.load import ModelConfig
 
 
 def losses(compile_head: bool) -> torch.Tensor:
     """Of two masks of an OPT model, whose head is tied."""
-    model = tiny_model("opt", torch.float32)
-    units = PruningUnits.of(model)
-    lm = MaskedLM(model, units, "sliced", compile_head=compile_head)
-    masks = torch.ones(2, units.n, dtype=torch.uint8)
+    lm = masked_lm(tiny_model("opt", torch.float32), executor="sliced", compile_head=compile_head)
+    masks = torch.ones(2, lm.units.n, dtype=torch.uint8)
     masks[1, ::2] = 0
     return lm.losses(masks, tokens())
 

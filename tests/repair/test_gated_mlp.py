@@ -4,10 +4,8 @@ import pytest
 import torch
 
 from helpers.masks import patterns
-from helpers.tiny import layers_of, tokens
+from helpers.tiny import layers_of, masked_lm, tokens
 from pgprune.masking.executors import EXECUTORS
-from pgprune.masking.masked_lm import MaskedLM
-from pgprune.masking.units import PruningUnits
 from pgprune.repair.fit import fit_repair
 from pgprune.repair.gated_mlp import GatedMLP, Tokens
 from pgprune.repair.repair import repaired
@@ -88,13 +86,10 @@ def test_channels_that_nothing_passes_do_no_harm(parts):
     torch.testing.assert_close(up[2], parts[3][2])
 
 
-# ---------------------------------------------------------------- in a model
-
-
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_repair_in_turns_is_nearer_to_the_dense_model_where_mlps_are_gated(model, executor):
     ids = tokens(batch=8, length=20)
-    lm = MaskedLM(model, PruningUnits.of(model), executor)
+    lm = masked_lm(model, executor=executor)
     some = patterns(lm.units)["some channels"]
     mask = torch.where(lm.units.layer == 2, some, 1)  # so that only the last MLP is refitted
     wanted = lm.logits(lm.units.ones()[None], ids)
@@ -114,7 +109,7 @@ def test_a_repair_in_turns_is_the_layer_fitted_on_its_own(model):
     if model.config.model_type == "opt":
         pytest.skip("OPT's MLPs have no gate")
     ids, layer = tokens(batch=8, length=20), layers_of(model)[0]
-    lm = MaskedLM(model, PruningUnits.of(model, "channels"))
+    lm = masked_lm(model, "channels")
     mask = patterns(lm.units)["some"]
     kept = mask[lm.units.layer == 0].bool()
     up, down = layer.mlp.up_proj, layer.mlp.down_proj

@@ -4,14 +4,13 @@ import pytest
 import torch
 
 from helpers.masks import patterns
-from helpers.tiny import layers_of, projections_of, tiny_model, tokens, zeroed
+from helpers.tiny import layers_of, masked_lm, projections_of, tiny_model, tokens, zeroed
 from pgprune import PruningError
 from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.masking.executors import EXECUTORS
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.perplexity import perplexity
 from pgprune.masking.problem import PruningConfig, make_problem
-from pgprune.masking.units import PruningUnits
 from pgprune.metrics import METRICS
 from pgprune.models.load import ModelConfig
 from pgprune.repair.fit import REPAIRS, fit_repair
@@ -21,15 +20,8 @@ WINDOWS = tokens(batch=6, length=20)  # 120 tokens
 PROJECTIONS = ("heads", "channels")
 
 
-def tiny_lm(model, granularity="heads+channels", executor="masked", **options) -> MaskedLM:
-    return MaskedLM(model, PruningUnits.of(model, granularity, **options), executor)
-
-
 def some(lm: MaskedLM) -> torch.Tensor:
     return patterns(lm.units)["some"]
-
-
-# ---------------------------------------------------------------- what a plain model says
 
 
 def seen_by(model, layer) -> dict[str, torch.Tensor]:
@@ -108,12 +100,9 @@ def same_model(lm, mask, found, expected) -> None:
         torch.testing.assert_close(lm.logits(mask[None], WINDOWS)[0], logits, rtol=0, atol=1e-4)
 
 
-# ---------------------------------------------------------------- least squares
-
-
 @pytest.mark.parametrize("granularity", ["heads+channels", "heads", "blocks", "layers"])
 def test_least_squares_is_what_a_reference_solver_finds(model, granularity):
-    lm = tiny_lm(model, granularity)
+    lm = masked_lm(model, granularity)
     lm.pass_tokens = 50  # several chunks of windows
     mask = some(lm)
     expected = reference_repair(model, lm.units, mask, damping=0.1)
@@ -129,7 +118,7 @@ def test_least_squares_is_what_a_reference_solver_finds(model, granularity):
 @pytest.mark.parametrize("pattern", ["all heads of layer 1", "all channels of layer 1"])
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_a_projection_without_inputs_keeps_its_bias_at_most(model, executor, pattern):
-    lm = tiny_lm(model, executor=executor)
+    lm = masked_lm(model, executor=executor)
     mask = patterns(lm.units)[pattern]
     found = fit_repair(lm, mask, WINDOWS, "least-squares")
     kind = pattern.split()[1]
@@ -139,7 +128,7 @@ def test_a_projection_without_inputs_keeps_its_bias_at_most(model, executor, pat
 
 
 def test_what_lost_nothing_stays_as_it_is_and_what_is_gone_stays_gone():
-    lm = tiny_lm(tiny_model("llama"), "blocks")
+    lm = masked_lm(tiny_model("llama"), "blocks")
     mask = lm.units.ones()
     mask[[1, 4]] = 0  # the MLP of layer 0 and the attention of layer 2
     assert list(fit_repair(lm, mask, WINDOWS, "least-squares").weights) == [
@@ -153,7 +142,7 @@ def test_what_lost_nothing_stays_as_it_is_and_what_is_gone_stays_gone():
 
 @pytest.mark.parametrize("granularity", ["heads+channels", "layers"])
 def test_repair_brings_the_last_hidden_states_nearer_to_the_dense_models(model, granularity):
-    lm = tiny_lm(model, granularity)
+    lm = masked_lm(model, granularity)
     mask = patterns(lm.units)["layer 1" if granularity == "layers" else "some"]
     wanted = lm.logits(lm.units.ones()[None], WINDOWS)
 
@@ -165,13 +154,10 @@ def test_repair_brings_the_last_hidden_states_nearer_to_the_dense_models(model, 
         assert distance() < 0.9 * before
 
 
-# ---------------------------------------------------------------- bias
-
-
 @pytest.mark.parametrize("executor", EXECUTORS)
 @torch.no_grad()
 def test_bias_is_what_pruned_inputs_add_on_average(model, executor):
-    lm = tiny_lm(model, executor=executor)
+    lm = masked_lm(model, executor=executor)
     mask = some(lm)
     expected = zeroed(model, lm.units, mask)
     for layer in range(3):
@@ -190,12 +176,9 @@ def test_bias_is_what_pruned_inputs_add_on_average(model, executor):
     same_model(lm, mask, found, expected)
 
 
-# ---------------------------------------------------------------- applied
-
-
 @pytest.mark.parametrize("how", REPAIRS)
 def test_applied_puts_the_dense_model_back_bit_for_bit(model, how):
-    lm = tiny_lm(model)
+    lm = masked_lm(model)
     before = dict(model.named_parameters())
     values = {name: parameter.clone() for name, parameter in before.items()}
     found = fit_repair(lm, some(lm), WINDOWS, how)
@@ -210,7 +193,7 @@ def test_applied_puts_the_dense_model_back_bit_for_bit(model, how):
 
 
 def test_a_repair_is_saved_and_loaded(tmp_path):
-    lm = tiny_lm(tiny_model("opt", torch.bfloat16))
+    lm = masked_lm(tiny_model("opt", torch.bfloat16))
     found = fit_repair(lm, some(lm), WINDOWS, "least-squares")
     found.save(tmp_path / "repair.safetensors")
     loaded = Repair.load(tmp_path / "repair.safetensors")
@@ -228,7 +211,7 @@ def test_a_damaged_or_foreign_repair_is_refused(tmp_path):
     path.write_bytes(b"no tensors")
     with pytest.raises(PruningError, match="missing or damaged"):
         Repair.load(path)
-    lm = tiny_lm(tiny_model("llama"))
+    lm = masked_lm(tiny_model("llama"))
     for foreign in (
         Repair(weights={(0, "heads"): torch.zeros(32, 31)}),
         Repair(biases={(3, "heads"): torch.zeros(32)}),
@@ -236,9 +219,6 @@ def test_a_damaged_or_foreign_repair_is_refused(tmp_path):
     ):
         with pytest.raises(PruningError, match="of another model"), repaired(lm, foreign):
             pass
-
-
-# ---------------------------------------------------------------- a real model
 
 
 def test_repair_mends_a_real_model(assets):

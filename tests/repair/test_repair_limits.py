@@ -6,19 +6,14 @@ import pytest
 import torch
 
 from helpers.masks import patterns
-from helpers.tiny import projections_of, tiny_model, tokens
+from helpers.tiny import masked_lm, projections_of, tiny_model, tokens
 from pgprune import PruningError
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.masking.units import PruningUnits
 from pgprune.repair.fit import fit_repair
 from pgprune.repair.least_squares import LeastSquares, SecondMoments
 from pgprune.repair.repair import repaired
 
 WINDOWS = tokens(batch=6, length=20)
-
-
-def tiny_lm(model) -> MaskedLM:
-    return MaskedLM(model, PruningUnits.of(model))
 
 
 def some(lm: MaskedLM) -> torch.Tensor:
@@ -27,7 +22,7 @@ def some(lm: MaskedLM) -> torch.Tensor:
 
 @pytest.mark.parametrize("family", ["llama", "opt"])
 def test_too_little_text_needs_damping(family):
-    lm = tiny_lm(tiny_model(family))
+    lm = masked_lm(tiny_model(family))
     mask, few = some(lm), tokens(batch=1, length=5)
     with pytest.raises(PruningError, match="layer . are singular"):
         fit_repair(lm, mask, few, "least-squares", damping=0)
@@ -49,7 +44,7 @@ def test_activations_that_overflow_are_an_error():
     model = tiny_model("llama", torch.float32)
     with torch.no_grad():
         projections_of(model, 1)[0].weight.mul_(1e38)
-    lm = tiny_lm(model)
+    lm = masked_lm(model)
     with pytest.raises(PruningError, match="overflow .* dtype"):
         fit_repair(lm, some(lm), WINDOWS, "least-squares")
     assert not any(m._forward_pre_hooks for m in model.modules())
@@ -66,7 +61,7 @@ def test_activations_that_overflow_are_an_error():
     ],
 )
 def test_mistakes_are_named_before_any_work(changes, message):
-    lm = tiny_lm(tiny_model("llama"))
+    lm = masked_lm(tiny_model("llama"))
     given = {"mask": some(lm), "windows": WINDOWS, "how": "least-squares"} | changes
     with pytest.raises(PruningError, match=message):
         fit_repair(lm, **given)
@@ -84,13 +79,13 @@ def test_one_projections_second_moments_exist_at_a_time(model, monkeypatch):
         return moments
 
     monkeypatch.setattr(SecondMoments, "of", watched)
-    lm = tiny_lm(model)
+    lm = masked_lm(model)
     fit_repair(lm, some(lm), WINDOWS, "least-squares")
     assert len(alive) >= 5
 
 
 def test_tokens_are_counted():
-    lm = tiny_lm(tiny_model("llama"))
+    lm = masked_lm(tiny_model("llama"))
     fit_repair(lm, some(lm), WINDOWS, "bias")  # each layer: inputs for each projection, and its run
     assert lm.meter.tokens == 3 * WINDOWS.numel()
     fit_repair(lm, some(lm), WINDOWS, "least-squares")  # and inputs and run of the dense model's

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from helpers.finished_run import assert_close, finished_run, logits, numbers
 from helpers.masks import patterns
 from helpers.pruned import equal_layers, in_pieces, parameters
-from helpers.tiny import letters_tokenizer, tiny_model, tokens
+from helpers.tiny import letters_tokenizer, masked_lm, tiny_model, tokens
 from pgprune import PruningError
 from pgprune.export.export import ExportConfig, check_format, export
 from pgprune.masking.masked_lm import MaskedLM
@@ -26,16 +26,20 @@ from pgprune.surgery.portable import portable_layers
 
 WINDOWS = tokens(batch=6, length=20)
 PATTERNS = ["some", "all heads of layer 1", "all channels of layer 1", "layer 0 and some"]
+MASKED = {"format": "masked"}
+
+
+def logits_with(lm: MaskedLM, mask: torch.Tensor, found: Repair) -> torch.Tensor:
+    with repaired(lm, found):
+        return lm.logits(mask[None], tokens())[0]
 
 
 def repaired_run(folder, model, mask, how) -> tuple[FinishedRun, torch.Tensor]:
     """A finished run that left a repair, and the logits that it measured."""
-    units = PruningUnits.of(model)
-    lm = MaskedLM(model, units)
+    lm = masked_lm(model)
     found = fit_repair(lm, mask, WINDOWS, how)
-    with repaired(lm, found):
-        expected = lm.logits(mask[None], tokens())[0]
-    run = finished_run(folder, model, units, mask, repair=how)
+    expected = logits_with(lm, mask, found)
+    run = finished_run(folder, model, lm.units, mask, repair=how)
     found.save(run.path / RunFile.REPAIR)
     run.results["parameters"]["pruned"] += added_parameters(lm.model, found)
     run.results["perplexity"]["pruned"] = {"code": 9.876, "prose": 10.5}
@@ -43,24 +47,19 @@ def repaired_run(folder, model, mask, how) -> tuple[FinishedRun, torch.Tensor]:
     return run, expected
 
 
-# ---------------------------------------------------------------- exactness
-
-
 @pytest.mark.parametrize("how", ["bias", "least-squares"])
 def test_surgery_with_a_repair_is_the_masked_model_with_it(model, how):
-    units, ids = PruningUnits.of(model), tokens()
-    lm = MaskedLM(model, units)
+    lm, ids = masked_lm(model), tokens()
     for name in PATTERNS:
-        mask = patterns(units)[name]
+        mask = patterns(lm.units)[name]
         found = fit_repair(lm, mask, WINDOWS, how)
-        with repaired(lm, found):
-            expected = lm.logits(mask[None], ids)[0]
-        smaller = prune(model, units, mask, found)
+        expected = logits_with(lm, mask, found)
+        smaller = prune(model, lm.units, mask, found)
         assert_close(in_pieces(smaller, ids), expected)
         added = added_parameters(lm.model, found)
-        assert parameters(smaller) == parameters(model) - units.pruned_parameters(mask) + added
+        assert parameters(smaller) == parameters(model) - lm.units.pruned_parameters(mask) + added
         assert (added > 0) == (how == "bias" and model.config.model_type not in ("llama", "opt"))
-        portable = assemble(model, units, portable_layers(model, units, mask, 4, found))
+        portable = assemble(model, lm.units, portable_layers(model, lm.units, mask, 4, found))
         assert_close(in_pieces(portable, ids), expected)
 
 
@@ -69,8 +68,7 @@ def test_gated_mlps_that_were_refitted_in_turns():
     units, ids = PruningUnits.of(model), tokens()
     lm, mask = MaskedLM(model, units), patterns(units)["some"]
     found = fit_repair(lm, mask, WINDOWS, "alternating")
-    with repaired(lm, found):
-        expected = lm.logits(mask[None], ids)[0]
+    expected = logits_with(lm, mask, found)
     assert_close(prune(model, units, mask, found)(ids).logits, expected)
 
 
@@ -79,8 +77,7 @@ def test_refitted_layers_of_a_shallower_model(model, granularity):
     units, ids = PruningUnits.of(model, granularity), tokens()
     lm, mask = MaskedLM(model, units), patterns(units)["layer 1"]
     found = fit_repair(lm, mask, WINDOWS, "least-squares")
-    with repaired(lm, found):
-        expected = lm.logits(mask[None], ids)[0]
+    expected = logits_with(lm, mask, found)
     smaller = prune(model, units, mask, found)
     assert type(smaller) is type(model), "no code of ours is needed"
     assert_close(smaller(ids).logits, expected)
@@ -96,9 +93,6 @@ def test_nothing_is_shared_and_the_dense_model_is_untouched(model):
         parameter.data.zero_()
     assert all(torch.equal(before[name], p) for name, p in model.named_parameters())
     assert all(torch.equal(values[key], weight) for key, weight in found.weights.items())
-
-
-# ---------------------------------------------------------------- export
 
 
 @pytest.mark.parametrize("how", ["bias", "least-squares"])
@@ -153,9 +147,6 @@ def test_what_is_evaluated_of_a_half_precision_checkpoint_is_what_is_shipped(tmp
     assert_close(load_any(str(run.path), dtype="float64").model(tokens()).logits, logits(folder))
 
 
-# ---------------------------------------------------------------- what is refused
-
-
 def refuses(run: FinishedRun, message: str, **options) -> None:
     before = sorted(run.path.rglob("*"))
     with pytest.raises(PruningError, match=message) as error:
@@ -174,18 +165,12 @@ def test_biases_that_a_stock_architecture_lacks(family, tmp_path, monkeypatch):
     )
     advice = "no place; use --repair least-squares"
     for how in ("auto", "bias"):
-        refuses(
-            run,
-            f"stock architecture that --uniform writes has {advice}",
-            uniform=True,
-            repair=how,
-        )
-        refuses(
-            run,
-            f"stock architecture that --format masked writes has {advice}",
-            format="masked",
-            repair=how,
-        )
+        for writes, options in (
+            ("uniform", {"uniform": True}),
+            ("format masked", {"format": "masked"}),
+        ):
+            message = f"stock architecture that --{writes} writes has {advice}"
+            refuses(run, message, repair=how, **options)
     config = json.loads((export(run, ExportConfig()) / "config.json").read_text())
     assert config["model_type"] == f"pgprune_{family}", "equal layers are not enough"
 
@@ -195,14 +180,14 @@ def test_biases_that_were_there_before_fit_anywhere(family, tmp_path):
     model = tiny_model(family)
     mask = equal_layers(PruningUnits.of(model), channels=6)
     run, expected = repaired_run(tmp_path, model, mask, "bias")
-    for options in ({"uniform": True}, {"format": "masked"}):
+    for options in ({"uniform": True}, MASKED):
         folder = export(run, ExportConfig(**options))
         assert_close(logits(folder, trust_remote_code=False), expected)
 
 
 def test_an_export_that_could_not_be_is_refused_before_a_run_begins():
     model, tokenizer = tiny_model("mistral"), letters_tokenizer()
-    lm = MaskedLM(model, PruningUnits.of(model))
+    lm = masked_lm(model)
     with pytest.raises(PruningError, match="--format masked writes has no place"):
         check_format("masked", lm, tokenizer, "bias")
     check_format("masked", lm, tokenizer, "least-squares")

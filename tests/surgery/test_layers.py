@@ -8,7 +8,7 @@ from transformers import Qwen2Config
 
 from helpers.masks import Case, case_of, patterns
 from helpers.pruned import in_pieces, parameters
-from helpers.tiny import CONFIGS, layers_of, tiny_model, tokens
+from helpers.tiny import CONFIGS, layers_of, masked_lm, tiny_model, tokens
 from pgprune import PruningError
 from pgprune.hub_code import modeling_pgprune
 from pgprune.masking.masked_lm import MaskedLM
@@ -28,9 +28,6 @@ def surgeries(case: Case):
         except PruningError as error:
             assert "prunes every layer" in str(error)
             assert not mask.any()
-
-
-# ---------------------------------------------------------------- exactness
 
 
 @pytest.mark.parametrize("granularity", GRANULARITIES)
@@ -81,9 +78,6 @@ def test_bfloat16_is_hardly_less_exact_than_the_dense_model(model):
     assert bool((size <= 1.5 * size[0]).all()), case.names[int(size.argmax())]
 
 
-# ---------------------------------------------------------------- generation
-
-
 def generated(model, ids: torch.Tensor, **options) -> list:
     attention = torch.ones_like(ids)
     options |= {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
@@ -104,16 +98,9 @@ def test_padding_on_the_left_changes_nothing(model):
     pruned = prune(model, units, patterns(units)["the first attention of each layer"])
     padded = torch.cat([torch.zeros(1, 3, dtype=torch.int64), ids], dim=1)
     attention = (torch.arange(padded.shape[1]) >= 3).long()[None]
-    longer = pruned.generate(
-        padded, attention_mask=attention, max_new_tokens=4, do_sample=False, eos_token_id=-1
-    )
-    shorter = pruned.generate(
-        ids,
-        attention_mask=torch.ones_like(ids),
-        max_new_tokens=4,
-        do_sample=False,
-        eos_token_id=-1,
-    )
+    options = {"max_new_tokens": 4, "do_sample": False, "eos_token_id": -1}
+    longer = pruned.generate(padded, attention_mask=attention, **options)
+    shorter = pruned.generate(ids, attention_mask=torch.ones_like(ids), **options)
     assert longer[:, 3:].tolist() == shorter.tolist()
 
 
@@ -127,17 +114,13 @@ def test_cache_slots_are_of_the_right_kind_where_attention_types_alternate():
         "layer_types": [full, sliding, full, sliding, sliding, full],
     }
     model = tiny_model("qwen2", **Qwen2Config(**config).to_dict())
-    units, ids = PruningUnits.of(model), tokens()
-    lm = MaskedLM(model, units)
+    lm, ids = masked_lm(model), tokens()
     for headless in [(0,), (1,), (0, 2), (1, 3, 4), (0, 2, 5), (2, 3), (0, 1, 2), (5,)]:
-        mask = units.ones()
-        mask[torch.isin(units.layer, torch.tensor(headless)) & (units.kind == 0)] = 0
-        pruned = prune(model, units, mask)
+        mask = lm.units.ones()
+        mask[torch.isin(lm.units.layer, torch.tensor(headless)) & (lm.units.kind == 0)] = 0
+        pruned = prune(model, lm.units, mask)
         error = in_pieces(pruned, ids) - lm.logits(mask[None], ids)[0]
         assert float(error.abs().max()) <= 1e-10, headless
-
-
-# ---------------------------------------------------------------- the model that results
 
 
 def test_pruning_whole_layers_needs_no_code_of_ours(model):
@@ -209,28 +192,20 @@ def test_settings_of_sampling_without_sampling_can_be_saved(tmp_path):
     assert model.generation_config.do_sample is False
 
 
-def test_zeros_in_the_dense_shapes(model):
-    units, ids = PruningUnits.of(model), tokens()
-    lm = MaskedLM(copy.deepcopy(model), units)
-    mask = patterns(units)["layer 1 and some"]
-    zeros = zero_pruned(model, units, mask)
-    expected = lm.logits(mask[None], ids)[0]
-    torch.testing.assert_close(zeros(ids).logits, expected, rtol=0, atol=1e-10)
-    left = sum(int(p.count_nonzero()) for p in zeros.parameters())
-    assert left == parameters(lm.model) - units.pruned_parameters(mask)
-
-
-@pytest.mark.parametrize("granularity", ["blocks", "layers"])
-def test_zeros_in_whole_blocks(model, granularity):
+@pytest.mark.parametrize(
+    ("granularity", "pattern"),
+    [("heads+channels", "layer 1 and some"), ("blocks", "layer 1"), ("layers", "layer 1")],
+)
+def test_zeros_in_the_dense_shapes(model, granularity, pattern):
     units, ids = PruningUnits.of(model, granularity), tokens()
     lm = MaskedLM(copy.deepcopy(model), units)
-    mask = patterns(units)["layer 1"]
+    mask = patterns(units)[pattern]
     zeros = zero_pruned(model, units, mask)
     expected = lm.logits(mask[None], ids)[0]
     torch.testing.assert_close(zeros(ids).logits, expected, rtol=0, atol=1e-10)
-
-
-# ---------------------------------------------------------------- refusals
+    if granularity == "heads+channels":
+        left = sum(int(p.count_nonzero()) for p in zeros.parameters())
+        assert left == parameters(lm.model) - units.pruned_parameters(mask)
 
 
 def test_a_mask_over_other_units_is_refused():

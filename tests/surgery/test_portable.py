@@ -33,9 +33,6 @@ def sizes(layers: list[PrunedLayer]) -> list[tuple[int, int, int]]:
     return [(layer.index, layer.kv_heads, layer.channels) for layer in layers]
 
 
-# ---------------------------------------------------------------- exactness
-
-
 @pytest.mark.parametrize("granularity", ["heads+channels", "blocks"])
 def test_logits_with_and_without_a_cache_are_those_of_the_mask(model, granularity):
     case = case_of(model, granularity)
@@ -63,9 +60,6 @@ def test_layers_of_different_attention_types_keep_theirs():
     assert portable.config.layer_types == [full, sliding]
     expected = MaskedLM(model, units).logits(mask[None], tokens())[0]
     assert_close(in_pieces(portable, tokens()), expected)
-
-
-# ---------------------------------------------------------------- packing and ghosts
 
 
 def test_attention_and_the_mlp_of_the_next_layer_become_one_layer(model):
@@ -117,17 +111,13 @@ def test_layers_that_do_nothing_are_left_out():
     assert portable.config.num_hidden_layers == 2
 
 
-def test_one_layer_is_left_of_nothing():
-    model = tiny_model("qwen3")
-    units = PruningUnits.of(model)
-    layers = portable_layers(model, units, torch.zeros(units.n), GHOST)
-    assert sizes(layers) == [(0, 1, GHOST)]
-
-
-def test_a_bias_that_still_acts_is_kept():
-    model = tiny_model("llama")
-    units = PruningUnits.of(model)
-    (layer, *_) = portable_layers(model, units, torch.zeros(units.n), GHOST)
+def test_one_layer_is_left_of_nothing_and_biases_that_still_act_are_kept():
+    for family, left in (("qwen3", 1), ("llama", 3)):
+        model = tiny_model(family)
+        units = PruningUnits.of(model)
+        layers = portable_layers(model, units, torch.zeros(units.n), GHOST)
+        assert sizes(layers) == [(index, 1, GHOST) for index in range(left)]
+    layer = layers[0]
     dense = layers_of(model)[0]
     assert torch.equal(layer.weights["self_attn.o_proj.bias"], dense.self_attn.o_proj.bias)
     assert torch.equal(layer.weights["mlp.down_proj.bias"], dense.mlp.down_proj.bias)
@@ -140,9 +130,6 @@ def test_a_bias_that_still_acts_is_kept():
 )
 def test_ghosts_have_as_many_channels_as_rounding_allows(round_to, channels, expected):
     assert ghost_channels(round_to, channels) == expected
-
-
-# ---------------------------------------------------------------- export
 
 
 @pytest.mark.parametrize("name", ["layer 0 and some", "all heads of layer 1"])

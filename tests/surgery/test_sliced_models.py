@@ -10,15 +10,14 @@ import torch
 from safetensors.torch import save_file
 
 from helpers.command import results
+from helpers.finished_run import assert_close
+from helpers.pruned import logits_of, parameters, sliced
 from helpers.tiny import letters_tokenizer, tiny_model, tokens
 from pgprune import PruningError
 from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.experiments.baseline import Baseline, BaselineSettings
 from pgprune.export.export import ExportConfig, export, parameters_in
-from pgprune.masking.masked_lm import MaskedLM
-from pgprune.masking.units import PruningUnits
 from pgprune.methods.base import MethodConfig
-from pgprune.methods.slicegpt import find_slices
 from pgprune.models.load import ModelConfig, load_model
 from pgprune.models.losses import model_perplexity
 from pgprune.runs.any_model import load_any
@@ -28,26 +27,9 @@ from pgprune.runs.settings import RunConfig
 from pgprune.surgery.slice_model import slice_model
 from pgprune.surgery.stream_slices import Slices
 
-WIDTH = 16  # of 32
 
-
-def sliced(model) -> torch.nn.Module:
-    """The sliced model of a dense one."""
-    lm = MaskedLM(model, PruningUnits.of(model))
-    return slice_model(model, find_slices(lm, tokens(batch=20, length=16, seed=1), WIDTH))
-
-
-def parameters(model) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-@torch.no_grad()
-def logits(model) -> torch.Tensor:
-    return model(tokens()).logits
-
-
-def assert_close(found: torch.Tensor, expected: torch.Tensor, atol: float = 1e-8) -> None:
-    torch.testing.assert_close(found, expected, rtol=0, atol=atol)
+def sliced_model(model) -> torch.nn.Module:
+    return slice_model(model, sliced(model))
 
 
 def test_slices_are_saved_and_read(tmp_path):
@@ -65,7 +47,7 @@ def test_slices_are_saved_and_read(tmp_path):
 
 
 def test_text_is_generated_with_a_cache_as_without(model):
-    small = sliced(model)
+    small = sliced_model(model)
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     attention = torch.ones_like(tokens())
     ways = [{"use_cache": False}, {}, {"cache_implementation": "static"}]
@@ -77,10 +59,10 @@ def test_text_is_generated_with_a_cache_as_without(model):
 
 
 def test_tools_can_look_inside(model):
-    small = sliced(model)
+    small = sliced_model(model)
     small.set_attn_implementation("eager")
     output = small(tokens(), output_hidden_states=True, output_attentions=True)
-    assert [h.shape[-1] for h in output.hidden_states] == [WIDTH, WIDTH, WIDTH, 32]
+    assert [h.shape[-1] for h in output.hidden_states] == [16, 16, 16, 32]
     assert len(output.attentions) == 3
     small.train()
     small(tokens(), labels=tokens()).loss.backward()
@@ -144,10 +126,9 @@ for folder in sys.argv[1:]:
 def test_an_environment_without_pgprune_loads_it(tmp_path, monkeypatch):
     folders = []
     for family in ("qwen3", "opt"):
-        model = tiny_model(family)
-        small, folder = sliced(model), tmp_path / family / "hf"
+        small, folder = sliced_model(tiny_model(family)), tmp_path / family / "hf"
         small.save_pretrained(folder)
-        expected = {"ids": tokens(), "logits": logits(small)}
+        expected = {"ids": tokens(), "logits": logits_of(small)}
         save_file(expected, folder.parent / "expected.safetensors")
         folders.append(str(folder))
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
@@ -157,12 +138,11 @@ def test_an_environment_without_pgprune_loads_it(tmp_path, monkeypatch):
 
 
 def test_load_model_takes_it_for_a_pruned_model(tmp_path):
-    model = tiny_model("opt")
-    small = sliced(model)
+    small = sliced_model(tiny_model("opt"))
     small.save_pretrained(tmp_path)
     letters_tokenizer().save_pretrained(tmp_path)
     config = ModelConfig(model=str(tmp_path), device="cpu", dtype="float64")
     loaded, _ = load_model(config, pruned=True)
-    assert_close(logits(loaded), logits(small), atol=1e-12)
+    assert_close(logits_of(loaded), logits_of(small), atol=1e-12)
     with pytest.raises(PruningError, match="already pruned"):
         load_model(config)

@@ -24,8 +24,6 @@ from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
 from pgprune.surgery.layers import prune
 
-# ---------------------------------------------------------------- stock models
-
 
 @pytest.mark.parametrize("kept", [{"heads": 1}, {"channels": 5}, {"heads": 1, "channels": 5}])
 def test_equal_layers_make_a_stock_model(model, kept, tmp_path):
@@ -46,13 +44,6 @@ def test_equal_layers_make_a_stock_model(model, kept, tmp_path):
     assert config.get("head_dim", units.shapes[0].head_dim) == units.shapes[0].head_dim
 
 
-def test_equal_layers_of_fewer_heads_are_no_stock_opt():
-    model = tiny_model("opt")
-    units = PruningUnits.of(model)
-    pruned = prune(model, units, equal_layers(units, heads=2))
-    assert pruned.config.model_type == "pgprune_opt"
-
-
 def test_equal_layers_without_channels_are_no_stock_model(model):
     units = PruningUnits.of(model)
     pruned = prune(model, units, equal_layers(units, channels=0))
@@ -61,14 +52,8 @@ def test_equal_layers_without_channels_are_no_stock_model(model):
 
 def narrow_llama(biases: bool):
     """Four kv groups of two heads: three groups are six heads, which do not divide the width."""
-    return tiny_model(
-        "llama",
-        num_attention_heads=8,
-        num_key_value_heads=4,
-        head_dim=4,
-        attention_bias=biases,
-        mlp_bias=biases,
-    )
+    sizes = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 4}
+    return tiny_model("llama", **sizes, attention_bias=biases, mlp_bias=biases)
 
 
 def test_a_llama_whose_heads_do_not_divide_its_width_is_saved_as_a_mistral(tmp_path):
@@ -94,9 +79,6 @@ def test_a_llama_with_biases_whose_heads_do_not_divide_its_width_needs_our_code(
     assert prune(model, units, mask).config.model_type == "pgprune_llama"
     run = finished_run(tmp_path, model, units, mask)
     refuses(run, "no stock architecture holds 6 heads at the width 32")
-
-
-# ---------------------------------------------------------------- what is rounded again
 
 
 @pytest.fixture(scope="module")
@@ -206,9 +188,6 @@ def test_scores_of_a_method_order_the_units_of_a_layer(tmp_path):
     refuses(run, "kept no probabilities", uniform=False, round_to=5)
 
 
-# ---------------------------------------------------------------- what is refused
-
-
 def refuses(run: Run, message: str, **options) -> None:
     before = sorted(run.path.rglob("*"))
     with pytest.raises(PruningError, match=message):
@@ -223,10 +202,12 @@ def without_layer_1(granularity: str, folder: Path) -> Run:
     return finished_run(folder, model, units, patterns(units)["layer 1"])
 
 
-def test_opt_with_fewer_heads(tmp_path):
+def test_equal_layers_of_fewer_heads_are_no_stock_opt(tmp_path):
     model = tiny_model("opt")
     units = PruningUnits.of(model)
-    run = finished_run(tmp_path, model, units, equal_layers(units, heads=2))
+    mask = equal_layers(units, heads=2)
+    assert prune(model, units, mask).config.model_type == "pgprune_opt"
+    run = finished_run(tmp_path, model, units, mask)
     refuses(run, "family opt ties the number of heads .* prune with --granularity channels")
 
 
@@ -239,17 +220,12 @@ def test_single_blocks(tmp_path):
 
 
 def test_whole_layers_are_uniform_anyway(tmp_path):
-    run = without_layer_1("layers", tmp_path)
-    folder = export(run, ExportConfig(uniform=True))
+    folder = export(without_layer_1("layers", tmp_path), ExportConfig(uniform=True))
     assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
 
 
-def test_a_run_without_probabilities(tmp_path):
+def test_a_run_without_probabilities_and_numbers_of_channels_that_cannot_be(tmp_path):
     run = without_layer_1("heads+channels", tmp_path)
     refuses(run, "kept no probabilities .* search once more with --scope uniform")
-
-
-def test_numbers_of_channels_that_cannot_be(tmp_path):
-    run = without_layer_1("heads+channels", tmp_path)
     refuses(run, "round_to 16 is more than the 12 channels of layer 0", round_to=16)
     refuses(run, "prune rate 0.4 leaves nothing of channels in any layer of 12", round_to=8)

@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-import pytest
 import torch
 
 from pgprune.experiments.plan import BenchmarkConfig
@@ -19,7 +18,7 @@ def note(path: Path) -> None:
     path.write_text(str(worker()))
 
 
-def test_workers_are_numbered_and_failures_are_told(tmp_path: Path) -> None:
+def test_workers_are_numbered_and_failures_are_told(tmp_path):
     paths = [tmp_path / name for name in ("one", "bad", "two", "three")]
     told = dict[str, str]()
     failed = run_tasks(paths, note, 2, lambda path, error: told.update({path.name: error}))
@@ -29,7 +28,7 @@ def test_workers_are_numbered_and_failures_are_told(tmp_path: Path) -> None:
     assert worker() == 0
 
 
-def test_each_worker_takes_a_gpu_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_worker_takes_a_gpu_in_turn(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     found = []
@@ -41,9 +40,7 @@ def test_each_worker_takes_a_gpu_in_turn(monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(devices[1:] == [torch.device("cuda:0"), torch.device("cpu")] for devices in found)
 
 
-def test_as_many_cells_at_a_time_as_there_are_gpus_or_cores(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_as_many_cells_at_a_time_as_there_are_gpus_or_cores(monkeypatch):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     assert side_by_side("cpu") == cores
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
