@@ -1,7 +1,6 @@
 """The recommended agent: offsets for each layer and kind, learned by a natural policy gradient."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,21 +28,21 @@ def learned(agent: Auto, steps: int) -> Auto:
     return agent.learn(steps * agent.step_tokens // 1024 or 1)
 
 
-def test_it_finds_how_layers_compare() -> None:
+def test_it_finds_how_layers_compare():
     lm = layered()
     agent = agent_for(lm)
     start = agent.mask()
     assert left_to_gain(lm, learned(agent, 60).mask(), start, agent.budget) < 0.1
 
 
-def test_every_mask_is_of_exactly_the_budget() -> None:
+def test_every_mask_is_of_exactly_the_budget():
     agent = learned(agent_for(layered()), 5)
     for mask in (agent.mask(), agent.draw(), agent.predict(deterministic=False)[0]):
         assert agent.budget.excess(torch.as_tensor(mask)[None]) == 0
         assert int(mask.sum()) == UNITS.n // 2
 
 
-def test_masks_of_a_step_are_antithetic_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_of_a_step_are_antithetic_pairs(monkeypatch):
     """What one mask of a pair keeps more of a layer than the start, the other keeps less."""
     units = toy_units(layers=4, kv_heads=4, channels=2000)
     even = torch.cat([torch.linspace(0, 1, group.stop - group.start) for group in units.groups])
@@ -58,7 +57,7 @@ def test_masks_of_a_step_are_antithetic_pairs(monkeypatch: pytest.MonkeyPatch) -
     assert float(more.std()) == pytest.approx(0.3 * float(even.std()), rel=0.3)
 
 
-def test_the_step_is_the_one_of_separable_natural_evolution_strategies() -> None:
+def test_the_step_is_the_one_of_separable_natural_evolution_strategies():
     """Wierstra et al. 2014, Algorithm 6 and Table 1, spelt out for two masks."""
     noise = torch.randn(2, 8, dtype=torch.float64)
     mean, deviation = torch.zeros(8).double(), torch.full((8,), 0.3).double()
@@ -72,14 +71,14 @@ def test_the_step_is_the_one_of_separable_natural_evolution_strategies() -> None
 
 
 @pytest.mark.parametrize("count", [2, 4, 10, 11])
-def test_advantages_fall_with_the_rank_and_cancel(count: int) -> None:
+def test_advantages_fall_with_the_rank_and_cancel(count):
     advantages = advantages_of_ranks(count)
     assert advantages.sum() == pytest.approx(0)
     assert bool((advantages.diff() <= 0).all())
     assert advantages[0] > 0 > advantages[-1]
 
 
-def test_scores_are_standardised_where_they_compare() -> None:
+def test_scores_are_standardised_where_they_compare():
     scores = torch.arange(UNITS.n, dtype=torch.float64) ** 2
     for local, groups in ((True, UNITS.group), (False, UNITS.kind)):
         found = Importance(scores, local).standardised(UNITS)
@@ -90,7 +89,7 @@ def test_scores_are_standardised_where_they_compare() -> None:
             assert bool((part.diff() > 0).all())
 
 
-def test_single_units_are_learned_where_the_metric_is_wrong_about_them() -> None:
+def test_single_units_are_learned_where_the_metric_is_wrong_about_them():
     generator = torch.Generator().manual_seed(1)
     lm = AdditiveLM(UNITS, torch.rand(UNITS.n, generator=generator).double())
     env = LLMPruningVectorEnv(10, problem=toy_problem(lm))
@@ -108,13 +107,11 @@ def test_single_units_are_learned_where_the_metric_is_wrong_about_them() -> None
     ("allocation", "timesteps", "expected"),
     [(None, 999, 999), (None, 1000, 300), (None, 3000, 300), (500, 600, 500), (500, 100, 500)],
 )
-def test_when_single_units_are_learned(
-    allocation: int | None, timesteps: int, expected: int
-) -> None:
+def test_when_single_units_are_learned(allocation, timesteps, expected):
     assert AutoConfig(allocation=allocation).evaluations_of_layers(timesteps) == expected
 
 
-def test_single_units_are_learned_after_the_layers() -> None:
+def test_single_units_are_learned_after_the_layers():
     agent = agent_for(layered(), allocation=1)  # which is 1024 / (10 x 16) = 6.4 steps
     began = []
     agent.learn(2, lambda agent, _: began.append(len(agent.keep) > 0))
@@ -122,7 +119,7 @@ def test_single_units_are_learned_after_the_layers() -> None:
 
 
 @pytest.mark.parametrize("kind", ["per-kind", "units", "parameters"])
-def test_single_units_startstart_of_units(kind: str) -> None:
+def test_single_units_startstart_of_units(kind):
     lm = layered()
     problem = replace(toy_problem(lm), budget=Budget(lm.units, 0.5, kind))
     agent = learned(Auto(LLMPruningVectorEnv(10, problem=problem), None, importance(lm)), 20)
@@ -136,12 +133,12 @@ def test_single_units_startstart_of_units(kind: str) -> None:
         assert bool((ordered.diff() >= 0).all())
 
 
-def test_units_that_are_groups_of_their_own_need_no_second_stage() -> None:
+def test_units_that_are_groups_of_their_own_need_no_second_stage():
     agent = agent_for(layered(toy_units(layers=4, kv_heads=1, channels=1)), allocation=1)
     assert len(agent.learn(2).keep) == 0
 
 
-def test_losses_that_are_not_numbers_are_the_worst_of_a_step() -> None:
+def test_losses_that_are_not_numbers_are_the_worst_of_a_step():
     lm = layered()
     agent = agent_for(lm)
     losses = lm.losses
@@ -160,7 +157,7 @@ def test_losses_that_are_not_numbers_are_the_worst_of_a_step() -> None:
 
 
 @pytest.mark.parametrize("allocation", [1000, 1, 2])
-def test_a_saved_agent_goes_on_as_if_nothing_had_happened(allocation: int, tmp_path: Path) -> None:
+def test_a_saved_agent_goes_on_as_if_nothing_had_happened(allocation, tmp_path):
     undisturbed = learned(agent_for(layered(), seed=3, allocation=allocation), 12)
     killed = agent_for(layered(), seed=3, allocation=allocation)
     total = 12 * killed.step_tokens // 1024 or 1
@@ -174,7 +171,7 @@ def test_a_saved_agent_goes_on_as_if_nothing_had_happened(allocation: int, tmp_p
     assert torch.equal(resumed.keep, undisturbed.keep)
 
 
-def test_what_cannot_be_is_refused() -> None:
+def test_what_cannot_be_is_refused():
     problem = toy_problem(layered())
     with pytest.raises(PruningError, match="population 5 does not consist of pairs"):
         AutoConfig(population=5)
@@ -184,11 +181,8 @@ def test_what_cannot_be_is_refused() -> None:
         Auto(LLMPruningEnv(problem=problem))
 
 
-# ---------------------------------------------------------------- the command
-
-
 @pytest.mark.parametrize("granularity", ["channels", "blocks", "layers"])
-def test_any_granularity_has_a_run(granularity: str, options: list[str], tmp_path: Path) -> None:
+def test_any_granularity_has_a_run(granularity, options, tmp_path):
     run = tmp_path / "run"
     few = [*options, "--agent=auto", f"--granularity={granularity}", "--total-timesteps=1"]
     assert train(*few, f"--output={run}") == 0
@@ -205,9 +199,7 @@ def test_any_granularity_has_a_run(granularity: str, options: list[str], tmp_pat
         ("--scope=uniform", "which scope uniform fixes; choose agent reinforce"),
     ],
 )
-def test_what_it_cannot_do_is_refused_before_a_run_exists(
-    option: str, message: str, options: list[str], tmp_path: Path
-) -> None:
+def test_what_it_cannot_do_is_refused_before_a_run_exists(option, message, options, tmp_path):
     with pytest.raises(PruningError, match=message):
         train(*options, "--agent=auto", option, f"--output={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()

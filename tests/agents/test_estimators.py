@@ -174,9 +174,6 @@ def test_scores_are_zero_where_nothing_is_random(score):
     assert score_function(masks, s, score).tolist() == expected
 
 
-# ---------------------------------------------------------------- options
-
-
 @pytest.mark.parametrize(
     "options", [{"score": "preconditioned"}, {"score": "paper", "baseline": "leave-one-out"}]
 )

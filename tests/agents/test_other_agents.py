@@ -9,7 +9,7 @@ import torch
 PAGE = Path(__file__).parents[2] / "docs" / "other_agents.md"
 
 
-def test_the_agent_on_the_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_agent_on_the_page_runs(capsys):
     (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
     assert len(code.splitlines()) < 60
     quick = code.replace("clip = 16, 40,", "clip = 3, 2,")

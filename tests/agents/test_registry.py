@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,7 +59,7 @@ def lucky(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def test_it_trains_with_options_of_its_own(options: list[str], tmp_path: Path) -> None:
+def test_it_trains_with_options_of_its_own(options, tmp_path):
     run = tmp_path / "run"
     few = [*options, "--agent=lucky-draw", "--lucky-masks=8", "--total-timesteps=2"]
     assert train(*few, f"--output={run}") == 0
@@ -70,7 +69,7 @@ def test_it_trains_with_options_of_its_own(options: list[str], tmp_path: Path) -
     assert train(f"--resume={run}") == 0
 
 
-def test_help_and_mistakes_show_it(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_and_mistakes_show_it(options, capsys):
     with pytest.raises(SystemExit):
         train("--help")
     shown = " ".join(capsys.readouterr().out.split())
@@ -80,7 +79,7 @@ def test_help_and_mistakes_show_it(options: list[str], capsys: pytest.CaptureFix
         train(*options, "--lucky-masks=1")
 
 
-def test_experiments_know_it(tmp_path: Path) -> None:
+def test_experiments_know_it(tmp_path):
     (tmp_path / "lucky-draw.yaml").write_text("default: {lucky-masks: 6}\n")
     found = read_hyperparameters("lucky-draw", tmp_path)
     assert found.of(Cell("lucky-draw", "builtin", 0.5, 0)) == {"lucky_masks": 6}

@@ -13,8 +13,6 @@ from pgprune.envs import LLMPruningEnv, LLMPruningVectorEnv
 from pgprune.masking.budget import Budget
 from pgprune.metrics.initialization import progressive_rates
 
-# ---------------------------------------------------------------- options
-
 
 def test_the_default_learning_rate_is_the_papers_at_its_30000_evaluations():
     assert default_learning_rate(30_000) == 2e-3
@@ -32,8 +30,6 @@ def test_the_environment_must_fit():
     with pytest.raises(PruningError, match=r"initial probabilities must have shape \(24,\)"):
         Reinforce(LLMPruningVectorEnv(2, problem=problem), initial=torch.ones(3))
 
-
-# ---------------------------------------------------------------- learning
 
 UNITS = toy_units(layers=3, kv_heads=2, channels=6)  # 24 units
 
@@ -165,9 +161,6 @@ def test_progressive_pruning_begins_near_its_first_rate():
     assert learned(agent, 8).mask().sum() == 4 + 14  # 0.8 of 6 heads and of 18 channels
 
 
-# ---------------------------------------------------------------- resume, save and load
-
-
 @pytest.mark.parametrize("stop", [1, 2, 7, 11])
 @pytest.mark.parametrize("shared_batch", [True, False])
 def test_a_resumed_agent_goes_on_bit_for_bit(stop, shared_batch):
@@ -227,9 +220,6 @@ def test_predict_gives_the_answer_or_a_draw():
     draws = [agent.predict(deterministic=False)[0] for _ in range(8)]
     assert len({tuple(draw) for draw in draws}) > 1
     assert agent.env.single_action_space.contains(action)
-
-
-# ---------------------------------------------------------------- losses that are no numbers
 
 
 class Faulty(AdditiveLM):

@@ -1,7 +1,6 @@
 """The searches that agents are compared with: random-search, cma-es and evolution."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,6 @@ from pgprune.agents.evolution import Evolution, EvolutionConfig
 from pgprune.agents.random_search import RandomSearch, RandomSearchConfig
 from pgprune.envs import LLMPruningEnv, LLMPruningVectorEnv
 from pgprune.masking.budget import Budget
-from pgprune.masking.problem import Problem
 from pgprune.metrics import Importance
 
 pytest.importorskip("cma")
@@ -48,10 +46,7 @@ def learned(agent: Any, steps: int) -> Any:
     return agent.learn(steps * agent.step_tokens / 1024)
 
 
-# ---------------------------------------------------------------- what all of them do
-
-
-def test_it_finds_how_layers_compare(kind: type[Agent]) -> None:
+def test_it_finds_how_layers_compare(kind):
     lm = layered()
     agent = agent_for(kind, lm)
     start = agent.mask()
@@ -59,7 +54,7 @@ def test_it_finds_how_layers_compare(kind: type[Agent]) -> None:
     assert left_to_gain(lm, agent.mask(), start, agent.budget) < LEFT[kind]
 
 
-def test_every_mask_is_of_exactly_the_budget(kind: type[Agent]) -> None:
+def test_every_mask_is_of_exactly_the_budget(kind):
     agent = learned(agent_for(kind, layered()), 5)
     for mask in (agent.mask(), agent.draw(), agent.predict(deterministic=False)[0]):
         assert agent.budget.excess(torch.as_tensor(mask)[None]) == 0
@@ -67,20 +62,20 @@ def test_every_mask_is_of_exactly_the_budget(kind: type[Agent]) -> None:
     assert torch.equal(agent.probabilities, agent.mask().double())
 
 
-def test_draws_differ_and_do_not_disturb_learning(kind: type[Agent]) -> None:
+def test_draws_differ_and_do_not_disturb_learning(kind):
     agent, other = (learned(agent_for(kind, layered()), 3) for _ in range(2))
     assert len({tuple(other.draw().tolist()) for _ in range(8)}) > 1
     assert torch.equal(learned(agent, 6).mask(), learned(other, 6).mask())
 
 
-def test_it_is_deterministic_in_its_seed(kind: type[Agent]) -> None:
+def test_it_is_deterministic_in_its_seed(kind):
     torch.manual_seed(1)  # of no consequence
     first, again, other = (learned(agent_for(kind, layered(), seed), 6) for seed in (3, 3, 4))
     assert torch.equal(first.mask(), again.mask())
     assert not torch.equal(first.mask(), other.mask())
 
 
-def test_losses_that_are_not_numbers_are_the_worst(kind: type[Agent]) -> None:
+def test_losses_that_are_not_numbers_are_the_worst(kind):
     lm = layered()
     agent = agent_for(kind, lm)
     losses, start = lm.losses, agent.mask()
@@ -100,9 +95,7 @@ def test_losses_that_are_not_numbers_are_the_worst(kind: type[Agent]) -> None:
         learned(agent, 100)
 
 
-def test_a_saved_agent_goes_on_as_if_nothing_had_happened(
-    kind: type[Agent], tmp_path: Path
-) -> None:
+def test_a_saved_agent_goes_on_as_if_nothing_had_happened(kind, tmp_path):
     path = tmp_path / "agent.safetensors"
     undisturbed = learned(agent_for(kind, layered(), seed=3), 24)
     killed = learned(agent_for(kind, layered(), seed=3), 13)
@@ -118,7 +111,7 @@ def test_a_saved_agent_goes_on_as_if_nothing_had_happened(
         assert torch.equal(tensors[name], again[name]), name
 
 
-def test_a_state_over_other_units_is_refused(kind: type[Agent], tmp_path: Path) -> None:
+def test_a_state_over_other_units_is_refused(kind, tmp_path):
     few = toy_units(layers=1)
     worth = torch.ones(few.n).double()
     env = LLMPruningVectorEnv(
@@ -130,7 +123,7 @@ def test_a_state_over_other_units_is_refused(kind: type[Agent], tmp_path: Path) 
         agent_for(kind, layered()).load(tmp_path / "other")
 
 
-def test_environments_that_do_not_fit_are_refused(kind: type[Agent]) -> None:
+def test_environments_that_do_not_fit_are_refused(kind):
     problem = toy_problem(layered())
     with pytest.raises(PruningError, match="masks a step but the environment has num_envs 5"):
         kind(LLMPruningVectorEnv(5, problem=problem), CONFIGS[kind]())
@@ -138,7 +131,7 @@ def test_environments_that_do_not_fit_are_refused(kind: type[Agent]) -> None:
         kind(LLMPruningEnv(problem=problem))
 
 
-def test_every_token_is_counted(kind: type[Agent], problem: Problem) -> None:
+def test_every_token_is_counted(kind, problem):
     config, n = CONFIGS[kind](), problem.units.n
     env = LLMPruningVectorEnv(config.masks, problem=problem)
     ranked = Importance(torch.arange(n).double())
@@ -149,10 +142,7 @@ def test_every_token_is_counted(kind: type[Agent], problem: Problem) -> None:
     assert agent.timesteps == 3 * agent.step_tokens // 1024
 
 
-# ---------------------------------------------------------------- cma-es
-
-
-def test_cma_es_also_searches_among_scores_of_units() -> None:
+def test_cma_es_also_searches_among_scores_of_units():
     lm = layered()
     agent = agent_for(CMAES, lm, action="score", config={"cma_population": 20})
     start = agent.mask()
@@ -161,14 +151,14 @@ def test_cma_es_also_searches_among_scores_of_units() -> None:
     assert agent.draw().shape == (UNITS.n,)
 
 
-def test_a_score_for_each_of_too_many_units_is_refused() -> None:
+def test_a_score_for_each_of_too_many_units_is_refused():
     units = toy_units(layers=2, channels=6000)
     problem = toy_problem(AdditiveLM(units, torch.ones(units.n)))
     with pytest.raises(PruningError, match="12004 dimensions here, more than the 10000"):
         CMAES(LLMPruningVectorEnv(10, problem=problem), action="score")
 
 
-def test_another_population_or_arithmetic_does_not_go_on(tmp_path: Path) -> None:
+def test_another_population_or_arithmetic_does_not_go_on(tmp_path):
     learned(agent_for(CMAES, layered()), 3).save(tmp_path / "agent")
     other = agent_for(CMAES, layered(), config={"cma_population": 12})
     with pytest.raises(PruningError, match="has a population of 10 in 8 dimensions"):
@@ -179,16 +169,13 @@ def test_another_population_or_arithmetic_does_not_go_on(tmp_path: Path) -> None
         agent.restore(tensors | {"mean": tensors["mean"] + 1e-9}, values)
 
 
-def test_without_the_library_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_library_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "cma", None)
     with pytest.raises(PruningError, match=r"pip install 'pgprune\[search\]'"):
         agent_for(CMAES, layered())
 
 
-# ---------------------------------------------------------------- evolution
-
-
-def test_stages_halve_the_masks_and_double_the_tokens() -> None:
+def test_stages_halve_the_masks_and_double_the_tokens():
     agent = agent_for(Evolution, layered(), batch=8)
     assert agent.stages() == [(16, 2), (8, 4), (4, 8)]
     sequences = 17 * 2 + 9 * 2 + 5 * 4  # the parent is judged on all of them
@@ -201,7 +188,7 @@ def test_stages_halve_the_masks_and_double_the_tokens() -> None:
 @pytest.mark.parametrize("kind_of_budget", ["per-kind", "units", "parameters"])
 @pytest.mark.parametrize("scope", ["global", "local"])
 @pytest.mark.parametrize("round_to", [1, 4])
-def test_mutations_stay_in_every_budget(kind_of_budget: str, scope: str, round_to: int) -> None:
+def test_mutations_stay_in_every_budget(kind_of_budget, scope, round_to):
     agent = agent_for(Evolution, layered())
     budget = Budget(UNITS, 0.5, kind_of_budget, scope, round_to)
     agent.env.budget = budget
@@ -217,7 +204,7 @@ def test_mutations_stay_in_every_budget(kind_of_budget: str, scope: str, round_t
         assert bool((kept % round_to == 0).all())
 
 
-def test_a_switch_is_within_a_pool_and_swaps_equally_many() -> None:
+def test_a_switch_is_within_a_pool_and_swaps_equally_many():
     agent = agent_for(Evolution, layered(), config={"reach": 0.5})
     kept, generator = agent.parent.bool(), torch.Generator().manual_seed(0)
     moved = set()

@@ -1,7 +1,6 @@
 """PPO, A2C, TRPO, SAC and TD3 by Stable-Baselines3: what they learn, at which size, and refuse."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,9 +36,6 @@ def learned(agent: Sb3Agent, steps: int) -> Sb3Agent:
     return agent.learn(steps * agent.step_tokens // 1024)
 
 
-# ---------------------------------------------------------------- what they learn
-
-
 @pytest.mark.parametrize(
     ("config", "action"),
     [(config, "mask") for config in ON_POLICY]
@@ -47,7 +43,7 @@ def learned(agent: Sb3Agent, steps: int) -> Sb3Agent:
     + [(ON_POLICY[0], "score")],
     ids=lambda value: value if isinstance(value, str) else value.name,
 )
-def test_they_learn_which_layers_to_keep(config: Sb3Config, action: str) -> None:
+def test_they_learn_which_layers_to_keep(config, action):
     agent = agent_for(config, action)
     lm, start = agent.env.problem.lm, agent.mask()
     assert left_to_gain(lm, learned(agent, 48).mask(), start, agent.budget) < 0.6
@@ -55,7 +51,7 @@ def test_they_learn_which_layers_to_keep(config: Sb3Config, action: str) -> None
 
 
 @named(ON_POLICY)
-def test_they_are_stable_at_the_size_of_llama_7b(config: Sb3Config) -> None:
+def test_they_are_stable_at_the_size_of_llama_7b(config):
     units = toy_units(layers=32, kv_heads=32, channels=11008)
     assert units.n == 353_280
     lm = AdditiveLM(units, torch.linspace(0, 2 / units.n, units.n, dtype=torch.float64))
@@ -75,7 +71,7 @@ def test_they_are_stable_at_the_size_of_llama_7b(config: Sb3Config) -> None:
 
 
 @named(ON_POLICY + OFF_POLICY)
-def test_the_same_seed_finds_the_same_whatever_else_draws(config: Sb3Config) -> None:
+def test_the_same_seed_finds_the_same_whatever_else_draws(config):
     def disturbed(agent: Any, figures: dict[str, float]) -> None:
         torch.manual_seed(agent.steps)
         agent.draw()
@@ -91,7 +87,7 @@ def test_the_same_seed_finds_the_same_whatever_else_draws(config: Sb3Config) -> 
 
 
 @named(OFF_POLICY)
-def test_rewards_that_differ_by_rounding_alone_teach_nothing(config: Sb3Config) -> None:
+def test_rewards_that_differ_by_rounding_alone_teach_nothing(config):
     env = LLMPruningVectorEnv(config.masks, problem=toy_problem(layered()))
     rewards = PruningVecEnv(env, reference=config.reference).rewards
     equal = torch.full((config.masks,), -3.9, dtype=torch.float64)
@@ -103,12 +99,12 @@ def test_rewards_that_differ_by_rounding_alone_teach_nothing(config: Sb3Config) 
     assert rewards(equal)[0] > 0 == rewards(equal)[1]
 
 
-def test_masks_of_a_step_are_evaluated_in_one_call() -> None:
+def test_masks_of_a_step_are_evaluated_in_one_call():
     agent = learned(agent_for(ON_POLICY[0]), 8)
     assert agent.env.problem.lm.calls == agent.steps == 8
 
 
-def test_one_row_of_the_off_policy_agents_is_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_row_of_the_off_policy_agents_is_the_start(monkeypatch):
     agent = agent_for(OFF_POLICY[1])
     start, masks = agent.mask(), []
     step = agent.env.step
@@ -119,7 +115,7 @@ def test_one_row_of_the_off_policy_agents_is_the_start(monkeypatch: pytest.Monke
     assert int((masks[0][-1] != start.numpy()).sum()) <= 0.2 * UNITS.n, "the actor begins near zero"
 
 
-def test_losses_that_are_not_numbers_teach_nothing() -> None:
+def test_losses_that_are_not_numbers_teach_nothing():
     agent = agent_for(ON_POLICY[0])
     lm, losses = agent.env.problem.lm, agent.env.problem.lm.losses
 
@@ -137,19 +133,16 @@ def test_losses_that_are_not_numbers_teach_nothing() -> None:
 
 
 @named(ON_POLICY)
-def test_equal_losses_change_nothing(config: Sb3Config) -> None:
+def test_equal_losses_change_nothing(config):
     agent = agent_for(config)
     before = agent.probabilities
     agent.env.problem.lm.worth = torch.zeros(UNITS.n, dtype=torch.float64)
     assert torch.allclose(learned(agent, 8).probabilities, before, atol=1e-6)
 
 
-# ---------------------------------------------------------------- logits
-
-
 @pytest.mark.parametrize("kind", ["per-kind", "units", "parameters"])
 @pytest.mark.parametrize("scope", ["global", "local"])
-def test_one_shift_of_a_pools_logits_meets_the_budget(kind: str, scope: str) -> None:
+def test_one_shift_of_a_pools_logits_meets_the_budget(kind, scope):
     budget = Budget(UNITS, 0.4, kind, scope)
     logits = torch.randn(UNITS.n, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for above in (-2.0, 2.0):  # the budget is met from below and from above
@@ -161,7 +154,7 @@ def test_one_shift_of_a_pools_logits_meets_the_budget(kind: str, scope: str) -> 
             assert float(kept) == pytest.approx(pool.share, rel=1e-9)
 
 
-def test_logits_stay_within_their_bounds() -> None:
+def test_logits_stay_within_their_bounds():
     certain = torch.arange(UNITS.n, dtype=torch.float64) % 2  # probabilities 0 and 1
     for rate in (0.5, 0.9):
         logits = logits_of(certain, Budget(UNITS, rate))
@@ -169,11 +162,8 @@ def test_logits_stay_within_their_bounds() -> None:
         assert bool((logits[1::2] > logits[::2].max()).all())
 
 
-# ---------------------------------------------------------------- saving, and bad input
-
-
 @named(ON_POLICY + OFF_POLICY)
-def test_a_saved_agent_predicts_but_learns_no_further(config: Sb3Config, tmp_path: Path) -> None:
+def test_a_saved_agent_predicts_but_learns_no_further(config, tmp_path):
     agent = learned(agent_for(config), 8)
     agent.save(tmp_path / "agent.safetensors")
     loaded = agent_for(config, seed=5)
@@ -191,20 +181,20 @@ def test_a_saved_agent_predicts_but_learns_no_further(config: Sb3Config, tmp_pat
         learned(loaded, 16)
 
 
-def test_another_agents_state_is_refused(tmp_path: Path) -> None:
+def test_another_agents_state_is_refused(tmp_path):
     agent_for(ON_POLICY[0]).save(tmp_path / "agent.safetensors")
     with pytest.raises(PruningError, match="is ppo with action mask on 96 units, not a2c"):
         agent_for(ON_POLICY[1]).load(tmp_path / "agent.safetensors")
 
 
 @named(OFF_POLICY)
-def test_masks_are_refused_where_actions_are_continuous(config: Sb3Config) -> None:
+def test_masks_are_refused_where_actions_are_continuous(config):
     message = f"action mask does not fit agent {config.name}, which acts in density or score"
     with pytest.raises(PruningError, match=message):
         agent_for(config, "mask")
 
 
-def test_scores_are_refused_above_ten_thousand() -> None:
+def test_scores_are_refused_above_ten_thousand():
     lm = layered(toy_units(layers=1, kv_heads=2, channels=9_999))
     env = LLMPruningVectorEnv(8, problem=toy_problem(lm))
     with pytest.raises(
@@ -216,15 +206,13 @@ def test_scores_are_refused_above_ten_thousand() -> None:
 @pytest.mark.parametrize(
     ("config", "package"), [(ON_POLICY[0], "stable_baselines3"), (ON_POLICY[2], "sb3_contrib")]
 )
-def test_a_missing_package_is_named(
-    config: Sb3Config, package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_is_named(config, package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(PruningError, match=rf"{package}; run `pip install 'pgprune\[agents\]'`"):
         agent_for(config)
 
 
-def test_bad_settings_are_refused() -> None:
+def test_bad_settings_are_refused():
     with pytest.raises(PruningError, match="ppo_masks must be a whole number at least 2, not 1"):
         PpoConfig(ppo_masks=1)
     with pytest.raises(PruningError, match="ppo_clip must be a number above 0 and below 1"):

@@ -43,9 +43,6 @@ def text(arguments: dict[str, Any]) -> str:
     return f"--evaluation={arguments['evaluation']}"
 
 
-# ---------------------------------------------------------------- the numbers
-
-
 @pytest.mark.parametrize("name", ["some", "all heads of layer 1", "layer 0 and some"])
 def test_a_pruned_model_has_the_perplexity_of_its_mask(model, name, tmp_path):
     units = PruningUnits.of(model)
@@ -86,9 +83,6 @@ def test_tokenizers_are_told_apart(tmp_path):
     assert identity["hash"] == tokenizer_identity(other)["hash"]
     other.add_tokens("th")
     assert tokenizer_identity(other)["hash"] != identity["hash"]
-
-
-# ---------------------------------------------------------------- the command
 
 
 def test_a_run_beside_its_dense_model_and_its_export(run, text, arguments, tmp_path, capsys):
@@ -189,9 +183,6 @@ def test_a_missing_value_is_shown_as_one(capsys):
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["a", "10", "100.0%", "3.000", "4.000"] in rows
     assert ["b", "5", "50.0%", "5.000", "-"] in rows
-
-
-# ---------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize(

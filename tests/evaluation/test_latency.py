@@ -29,9 +29,6 @@ def models():
     return {"dense": dense, "pruned": prune(dense, units, patterns(units)["some"])}
 
 
-# ---------------------------------------------------------------- what is timed
-
-
 def test_the_work_is_one_prefill_and_one_step_for_each_new_token(model):
     read, computed = [], []
     hooks = [
@@ -64,9 +61,6 @@ def test_every_model_is_measured_in_every_setting(models):
     assert told[-1] == "2 x 16 tokens, then 2 x 2 one by one"
 
 
-# ---------------------------------------------------------------- figures
-
-
 def test_the_report_says_what_the_rounds_say(models):
     found = [
         Measurement("dense", 4, 8, [2.0, 4.0, 6.0], [1.0, 1.0, 1.0], 1000),
@@ -83,9 +77,6 @@ def test_the_report_says_what_the_rounds_say(models):
     rows = markdown(report).splitlines()
     assert "| 4 x 8 | pruned | 2,000.0 | 2.00±0.25 | 500.0 | 2.00±0.00 | 8.0 | - |" in rows
     assert "'two words'" in rows[0]
-
-
-# ---------------------------------------------------------------- random weights
 
 
 @pytest.mark.parametrize(
@@ -125,9 +116,6 @@ def test_random_masks_keep_exactly_what_the_budget_says(tiny_shape):
     for model, same in ((models["100m"], again["100m"]), (models["rate 0.5"], again["rate 0.5"])):
         for own, other in zip(model.parameters(), same.parameters(), strict=True):
             assert torch.equal(own, other)
-
-
-# ---------------------------------------------------------------- the command
 
 
 @pytest.fixture(scope="module")

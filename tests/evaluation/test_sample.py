@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from helpers.masks import patterns
-from helpers.tiny import letters_tokenizer, tiny_model
+from helpers.tiny import letters_tokenizer, masked_lm, tiny_model
 from pgprune.evaluation.sample import continue_greedily, sample_text
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
@@ -58,8 +58,7 @@ def test_the_texts_are_those_of_the_dense_and_of_the_smaller_model(model, patter
 
 
 def test_each_of_the_first_two_texts_gives_a_prompt():
-    model = tiny_model("llama")
-    lm = MaskedLM(model, PruningUnits.of(model))
+    lm = masked_lm(tiny_model("llama"))
     texts = {name: windows(seed) for seed, name in enumerate(["code", "prose", "more"])}
     samples = sample_text(lm, lm.units.ones(), letters_tokenizer(), texts)
     assert [sample["text"] for sample in samples] == ["code", "prose"]
@@ -70,7 +69,7 @@ def test_each_of_the_first_two_texts_gives_a_prompt():
 
 def test_a_long_window_leaves_half_of_a_short_context_to_the_models():
     model = tiny_model("opt")  # whose positions end where its context ends
-    lm = MaskedLM(model, PruningUnits.of(model))
+    lm = masked_lm(model)
     (sample, _) = sample_text(
         lm, lm.units.ones(), letters_tokenizer(), {"long": windows(0, length=60)}
     )
@@ -83,12 +82,10 @@ def test_nothing_is_shown_after_the_end_of_a_document():
     first, second = continue_greedily(model, ids, 2)[0].tolist()
     assert first != second and max(first, second) < LETTERS
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(second)
-    lm = MaskedLM(model, PruningUnits.of(model))
+    lm = masked_lm(model)
     sample = sample_text(lm, lm.units.ones(), tokenizer, {"letters": ids})[0]
     assert sample["dense"].strip() == tokenizer.decode([first])
 
-
-# ---------------------------------------------------------------- how it is shown
 
 SAMPLE = {
     "text": "code",

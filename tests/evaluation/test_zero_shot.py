@@ -41,9 +41,6 @@ def lm_eval() -> None:
     pytest.importorskip("lm_eval", reason="zero-shot tasks need lm-eval")
 
 
-# ---------------------------------------------------------------- by hand
-
-
 def by_hand(model, tokenizer, row: dict[str, Any]) -> dict[str, bool]:
     """Whether a row's right answer has the highest log-likelihood, by metric."""
     if "choices" in row:
@@ -104,9 +101,6 @@ def test_all_five_in_one_command(assets, tmp_path, capsys):
         assert f"{record['task']}: acc {record['accuracy']['acc']:.1%}" in shown
     assert "~ at chance: within 2 standard errors of guessing" in shown
     assert "perplexity" not in shown
-
-
-# ---------------------------------------------------------------- lm-eval
 
 
 @pytest.mark.usefixtures("lm_eval")
@@ -190,9 +184,6 @@ def test_without_lm_eval_there_is_a_remedy(monkeypatch):
         load_tasks(["piqa"], None)
 
 
-# ---------------------------------------------------------------- local files
-
-
 def test_both_layouts_of_local_files(tmp_path):
     question = {"query": "Question: why?\n", "choices": ["a", "b"], "gold": 0}
     half = {"query": "\ud83d", "choices": ["\ud83d", "b"], "gold": 0, "source": "ignored"}
@@ -253,9 +244,6 @@ def test_where_the_file_of_a_task_is(tmp_path):
     write(tmp_path / "piqa" / "other.jsonl", ANSWERS)
     with pytest.raises(PruningError, match="has 2 files for the task 'piqa'"):
         task_file(str(tmp_path), "piqa")
-
-
-# ---------------------------------------------------------------- small parts
 
 
 def test_which_tasks_are_done():

@@ -27,9 +27,6 @@ def recorded(output):
     return read_records(output / "benchmark.jsonl")
 
 
-# ---------------------------------------------------------------- what is measured
-
-
 def test_every_cell_is_a_run_and_a_record(benchmarked):
     found = recorded(benchmarked)
     expected = {(agent, seed) for agent in (RANDOM, AUTO, SEARCH) for seed in (0, 1)}
@@ -79,9 +76,6 @@ def test_the_report_is_written(benchmarked, benchmark, capsys):
     assert benchmark(benchmarked, "--report") == 0
     assert (benchmarked / "benchmark.md").read_text() in capsys.readouterr().out
     assert f"| {AUTO} |" in (benchmarked / "benchmark.md").read_text()
-
-
-# ---------------------------------------------------------------- nothing twice
 
 
 def test_what_is_measured_is_not_measured_again(benchmarked, benchmark, capsys):
@@ -160,9 +154,6 @@ def test_failures_have_a_sentence_and_are_tried_again_only_if_asked(benchmark, t
     with pytest.raises(PruningError, match="nothing of the benchmark"):
         benchmark(tmp_path, *agents, "--retry")
     assert "windows of 16 tokens" in json.loads(lines(tmp_path)[2])["error"]
-
-
-# ---------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize(

@@ -29,9 +29,6 @@ def recorded(output):
     return read_records(output / "comparison.jsonl")
 
 
-# ---------------------------------------------------------------- what is measured
-
-
 def test_random_methods_have_all_seeds_and_failures_a_sentence(compared):
     found = {(r["method"].partition(":")[0], r["repair"]) for r in recorded(compared)}
     both = {"least-squares"}
@@ -129,9 +126,6 @@ def test_the_agent_is_a_method_and_its_killed_run_goes_on(compare, tmp_path, mon
     assert {r["repair"] for r in recorded(tmp_path)} == {"none", "least-squares"}
     for name, tensor in load_file(path / "mask.safetensors").items():
         assert torch.equal(tensor, expected[name])
-
-
-# ---------------------------------------------------------------- what is shown
 
 
 def test_the_table_is_made_of_the_results(compared):

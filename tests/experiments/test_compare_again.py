@@ -18,8 +18,6 @@ from pgprune.experiments import variants
 
 SCRIPT = ROOT / "scripts" / "compare_methods.py"
 
-# ---------------------------------------------------------------- nothing twice
-
 
 def test_what_is_measured_is_not_measured_again(compare, tmp_path, monkeypatch, capsys):
     few = ("--methods", "magnitude", "random", "--rates", "0.33", "--seeds=1")
@@ -78,9 +76,6 @@ def test_other_settings_need_another_directory(compare, compared):
         compare(compared, "--timesteps=2")
 
 
-# ---------------------------------------------------------------- mistakes
-
-
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
@@ -107,9 +102,6 @@ def test_mistakes_are_refused_before_any_work(asked, says, compare, tmp_path):
     with pytest.raises(PruningError, match=says):
         compare(tmp_path / "out", *asked)
     assert not (tmp_path / "out").exists()
-
-
-# ---------------------------------------------------------------- processes
 
 
 @pytest.mark.slow

@@ -38,9 +38,6 @@ def flap(few, tmp_path_factory) -> Path:
     return run
 
 
-# ---------------------------------------------------------------- what a run leaves
-
-
 def test_a_run_leaves_what_the_design_says(flap):
     files = {str(path.relative_to(flap)) for path in flap.rglob("*") if path.is_file()}
     assert files == {
@@ -125,9 +122,6 @@ def test_the_table_names_the_method(few, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "mask of shortgpt" in out and "learned" not in out
     assert "scripts/export.py" in out and "interrupted" not in out
-
-
-# ---------------------------------------------------------------- what fits what
 
 
 def test_granularity_and_budget_default_to_the_methods_own():

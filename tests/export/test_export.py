@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 from helpers.command import as_options, command, refused, train
-from helpers.finished_run import assert_close, finished_run, logits, numbers
+from helpers.finished_run import assert_close, finished_run, logits, numbers, run_of_pattern
 from helpers.masks import patterns
 from helpers.tiny import letters_tokenizer, tiny_arguments, tiny_model, tokens
 from pgprune import PruningError
@@ -26,12 +26,7 @@ PATTERNS = ["some", "all heads of layer 1", "layer 0 and some", "the last layer 
 
 @pytest.fixture
 def run(tmp_path) -> Run:
-    model = tiny_model("llama")
-    units = PruningUnits.of(model)
-    return finished_run(tmp_path, model, units, patterns(units)["some"])
-
-
-# ---------------------------------------------------------------- what is written
+    return run_of_pattern(tmp_path, "some")
 
 
 @pytest.mark.parametrize("name", PATTERNS)
@@ -103,16 +98,11 @@ def test_the_tokenizer_and_the_card_come_with_it(run):
 
 
 def test_half_precision_weights_stay_half_precision(tmp_path):
-    model = tiny_model("llama", torch.bfloat16)
-    units = PruningUnits.of(model)
-    run = finished_run(tmp_path, model, units, patterns(units)["some"], dtype="auto")
+    run = run_of_pattern(tmp_path, "some", tiny_model("llama", torch.bfloat16), dtype="auto")
     for dtype, expected in {"auto": torch.bfloat16, "float32": torch.float32}.items():
         folder = export(run, ExportConfig(output=str(tmp_path / dtype), dtype=dtype))
         weights = load_file(folder / "model.safetensors").values()
         assert {weight.dtype for weight in weights} == {expected}
-
-
-# ---------------------------------------------------------------- what is refused
 
 
 def refuses(run: Run, message: str, output: str | None = None) -> None:
@@ -209,9 +199,6 @@ def test_a_new_directory_appears_at_once_or_not_at_all(tmp_path):
     with pytest.raises(KeyboardInterrupt), new_directory(tmp_path / "other"):
         raise KeyboardInterrupt
     assert [p.name for p in tmp_path.rglob("*")] == ["new", "folder", "file"]
-
-
-# ---------------------------------------------------------------- the command
 
 
 def test_a_run_of_the_training_command(tmp_path):

@@ -70,9 +70,6 @@ def halves(weight: torch.Tensor, head_dim: int) -> torch.Tensor:
     return torch.cat([torch.cat([head[0::2], head[1::2]]) for head in heads])
 
 
-# ---------------------------------------------------------------- what is written
-
-
 @pytest.mark.parametrize("name", PATTERNS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_weight_is_in_the_file(family, name, tmp_path):

@@ -73,9 +73,6 @@ def error(folder: Path, model, units: PruningUnits, mask, **options) -> float:
     return max(float((found - expected).abs().max()) for found in (whole, pieces))
 
 
-# ---------------------------------------------------------------- logits
-
-
 @pytest.mark.parametrize("granularity", ["heads+channels", "blocks"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2"])
 def test_logits_are_those_of_the_mask(family, granularity, tmp_path):
@@ -137,9 +134,6 @@ def test_half_precision(dtype, digits, tmp_path):
     assert found < 20 * 2**-digits
 
 
-# ---------------------------------------------------------------- tokens
-
-
 @pytest.mark.parametrize(
     "tokenizer",
     [
@@ -168,9 +162,6 @@ def same_tokens(folder: Path, tokenizer, texts: list[str] = TEXTS) -> None:
     model = load(folder, vocab_only=True)
     for text in texts:
         assert model.tokenize(text.encode(), special=True) == tokenizer(text)["input_ids"], text
-
-
-# ---------------------------------------------------------------- real models
 
 
 @pytest.mark.parametrize("name", ["some", "layer 0 and some", "the last layer and some"])

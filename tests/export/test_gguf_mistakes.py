@@ -5,12 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from helpers.finished_run import finished_run
+from helpers.finished_run import run_of_pattern
 from helpers.gguf_models import byte_tokenizer, gguf_run, small_model
-from helpers.tiny import tiny_model
+from helpers.tiny import masked_lm, tiny_model
 from pgprune import PruningError
 from pgprune.export.export import ExportConfig, check_format, export
-from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.runs.run import Run
 
@@ -84,9 +83,7 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
 
 
 def test_a_tokenizer_of_an_unknown_kind(tmp_path):
-    model = tiny_model("llama")
-    units = PruningUnits.of(model)
-    run = finished_run(tmp_path, model, units, units.ones())  # one token a letter
+    run = run_of_pattern(tmp_path, "nothing")  # one token a letter
     refuses(run, "it is of the type WordLevel.*--vocab-gguf")
 
 
@@ -97,15 +94,10 @@ def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path):
     refuses(run, "it has token 279, but the model knows 100 tokens only")
 
 
-# ---------------------------------------------------------------- lent vocabularies
-
-
 def test_a_vocabulary_that_is_lent(tmp_path):
     """The tokenizer cannot be written, but a file of the dense model has it."""
     lender = export(dense_run(tmp_path / "a", "llama"), ExportConfig(format="gguf")) / "model.gguf"
-    model = small_model("llama")
-    units = PruningUnits.of(model)
-    run = finished_run(tmp_path / "b", model, units, units.ones(), "float32")
+    run = run_of_pattern(tmp_path / "b", "nothing", small_model("llama"), dtype="float32")
     refuses(run, "of the type WordLevel")
     folder = export(run, ExportConfig(format="gguf", vocab_gguf=str(lender)))
     copied, lent = (gguf.GGUFReader(path).fields for path in (folder / "model.gguf", lender))
@@ -116,9 +108,7 @@ def test_a_vocabulary_that_is_lent(tmp_path):
 
 def test_vocabularies_that_do_not_fit_or_are_none(tmp_path):
     lender = export(dense_run(tmp_path / "a", "llama"), ExportConfig(format="gguf")) / "model.gguf"
-    model = tiny_model("llama")
-    units = PruningUnits.of(model)
-    run = finished_run(tmp_path / "b", model, units, units.ones())
+    run = run_of_pattern(tmp_path / "b", "nothing")
     refuses(run, "has 288 tokens, but the model knows 48", vocab_gguf=str(lender))
     lender.write_bytes(lender.read_bytes()[:20_000])
     refuses(run, "cannot be read .*take a whole GGUF file", vocab_gguf=str(lender))
@@ -127,9 +117,9 @@ def test_vocabularies_that_do_not_fit_or_are_none(tmp_path):
 
 def test_layers_that_will_differ_are_refused_for_qwen3_in_gguf():
     model, tokenizer = small_model("qwen3"), byte_tokenizer()
-    lm = MaskedLM(model, PruningUnits.of(model))
+    lm = masked_lm(model)
     with pytest.raises(PruningError, match="--scope global does not give; choose --scope uniform"):
         check_format("gguf", lm, tokenizer)
     check_format("gguf", lm, tokenizer, scope="uniform")
-    layers = MaskedLM(model, PruningUnits.of(model, "layers"))
+    layers = masked_lm(model, "layers")
     check_format("gguf", layers, tokenizer)

@@ -32,9 +32,6 @@ def described(tokenizer, size: int = SIZE) -> dict:
     }
 
 
-# ---------------------------------------------------------------- BPE over bytes
-
-
 @pytest.mark.parametrize(
     ("pre_tokenizer", "ignore_merges", "name"),
     [
@@ -94,9 +91,6 @@ def around(tokenizer, template: str) -> None:
     tokenizer.backend_tokenizer.post_processor = processor
 
 
-# ---------------------------------------------------------------- SentencePiece
-
-
 @pytest.mark.parametrize("metaspace", [False, True])
 def test_merges_become_scores(metaspace):
     tokenizer = sentencepiece_tokenizer()
@@ -117,9 +111,6 @@ def test_merges_become_scores(metaspace):
 def test_merges_that_no_scores_describe():
     refuses(sentencepiece_tokenizer(MERGES[:3] + MERGES[:2:-1]), "not those of scores")  # in turns
     refuses(sentencepiece_tokenizer(MERGES[:3] + MERGES[4:]), "not those of scores")  # one missing
-
-
-# ---------------------------------------------------------------- refusals
 
 
 def refuses(tokenizer, message: str, size: int = SIZE) -> None:
@@ -164,9 +155,6 @@ def test_a_tokenizer_without_an_end():
 
 def test_a_tokenizer_that_is_larger_than_the_model():
     refuses(byte_tokenizer(), "has token 279, but the model knows 279 tokens only", size=279)
-
-
-# ---------------------------------------------------------------- copied vocabularies
 
 
 @pytest.fixture

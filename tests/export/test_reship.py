@@ -63,9 +63,6 @@ def measured(run: Path, source: Path) -> float:
     return math.exp(loss / len(windows))
 
 
-# ---------------------------------------------------------------- training with a repair
-
-
 def test_the_repair_changes_what_is_shipped_and_not_what_is_learned(runs):
     plain = results(runs["none"])
     masks = load_file(runs["none"] / "mask.safetensors")
@@ -123,11 +120,8 @@ def test_the_table_has_a_row_for_each(repaired_options, tmp_path, capsys):
 
 
 def test_a_run_killed_before_its_results_has_the_same_repair_when_it_is_resumed(
-    runs: dict[str, Path],
-    repaired_options: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    runs, repaired_options, tmp_path, monkeypatch
+):
     undisturbed, run = runs["least-squares"], tmp_path / "run"
 
     def crash(*arguments: Any) -> None:
@@ -169,9 +163,6 @@ def test_a_format_without_biases_is_refused_before_a_run_exists(repaired_options
     with pytest.raises(PruningError, match="no place; use --repair least-squares"):
         train(*options, "--export=masked")
     assert not (tmp_path / "run").exists()
-
-
-# ---------------------------------------------------------------- another repair at export
 
 
 @pytest.mark.parametrize("how", ["bias", "least-squares"])

@@ -3,12 +3,9 @@
 import pytest
 
 from helpers.finetuning_toy import LETTERS
-from helpers.finished_run import finished_run
-from helpers.masks import patterns
-from helpers.tiny import tiny_model
+from helpers.finished_run import run_of_pattern
 from pgprune.finetuning.config import FinetuningConfig
 from pgprune.finetuning.instructions import TrainingDataConfig
-from pgprune.masking.units import PruningUnits
 from pgprune.runs.run import Run
 
 
@@ -32,6 +29,4 @@ def data(text) -> TrainingDataConfig:
 
 @pytest.fixture
 def run(tmp_path) -> Run:
-    model = tiny_model("llama")
-    units = PruningUnits.of(model)
-    return finished_run(tmp_path, model, units, patterns(units)["layer 0 and some"])
+    return run_of_pattern(tmp_path, "layer 0 and some")

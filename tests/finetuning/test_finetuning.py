@@ -22,9 +22,6 @@ from pgprune.utils.options import dump_yaml, to_dict
 pytest.importorskip("peft")
 
 
-# ---------------------------------------------------------------- what comes out
-
-
 def test_a_run_becomes_a_directory_that_is_better(run, config, data):
     record = finetune(run.path, config, data)
     output = run.path / "finetuned"
@@ -104,9 +101,6 @@ def test_instructions(run, config, tmp_path):
     assert 0 < record["data"]["trained_share"] < 0.5
 
 
-# ---------------------------------------------------------------- what is chosen for the user
-
-
 def test_a_run_is_finetuned_on_its_own_text_and_judged_as_it_was(run, text):
     own = DataConfig(calibration=text, evaluation=text, sequence_length=24, evaluation_windows=5)
     run.sections["data"] = to_dict(own)
@@ -125,9 +119,6 @@ def test_windows_are_no_longer_than_the_context_and_no_more_than_there_are(run, 
         "--sequence-length is 64, the model's context, and not 1,024",
         "the training data has 32 windows, so --samples is 32",
     ]
-
-
-# ---------------------------------------------------------------- the command
 
 
 def test_the_command(run, config, text, capsys):

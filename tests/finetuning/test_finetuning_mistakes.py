@@ -16,9 +16,6 @@ from pgprune.finetuning.instructions import TrainingDataConfig
 pytest.importorskip("peft")
 
 
-# ---------------------------------------------------------------- ending early
-
-
 def test_ctrl_c_keeps_what_was_learned(run, config, data):
     view = Listener(3, lambda: signal.raise_signal(signal.SIGINT))
     record = finetune(run.path, config, data, view=view)
@@ -74,9 +71,6 @@ def test_a_full_disk_leaves_nothing_half_written(run, config, data, monkeypatch)
     with pytest.raises(PruningError, match="cannot write .*finetuned: no space left on device"):
         finetuning.run()
     assert left(run.path) == before
-
-
-# ---------------------------------------------------------------- what is refused
 
 
 def refuses(message, source, config, data) -> None:

@@ -42,9 +42,6 @@ def responses(source) -> list[str] | None:
     return None if examples is None else [example.response for example in examples]
 
 
-# ---------------------------------------------------------------- reading
-
-
 def test_instructions_are_read_from_every_kind_of_file(tmp_path, alpaca):
     lines = write(tmp_path / "a.jsonl", "\n".join(map(json.dumps, ROWS)))
     assert responses(alpaca) == responses(lines) == RESPONSES
@@ -91,9 +88,6 @@ def test_the_real_file(assets):
     assert all(example.prompt.startswith("Task: ") for example in examples)
 
 
-# ---------------------------------------------------------------- windows
-
-
 def decoded(ids: torch.Tensor) -> str:
     return "".join("abcdefghijklmnopqrstuvwxyz."[i] for i in ids.flatten().tolist())
 
@@ -134,9 +128,6 @@ def test_plain_text_is_cut_as_it_is_for_calibration(tmp_path, tokenizer):
     assert windows.kind == "text"
     assert decoded(windows.ids) == "abcdefghij"  # and no end of text
     assert windows.trained.all()
-
-
-# ---------------------------------------------------------------- what is refused
 
 
 @pytest.mark.parametrize(

@@ -50,9 +50,6 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return all(torch.equal(first[name], second[name]) for name in first | second)
 
 
-# ---------------------------------------------------------------- merging
-
-
 @pytest.mark.parametrize("pattern", ["nothing", "some", "layer 0 and some", "all heads of layer 1"])
 def test_merged_is_what_was_trained(model, pattern):
     units = PruningUnits.of(model)
@@ -97,9 +94,6 @@ def test_sliced_models_are_adapted_too():
 def test_a_model_of_which_only_biases_are_left_is_refused():
     with pytest.raises(PruningError, match="no projections left"):
         trained(pruned(pattern="everything"))
-
-
-# ---------------------------------------------------------------- learning
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")
@@ -181,9 +175,6 @@ def test_bfloat16_autocast_is_close():
     assert mixed.losses[0] != full.losses[0]
 
 
-# ---------------------------------------------------------------- randomness
-
-
 def test_everything_follows_the_seed():
     first, again, other = (trained(pruned(), dropout=0.5, seed=seed) for seed in (0, 0, 1))
     assert first.losses == again.losses != other.losses
@@ -205,9 +196,6 @@ def test_it_goes_on_bit_for_bit():
         other.advance()
     assert other.losses == whole.losses
     assert same(weights(other), weights(whole))
-
-
-# ---------------------------------------------------------------- what is refused
 
 
 def test_a_loss_that_is_not_finite():

@@ -6,7 +6,8 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from helpers.tiny import letters_tokenizer, tokens
+from helpers.masks import patterns
+from helpers.tiny import letters_tokenizer, tiny_model, tokens
 from pgprune.agents.training.settings import Settings
 from pgprune.masking.units import PruningUnits
 from pgprune.models.load import ModelConfig, fingerprint
@@ -53,6 +54,15 @@ def finished_run(
         }
     )
     return FinishedRun.open(run.path)
+
+
+def run_of_pattern(
+    folder: Path, pattern: str, model=None, granularity: str = "heads+channels", **options
+) -> FinishedRun:
+    """A finished run of a tiny Llama, or another model, whose answer is a pattern of units."""
+    model = model or tiny_model("llama")
+    units = PruningUnits.of(model, granularity)
+    return finished_run(folder, model, units, patterns(units)[pattern], **options)
 
 
 def numbers(directory: Path) -> int:

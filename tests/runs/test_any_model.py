@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.finished_run import assert_close, finished_run
+from helpers.finished_run import assert_close, finished_run, run_of_pattern
 from helpers.masks import patterns
 from helpers.tiny import tiny_model, tokens
 from pgprune import PruningError
@@ -19,9 +19,7 @@ from pgprune.runs.run import Run
 
 @pytest.fixture
 def run(tmp_path) -> Run:
-    model = tiny_model("llama")
-    units = PruningUnits.of(model)
-    return finished_run(tmp_path, model, units, patterns(units)["layer 0 and some"])
+    return run_of_pattern(tmp_path, "layer 0 and some")
 
 
 @pytest.fixture
@@ -39,9 +37,6 @@ def refuses(message: str, source: Path | str) -> None:
         with pytest.raises(PruningError, match=message) as error:
             load(str(source), device="cpu")
         assert "\n" not in str(error.value)
-
-
-# ---------------------------------------------------------------- what is loaded
 
 
 def test_a_run_and_its_exports_are_the_masked_model(model, tmp_path):
@@ -107,9 +102,6 @@ def test_the_check_reads_no_weights(run, exported, monkeypatch):
         config, tokenizer = check_source(str(source), device="cpu")
         assert config.max_position_embeddings == 64
         assert len(tokenizer) == 26
-
-
-# ---------------------------------------------------------------- what is refused
 
 
 def test_what_is_pruned_is_not_pruned_again(exported):

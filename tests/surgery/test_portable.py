@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from helpers.finished_run import assert_close, finished_run, logits, numbers
+from helpers.finished_run import assert_close, finished_run, logits, numbers, run_of_pattern
 from helpers.masks import case_of, patterns
 from helpers.pruned import in_pieces, parameters
 from helpers.tiny import layers_of, tiny_model, tokens
@@ -152,8 +152,6 @@ def test_the_round_trip(model, name, tmp_path):
 
 
 def test_portable_is_for_the_format_hf(tmp_path):
-    model = tiny_model("llama")
-    units = PruningUnits.of(model)
-    run = finished_run(tmp_path, model, units, units.ones())
+    run = run_of_pattern(tmp_path, "nothing")
     with pytest.raises(PruningError, match="no layer of format masked lacks a block"):
         export(run, replace(ExportConfig(), portable=True, format="masked"))

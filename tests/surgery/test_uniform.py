@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import MistralForCausalLM
 
 from helpers.command import as_options, train
-from helpers.finished_run import assert_close, finished_run, logits, numbers
+from helpers.finished_run import assert_close, finished_run, logits, numbers, run_of_pattern
 from helpers.masks import patterns
 from helpers.pruned import equal_layers, in_pieces, parameters
 from helpers.tiny import tiny_arguments, tiny_model, tokens
@@ -195,13 +195,6 @@ def refuses(run: Run, message: str, **options) -> None:
     assert sorted(run.path.rglob("*")) == before
 
 
-def without_layer_1(granularity: str, folder: Path) -> Run:
-    """A run of a LLaMA whose mask prunes one whole layer."""
-    model = tiny_model("llama")
-    units = PruningUnits.of(model, granularity)
-    return finished_run(folder, model, units, patterns(units)["layer 1"])
-
-
 def test_equal_layers_of_fewer_heads_are_no_stock_opt(tmp_path):
     model = tiny_model("opt")
     units = PruningUnits.of(model)
@@ -220,12 +213,14 @@ def test_single_blocks(tmp_path):
 
 
 def test_whole_layers_are_uniform_anyway(tmp_path):
-    folder = export(without_layer_1("layers", tmp_path), ExportConfig(uniform=True))
+    folder = export(
+        run_of_pattern(tmp_path, "layer 1", granularity="layers"), ExportConfig(uniform=True)
+    )
     assert json.loads((folder / "config.json").read_text())["model_type"] == "llama"
 
 
 def test_a_run_without_probabilities_and_numbers_of_channels_that_cannot_be(tmp_path):
-    run = without_layer_1("heads+channels", tmp_path)
+    run = run_of_pattern(tmp_path, "layer 1")
     refuses(run, "kept no probabilities .* search once more with --scope uniform")
     refuses(run, "round_to 16 is more than the 12 channels of layer 0", round_to=16)
     refuses(run, "prune rate 0.4 leaves nothing of channels in any layer of 12", round_to=8)

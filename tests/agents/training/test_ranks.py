@@ -9,11 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.tiny import tiny_model, tokens
+from helpers.tiny import masked_lm, tiny_model, tokens
 from pgprune.envs.judge import Judge
 from pgprune.errors import ResourceError
-from pgprune.masking.masked_lm import MaskedLM
-from pgprune.masking.units import PruningUnits
 from pgprune.utils.memory import within_memory
 
 TESTS = Path(__file__).parents[2]
@@ -40,7 +38,7 @@ SCRIPT = TESTS / "helpers" / "ranks_script.py"
         ),
     ],
 )
-def test_three_processes(trouble: str, says: str) -> None:
+def test_three_processes(trouble, says):
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
     paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
@@ -59,9 +57,9 @@ def test_three_processes(trouble: str, says: str) -> None:
         MemoryError(),
     ],
 )
-def test_a_lack_of_memory_says_what_lowers_it(error: Exception) -> None:
+def test_a_lack_of_memory_says_what_lowers_it(error):
     model = tiny_model("llama")
-    judge = Judge(MaskedLM(model, PruningUnits.of(model)))
+    judge = Judge(masked_lm(model))
 
     def fail(*arguments: object) -> None:
         raise error
@@ -71,18 +69,18 @@ def test_a_lack_of_memory_says_what_lowers_it(error: Exception) -> None:
         judge(judge.lm.units.ones()[None], tokens())
 
 
-def test_other_errors_are_not_about_memory() -> None:
+def test_other_errors_are_not_about_memory():
     with pytest.raises(RuntimeError, match="shapes"), within_memory():
         raise RuntimeError("shapes do not fit")
 
 
-def test_the_host_really_says_so() -> None:
+def test_the_host_really_says_so():
     with pytest.raises(ResourceError), within_memory():
         torch.empty(2**60, dtype=torch.uint8)
 
 
 @pytest.mark.slow
-def test_the_benchmark_finds_the_same_losses(tmp_path: Path) -> None:
+def test_the_benchmark_finds_the_same_losses(tmp_path):
     script = TESTS.parent / "benchmarks" / "ranks.py"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     paths = os.pathsep.join([str(script.parent), os.environ.get("PYTHONPATH", "")])

@@ -62,9 +62,7 @@ def alone(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_two_processes_learn_what_one_learns_bit_for_bit(
-    options: list[str], alone: Path, tmp_path: Path
-) -> None:
+def test_two_processes_learn_what_one_learns_bit_for_bit(options, alone, tmp_path):
     run = tmp_path / "run"
     out = finished(*options, f"--output={run}", SLICED)
     assert_same_run(alone, run)
@@ -74,8 +72,8 @@ def test_two_processes_learn_what_one_learns_bit_for_bit(
 
 @pytest.mark.slow
 def test_masks_evaluated_as_one_batch_have_the_same_losses_but_for_rounding(
-    options: list[str], undisturbed: Path, tmp_path: Path
-) -> None:
+    options, undisturbed, tmp_path
+):
     run = tmp_path / "run"
     finished(*options, f"--output={run}", "--executor=masked")
     one, two = (read_progress(path / "progress.csv") for path in (undisturbed, run))
@@ -84,7 +82,7 @@ def test_masks_evaluated_as_one_batch_have_the_same_losses_but_for_rounding(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("reward", ["--repair=bias", "--repair=least-squares"])
-def test_replicas_judge_masks_as_repaired(reward: str, options: list[str], tmp_path: Path) -> None:
+def test_replicas_judge_masks_as_repaired(reward, options, tmp_path):
     rewarded = [*options, reward, "--reward=repaired", "--agent=auto", "--population=4", SLICED]
     one, two = tmp_path / "one", tmp_path / "two"
     assert train(*rewarded, f"--output={one}") == 0
@@ -100,8 +98,8 @@ def test_replicas_judge_masks_as_repaired(reward: str, options: list[str], tmp_p
     ],
 )
 def test_kill_minus_9_of_one_process_ends_the_run_which_can_go_on(
-    rank: int, says: str, options: list[str], alone: Path, tmp_path: Path
-) -> None:
+    rank, says, options, alone, tmp_path
+):
     run = tmp_path / "run"
     process = launch(*options, f"--output={run}", SLICED)
     wait_for(lambda: logged(run) > 20, process)
@@ -115,7 +113,7 @@ def test_kill_minus_9_of_one_process_ends_the_run_which_can_go_on(
     assert_same_run(alone, run)
 
 
-def test_ctrl_c_saves_and_evaluates_what_was_learned(options: list[str], tmp_path: Path) -> None:
+def test_ctrl_c_saves_and_evaluates_what_was_learned(options, tmp_path):
     run = tmp_path / "run"
     process = launch(*options, f"--output={run}", SLICED, LONG)
     wait_for(lambda: logged(run) > 20, process)
@@ -128,7 +126,7 @@ def test_ctrl_c_saves_and_evaluates_what_was_learned(options: list[str], tmp_pat
 
 
 @pytest.mark.slow
-def test_the_launcher_that_is_told_to_end_ends_the_run(options: list[str], tmp_path: Path) -> None:
+def test_the_launcher_that_is_told_to_end_ends_the_run(options, tmp_path):
     run = tmp_path / "run"
     process = launch(*options, f"--output={run}", SLICED, LONG)
     wait_for(lambda: logged(run) > 20, process)
@@ -139,9 +137,7 @@ def test_the_launcher_that_is_told_to_end_ends_the_run(options: list[str], tmp_p
     assert Run.open(run).has_checkpoint
 
 
-def test_more_processes_than_masks_are_refused_before_any_long_work(
-    options: list[str], tmp_path: Path
-) -> None:
+def test_more_processes_than_masks_are_refused_before_any_long_work(options, tmp_path):
     process = launch(
         *options, f"--output={tmp_path / 'run'}", "--score=paper", "--masks-per-step=1"
     )
@@ -160,18 +156,14 @@ def test_more_processes_than_masks_are_refused_before_any_long_work(
         ("--device-map=auto", "start one on each host"),
     ],
 )
-def test_replicas_get_a_device_each(
-    mistake: str, says: str, options: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replicas_get_a_device_each(mistake, says, options, monkeypatch):
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.setenv(name, "2")
     with pytest.raises(PruningError, match=says):
         train(*options, mistake)
 
 
-def test_each_process_of_a_host_takes_a_gpu_of_its_own(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_each_process_of_a_host_takes_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     found = []
@@ -187,9 +179,7 @@ def test_each_process_of_a_host_takes_a_gpu_of_its_own(
 
 
 @pytest.mark.parametrize("rank", ["0", "1"])
-def test_commands_that_do_not_learn_are_for_one_process(
-    rank: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_commands_that_do_not_learn_are_for_one_process(rank, monkeypatch, capsys):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", rank)
     with pytest.raises(SystemExit) as ended:

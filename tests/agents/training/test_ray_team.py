@@ -4,7 +4,6 @@ import logging
 import os
 import signal
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -17,11 +16,8 @@ SLICED = "--executor=sliced"
 
 @pytest.mark.slow
 def test_an_actor_that_is_killed_is_replaced_and_its_masks_are_evaluated_again(
-    options: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
+    options, tmp_path, monkeypatch, caplog
+):
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     evaluate, calls = Actors.losses, []
@@ -46,7 +42,7 @@ def test_an_actor_that_is_killed_is_replaced_and_its_masks_are_evaluated_again(
     assert_same_run(alone, run)
 
 
-def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(PruningError, match=r"pip install 'pgprune\[ray\]'"):
         load_ray()
@@ -61,17 +57,13 @@ def test_without_ray_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         (["--ray-actors=2", "--device=cuda:1"], "device cuda:1 would hold all 2 replicas"),
     ],
 )
-def test_mistakes_are_refused_before_any_long_work(
-    mistakes: list[str], says: str, options: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mistakes_are_refused_before_any_long_work(mistakes, says, options, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(PruningError, match=says):
         train(*options, *mistakes)
 
 
-def test_ray_and_torchrun_are_not_for_the_same_run(
-    options: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_ray_and_torchrun_are_not_for_the_same_run(options, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(PruningError, match="start it without torchrun, or leave --ray-actors out"):
         train(*options, "--ray-actors=2")

@@ -2,7 +2,6 @@
 
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -44,13 +43,7 @@ def crashing(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.mark.parametrize(("agent", "more"), CASES, ids=lambda value: "".join(value))
-def test_a_killed_run_is_resumed_bit_for_bit(
-    agent: str,
-    more: list[str],
-    options: list[str],
-    crashing: Callable[..., None],
-    tmp_path: Path,
-) -> None:
+def test_a_killed_run_is_resumed_bit_for_bit(agent, more, options, crashing, tmp_path):
     if AGENTS[agent].package is not None:
         pytest.importorskip(AGENTS[agent].package[0])
     few = [*options, f"--agent={agent}", "--checkpoint-every=3", *more]
@@ -62,21 +55,13 @@ def test_a_killed_run_is_resumed_bit_for_bit(
 
 
 @pytest.mark.parametrize("moment", [1, 7, 8, 36, 64])
-def test_resume_after_a_crash_in_any_step(
-    moment: int,
-    options: list[str],
-    undisturbed: Path,
-    crashing: Callable[..., None],
-    tmp_path: Path,
-) -> None:
+def test_resume_after_a_crash_in_any_step(moment, options, undisturbed, crashing, tmp_path):
     crashing(moment, "reinforce", *options, f"--output={tmp_path / 'run'}")
     assert train(f"--resume={tmp_path / 'run'}") == 0
     assert_same_run(undisturbed, tmp_path / "run")
 
 
-def test_kill_minus_9_again_and_again(
-    options: list[str], undisturbed: Path, tmp_path: Path
-) -> None:
+def test_kill_minus_9_again_and_again(options, undisturbed, tmp_path):
     run = tmp_path / "run"
     checkpoint = run / "checkpoint" / "checkpoint.safetensors"
     moments = [
@@ -99,9 +84,8 @@ def test_kill_minus_9_again_and_again(
 
 
 def test_resume_without_a_checkpoint_starts_over_and_says_so(
-    options: list[str], undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+    options, undisturbed, tmp_path, capsys, monkeypatch
+):
     def crash(*arguments: Any) -> None:
         raise Crash
 
@@ -114,16 +98,12 @@ def test_resume_without_a_checkpoint_starts_over_and_says_so(
     assert_same_run(undisturbed, run)
 
 
-def test_resume_of_a_finished_run_says_so(
-    undisturbed: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resume_of_a_finished_run_says_so(undisturbed, capsys):
     assert train(f"--resume={undisturbed}") == 0
     assert "finished" in capsys.readouterr().out
 
 
-def test_ctrl_c_saves_and_evaluates_what_was_learned(
-    options: list[str], undisturbed: Path, tmp_path: Path
-) -> None:
+def test_ctrl_c_saves_and_evaluates_what_was_learned(options, undisturbed, tmp_path):
     run = tmp_path / "run"
     long = [*options, f"--output={run}", "--total-timesteps=4000", "--export=hf"]
     process = start(*long)

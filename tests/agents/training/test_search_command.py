@@ -40,21 +40,19 @@ def run_of(options: list[str], tmp_path: Path) -> Callable[..., Path]:
         ("reinforce", "repaired", "wanda-sp"),
     ],
 )
-def test_the_metric_suits_the_agent_and_the_reward(agent: str, reward: str, expected: str) -> None:
+def test_the_metric_suits_the_agent_and_the_reward(agent, reward, expected):
     config = AgentConfig(agent=agent, reward=reward)
     assert Settings(agent=config, repair=RepairConfig(repair="least-squares")).metric == expected
 
 
 @pytest.mark.parametrize("name", FEW)
 @pytest.mark.parametrize("granularity", ["blocks", "layers"])
-def test_coarse_units_are_searched_too(
-    name: str, granularity: str, run_of: Callable[..., Path]
-) -> None:
+def test_coarse_units_are_searched_too(name, granularity, run_of):
     run = run_of(name, "run", f"--granularity={granularity}", "--prune-rate=0.34")
     assert results(run)["perplexity"]["masked"]
 
 
-def test_cma_es_acts_as_it_is_told(run_of: Callable[..., Path]) -> None:
+def test_cma_es_acts_as_it_is_told(run_of):
     run = run_of("cma-es", "run", "--action=score")
     assert Settings.from_run(Run.open(run)).action == "score"
     assert Settings().action is None
@@ -74,17 +72,13 @@ def test_cma_es_acts_as_it_is_told(run_of: Callable[..., Path]) -> None:
         (["--agent=annealing"], "one of reinforce, auto, random-search, cma-es, evolution"),
     ],
 )
-def test_mistakes_are_refused_before_a_run_exists(
-    more: list[str], says: str, options: list[str], tmp_path: Path
-) -> None:
+def test_mistakes_are_refused_before_a_run_exists(more, says, options, tmp_path):
     with pytest.raises(PruningError, match=says):
         train(*options, *more, f"--output={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
 
 
-def test_what_cannot_go_on_says_why(
-    undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_cannot_go_on_says_why(undisturbed, tmp_path, monkeypatch):
     forgetful = replace(AGENTS["reinforce"], no_resume="it forgets")
     monkeypatch.setitem(AGENTS, "reinforce", forgetful)
     (tmp_path / "config.yaml").write_text((undisturbed / "config.yaml").read_text())

@@ -2,7 +2,6 @@
 
 import errno
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ from pgprune.runs.run import Run
 
 
 @pytest.mark.parametrize("agent", ["ppo", "a2c", "trpo", "sac", "td3"])
-def test_a_run_learns_and_writes_everything(agent: str, options: list[str], tmp_path: Path) -> None:
+def test_a_run_learns_and_writes_everything(agent, options, tmp_path):
     run = tmp_path / "run"
     few = [*options, f"--agent={agent}", f"--{agent}-masks=4", "--total-timesteps=1"]
     assert train(*few, f"--output={run}") == 0
@@ -23,9 +22,7 @@ def test_a_run_learns_and_writes_everything(agent: str, options: list[str], tmp_
     assert not list(run.rglob("*.zip")), "nothing of the library's own format"
 
 
-def test_a_crashed_run_says_why_it_cannot_go_on(
-    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_crashed_run_says_why_it_cannot_go_on(options, tmp_path, monkeypatch):
     run = tmp_path / "run"
 
     def crash(self: Sb3Agent, *arguments: int) -> dict[str, float]:
@@ -42,11 +39,8 @@ def test_a_crashed_run_says_why_it_cannot_go_on(
 
 
 def test_a_second_ctrl_c_and_a_full_disk_advise_nothing_that_is_refused(
-    options: list[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    options, tmp_path, monkeypatch, capsys
+):
     def fails_with(error: BaseException) -> Callable[..., None]:
         def save(*_: object) -> None:
             raise error
@@ -73,9 +67,7 @@ def test_a_second_ctrl_c_and_a_full_disk_advise_nothing_that_is_refused(
         (["--agent=td3", "--scope=uniform"], "agent td3 learns how much each layer keeps"),
     ],
 )
-def test_what_cannot_be_is_refused_before_a_run_exists(
-    more: list[str], message: str, options: list[str], tmp_path: Path
-) -> None:
+def test_what_cannot_be_is_refused_before_a_run_exists(more, message, options, tmp_path):
     with pytest.raises(PruningError, match=message):
         train(*options, *more, f"--output={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()

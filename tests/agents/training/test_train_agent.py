@@ -2,7 +2,6 @@
 
 import csv
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from safetensors.torch import load_file
 from helpers.command import assert_same_run, results, train
 
 
-def test_a_run_leaves_what_the_design_says(undisturbed: Path) -> None:
+def test_a_run_leaves_what_the_design_says(undisturbed):
     files = {str(path.relative_to(undisturbed)) for path in undisturbed.rglob("*")}
     assert {
         "config.yaml",
@@ -38,9 +37,7 @@ def test_a_run_leaves_what_the_design_says(undisturbed: Path) -> None:
     assert masks.keys() == {"mask", "initial", "best", "probabilities"}
 
 
-def test_the_same_seed_gives_the_same_run(
-    options: list[str], undisturbed: Path, tmp_path: Path
-) -> None:
+def test_the_same_seed_gives_the_same_run(options, undisturbed, tmp_path):
     train(*options, f"--output={tmp_path / 'again'}")
     assert_same_run(undisturbed, tmp_path / "again")
     train(*options, f"--output={tmp_path / 'other'}", "--seed=1")
@@ -50,9 +47,7 @@ def test_the_same_seed_gives_the_same_run(
 
 @pytest.mark.parametrize("granularity", ["heads", "channels", "blocks", "layers"])
 @pytest.mark.parametrize("init", ["auto", "random-progressive"])
-def test_every_granularity_runs(
-    granularity: str, init: str, options: list[str], tmp_path: Path
-) -> None:
+def test_every_granularity_runs(granularity, init, options, tmp_path):
     run = tmp_path / "run"
     rate = "--prune-rate=0.34"  # one layer of three; the others round down too
     assert (
@@ -64,7 +59,7 @@ def test_every_granularity_runs(
     assert found["perplexity"]["masked"]
 
 
-def test_help_explains_every_option_with_its_default(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_explains_every_option_with_its_default(capsys):
     with pytest.raises(SystemExit):
         train("--help")
     out = capsys.readouterr().out

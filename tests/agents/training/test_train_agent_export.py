@@ -34,9 +34,7 @@ def exported(run: Path) -> Path:
     return run / "hf"
 
 
-def test_a_run_ends_with_a_sample_and_an_export(
-    options: list[str], undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_run_ends_with_a_sample_and_an_export(options, undisturbed, tmp_path, capsys):
     run = tmp_path / "run"
     assert train(*options, f"--output={run}", "--export=hf") == 0
     assert_same_run(undisturbed, run)
@@ -52,14 +50,13 @@ def test_a_run_ends_with_a_sample_and_an_export(
     assert "dense model" in printed and "pruned model" in printed
 
 
-def test_nothing_is_exported_unasked(undisturbed: Path) -> None:
+def test_nothing_is_exported_unasked(undisturbed):
     assert not [path for path in undisturbed.iterdir() if path.name in export.WRITERS]
 
 
 def test_an_interrupted_export_is_done_on_resuming(
-    options: list[str], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    options, undisturbed, tmp_path, monkeypatch, capsys
+):
     def crash(*arguments: object) -> None:
         raise Crash
 
@@ -79,14 +76,12 @@ def test_an_interrupted_export_is_done_on_resuming(
     assert (run / "results.json").read_bytes() == before
 
 
-def test_a_finished_run_can_still_be_exported(run: Path) -> None:
+def test_a_finished_run_can_still_be_exported(run):
     assert train(f"--resume={run}", "--export=hf") == 0
     exported(run)
 
 
-def test_ctrl_c_during_the_export(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ctrl_c_during_the_export(run, monkeypatch, capsys):
     def ctrl_c(*arguments: object) -> None:
         raise KeyboardInterrupt
 
@@ -96,7 +91,7 @@ def test_ctrl_c_during_the_export(
     assert not list(run.glob("*hf*"))
 
 
-def test_a_full_disk_costs_the_export_only(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_costs_the_export_only(run, monkeypatch):
     def full(*arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -108,17 +103,13 @@ def test_a_full_disk_costs_the_export_only(run: Path, monkeypatch: pytest.Monkey
     assert json.loads((run / "results.json").read_text())["completed"]
 
 
-def test_an_unknown_format_is_refused_before_a_run_exists(
-    options: list[str], tmp_path: Path
-) -> None:
+def test_an_unknown_format_is_refused_before_a_run_exists(options, tmp_path):
     with pytest.raises(PruningError, match="export.* must be one of hf, masked"):
         train(*options, f"--output={tmp_path / 'run'}", "--export=zip")
     assert not (tmp_path / "run").exists()
 
 
-def test_a_model_that_gguf_cannot_hold_is_refused_before_a_run_exists(
-    options: list[str], tmp_path: Path
-) -> None:
+def test_a_model_that_gguf_cannot_hold_is_refused_before_a_run_exists(options, tmp_path):
     pytest.importorskip("gguf")
     tiny_model("opt").save_pretrained(tmp_path / "opt")
     letters_tokenizer().save_pretrained(tmp_path / "opt")

@@ -14,7 +14,7 @@ from pgprune.errors import PruningError
 from pgprune.utils import files
 
 
-def test_bad_input_gets_one_line_and_status_2(options: list[str], tmp_path: Path) -> None:
+def test_bad_input_gets_one_line_and_status_2(options, tmp_path):
     process = start(*options, "--prune-rate=1.5")
     out, err = process.communicate()
     assert process.returncode == 2
@@ -37,23 +37,19 @@ def test_bad_input_gets_one_line_and_status_2(options: list[str], tmp_path: Path
         ("--nonsense=1", "nonsense"),
     ],
 )
-def test_mistakes_are_refused_before_a_run_exists(
-    option: str, says: str, options: list[str], tmp_path: Path
-) -> None:
+def test_mistakes_are_refused_before_a_run_exists(option, says, options, tmp_path):
     with pytest.raises(PruningError, match=says):
         train(*options, f"--output={tmp_path / 'run'}", option)
     assert not (tmp_path / "run").exists()
 
 
-def test_an_existing_output_is_not_touched(options: list[str], tmp_path: Path) -> None:
+def test_an_existing_output_is_not_touched(options, tmp_path):
     with pytest.raises(PruningError, match="exists"):
         train(*options, f"--output={tmp_path}")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_resume_refuses_another_model(
-    options: list[str], undisturbed: Path, tmp_path: Path
-) -> None:
+def test_resume_refuses_another_model(options, undisturbed, tmp_path):
     text = (undisturbed / "config.yaml").read_text()
     (tmp_path / "config.yaml").write_text(
         re.sub("model_fingerprint: .*", "model_fingerprint: abc", text)
@@ -62,14 +58,12 @@ def test_resume_refuses_another_model(
         train(f"--resume={tmp_path}")
 
 
-def test_resume_refuses_further_settings(undisturbed: Path) -> None:
+def test_resume_refuses_further_settings(undisturbed):
     with pytest.raises(PruningError, match="--prune-rate has no effect"):
         train(f"--resume={undisturbed}", "--prune-rate=0.2")
 
 
-def test_a_corrupted_checkpoint_is_named(
-    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_corrupted_checkpoint_is_named(options, tmp_path, monkeypatch):
     run = tmp_path / "run"
     with monkeypatch.context() as patched, pytest.raises(Crash):
         patched.setattr(Reinforce, "learn", lambda *arguments: (_ for _ in ()).throw(Crash))
@@ -80,9 +74,7 @@ def test_a_corrupted_checkpoint_is_named(
         train(f"--resume={run}")
 
 
-def test_a_full_disk_leaves_the_previous_checkpoint(
-    options: list[str], undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_previous_checkpoint(options, undisturbed, tmp_path, monkeypatch):
     run = tmp_path / "run"
     checkpoint = run / "checkpoint" / "checkpoint.safetensors"
     write_file, previous = files.write_file, []
