@@ -21,7 +21,10 @@ def ansi(groups: Sequence[Group], kept_shares: npt.NDArray[np.floating], target:
     """Draws kept shares (groups,) as a table with a bar for each layer (row) and kind (column)."""
     table = _table(groups, kept_shares)
     kinds = _kinds(groups)
-    lines = [f"kept share (target {target:.1%})", "layer  " + "".join(map(_heading, kinds))]
+    lines = [
+        f"kept share (target {target:.1%})",
+        "layer  " + "".join(f"{kind:<{BAR + 8}}" for kind in kinds),
+    ]
     for layer in _layers(groups):
         lines.append(f"{layer:>5}  " + "".join(_bar(table.get((layer, kind))) for kind in kinds))
     return "\n".join(line.rstrip() for line in lines) + "\n"
@@ -64,10 +67,6 @@ def _bar(share: float | None) -> str:
         return " " * (BAR + 8)
     full = round(share * BAR)
     return "█" * full + "░" * (BAR - full) + f" {share:>6.1%} "
-
-
-def _heading(kind: str) -> str:
-    return f"{kind:<{BAR + 8}}"
 
 
 def _table(

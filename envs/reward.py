@@ -8,7 +8,7 @@ its repair.
 
 from torch import Tensor
 
-from pgprune.errors import PruningError
+from pgprune.errors import PruningError, check_choice
 from pgprune.masking.layer_mask import Fill
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.problem import Problem
@@ -25,8 +25,7 @@ def check_reward(reward: str, granularity: str) -> None:
     Raises:
         PruningError: an unknown reward, or units that a bias repair leaves as they are.
     """
-    if reward not in REWARDS:
-        raise PruningError(f"reward {reward!r} is unknown; choose one of {', '.join(REWARDS)}")
+    check_choice("reward", reward, REWARDS)
     if reward == "repaired" and granularity == "layers":
         raise PruningError(
             "reward repaired is about biases that make up for what is pruned, but a pruned layer "

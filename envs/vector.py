@@ -18,7 +18,7 @@ from pgprune.data.stream import evaluation_windows
 from pgprune.envs import rendering
 from pgprune.envs.judge import Judge
 from pgprune.envs.reward import check_reward, reward_fill
-from pgprune.errors import PruningError
+from pgprune.errors import PruningError, check_choice
 from pgprune.masking.perplexity import perplexity
 from pgprune.masking.problem import Problem, PruningConfig
 from pgprune.utils.transfer import read, send
@@ -150,7 +150,12 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         self._elapsed += 1
         ended = self._elapsed >= self.horizon
 
-        out = _fresh_tensor if isinstance(actions, Tensor) else _fresh_array
+        on_device = isinstance(actions, Tensor)
+
+        # Copies, since a caller may write to what a step returns.
+        def out(values: Tensor) -> Array:
+            return values.clone() if on_device else values.numpy(force=True).copy()
+
         present = np.ones(self.num_envs, dtype=np.bool_)  # all rows end together
         step_info = {"loss": loss, "kept_shares": self._shares, "excess": excess}
         info = _described(step_info, out, present)
@@ -265,20 +270,8 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
             raise PruningError(
                 f"budget_penalty {budget_penalty!r} must be zero (the paper's reward) or positive"
             )
-        if render_mode not in (None, *self.metadata["render_modes"]):
-            raise PruningError(
-                f"render_mode {render_mode!r} is unknown; choose one of "
-                f"{', '.join(self.metadata['render_modes'])}"
-            )
-
-
-# A caller may write to what a step returns, so it shares no memory with the state.
-def _fresh_tensor(values: Tensor) -> Array:
-    return values.clone()
-
-
-def _fresh_array(values: Tensor) -> Array:
-    return values.numpy(force=True).copy()
+        if render_mode is not None:
+            check_choice("render_mode", render_mode, self.metadata["render_modes"])
 
 
 def _described(

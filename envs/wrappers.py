@@ -62,7 +62,7 @@ class ScoreAction(gym.ActionWrapper[Numbers, Numbers, Numbers], RecordConstructo
 
     def action(self, action: Numbers) -> Numbers:
         """Rounds scores to the budget's mask: (n,) -> (n,) uint8."""
-        return _masks(self.problem, _itself, action[None], self.action_space)[0]
+        return _masks(self.problem, lambda scores: scores, action[None], self.action_space)[0]
 
 
 class VectorScoreAction(VectorActionWrapper[Array, Array, Array, Array]):
@@ -76,7 +76,7 @@ class VectorScoreAction(VectorActionWrapper[Array, Array, Array, Array]):
 
     def actions(self, actions: Array) -> Array:
         """Rounds scores to the budget's masks: (K, n) -> (K, n) uint8."""
-        return _masks(self.problem, _itself, actions, self.single_action_space)
+        return _masks(self.problem, lambda scores: scores, actions, self.single_action_space)
 
 
 class DensityAction(gym.ActionWrapper[Numbers, Numbers, Numbers], RecordConstructorArgs):
@@ -148,10 +148,6 @@ def _masks(problem: Problem, scores: Scores, actions: Array, single: gym.Space[A
     rows = rows.detach().to("cpu", torch.float64)  # the budget rounds on the host, exactly
     masks = torch.stack([problem.budget.round(scores(row)) for row in rows])  # (K, n)
     return masks.to(actions.device) if isinstance(actions, Tensor) else masks.numpy()
-
-
-def _itself(action: Tensor) -> Tensor:
-    return action
 
 
 def _density_scores(problem: Problem, importance: Array | None) -> Scores:

@@ -4,7 +4,6 @@ A record says what was measured and all that it depends on. Those of a run are a
 ``evaluations.jsonl``, all of them to the file of ``--output``.
 """
 
-import json
 import math
 import os
 import sys
@@ -28,8 +27,8 @@ from pgprune.models.losses import model_perplexity
 from pgprune.runs.any_model import LoadedModel, check_source, load_any, short_name
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
-from pgprune.utils.files import append_line, check_place, saving
-from pgprune.utils.jsonl import Record, finite
+from pgprune.utils.files import check_place, saving
+from pgprune.utils.jsonl import Record, add_line
 from pgprune.utils.memory import within_memory
 from pgprune.utils.options import Config, option, same_option
 from pgprune.utils.versions import versions
@@ -195,13 +194,13 @@ class Evaluation:
         return self._sets[key]
 
     def _store(self, record: Record, run: FinishedRun | None) -> None:
-        line = json.dumps(finite(record), allow_nan=False)
         paths = [run.path / RunFile.EVALUATIONS] if run is not None else []
         paths += [Path(self._config.output)] if self._config.output is not None else []
+        remedy = "free some space or choose another --output"
         for path in paths:
-            with saving(path, "free some space or choose another --output"):
+            with saving(path, remedy):
                 path.parent.mkdir(parents=True, exist_ok=True)
-                append_line(path, line)
+            add_line(path, record, remedy)
 
 
 def _names(sources: Sequence[str]) -> dict[str, str]:

@@ -12,10 +12,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from pgprune.errors import PruningError, first_line
+from pgprune.errors import PruningError
 from pgprune.export.gguf import check_gguf, check_scope, holds_biases
 from pgprune.export.gguf_files import gguf_parameters, load_gguf, read_vocabulary
 from pgprune.export.reround import reround
@@ -113,13 +113,10 @@ def export(
     # Last: a repair is computed and evaluated in the number format of the run.
     if config.dtype != "auto":
         loaded.model.to(DTYPES[config.dtype])  # type: ignore[arg-type]
-    try:
-        remedy = "free some space or choose another --output"
-        # A new directory appears complete or not at all, also where the disk is full.
-        with saving(output, remedy), new_directory(output) as directory:
-            write(loaded, directory)
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise PruningError(f"cannot write {output}: {first_line(error)}; {remedy}") from error
+    remedy = "free some space or choose another --output"
+    # A new directory appears complete or not at all, also where the disk is full.
+    with saving(output, remedy), new_directory(output) as directory:
+        write(loaded, directory)
     return output
 
 

@@ -117,9 +117,6 @@ def _write_tokens(
         writer.add_token_scores([scores.get(text, -float(len(scores))) for text in texts])
 
 
-# ---------------------------------------------------------------- BPE over bytes
-
-
 def _write_byte_level(writer: Any, described: Mapping[str, Any]) -> None:
     """Writes how a BPE over bytes cuts texts. llama.cpp skips NFC, which most texts are in."""
     model, normalizer = described["model"], described["normalizer"]
@@ -150,9 +147,6 @@ def _cuts(steps: Iterable[Mapping[str, Any]]) -> Iterable[str]:
                 pass
             case _:
                 yield f"unknown: {step['type']}"
-
-
-# ---------------------------------------------------------------- SentencePiece
 
 
 def _write_sentencepiece(writer: Any, described: Mapping[str, Any]) -> None:
@@ -205,9 +199,6 @@ def _scores(described: Mapping[str, Any]) -> dict[str, float]:
     if model.get("ignore_merges"):
         _refuse("it takes whole words without merging")
     return scores
-
-
-# ---------------------------------------------------------------- both
 
 
 def _steps(described: Mapping[str, Any] | None, name: str) -> list[Mapping[str, Any]]:

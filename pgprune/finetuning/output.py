@@ -6,18 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
-from pgprune.errors import PruningError, first_line
 from pgprune.models.load import PRUNED
 from pgprune.runs.any_model import LoadedModel
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
 from pgprune.runs.model_card import base_name, model_card, public_name, public_names
 from pgprune.surgery.architecture import savable_generation_config
-from pgprune.utils.files import append_line, new_directory, saving, write_file
-from pgprune.utils.jsonl import finite
+from pgprune.utils.files import new_directory, saving, write_file
+from pgprune.utils.jsonl import add_line, finite
 from pgprune.utils.markdown import grid
 
 RECORD_FILE = "finetuning.json"
@@ -43,16 +41,13 @@ def write_finetuned(
     model.generation_config = savable_generation_config(model, model.config)
     text = json.dumps(finite(_published(loaded, record)), indent=2, allow_nan=False) + "\n"
     remedy = "free some space or choose another --output"
-    try:
-        with saving(output, remedy), new_directory(output) as directory:
-            model.save_pretrained(directory)
-            loaded.tokenizer.save_pretrained(directory)
-            write_file(directory / "README.md", finetuned_card(loaded, record).encode())
-            write_file(directory / RECORD_FILE, text.encode())
-            for file in directory.glob("*.safetensors"):  # which safetensors lets nobody else read
-                file.chmod(0o644)
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise PruningError(f"cannot write {output}: {first_line(error)}; {remedy}") from error
+    with saving(output, remedy), new_directory(output) as directory:
+        model.save_pretrained(directory)
+        loaded.tokenizer.save_pretrained(directory)
+        write_file(directory / "README.md", finetuned_card(loaded, record).encode())
+        write_file(directory / RECORD_FILE, text.encode())
+        for file in directory.glob("*.safetensors"):  # which safetensors lets nobody else read
+            file.chmod(0o644)
 
 
 def add_to_run(run: FinishedRun | None, record: Mapping[str, Any]) -> None:
@@ -62,9 +57,8 @@ def add_to_run(run: FinishedRun | None, record: Mapping[str, Any]) -> None:
         PruningError: the disk is full or refuses.
     """
     if run is not None:
-        path = run.path / RunFile.EVALUATIONS
-        with saving(path, "the finetuned model is complete; free some space"):
-            append_line(path, json.dumps(finite(record), allow_nan=False))
+        remedy = "the finetuned model is complete; free some space"
+        add_line(run.path / RunFile.EVALUATIONS, record, remedy)
 
 
 def finetuned_card(loaded: LoadedModel, record: Mapping[str, Any]) -> str:

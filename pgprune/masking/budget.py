@@ -13,7 +13,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from pgprune.errors import PruningError
+from pgprune.errors import PruningError, check_choice
 from pgprune.masking.rounding import (
     best_chunks,
     best_units,
@@ -239,10 +239,8 @@ def _check(prune_rate: float, kind: str, scope: str) -> None:
         raise PruningError(
             f"prune rate {prune_rate!r} is not a number inside (0, 1); for example 0.3 removes 30 %"
         )
-    if kind not in BUDGETS:
-        raise PruningError(f"budget {kind!r} is unknown; choose one of {', '.join(BUDGETS)}")
-    if scope not in SCOPES:
-        raise PruningError(f"scope {scope!r} is unknown; choose one of {', '.join(SCOPES)}")
+    check_choice("budget", kind, BUDGETS)
+    check_choice("scope", scope, SCOPES)
 
 
 def _project_pool(z: Tensor, cost: Tensor, share: float) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from pgprune.errors import PruningError
+from pgprune.errors import check_choice
 from pgprune.masking.kept_weights import (
     KERNELS,
     KeptWeight,
@@ -124,8 +124,7 @@ def executor_of(
     Raises:
         PruningError: an unknown executor, or kernels that it cannot use on this device.
     """
-    if name not in EXECUTORS:
-        raise PruningError(f"executor {name!r} is unknown; choose one of {', '.join(EXECUTORS)}")
+    check_choice("executor", name, EXECUTORS)
     check_kernels(kernels, name, device)
     return EXECUTORS[name] if name == "masked" else partial(run_sliced, products=KERNELS[kernels])
 

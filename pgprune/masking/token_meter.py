@@ -15,16 +15,11 @@ class TokenMeter:
     """
 
     def __init__(self, tokens: int = 0) -> None:
-        self._tokens = tokens
-
-    @property
-    def tokens(self) -> int:
-        """Tokens counted so far."""
-        return self._tokens
+        self.tokens = tokens
 
     def add(self, tokens: int) -> None:
         """Counts some tokens."""
-        self._tokens += tokens
+        self.tokens += tokens
 
     @contextmanager
     def counting(self, tokens: int) -> Iterator[None]:
@@ -32,6 +27,6 @@ class TokenMeter:
 
         For work that replicas share: what a step costs does not depend on who does it.
         """
-        before = self._tokens
+        before = self.tokens
         yield
-        self._tokens = before + tokens
+        self.tokens = before + tokens

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from pgprune.errors import PruningError
+from pgprune.errors import PruningError, check_choice
 from pgprune.models.families import decoder_layers, family_of, linear_at
 from pgprune.utils.transfer import send
 
@@ -73,10 +73,7 @@ class PruningUnits:
     def __init__(
         self, shapes: list[LayerShape], granularity: str = "heads+channels", channel_block: int = 1
     ) -> None:
-        if granularity not in GRANULARITIES:
-            raise PruningError(
-                f"granularity {granularity!r} is unknown; choose one of {', '.join(GRANULARITIES)}"
-            )
+        check_choice("granularity", granularity, GRANULARITIES)
         for layer, shape in enumerate(shapes):
             if channel_block < 1 or shape.channels % channel_block:
                 raise PruningError(

@@ -52,11 +52,11 @@ def remove_in_batches(squares: LeastSquares, keep: int, stages: int = _STAGES) -
     return kept
 
 
-def swap(squares: LeastSquares, kept: Tensor, swaps: int = _SWAPS, rounds: int = _ROUNDS) -> Tensor:
+def swap(squares: LeastSquares, kept: Tensor) -> Tensor:
     """Swaps kept units (units,) bool with as many pruned ones while the error falls."""
     error = squares.error(kept)
-    swaps = min(swaps, int(kept.sum()), int((~kept).sum()))
-    for _ in range(rounds):
+    swaps = min(_SWAPS, int(kept.sum()), int((~kept).sum()))
+    for _ in range(_ROUNDS):
         if not swaps:
             break
         trial = kept.clone()

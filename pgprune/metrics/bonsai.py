@@ -9,9 +9,10 @@ from torch import Tensor
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
-from pgprune.metrics.base import FINE, finite, mean_absolute, metric, per_unit, square_sum
+from pgprune.metrics.base import FINE, finite, metric
 from pgprune.metrics.importance import Importance, ranks
 from pgprune.metrics.ridge import ridge
+from pgprune.metrics.wanda_sp import layer_scores
 
 MASKS, WINDOWS, FRACTION = 200, 8, 0.05
 
@@ -32,15 +33,8 @@ def wanda_prior(lm: MaskedLM, mask: Tensor, windows: Tensor) -> Tensor:
     """
     prior = torch.zeros(lm.units.n, dtype=torch.float64)
     for observation in lm.observe(mask, windows):
-        squares: dict[str, list[Tensor]] = {"heads": [], "channels": []}
-        for attention_input, mlp_input in observation.inputs:
-            squares["heads"].append(square_sum(attention_input))
-            squares["channels"].append(square_sum(mlp_input))
-        for group in (g for g in lm.units.groups if g.layer == observation.layer):
-            column = mean_absolute(lm.projection(group.layer, group.kind))  # (inputs,)
-            energy = torch.stack(squares[group.kind]).sum(0) / windows.numel()  # mean of x^2
-            score = per_unit(lm, group, column * energy.sqrt())
-            prior[group.start : group.stop] = score.cpu()
+        for group, scores in layer_scores(lm, observation, windows.numel()):
+            prior[group.start : group.stop] = scores
     return prior
 
 

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from pgprune.errors import PruningError
+from pgprune.errors import check_choice
 from pgprune.masking.budget import Budget
 from pgprune.metrics import METRICS, Importance
 from pgprune.utils.options import Config, option
@@ -51,10 +51,7 @@ def metric_name(init: str, granularity: str, fine: str = "wanda-sp") -> str:
     if init == "auto":
         return "layerwise-ppl" if granularity in ("blocks", "layers") else fine
     name = "random" if init == PROGRESSIVE else init
-    if name not in METRICS:
-        raise PruningError(
-            f"init {init!r} is unknown; choose one of auto, {', '.join(METRICS)}, {PROGRESSIVE}"
-        )
+    check_choice("init", name, ["auto", *METRICS, PROGRESSIVE])
     return name
 
 
@@ -94,10 +91,7 @@ def initial_probabilities(
     if transform == "score-const":
         kept = importance.mask(budget).to(torch.float64)
         return budget.project(kept * constant + (1 - kept) * (1 - constant))
-    if transform != "sigmoid-norm":
-        raise PruningError(
-            f"init transform {transform!r} is unknown; choose one of auto, {', '.join(TRANSFORMS)}"
-        )
+    check_choice("init transform", transform, ["auto", *TRANSFORMS])
     normed = partial(_sigmoid_norm, mean=budget.target_share)
     return budget.project(importance.transformed(budget.units, normed))
 

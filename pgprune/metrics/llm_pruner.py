@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from pgprune.errors import PruningError
+from pgprune.errors import check_choice
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.metrics.base import FINE, metric
@@ -44,8 +44,7 @@ def llm_pruner(
     Raises:
         PruningError: an unknown ``taylor``, or the budget is less than what is protected.
     """
-    if taylor not in TAYLOR:
-        raise PruningError(f"taylor {taylor!r} is unknown; choose one of {', '.join(TAYLOR)}")
+    check_choice("taylor", taylor, TAYLOR)
     protected = outer_units(budget, protect_layers)  # refuses before the backward passes
     return Importance(taylor_scores(lm, windows, taylor), local=True, protected=protected)
 

@@ -1,10 +1,13 @@
 """Wanda-sp: scores units by weights times activations, layer by layer."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from pgprune.masking.budget import Budget
-from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.masked_lm import MaskedLM, Observation
+from pgprune.masking.units import Group
 from pgprune.metrics.base import FINE, mean_absolute, metric, per_unit, square_sum
 from pgprune.metrics.importance import Importance
 
@@ -25,17 +28,24 @@ def wanda_sp(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Import
     scores = torch.zeros(units.n, dtype=torch.float64)
     mask = units.ones()
     for observation in lm.observe(mask, windows):
-        squares: dict[str, list[Tensor]] = {"heads": [], "channels": []}
-        for attention_input, mlp_input in observation.inputs:
-            squares["heads"].append(square_sum(attention_input))
-            squares["channels"].append(square_sum(mlp_input))
-        for group in (g for g in units.groups if g.layer == observation.layer):
-            column = mean_absolute(lm.projection(group.layer, group.kind))  # (inputs,)
-            energy = torch.stack(squares[group.kind]).sum(0) / windows.numel()  # mean of x^2
-            score = column * energy.sqrt()
-            scores[group.start : group.stop] = per_unit(lm, group, score).cpu()
+        for group, group_scores in layer_scores(lm, observation, windows.numel()):
+            scores[group.start : group.stop] = group_scores
         # observe() reads the mask as it goes, so later layers see this one pruned. Rounding is per
         # layer, so their scores cannot change it any more.
         here = units.layer == observation.layer
         mask[here] = local.round(scores)[here]
     return Importance(scores, local=True)
+
+
+def layer_scores(
+    lm: MaskedLM, observation: Observation, tokens: int
+) -> Iterator[tuple[Group, Tensor]]:
+    """Yields the groups of an observed layer, each with Wanda's scores, (units,) on the CPU."""
+    squares: dict[str, list[Tensor]] = {"heads": [], "channels": []}
+    for attention_input, mlp_input in observation.inputs:
+        squares["heads"].append(square_sum(attention_input))
+        squares["channels"].append(square_sum(mlp_input))
+    for group in (g for g in lm.units.groups if g.layer == observation.layer):
+        column = mean_absolute(lm.projection(group.layer, group.kind))  # (inputs,)
+        energy = torch.stack(squares[group.kind]).sum(0) / tokens  # mean of x^2
+        yield group, per_unit(lm, group, column * energy.sqrt()).cpu()

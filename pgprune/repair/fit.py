@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pgprune.errors import PruningError
+from pgprune.errors import PruningError, check_choice
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import Group
 from pgprune.repair.least_squares import LeastSquares
@@ -51,8 +51,7 @@ def fit_repair(
         PruningError: an unknown ``how``, a mask over other units, no text, a damping below 0 or
             not finite, activations that overflow, singular second moments without damping.
     """
-    if how not in REPAIRS:
-        raise PruningError(f"repair {how!r} is unknown; choose one of {', '.join(REPAIRS)}")
+    check_choice("repair", how, REPAIRS)
     lm.units.check_mask(mask)
     _check_damping(damping)
     if how == "bias":

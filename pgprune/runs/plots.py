@@ -2,25 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pgprune.masking.units import Group
 from pgprune.runs.progress import read_progress
 from pgprune.utils.figures import BEST, GREY, INITIAL, LEARNED, save_figure
-
-
-class LayerGroup(Protocol):
-    """A group of units, as far as a figure needs it."""
-
-    @property
-    def layer(self) -> int:
-        """The decoder layer."""
-
-    @property
-    def kind(self) -> str:
-        """The kind of unit."""
 
 
 def plot_learning_curve(progress: Path, path: Path) -> bool:
@@ -62,7 +51,7 @@ def plot_learning_curve(progress: Path, path: Path) -> bool:
 
 def plot_kept_shares(
     path: Path,
-    groups: Sequence[LayerGroup],
+    groups: Sequence[Group],
     learned: npt.ArrayLike,
     initial: npt.ArrayLike | None = None,
     target: float | None = None,

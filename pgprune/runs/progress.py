@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pgprune.runs.files import RunFile
+from pgprune.utils.files import append_line
 
 _log = logging.getLogger(__name__)
 
@@ -46,19 +47,11 @@ class ProgressLog:
         size = self._csv.stat().st_size if self._csv.exists() else 0
         if not self._rows:
             return size
-        data = self._table(size).encode()
-        try:
-            with self._csv.open("ab") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        # Part of the rows may be written. Cut them off, so that a retry adds each row once.
-        except OSError:
-            self.rewind(size)
-            raise
+        # All rows or none are written, so that a retry adds each row once.
+        append_line(self._csv, self._table(size).removesuffix("\n"))
         rows, self._rows = self._rows, []
         self._to_board(rows)
-        return size + len(data)
+        return self._csv.stat().st_size
 
     def rewind(self, size: int) -> None:
         """Cuts progress.csv back to the bytes it had at a checkpoint."""

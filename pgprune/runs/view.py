@@ -22,7 +22,7 @@ _ROWS = {
 
 
 def number_table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], *, least: int = 6, split: bool = False
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, split: bool = False
 ) -> Table:
     """Makes an empty table for a column of names, which may fold, and columns of numbers.
 
@@ -31,7 +31,6 @@ def number_table(
     Args:
         head: names of the columns.
         rows: the cells to come, from which the columns get their widths.
-        least: the narrowest that a column of numbers may get.
         split: whether heads are broken at every space.
     """
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
@@ -41,7 +40,7 @@ def number_table(
         words = name.replace(" ", "\n") if split else name
         longest = max(map(len, words.split()), default=0)
         # Room for the longest cell, and for a word of the head if that is not too long.
-        width = max(widest, min(longest, 10), least)
+        width = max(widest, min(longest, 10), 6)
         table.add_column(words, justify="right", overflow="fold", min_width=width)
     return table
 

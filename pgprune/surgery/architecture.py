@@ -64,20 +64,26 @@ def assemble(
     family = family_of(model.config)
     config = _config(model.config, units, layers, family)
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return from_weights(model, model_class, config, dict(_weights(model, layers, family)))
+
+
+def from_weights(
+    dense: PreTrainedModel, model_class: Any, config: PretrainedConfig, weights: dict[str, Tensor]
+) -> PreTrainedModel:
+    """Makes a model of weights by name, in the dense model's number format and on its device."""
     # As from a file, so that names and shapes are checked.
-    pruned, report = model_class.from_pretrained(
+    made, report = model_class.from_pretrained(
         None,
         config=config,
-        state_dict=dict(_weights(model, layers, family)),
-        dtype=model.dtype,
-        attn_implementation=model.config._attn_implementation,
+        state_dict=weights,
+        dtype=dense.dtype,
+        attn_implementation=dense.config._attn_implementation,
         output_loading_info=True,
     )
     assert not any(report.values()), f"surgery and architecture disagree: {report}"
     # from_pretrained(None) has no directory to read the generation settings from.
-    pruned.generation_config = savable_generation_config(model, config)
-    moved: PreTrainedModel = pruned.to(model.device)
-    return moved.eval()
+    made.generation_config = savable_generation_config(dense, config)
+    return made.to(dense.device).eval()
 
 
 def stock_type(

@@ -19,7 +19,7 @@ from pgprune.errors import PruningError
 from pgprune.models.families import Family, decoder_layers, family_of
 from pgprune.models.registration import sliced_classes
 from pgprune.repair.projection import wide
-from pgprune.surgery.architecture import CLASS_KEYS, savable_generation_config
+from pgprune.surgery.architecture import CLASS_KEYS, from_weights
 from pgprune.surgery.stream_slices import Slices, centred
 
 Weights = Iterator[tuple[str, Tensor]]
@@ -48,21 +48,9 @@ def slice_model(model: PreTrainedModel, slices: Slices) -> PreTrainedModel:
             f"{slices.rotations.shape[1]}, but this one has {count} and {dense}; take the model "
             "that they were made for"
         )
-    config = sliced_config(model, slices.width)
-    loaded: Any = sliced_classes(model.config.model_type).causal_lm.from_pretrained(
-        None,
-        config=config,
-        state_dict={
-            name: weight.to(model.dtype).contiguous() for name, weight in _weights(model, slices)
-        },
-        dtype=model.dtype,
-        attn_implementation=model.config._attn_implementation,
-        output_loading_info=True,
-    )
-    sliced, report = loaded
-    assert not any(report.values()), f"slicing and architecture disagree: {report}"
-    sliced.generation_config = savable_generation_config(model, config)
-    return sliced.to(model.device).eval()
+    model_class = sliced_classes(model.config.model_type).causal_lm
+    weights = {name: w.to(model.dtype).contiguous() for name, w in _weights(model, slices)}
+    return from_weights(model, model_class, sliced_config(model, slices.width), weights)
 
 
 def sliced_config(model: PreTrainedModel, width: int) -> Any:

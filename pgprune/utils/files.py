@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pgprune.errors import PruningError
+from pgprune.errors import PruningError, first_line
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -194,12 +194,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 @contextmanager
 def saving(path: Path, remedy: str) -> Iterator[None]:
-    """Turns an OSError of the body into a PruningError that names the file and the remedy."""
+    """Turns errors of writing in the body into a PruningError that names file and remedy."""
     try:
         yield
     except OSError as error:
         reason = (error.strerror or str(error)).lower()  # such as: no space left on device
         raise PruningError(f"cannot write {path}: {reason}; {remedy}") from error
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise PruningError(f"cannot write {path}: {first_line(error)}; {remedy}") from error
 
 
 def _renamed(temporary: Path, path: Path) -> bool:

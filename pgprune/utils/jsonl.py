@@ -30,13 +30,13 @@ def read_lines(path: Path) -> list[Record]:
     return records
 
 
-def add_line(path: Path, record: Mapping[str, Any]) -> None:
+def add_line(path: Path, record: Mapping[str, Any], remedy: str = _REMEDY) -> None:
     """Appends a record; numbers that are not finite become null.
 
     Raises:
         PruningError: the record cannot be written.
     """
-    with saving(path, _REMEDY):
+    with saving(path, remedy):
         append_line(path, json.dumps(finite(record), allow_nan=False))  # NaN is not JSON
 
 

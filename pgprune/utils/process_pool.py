@@ -77,17 +77,14 @@ def _start(work: Callable[[T], None], task: T, errors: str, number: int) -> Base
     """Starts a process that runs a task and writes its errors to a file."""
     if "forkserver" in multiprocessing.get_all_start_methods():
         context: multiprocessing.context.BaseContext = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([name for name in sys.modules if _is_ours(name)])
+        ours = __name__.partition(".")[0]
+        context.set_forkserver_preload([n for n in sys.modules if n.partition(".")[0] == ours])
     else:
         context = multiprocessing.get_context("spawn")  # Windows cannot fork
     process = context.Process(target=_do, args=(work, task, errors, number))  # type: ignore[attr-defined]
     with _one_thread():
         process.start()
     return process
-
-
-def _is_ours(module: str) -> bool:
-    return module.partition(".")[0] == __name__.partition(".")[0]
 
 
 def _do(work: Callable[[T], None], task: T, errors: str, number: int) -> None:

@@ -52,10 +52,8 @@ def model_bits_per_byte(
     return nats / math.log(2) / float(token_bytes(tokenizer)[windows[:, 1:]].sum())
 
 
-def ngram_bits_per_byte(
-    tokenizer: PreTrainedTokenizerBase, order: int = 4, length: int = 128, every: int = 1
-) -> dict[Domain, float]:
-    """Measures the same of an interpolated n-gram, on the same tokens as the model.
+def ngram_bits_per_byte(tokenizer: PreTrainedTokenizerBase) -> dict[Domain, float]:
+    """Measures the same of an interpolated 4-gram, on the same windows of 128 tokens.
 
     The n-gram knows the tokens before the window. It mixes counts of all the training text with
     counts of the domain, by a weight that is fitted on every twentieth training document.
@@ -64,14 +62,14 @@ def ngram_bits_per_byte(
     # The weight is fitted on documents that the counts of ``tried`` do not contain.
     tuning = {domain: documents[::20] for domain, documents in training.items()}
     rest = {domain: _without(documents) for domain, documents in training.items()}
-    fitted, tried = _Mixture(training, len(tokenizer), order), _Mixture(rest, len(tokenizer), order)
+    fitted, tried = _Mixture(training, len(tokenizer)), _Mixture(rest, len(tokenizer))
     sizes = token_bytes(tokenizer)
     result: dict[Domain, float] = {}
     for domain in DOMAINS:
         weight = mixture_weight(*tried.probabilities(domain, np.concatenate(tuning[domain])))
         stream = np.concatenate(encoded_documents(tokenizer, domain, "heldout"))
         general, of_domain = fitted.probabilities(domain, stream)
-        scored = windows_of(np.arange(len(stream)), length)[::every, 1:]  # positions in the stream
+        scored = windows_of(np.arange(len(stream)), 128)[:, 1:]  # positions in the stream
         bits = -np.log2(weight * general + (1 - weight) * of_domain)[scored].sum()
         result[domain] = float(bits / sizes[stream[scored]].sum())
     return result
@@ -80,12 +78,10 @@ def ngram_bits_per_byte(
 class _Mixture:
     """An n-gram of all the text beside one of each domain."""
 
-    def __init__(self, documents: dict[Domain, list[np.ndarray]], vocabulary: int, order: int):
+    def __init__(self, documents: dict[Domain, list[np.ndarray]], vocabulary: int):
         streams = {domain: np.concatenate(parts) for domain, parts in documents.items()}
-        self.general = KneserNey(np.concatenate(list(streams.values())), vocabulary, order)
-        self.by_domain = {
-            domain: KneserNey(stream, vocabulary, order) for domain, stream in streams.items()
-        }
+        self.general = KneserNey(np.concatenate(list(streams.values())), vocabulary)
+        self.by_domain = {name: KneserNey(part, vocabulary) for name, part in streams.items()}
 
     def probabilities(self, domain: Domain, stream: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self.general.probabilities(stream), self.by_domain[domain].probabilities(stream)
