@@ -56,9 +56,8 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     model = tiny_model("llama", torch.float32)
     units = PruningUnits.of(model)
-    mask = (
-        patterns(units)["all heads of layer 1"] & patterns(units)["the first heads of each layer"]
-    )
+    named = patterns(units)
+    mask = named["all heads of layer 1"] & named["the first heads of each layer"]
     run = finished_run(folder, model, units, mask, dtype="float32")
     tokenizer = letters_tokenizer()
     tokenizer.eos_token = "z"  # which lm-eval needs

@@ -85,10 +85,8 @@ def test_the_commands_work_outside_the_checkout(environment):
     assert results["model"] == "builtin" and results["completed"]
     assert (environment.folder / "run" / "command.txt").read_text().startswith("pgprune train ")
     assert (environment.folder / "run" / "hf" / "model.safetensors").exists()
-    pruned = environment.run(
-        *(*pgprune, "prune", "--method=magnitude", "--output=one-shot"),
-        "--evaluation-windows=8",
-    )
+    options = ("--method=magnitude", "--output=one-shot", "--evaluation-windows=8")
+    pruned = environment.run(*pgprune, "prune", *options)
     assert pruned.returncode == 0, pruned.stderr
     assert "pgprune export one-shot" in pruned.stdout
 

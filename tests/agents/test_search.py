@@ -114,9 +114,8 @@ def test_a_saved_agent_goes_on_as_if_nothing_had_happened(kind, tmp_path):
 def test_a_state_over_other_units_is_refused(kind, tmp_path):
     few = toy_units(layers=1)
     worth = torch.ones(few.n).double()
-    env = LLMPruningVectorEnv(
-        CONFIGS[kind]().masks, problem=toy_problem(AdditiveLM(few, worth), 0.5)
-    )
+    problem = toy_problem(AdditiveLM(few, worth), 0.5)
+    env = LLMPruningVectorEnv(CONFIGS[kind]().masks, problem=problem)
     nothing = Importance(worth)
     kind(env, None, nothing).save(tmp_path / "other")
     with pytest.raises(PruningError, match="chooses among 8 units, this environment has 96"):

@@ -175,9 +175,8 @@ def test_a_saved_agent_predicts_but_learns_no_further(config, tmp_path):
     assert (loaded.predict()[0] == agent.predict()[0]).all()
     assert torch.equal(loaded.probabilities, agent.probabilities)
     assert loaded.draw().shape == (UNITS.n,)
-    with pytest.raises(
-        PruningError, match=f"agent {config.name} cannot resume, because a checkpoint"
-    ):
+    message = f"agent {config.name} cannot resume, because a checkpoint"
+    with pytest.raises(PruningError, match=message):
         learned(loaded, 16)
 
 
@@ -197,9 +196,8 @@ def test_masks_are_refused_where_actions_are_continuous(config):
 def test_scores_are_refused_above_ten_thousand():
     lm = layered(toy_units(layers=1, kv_heads=2, channels=9_999))
     env = LLMPruningVectorEnv(8, problem=toy_problem(lm))
-    with pytest.raises(
-        PruningError, match="10001 dimensions here, more than the 10000 .* --action density"
-    ):
+    message = "10001 dimensions here, more than the 10000 .* --action density"
+    with pytest.raises(PruningError, match=message):
         Sb3Agent(env, ON_POLICY[0], importance(lm), action="score")
 
 

@@ -143,9 +143,8 @@ def test_no_network_or_an_unknown_data_set_is_said_so(monkeypatch):
         raise ConnectionError("Couldn't reach the Hub\nand more")
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    with pytest.raises(
-        PruningError, match=r"'a/b:c' cannot be read \(Couldn't reach the Hub\); ch"
-    ):
+    message = r"'a/b:c' cannot be read \(Couldn't reach the Hub\); ch"
+    with pytest.raises(PruningError, match=message):
         calibration_documents("a/b:c")
 
 

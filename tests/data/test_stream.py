@@ -43,9 +43,8 @@ seeds = st.integers(0, 2**40)
 
 def make(documents=DOCUMENTS, length=4, batch=3, **options) -> CalibrationStream:
     """A stream, in blocks of three documents."""
-    return CalibrationStream(
-        documents, TOKENIZER, length, batch, **{"block_documents": 3} | options
-    )
+    options = {"block_documents": 3} | options
+    return CalibrationStream(documents, TOKENIZER, length, batch, **options)
 
 
 def take(source: CalibrationStream, batches: int) -> torch.Tensor:
@@ -74,10 +73,8 @@ def test_documents_are_shuffled_joined_each_with_its_bos_cut_and_shuffled_again(
     one_order = {(BOS, 0, 1, 2), (BOS, 3, 4, 5)}
     other_order = {(BOS, 3, 4, 5), (6, 7, BOS, 0)}
     batches = [make(documents, batch=2, seed=seed).next().tolist() for seed in range(20)]
-    assert {frozenset(map(tuple, batch)) for batch in batches} == {
-        frozenset(one_order),
-        frozenset(other_order),
-    }
+    found = {frozenset(map(tuple, batch)) for batch in batches}
+    assert found == {frozenset(one_order), frozenset(other_order)}
     assert len({tuple(map(tuple, batch)) for batch in batches}) == 4
 
 
@@ -228,9 +225,8 @@ def test_evaluation_sets_are_the_first_windows_in_text_order(tmp_path):
 def test_a_tokenizer_without_bos_gets_none(tmp_path):
     (tmp_path / "one.txt").write_text("abcd")
     config = DataConfig(evaluation=f"{tmp_path}/one.txt", sequence_length=4)
-    assert evaluation_windows(config, letters_tokenizer(bos=False))["one"].tolist() == [
-        [0, 1, 2, 3]
-    ]
+    (windows,) = evaluation_windows(config, letters_tokenizer(bos=False)).values()
+    assert windows.tolist() == [[0, 1, 2, 3]]
 
 
 def test_evaluation_text_shorter_than_a_window_is_refused(tmp_path):

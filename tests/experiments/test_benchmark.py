@@ -103,9 +103,8 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(agent, benchmark, tmp_path
     monkeypatch.setattr(Run, "save_checkpoint", crash_after_the_second)
     with pytest.raises(Crash):
         benchmark(tmp_path / "killed", *few)
-    (tmp_path / "killed" / "benchmark.jsonl").write_text(
-        '{"agent": "ra'
-    )  # what the disk lost of the first
+    half = '{"agent": "ra'  # the disk has lost the rest of the first record
+    (tmp_path / "killed" / "benchmark.jsonl").write_text(half)
     assert benchmark(tmp_path / "killed", *few) == 0
     whole, killed = (recorded(tmp_path / name) for name in ("whole", "killed"))
     for one, other in zip(whole, killed, strict=True):
@@ -136,12 +135,9 @@ def test_what_fits_some_tasks_is_measured_there_and_the_status_says_so(
     benchmark, task, tmp_path, capsys
 ):
     blocks = f"{task}:blocks"
-    agents = ("--agents", "random-search:candidates=4,init=stream-error,init-samples=8")
-    assert benchmark(tmp_path, blocks, *agents) == 1
-    assert (
-        "- random-search:candidates=4,init=stream-error,init-samples=8 on"
-        in (capsys.readouterr().out.partition("Not measured:")[2])
-    )
+    agent = "random-search:candidates=4,init=stream-error,init-samples=8"
+    assert benchmark(tmp_path, blocks, "--agents", agent) == 1
+    assert f"- {agent} on" in capsys.readouterr().out.partition("Not measured:")[2]
     assert [("error" in one) for one in recorded(tmp_path)] == [False, False, False, True]
 
 
@@ -159,10 +155,7 @@ def test_failures_have_a_sentence_and_are_tried_again_only_if_asked(benchmark, t
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        (
-            ["--agents", "alphago"],
-            "agent 'alphago' is unknown; choose all, or one of reinforce, auto",
-        ),
+        (["--agents", "alphago"], "'alphago' is unknown; choose all, or one of reinforce, auto"),
         (["--agents", "auto:seed=1"], "seed in agent 'auto:seed=1'"),
         (["--agents", "auto:deviation=-1"], "agent 'auto:deviation=-1': .*deviation"),
         (["--agents", "auto:nonsense=1"], "agent 'auto:nonsense=1': unrecognized arguments"),

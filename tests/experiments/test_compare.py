@@ -34,9 +34,8 @@ def test_random_methods_have_all_seeds_and_failures_a_sentence(compared):
     both = {"least-squares"}
     expected = {(name, how) for name in ("random", "sleb") for how in both | {"none"}}
     assert found == expected | {("flap", "own"), ("flap", "least-squares")}
-    assert (
-        len(lines(compared)) == 8 + 4 + 2 + 1
-    )  # random under two seeds, flap, sleb, sleb's failure
+    # random under two seeds, flap, sleb, sleb's failure
+    assert len(lines(compared)) == 8 + 4 + 2 + 1
     (failed,) = [r for r in recorded(compared) if "error" in r]
     assert (failed["method"], failed["rate"]) == ("sleb:method-samples=8", 0.5)
     assert "first 1 and the last 1 of 3 layers" in failed["error"]
@@ -61,9 +60,8 @@ def test_a_repair_is_that_of_the_runs_own_mask_and_windows(compared):
     run = Run.open(compared / record["run"])
     problem = variants.problem_of(run, record["seed"])
     mask = load_file(run.path / "mask.safetensors")["mask"]
-    with repaired(
-        problem.lm, fit_repair(problem.lm, mask, problem.stream.head(8), "least-squares")
-    ):
+    found = fit_repair(problem.lm, mask, problem.stream.head(8), "least-squares")
+    with repaired(problem.lm, found):
         windows = evaluation_windows(problem.data, problem.tokenizer)
         expected = perplexities(problem.lm, {"mask": mask}, windows)["mask"]
     assert record["perplexity"] == pytest.approx(expected, rel=1e-12)
@@ -84,16 +82,8 @@ def test_zero_shot_tasks_are_done_by_the_models_that_the_perplexities_are_of(
     monkeypatch.setattr(variants, "Harness", Student)
     for module in (variants, checks):
         monkeypatch.setattr(module, "load_tasks", lambda names, folder: names)
-    few = (
-        "--methods",
-        "flap:method-samples=8",
-        "--rates=0.33",
-        "--limit=7",
-        "--tasks",
-        "quiz",
-        "riddle",
-    )
-    assert compare(tmp_path, *few) == 0
+    few = ("--methods", "flap:method-samples=8", "--rates=0.33")
+    assert compare(tmp_path, *few, "--limit=7", "--tasks", "quiz", "riddle") == 0
     own, repaired = recorded(tmp_path)
     verdict = {"accuracy": 0.5, "verdict": "above chance"}
     assert own["zero_shot"] == repaired["zero_shot"] == {"quiz": verdict, "riddle": verdict}
@@ -102,9 +92,8 @@ def test_zero_shot_tasks_are_done_by_the_models_that_the_perplexities_are_of(
     for record, model in zip((own, repaired), models, strict=True):
         value = model_perplexity(model.double(), windows, 8)
         assert record["perplexity"]["text"] == pytest.approx(value, rel=1e-6)
-    assert "| flap:method-samples=8 | own | forward | 50.00 | 50.00 |" in (
-        tmp_path / "comparison.md"
-    ).read_text().replace("**", "")
+    page = (tmp_path / "comparison.md").read_text().replace("**", "")
+    assert "| flap:method-samples=8 | own | forward | 50.00 | 50.00 |" in page
 
 
 def test_runs_are_runs_of_the_ordinary_commands(compared):
@@ -202,12 +191,8 @@ def test_hamming_distances_are_those_of_the_masks(compared):
         for name in ("random", "flap")
     ]
     units = 2 + 6  # kv groups and channels of a layer
-    for layer in range(3):
-        differ = sum(
-            int(masks[0][layer * units + unit]) != int(masks[1][layer * units + unit])
-            for unit in range(units)
-        )
-        assert distances[layer] == pytest.approx(differ / units)
+    for layer, (one, other) in enumerate(zip(*(m.split(units) for m in masks), strict=True)):
+        assert distances[layer] == pytest.approx(int((one != other).sum()) / units)
     assert len(distances) == 3 and np.any(distances > 0)
 
 

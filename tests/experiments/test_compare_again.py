@@ -36,9 +36,8 @@ def test_what_is_measured_is_not_measured_again(compare, tmp_path, monkeypatch, 
     monkeypatch.setattr(variants, "fit_repair", real)
     before = lines(tmp_path)
     assert len(before) == 3
-    monkeypatch.setattr(
-        "pgprune.experiments.baseline.Baseline.run", lambda *_: pytest.fail("run twice")
-    )
+    run = "pgprune.experiments.baseline.Baseline.run"
+    monkeypatch.setattr(run, lambda *_: pytest.fail("run twice"))
     assert compare(tmp_path, *few) == 0
     assert lines(tmp_path)[:3] == before and len(lines(tmp_path)) == 4
     assert "2 cells, 1 measured before" in capsys.readouterr().err
@@ -79,10 +78,7 @@ def test_other_settings_need_another_directory(compare, compared):
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        (
-            ["--methods", "alphago"],
-            "method 'alphago' is unknown; choose all, or one of reinforce, auto",
-        ),
+        (["--methods", "alphago"], "'alphago' is unknown; choose all, or one of reinforce, auto"),
         (["--methods", "flap:nonsense=1"], "method 'flap:nonsense=1': unrecognized arguments"),
         (["--methods", "flap:seed=1"], "seed in method 'flap:seed=1'"),
         (["--methods", "flap:layers"], "'layers' in method 'flap:layers' is not an option and"),

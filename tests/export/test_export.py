@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 from helpers.command import as_options, command, refused, train
 from helpers.finished_run import assert_close, finished_run, logits, numbers, run_of_pattern
 from helpers.masks import patterns
+from helpers.pruned import parameters
 from helpers.tiny import letters_tokenizer, tiny_arguments, tiny_model, tokens
 from pgprune import PruningError
 from pgprune.export.export import ExportConfig, export
@@ -39,8 +40,7 @@ def test_the_round_trip(model, name, tmp_path):
     assert directory == run.path / "hf"
     assert_close(logits(directory), expected)
     assert_close(logits(directory, attn_implementation="eager"), expected, 1e-4)
-    dense = sum(parameter.numel() for parameter in model.parameters())
-    assert numbers(directory) == dense - units.pruned_parameters(mask)
+    assert numbers(directory) == parameters(model) - units.pruned_parameters(mask)
     results = json.loads((run.path / "results.json").read_text())
     assert numbers(directory) == results["parameters"]["pruned"]
     files = {path.name for path in directory.iterdir()}
@@ -71,8 +71,7 @@ def test_pruning_depth_writes_a_stock_model(model, granularity, tmp_path):
     assert not list(directory.glob("*.py"))
     assert "trust_remote_code" not in (directory / "README.md").read_text()
     assert_close(logits(directory, trust_remote_code=False), expected)
-    dense = sum(parameter.numel() for parameter in model.parameters())
-    assert numbers(directory) == dense - units.pruned_parameters(mask)
+    assert numbers(directory) == parameters(model) - units.pruned_parameters(mask)
 
 
 def test_the_masked_format_has_the_dense_shapes(model, tmp_path):
@@ -82,7 +81,7 @@ def test_the_masked_format_has_the_dense_shapes(model, tmp_path):
     run = finished_run(tmp_path, model, units, mask)
     directory = export(run, ExportConfig(format="masked", output=str(tmp_path / "masked")))
     assert_close(logits(directory, trust_remote_code=False), expected)
-    assert numbers(directory) == sum(parameter.numel() for parameter in model.parameters())
+    assert numbers(directory) == parameters(model)
     assert "zeros" in (directory / "README.md").read_text()
     assert not list(directory.glob("*.py"))
 
@@ -118,16 +117,15 @@ def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def test_an_output_that_exists(run):
+def test_an_output_that_exists_or_cannot_be_made(run):
+    refuses(run, "cannot make a directory", output=str(run.path / "config.yaml" / "hf"))
     (run.path / "hf").mkdir()
     refuses(run, "hf exists; choose another --output")
 
 
-def test_an_output_that_cannot_be_made(run):
-    refuses(run, "cannot make a directory", output=str(run.path / "config.yaml" / "hf"))
-
-
-def test_a_run_that_has_not_finished(run):
+def test_results_that_are_damaged_or_missing(run):
+    cut(run.path / "results.json")
+    refuses(run, "results.json is damaged")
     (run.path / "results.json").unlink()
     refuses(run, "no results yet; .* --resume")
 
@@ -143,11 +141,6 @@ def test_a_mask_that_is_missing_or_damaged(run):
     refuses(run, "other values than 0 and 1")
     path.unlink()
     refuses(run, "there is no .*mask.safetensors")
-
-
-def test_damaged_results(run):
-    cut(run.path / "results.json")
-    refuses(run, "results.json is damaged")
 
 
 def test_a_mask_of_another_model(run):

@@ -31,10 +31,6 @@ def dense_run(folder: Path, family: str, **changes) -> Run:
     return gguf_run(folder, model, units, units.ones())
 
 
-def test_opt(tmp_path):
-    refuses(dense_run(tmp_path, "opt"), "no architecture for the family opt.* --format hf")
-
-
 def test_qwen3_with_unequal_layers(tmp_path):
     model = small_model("qwen3")
     units = PruningUnits.of(model)
@@ -44,27 +40,22 @@ def test_qwen3_with_unequal_layers(tmp_path):
     refuses(run, "keep 1 to 2 kv heads and 11 to 12 channels; export with --uniform")
 
 
-def test_qwen3_with_biases(tmp_path):
-    run = dense_run(tmp_path, "qwen3", attention_bias=True)
-    refuses(run, "llama.cpp's qwen3 has no biases")
-
-
-def test_another_activation(tmp_path):
-    refuses(dense_run(tmp_path, "llama", hidden_act="gelu"), "with silu, but the model has 'gelu'")
+def scaled(kind: str) -> dict:
+    return {"rope_parameters": {"rope_theta": 10000.0, "factor": 2.0, "rope_type": kind}}
 
 
 @pytest.mark.parametrize(
-    ("family", "scaling"),
-    [("llama", {"rope_type": "dynamic", "factor": 2.0}), ("qwen3", {"rope_type": "linear"})],
+    ("family", "changes", "message"),
+    [
+        ("opt", {}, "no architecture for the family opt.* --format hf"),
+        ("qwen3", {"attention_bias": True}, "llama.cpp's qwen3 has no biases"),
+        ("llama", {"hidden_act": "gelu"}, "with silu, but the model has 'gelu'"),
+        ("llama", scaled("dynamic"), "rotary .* of the type 'dynamic' cannot be written"),
+        ("qwen3", scaled("linear"), "rotary .* of the type 'linear' cannot be written"),
+    ],
 )
-def test_rotary_embeddings_that_llama_cpp_lacks(family, scaling, tmp_path):
-    scaling = {"rope_theta": 10000.0, "factor": 2.0} | scaling
-    run = dense_run(tmp_path, family, rope_parameters=scaling)
-    refuses(run, f"rotary embedding of the type '{scaling['rope_type']}' cannot be written")
-
-
-def test_portable_is_what_it_is_anyway(tmp_path):
-    refuses(dense_run(tmp_path, "llama"), "no layer of format gguf lacks a block", portable=True)
+def test_what_llama_cpp_lacks(family, changes, message, tmp_path):
+    refuses(dense_run(tmp_path, family, **changes), message)
 
 
 def test_an_installation_without_the_package(tmp_path, monkeypatch):
@@ -82,9 +73,10 @@ def test_a_disk_that_is_full(tmp_path, monkeypatch):
     refuses(run, "no space left on device; free some space")
 
 
-def test_a_tokenizer_of_an_unknown_kind(tmp_path):
+def test_a_tokenizer_of_an_unknown_kind_and_portable_layers(tmp_path):
     run = run_of_pattern(tmp_path, "nothing")  # one token a letter
     refuses(run, "it is of the type WordLevel.*--vocab-gguf")
+    refuses(run, "no layer of format gguf lacks a block", portable=True)
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model(tmp_path):

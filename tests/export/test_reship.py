@@ -147,9 +147,8 @@ def test_a_run_of_an_earlier_version_goes_on_and_is_exported(runs, tmp_path):
     folder = export(FinishedRun.open(run), ExportConfig())
     assert numbers(folder) == found["parameters"]["pruned"]
     assert "| repair | none |" in (folder / "README.md").read_text()
-    again = export(
-        FinishedRun.open(run), ExportConfig(repair="bias", output=str(tmp_path / "bias"))
-    )
+    config = ExportConfig(repair="bias", output=str(tmp_path / "bias"))
+    again = export(FinishedRun.open(run), config)
     assert "| repair | bias |" in (again / "README.md").read_text()
 
 

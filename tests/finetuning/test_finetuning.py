@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from helpers.command import command, refused
-from helpers.finetuning_toy import LETTERS, Listener, finetune, perplexity, same_weights
+from helpers.finetuning_toy import LETTERS, Listener, finetune, left, perplexity, same_weights
 from helpers.finished_run import logits, numbers
 from helpers.tiny import letters_tokenizer
 from pgprune.data.stream import DataConfig, evaluation_windows
@@ -28,10 +28,8 @@ def test_a_run_becomes_a_directory_that_is_better(run, config, data):
     assert record["output"] == str(output)
     before, after = (record["perplexity"][row]["text"] for row in ("before", "after"))
     assert after < 0.5 * before
-    sets = evaluation_windows(
-        DataConfig(evaluation=config.evaluation, sequence_length=16),
-        AutoTokenizer.from_pretrained(output),
-    )
+    text = DataConfig(evaluation=config.evaluation, sequence_length=16)
+    sets = evaluation_windows(text, AutoTokenizer.from_pretrained(output))
     loaded = load_any(str(run.path), dtype="float32")
     assert before == pytest.approx(model_perplexity(loaded.model, sets["text"]))
     assert after == pytest.approx(perplexity(output, config), rel=1e-5)
@@ -45,10 +43,7 @@ def test_the_directory_is_complete(run, config, data):
     record = finetune(run.path, config, data)
     output = run.path / "finetuned"
     exported = export(run, ExportConfig())
-    assert {path.name for path in output.iterdir()} == {
-        *(path.name for path in exported.iterdir()),
-        "finetuning.json",
-    }
+    assert {*left(output)} == {*left(exported), "finetuning.json"}
     pruned, finetuned = (load_file(path / "model.safetensors") for path in (exported, output))
     assert pruned.keys() == finetuned.keys()
     written = json.loads((output / "finetuning.json").read_text())

@@ -76,19 +76,15 @@ def test_untrained_adapters_change_nothing():
         assert torch.equal(trained(model, steps=0).merge()(tokens()).logits, expected)
 
 
-def test_all_projections_that_are_left_are_adapted():
+def test_all_projections_that_are_left_are_adapted_also_of_sliced_models():
     llama = tiny_model("llama")
     assert len(projections(llama)) == 7 * 3
     units = PruningUnits.of(llama)
     headless = prune(llama, units, patterns(units)["all heads of layer 1"])
     assert len(projections(headless)) == 7 * 3 - 4
-    assert len(projections(tiny_model("opt"))) == 6 * 3
-
-
-def test_sliced_models_are_adapted_too():
-    config = sliced_config(tiny_model("opt"), 16)
-    model = sliced_classes("opt").causal_lm(config)
-    assert len(projections(model)) == 6 * 3
+    opt = tiny_model("opt")
+    for model in (opt, sliced_classes("opt").causal_lm(sliced_config(opt, 16))):
+        assert len(projections(model)) == 6 * 3
 
 
 def test_a_model_of_which_only_biases_are_left_is_refused():
@@ -105,9 +101,8 @@ def test_updates_are_those_of_autograd_and_adamw(model, monkeypatch):
     config = peft.LoraConfig(r=2, lora_alpha=3.0, target_modules=projections(reference))
     adapted = peft.get_peft_model(reference, config).eval()
     data, parameters = windows(), {n: p for n, p in reference.named_parameters() if p.requires_grad}
-    start = weights(
-        LoraTrainer(tiny_model(model.config.model_type), data, trainer_config(2, 3.0), 0)
-    )
+    again = tiny_model(model.config.model_type)
+    start = weights(LoraTrainer(again, data, LoraConfig(**FEW, rank=2, alpha=3.0), 0))
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(start[name])
@@ -126,10 +121,6 @@ def test_updates_are_those_of_autograd_and_adamw(model, monkeypatch):
     found = weights(trainer)
     for name, parameter in parameters.items():
         torch.testing.assert_close(found[name], parameter.detach(), rtol=0, atol=2e-4)
-
-
-def trainer_config(rank: int, alpha: float) -> LoraConfig:
-    return LoraConfig(**FEW, rank=rank, alpha=alpha)
 
 
 def test_it_learns():

@@ -131,9 +131,8 @@ class TestRefusedBeforeWeightsAreRead:
         refuses("dtype must be one of .*'int8'", directory, dtype="int8")
 
     def test_bfloat16_on_a_gpu_without_it(self, directory, monkeypatch):
-        monkeypatch.setattr(
-            "pgprune.models.load.choose_device", lambda name: torch.device("cuda:1")
-        )
+        gpu = torch.device("cuda:1")
+        monkeypatch.setattr("pgprune.models.load.choose_device", lambda name: gpu)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: False)
         message = "device cuda:1 has no bfloat16; choose --dtype float16 or float32"
         refuses(message, directory, dtype="bfloat16")

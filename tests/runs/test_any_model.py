@@ -109,12 +109,9 @@ def test_what_is_pruned_is_not_pruned_again(exported):
         load_model(ModelConfig(str(exported), device="cpu"))
 
 
-def test_what_is_not_there(tmp_path):
-    refuses("does not exist", tmp_path / "absent")
-
-
 @pytest.mark.parametrize("name", ["model.gguf", "."])
-def test_gguf(tmp_path, name):
+def test_gguf_and_what_is_not_there(tmp_path, name):
+    refuses("does not exist", tmp_path / "absent")
     (tmp_path / "model.gguf").touch()
     refuses("is a GGUF model, which llama.cpp loads", tmp_path / name)
 
