@@ -27,10 +27,7 @@ class Replicas(Protocol):
         """Number of replicas that evaluate masks at the same time."""
 
     def ready(self, model: str) -> None:
-        """Waits until all replicas are loaded.
-
-        Args:
-            model: the fingerprint that they must have.
+        """Waits until all replicas are loaded with a model of a fingerprint.
 
         Raises:
             PruningError: one cannot be loaded, or is of another model.

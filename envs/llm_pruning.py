@@ -169,15 +169,7 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[npt.NDArray[np.float32], dict[str, Any]]:
-        """Starts an episode from the unpruned model.
-
-        Args:
-            seed: starts the calibration stream of this seed; without one, the stream continues.
-            options: not used.
-
-        Returns:
-            The observation, (groups + 1,), and an empty info.
-        """
+        """Starts an episode from the unpruned model, and the stream of a seed if one is given."""
         super().reset(seed=seed)
         observations, info = self._row.reset(seed=seed, options=options)
         return observations[0], info
@@ -185,13 +177,7 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
     def step(
         self, action: npt.NDArray[Any]
     ) -> tuple[npt.NDArray[np.float32], float, bool, bool, dict[str, Any]]:
-        """Evaluates a mask on the next calibration batch.
-
-        Args:
-            action: the mask, (n,) of zeros and ones.
-
-        Returns:
-            Observation, reward, terminated, truncated (never) and info.
+        """Evaluates a mask (n,) of zeros and ones on the next calibration batch.
 
         Raises:
             PruningError: an action that is not a mask of the units.

@@ -34,15 +34,12 @@ def check_reward(reward: str, granularity: str) -> None:
 
 
 def reward_fill(problem: Problem, reward: str) -> Fill | None:
-    """Returns the values of pruned inputs in the passes for rewards.
+    """Returns the values of pruned inputs in the passes for rewards; None for zero.
 
     Args:
         problem: the frozen model and its calibration text, whose first 128 windows give the means
             of the inputs (all windows of a smaller finite set).
         reward: ``plain`` or ``repaired``.
-
-    Returns:
-        The means; None for zero.
 
     Raises:
         PruningError: too little calibration text, or activations that overflow.

@@ -171,14 +171,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         return observations, rewards, out(flags), out(torch.zeros_like(flags)), info
 
     def evaluate(self, masks: Tensor, input_ids: Tensor) -> Tensor:
-        """Evaluates any number of masks on given sequences, as rewards do, without a step.
-
-        Args:
-            masks: zeros and ones, (M, n).
-            input_ids: a batch of ``stream.next()`` or a part of it, (B, T).
-
-        Returns:
-            The loss of each mask on each sequence, (M, B), on the model's device.
+        """Evaluates masks (M, n) on sequences (B, T) as rewards do, without a step: losses (M, B).
 
         Raises:
             ResourceError: there is not enough memory, or a replica is lost.

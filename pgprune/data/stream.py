@@ -184,13 +184,7 @@ def calibration_stream(
     seed: int = 0,
     documents: Documents | None = None,
 ) -> CalibrationStream:
-    """Makes a stream of the calibration text and checks that the text is long enough.
-
-    Args:
-        config: which text, and how it is cut.
-        tokenizer: a Hugging Face tokenizer.
-        seed: of the stream.
-        documents: the text if it is open already; None opens it.
+    """Makes a stream of the calibration text, open already or not, and checks its length.
 
     Raises:
         PruningError: the text cannot be read, or is shorter than a batch or the asked samples.

@@ -20,11 +20,6 @@ class BlockTokens:
 
     It remembers the ids of documents in memory and of the first block of streamed ones, so that a
     restart, another seed or a later epoch does not tokenise them again.
-
-    Args:
-        documents: texts, or a function that reads them from the first one.
-        tokenizer: a Hugging Face tokenizer.
-        block_documents: documents of a block.
     """
 
     def __init__(

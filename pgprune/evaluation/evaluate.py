@@ -80,10 +80,6 @@ class EvaluationConfig(Config):
 class Evaluation:
     """Models and runs to evaluate, with text and tasks, checked; ``records`` does one of them.
 
-    Args:
-        sources: as ``load_any`` takes them.
-        config: on what, and how.
-
     Raises:
         PruningError: anything that cannot work, before any weights are read.
     """
@@ -111,13 +107,7 @@ class Evaluation:
             self._versions["lm_eval"] = version("lm_eval")
 
     def records(self, source: str) -> Iterator[Record]:
-        """Evaluates a model.
-
-        Args:
-            source: one of the sources.
-
-        Yields:
-            One record for each text and each task, once it is stored.
+        """Evaluates a source and yields a record for each text and task, once it is stored.
 
         Raises:
             PruningError: the model cannot be loaded or does not fit into memory, a task cannot be

@@ -86,11 +86,6 @@ def measure(
 ) -> list[Measurement]:
     """Measures all models in all settings, which takes a while.
 
-    Args:
-        models: at least one; all stay in memory.
-        config: what to do.
-        note: told of each setting before it begins.
-
     Raises:
         PruningError: a prompt and its new tokens are longer than a model's context, or there is
             not enough memory.
@@ -176,17 +171,7 @@ def _measure(
 
 @torch.inference_mode()
 def generate(model: PreTrainedModel, ids: Tensor, length: int, clock: Clock) -> tuple[float, float]:
-    """Reads the first tokens of texts at once and the others one by one.
-
-    Args:
-        model: a causal LM.
-        ids: (B, T) int64.
-        length: how many of the T tokens are read at once.
-        clock: for the times.
-
-    Returns:
-        Seconds for the first tokens, and for each one of the others.
-    """
+    """Times reading ``length`` tokens of ids (B, T) at once, and each other token: seconds."""
     start = clock()
     ids = ids.to(model.device)
     _, cache = next_token_logits(model, ids[:, :length])

@@ -62,16 +62,7 @@ def sample_text(
 
 @torch.inference_mode()
 def continue_greedily(model: PreTrainedModel, prompts: Tensor, new_tokens: int) -> Tensor:
-    """Decodes greedily: appends the likeliest next token, again and again.
-
-    Args:
-        model: a causal LM.
-        prompts: (P, T) int64.
-        new_tokens: tokens to append.
-
-    Returns:
-        The new tokens, (P, new_tokens) int64 on the CPU.
-    """
+    """Appends the likeliest next token again and again: (P, T) -> (P, new_tokens) on the CPU."""
     cache, token, tokens = None, prompts, []
     for _ in range(new_tokens):
         logits, cache = next_token_logits(model, token, cache)

@@ -69,9 +69,6 @@ def load_tasks(names: Sequence[str], folder: str | None) -> list[Any]:
         folder: local files, as ``task_files`` describes them; None for lm-eval's own tasks and
             data sets, which it downloads.
 
-    Returns:
-        Tasks for ``evaluate``, with any model.
-
     Raises:
         PruningError: lm-eval is not installed, a task is unknown or not of multiple choice, or its
             data cannot be read.
@@ -96,11 +93,6 @@ def load_tasks(names: Sequence[str], folder: str | None) -> list[Any]:
 
 class Harness:
     """A model and its tokenizer as lm-eval uses them.
-
-    Args:
-        model: a causal LM; its parameters are not changed.
-        tokenizer: of the model; lm-eval gets a copy.
-        batch_size: answers of one call.
 
     Raises:
         PruningError: lm-eval is not installed, or cannot use the tokenizer.

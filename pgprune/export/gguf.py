@@ -50,7 +50,7 @@ _FIXED_ROPE = ("default", "linear", "llama3")  # the same frequencies for texts 
 
 @torch.no_grad()
 def write_gguf(loaded: LoadedRun, path: Path, vocabulary: Mapping[str, Any] | None = None) -> int:
-    """Writes the model that a run has pruned.
+    """Writes the model that a run has pruned; returns the file's parameters, tied ones once.
 
     Matrices are written in the model's number format, the rest in float32; of float64 there is
     none, float32 takes its place.
@@ -59,9 +59,6 @@ def write_gguf(loaded: LoadedRun, path: Path, vocabulary: Mapping[str, Any] | No
         loaded: the run.
         path: the new file.
         vocabulary: the tokenizer as ``read_vocabulary`` returns it; None takes the model's own.
-
-    Returns:
-        The number of parameters in the file, tied ones once.
 
     Raises:
         PruningError: llama.cpp has no architecture for the model or for what is left of it, or the

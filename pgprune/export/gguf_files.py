@@ -24,10 +24,7 @@ def load_gguf() -> ModuleType:
 
 
 def read_vocabulary(path: Path) -> dict[str, Any]:
-    """Reads the vocabulary of a GGUF file.
-
-    Returns:
-        The fields of the file that describe its tokenizer, by key.
+    """Reads the fields of a GGUF file that describe its tokenizer, by key.
 
     Raises:
         PruningError: it cannot be read, is cut short or no GGUF file, or has no vocabulary; the

@@ -41,13 +41,6 @@ _SHOWN_UPDATES = 20  # whose mean loss is shown
 class Finetuning:
     """A model to finetune, the data and the evaluation texts, checked; ``run`` does it.
 
-    Args:
-        source: as ``load_any`` takes it.
-        config: how it is judged, and where the result goes.
-        data: what to learn.
-        lora: how.
-        view: what is shown.
-
     Raises:
         PruningError: anything that cannot work, before any weights are read.
     """

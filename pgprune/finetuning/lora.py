@@ -166,10 +166,7 @@ class LoraTrainer:
         return sum(parameter.numel() for parameter in self._parameters.values())
 
     def advance(self) -> float:
-        """Does one update.
-
-        Returns:
-            The mean loss of its windows before the update, in nats.
+        """Does one update; returns the mean loss of its windows before it, in nats.
 
         Raises:
             PruningError: the loss is not finite, or the memory does not suffice.

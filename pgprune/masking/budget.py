@@ -108,18 +108,12 @@ class Budget:
         return Budget(self.units, self.prune_rate, "per-kind", scope, self.round_to)
 
     def project(self, probabilities: Tensor) -> Tensor:
-        """Projects probabilities onto the relaxed budget.
+        """Projects probabilities z, (n,) float64, onto the relaxed budget: (n,) on the same device.
 
         Minimises sum_i c_i (s_i - z_i)^2 subject to sum_i c_i s_i <= B and 0 <= s <= 1 in each
         pool, whose solution is clip(z - v, 0, 1) with one shift v >= 0 (Theorem 1 of the paper,
         after Wang & Carreira-Perpinan 2013). Bisection brackets the shift and a linear step makes
         it exact.
-
-        Args:
-            probabilities: z, (n,) float64 on any device.
-
-        Returns:
-            The projection, (n,), on the same device.
         """
         projected = torch.empty_like(probabilities)
         for members, cost, share in self._pools_on(probabilities.device):

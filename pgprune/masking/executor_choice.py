@@ -39,7 +39,7 @@ DEVICE_RATES = {
 def choose_executor(
     units: PruningUnits, prune_rate: float, masks: int, tokens: int, dtype: torch.dtype, device: str
 ) -> str:
-    """Returns the cheaper executor by counted cost, a pure function of the arguments.
+    """Returns the executor, ``masked`` or ``sliced``, that is cheaper by counted cost.
 
     Args:
         units: the units, which carry the layer shapes.
@@ -48,9 +48,6 @@ def choose_executor(
         tokens: tokens of one batch (B * T).
         dtype: number format of the weights.
         device: device type: ``cpu``, ``cuda`` or ``mps``.
-
-    Returns:
-        ``masked`` or ``sliced``.
     """
     rates = DEVICE_RATES.get(device, DEVICE_RATES["cpu"])
     largest = max(_kept_weights(shape, units, prune_rate) for shape in units.shapes)

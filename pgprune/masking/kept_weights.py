@@ -159,16 +159,7 @@ def aligned(count: int, dtype: torch.dtype) -> int:
 
 
 def gather(rows: Tensor, kept: Tensor, size: int) -> Tensor:
-    """Copies the kept rows and appends zeros.
-
-    Args:
-        rows: (R, ...).
-        kept: indices of rows, (r,) int64.
-        size: rows of the result, at least r.
-
-    Returns:
-        (size, ...).
-    """
+    """Copies the kept rows (r,) of (R, ...) and appends zeros: (size, ...)."""
     kept, count = kept.to(rows.device), len(kept)
     if count == size:
         return rows.index_select(0, kept)

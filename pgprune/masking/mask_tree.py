@@ -20,10 +20,7 @@ Masks = Sequence[Sequence[LayerMask]]
 
 
 def distinct(masks: Tensor) -> tuple[Tensor, list[int]]:
-    """Removes duplicates and sorts masks, so that masks with equal first units are neighbours.
-
-    Args:
-        masks: (K, n) of zeros and ones, any dtype and device.
+    """Removes duplicates of masks (K, n) and sorts them: equal first units make neighbours.
 
     Returns:
         Each mask once, (k, n) bool on the host, and the row there of each of the K masks.

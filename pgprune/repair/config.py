@@ -30,7 +30,7 @@ class RepairConfig(Config):
 def chosen_repair(
     lm: MaskedLM, mask: Tensor, windows: Tensor, config: RepairConfig, own: Repair | None = None
 ) -> Repair | None:
-    """Fits the repair that the options ask for.
+    """Fits the repair that the options ask for; None for no repair.
 
     Args:
         lm: the frozen model.
@@ -38,9 +38,6 @@ def chosen_repair(
         windows: calibration token ids, (N, T).
         config: the options.
         own: the repair that the method brings, taken where the option is ``auto``.
-
-    Returns:
-        The repair; None for no repair.
     """
     if config.repair == "auto":
         return own  # of the method

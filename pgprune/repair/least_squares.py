@@ -132,13 +132,7 @@ class LeastSquares:
         return kept.to(self.gram.device).repeat_interleave(self.width).nonzero().flatten()
 
     def refit(self, kept: Tensor) -> Tensor:
-        """Computes the weights with the smallest error among those that use kept units only.
-
-        Args:
-            kept: (units,) bool.
-
-        Returns:
-            (outputs, inputs) float64, zero for the inputs of pruned units.
+        """Computes the best weights that use kept units (units,) bool only, zero for all others.
 
         Raises:
             PruningError: the second moments are singular and there is no damping.

@@ -9,7 +9,7 @@ from pgprune.repair.least_squares import LeastSquares
 
 
 def removals(squares: LeastSquares, refit: bool = True) -> Iterator[tuple[int, float]]:
-    """Yields all units of a projection, the cheapest to remove first.
+    """Yields all units of a projection, the cheapest to remove first, with the rise of the error.
 
     With the weights W that fit best and the inverse H^-1 of the inputs' second moments, removing
     the inputs S of a unit raises the squared error of the output by tr(W_S ([H^-1]_SS)^-1 W_S^T) if
@@ -19,9 +19,6 @@ def removals(squares: LeastSquares, refit: bool = True) -> Iterator[tuple[int, f
     Args:
         squares: the projection's least-squares problem.
         refit: whether the other units' weights are refitted after each removal.
-
-    Yields:
-        A unit and the increase of the error by its removal.
     """
     return _with_refit(squares) if refit else _without_refit(squares)
 

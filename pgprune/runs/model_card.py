@@ -34,7 +34,7 @@ that."""
 def model_card(
     run: FinishedRun, kind: str, remote_code: bool, parameters: int, notes: Sequence[str] = ()
 ) -> str:
-    """Writes the card.
+    """Writes the card: Markdown with the hub's metadata on top.
 
     Args:
         run: with the results and settings of what is shipped.
@@ -42,9 +42,6 @@ def model_card(
         remote_code: whether loading needs ``trust_remote_code`` where pgprune is not imported.
         parameters: of the exported model, tied ones once.
         notes: paragraphs on what is special about this model.
-
-    Returns:
-        Markdown with the hub's metadata on top.
     """
     base, results, sections = base_name(run), run.results, run.sections
     metadata: dict[str, Any] = {

@@ -35,10 +35,7 @@ class ProgressLog:
         self._rows.append(_Row(step, dict(metrics), time.time()))
 
     def flush(self) -> int:
-        """Writes the rows added since the last time.
-
-        Returns:
-            The bytes that progress.csv has now: what ``rewind`` takes.
+        """Writes the rows added since the last time; returns the size of progress.csv in bytes.
 
         Raises:
             OSError: the disk is full or refuses; progress.csv is as before, the rows are kept.

@@ -71,13 +71,7 @@ class ProgressView:
             self.console.print(self.line(), soft_wrap=True)
 
     def update(self, done: int, total: int, figures: Mapping[str, str]) -> None:
-        """Takes in how far the work is.
-
-        Args:
-            done: what is done of the total.
-            total: what there is to do.
-            figures: texts to show by their label. What is absent keeps its last value.
-        """
+        """Takes in how far the work is; figures that are absent keep their last value."""
         now = self._clock()
         self._first = self._first or (now, done)
         self._now = (now, done, total)
@@ -127,15 +121,12 @@ class ProgressView:
 
 
 def training_figures(metrics: Mapping[str, float]) -> dict[str, str]:
-    """Picks the figures of a training step that people watch.
+    """Picks the figures of a training step that people watch: texts by their label.
 
     Args:
         metrics: values by name: ``rollout/loss``, ``rollout/reward``, ``train/baseline``,
             ``validation/best_loss``, and ``.../kept_share/<kind>`` for each kind of unit; others
             are left out.
-
-    Returns:
-        Texts by their label.
     """
     shown = {label: f"{metrics[name]:.4f}" for label, name in _FIGURES.items() if name in metrics}
     for name, value in metrics.items():

@@ -137,11 +137,7 @@ class Run:
         self._progress.add(step, metrics)
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Replaces the checkpoint, and writes progress.csv up to it.
-
-        Args:
-            tensors: tensors by name.
-            state: everything else, as JSON can hold it.
+        """Replaces the checkpoint (tensors, and a state for JSON) and writes progress.csv up to it.
 
         Raises:
             PruningError: the disk is full or refuses; the previous checkpoint stays.

@@ -167,13 +167,6 @@ def layer_weights(
 ) -> dict[str, Tensor]:
     """Copies the kept weights of a layer.
 
-    Args:
-        layer: of the dense model.
-        plan: what is kept of it.
-        shape: of the layer.
-        family: of the model.
-        changes: parameters that replace dense ones or are added, by name.
-
     Returns:
         Copies by the names of the dense layer's parameters, without those of skipped blocks and
         those that have no rows or columns left. If all heads or all channels are pruned, the norms

@@ -40,9 +40,6 @@ def portable_layers(
         channels: of a ghost MLP, at most those of a dense layer.
         repair: of the mask.
 
-    Returns:
-        The layers in order, which compute the same as those of ``pruned_layers``.
-
     Raises:
         PruningError: as ``pruned_layers``.
     """

@@ -85,7 +85,7 @@ def random_models(
     attn_implementation: str = "sdpa",
     seed: int = 0,
 ) -> dict[str, PreTrainedModel]:
-    """Makes a dense model with random weights and pruned ones of it.
+    """Makes a dense model with random weights and pruned ones of it, by name, the dense one first.
 
     Args:
         shape: a key of ``SHAPES``.
@@ -96,9 +96,6 @@ def random_models(
         dtype: of the weights.
         attn_implementation: attention kernel of transformers.
         seed: of weights and masks.
-
-    Returns:
-        The models by name, the dense one first.
 
     Raises:
         PruningError: a rate or a rounding that leaves nothing.

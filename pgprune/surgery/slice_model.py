@@ -29,11 +29,6 @@ Weights = Iterator[tuple[str, Tensor]]
 def slice_model(model: PreTrainedModel, slices: Slices) -> PreTrainedModel:
     """Makes the sliced model.
 
-    Args:
-        model: a dense causal LM of a known family; it is not changed and shares no weights with
-            the result.
-        slices: what is kept of its residual stream.
-
     Returns:
         A Hugging Face model of ``sliced_parameters`` parameters, on the same device, in evaluation
         mode. ``save_pretrained`` saves everything but the tokenizer.

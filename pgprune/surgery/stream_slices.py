@@ -99,17 +99,7 @@ def stream_sliced(model: nn.Module, slices: Slices) -> Iterator[None]:
 
 
 def projection_hooks(layer: nn.Module, family: Family, first: Tensor, second: Tensor) -> list[Any]:
-    """Projects the stream before attention and before the MLP of a dense layer.
-
-    Args:
-        layer: a decoder layer.
-        family: of its model.
-        first: rotation before attention, (D, width).
-        second: rotation before the MLP, (D, width).
-
-    Returns:
-        Hooks; remove them to make the layer dense again.
-    """
+    """Projects a layer's stream before attention and MLP, rotations (D, width); returns hooks."""
     norm = layer.get_submodule(family.mlp_norms[0])
     device = next(layer.parameters()).device
     first, second = first.to(device), second.to(device)  # layers may be on several devices
@@ -143,15 +133,6 @@ def centred(stream: Tensor, norm: nn.Module) -> Tensor:
 
 
 def project(stream: Tensor, rotation: Tensor, norm: nn.Module) -> Tensor:
-    """Projects a stream onto the columns of a rotation, in the rotation's precision.
-
-    Args:
-        stream: (..., D).
-        rotation: (D, width) with orthonormal columns.
-        norm: the norm that follows, which tells if the mean is subtracted.
-
-    Returns:
-        (..., D), of the stream's type.
-    """
+    """Projects a stream (..., D) onto the columns of a rotation (D, width), in its precision."""
     wide = centred(stream.to(rotation.dtype), norm)
     return (wide @ rotation @ rotation.T).to(stream.dtype)  # R R' x

@@ -8,11 +8,7 @@ from types import FrameType
 
 @contextmanager
 def ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Records the first Ctrl-C while the body runs; the second one interrupts.
-
-    Yields:
-        A function that tells whether Ctrl-C was pressed.
-    """
+    """Records the first Ctrl-C in the body, for the yielded function; the second one interrupts."""
     pressed: list[int] = []  # a list, since the handler cannot rebind
 
     def note(number: int, frame: FrameType | None) -> None:

@@ -24,10 +24,7 @@ _STYLE: Any = {  # matplotlib spells out every key in its types
 
 
 def save_figure(path: Path, size: tuple[float, float], draw: Callable[[Any], object]) -> bool:
-    """Draws a figure of a size in inches and writes it as PNG, without a window or global state.
-
-    Returns:
-        Whether it was drawn; False without matplotlib.
+    """Draws a figure of a size in inches and writes a PNG; False without matplotlib.
 
     Raises:
         PruningError: the file cannot be written.

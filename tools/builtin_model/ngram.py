@@ -34,14 +34,7 @@ class KneserNey:
         return tables
 
     def probabilities(self, tokens: np.ndarray) -> np.ndarray:
-        """Returns the probability of every token given the ones before it.
-
-        Args:
-            tokens: a stream, 1-D, of at least ``order`` tokens.
-
-        Returns:
-            An array as long as ``tokens``; the first ``order - 1`` know shorter contexts only.
-        """
+        """Returns the probability of each of ``order`` or more tokens given the ones before it."""
         probabilities = np.full(len(tokens), 1 / self.vocabulary)
         for index, level in enumerate(self.levels):
             reached = probabilities[index:]
