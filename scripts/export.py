@@ -26,7 +26,7 @@ def main() -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     arguments = make_parser().parse_args()
-    console = Console(highlight=False, markup=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)  # paths stay whole
     run, config = FinishedRun.open(arguments.run), from_arguments(ExportConfig, arguments)
     output = export(run, config, note=console.print)
     size = sum(file.stat().st_size for file in output.iterdir() if file.is_file())

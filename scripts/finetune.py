@@ -23,7 +23,7 @@ from pgprune.finetuning.view import print_finetuning
 from pgprune.runs.progress_view import ProgressView
 from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
 
-MAIN = (
+MAIN = (  # what most people set; --help shows the rest by group
     *("data", "evaluation", "epochs", "samples", "rank", "learning_rate", "sequence_length"),
     *("output", "seed", "resume"),
 )

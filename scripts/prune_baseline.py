@@ -37,7 +37,7 @@ def main() -> int:
             view.note(f"\nthe pruned model is in {directory}")
     except KeyboardInterrupt:
         console.print("interrupted")
-        return 130
+        return 130  # 128 + SIGINT, as shells report Ctrl-C
     path, model = shlex.quote(str(run.path)), shlex.quote(settings.model.model)
     smaller = f"pgprune export {path}    # the smaller model, for transformers"
     learn = f"pgprune train --model {model}    # let an agent do better"
