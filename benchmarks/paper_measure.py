@@ -30,8 +30,6 @@ from pgprune.metrics.initialization import (
 from pgprune.models.load import ModelConfig
 from pgprune.utils.jsonl import Record, add_line
 
-VALIDATION_SEED = 10_000  # of the calibration windows on which learning rates are compared
-VALIDATION_WINDOWS = 64
 _MOST_ORACLE_MASKS = 64
 _TINYSTORIES = "text/tinystories/tinystories_1000_clean.jsonl"
 
@@ -143,7 +141,7 @@ def prepare(cell: Cell, assets: Path, windows: int) -> Prepared:
         problem,
         evaluation_windows(problem.data, problem.tokenizer),
         # A fork of the stream: other windows of the same text than agents learn from.
-        problem.stream.fork(VALIDATION_SEED).head(VALIDATION_WINDOWS),
+        problem.validation,
         importance,
         initial,
         stages,

@@ -5,21 +5,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pgprune.data.stream import CalibrationStream
 from pgprune.masking.problem import Problem
 from pgprune.repair.config import RepairConfig, chosen_repair
 from pgprune.repair.repair import Repair, repaired
-
-FRESH = 10_007
-"""Added to the stream's seed for windows that the answer is chosen on, and nothing else."""
-
-_WINDOWS = 32
 
 
 def best_repaired(
     problem: Problem, masks: Sequence[Tensor], windows: Tensor, config: RepairConfig
 ) -> tuple[Tensor, Repair | None]:
-    """The mask with the lowest calibration loss once it is repaired, the first one of equals.
+    """The mask with the lowest validation loss once it is repaired, the first one of equals.
 
     Args:
         problem: the model and its calibration text.
@@ -34,16 +28,10 @@ def best_repaired(
     return found[0] if len(found) == 1 else min(found, key=lambda each: _loss(problem, *each))
 
 
-def _windows(stream: CalibrationStream) -> Tensor:
-    """Windows to choose on, (N, T): new ones, or of a finite set those of the set."""
-    source = stream.fork(stream.seed + FRESH) if stream.samples is None else stream
-    return source.head(_WINDOWS)
-
-
 def _loss(problem: Problem, mask: Tensor, repair: Repair | None) -> float:
     lm = problem.lm
     rows = mask[None].to(lm.device)  # (1, n)
     with repaired(lm, repair or Repair()):
-        batches = _windows(problem.stream).split(8)
+        batches = problem.validation.split(8)
         losses = torch.cat([lm.losses(rows, batch) for batch in batches], dim=1)  # (1, N)
     return float(losses.double().mean())

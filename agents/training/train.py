@@ -39,7 +39,6 @@ from pgprune.utils.ctrl_c import ctrl_c
 from pgprune.utils.memory import memory_now, peak_memory, read_once
 
 VALIDATIONS = 10  # in a run
-VALIDATION_WINDOWS = 32
 _REFITS = 10  # of the reward in a run
 _FOLLOWED = "followed"  # in a checkpoint: the mask whose moments the reward's repairs rest on
 
@@ -74,7 +73,6 @@ class Training:
         self._loaded = memory_now(self.problem.lm.device)
         self.windows = evaluation_windows(settings.data, self.problem.tokenizer)
         self._metric_windows = self.problem.stream.head(settings.init.init_samples)
-        self._validation = self.problem.stream.head(VALIDATION_WINDOWS)
         self._env = make_env(settings, self.problem)
         if replicas is not None:
             self._env.judge.share(replicas)
@@ -88,18 +86,26 @@ class Training:
             "executor": self.problem.lm.executor,
             "learning_rate": self.settings.learning_rate,
             "model_fingerprint": fingerprint(*self.problem.lm.model.parameters()),
-            "text_fingerprint": fingerprint(self._validation),
+            "text_fingerprint": fingerprint(self._metric_windows, self.problem.validation),
+            "validation": "held out",
         }
 
     def check(self, run: Run) -> None:
         """Makes sure that a run to resume was started on this model and this text.
 
         Raises:
-            PruningError: the model or the calibration text is another one.
+            PruningError: the model or the calibration text is another one, or an earlier version
+                trained on what is held out for validation now.
         """
+        decided = run.sections.get("decided", {})
+        if "validation" not in decided:
+            raise PruningError(
+                f"the run {run.path} is of an earlier version, which trained on text that is held "
+                "out for validation now; start a new run"
+            )
         for name in ("model", "text"):
             key = f"{name}_fingerprint"
-            if run.sections.get("decided", {}).get(key) != self.decided()[key]:
+            if decided.get(key) != self.decided()[key]:
                 raise PruningError(
                     f"the run {run.path} was started on another {name} than is there now; put the "
                     f"old {name} back, or start a new run"
@@ -187,7 +193,8 @@ class Training:
         """
         mask, record, env = agent.mask(), self.record, self._env
         rows = mask[None].to(self.problem.lm.device)  # (1, n)
-        losses = [env.evaluate(rows, batch) for batch in self._validation.split(8)]  # (1, B) each
+        batches = self.problem.validation.split(8)
+        losses = [env.evaluate(rows, batch) for batch in batches]  # (1, B) each
         record.validation_loss = float(torch.cat(losses, dim=1).double().mean())
         if record.validation_loss < record.best_loss or "best" not in record.masks:
             record.best_loss = record.validation_loss

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pgprune.data.documents import Documents, calibration_documents, evaluation_documents, iterate
+from pgprune.data.documents import Documents, evaluation_documents, iterate
 from pgprune.data.tokens import BLOCK_DOCUMENTS, BlockTokens, Ids, cut, encode
 from pgprune.errors import PruningError
 from pgprune.utils.options import Config, option
@@ -109,7 +109,7 @@ class CalibrationStream:
         Raises:
             PruningError: the whole text is shorter than one window.
         """
-        batch = _stack(islice(self._sequence, self.batch_size))
+        batch = _stack(islice(self._sequence, self.batch_size), self.sequence_length)
         self.position += 1
         return batch
 
@@ -148,13 +148,18 @@ class CalibrationStream:
             PruningError: the text has fewer windows.
         """
         n = min(n, self.samples or n)
-        windows = list(islice(self._epoch(0), n))  # a new iterator, so the position stays
+        windows = self.first(n)
         if len(windows) < n:
             raise PruningError(
                 f"{self.name} has only {len(windows)} windows of {self.sequence_length} tokens, "
                 f"fewer than the {n} asked for; give more text or ask for fewer"
             )
-        return _stack(windows)
+        return windows
+
+    def first(self, n: int) -> Tensor:
+        """Returns the first n windows in this seed's order, or all there are, (at most n, T)."""
+        # A new iterator, so the position stays.
+        return _stack(islice(self._epoch(0), n), self.sequence_length)
 
     def _endless(self) -> Iterator[Ids]:
         """Yields the windows of all epochs, (T,) each."""
@@ -176,31 +181,6 @@ class CalibrationStream:
         blocks = self._tokens.blocks(_generator(self.seed, epoch, 0))
         for block, windows in enumerate(cut(blocks, self.sequence_length), start=1):
             yield from _generator(self.seed, epoch, block).permutation(windows)
-
-
-def calibration_stream(
-    config: DataConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    seed: int = 0,
-    documents: Documents | None = None,
-) -> CalibrationStream:
-    """Makes a stream of the calibration text, open already or not, and checks its length.
-
-    Raises:
-        PruningError: the text cannot be read, or is shorter than a batch or the asked samples.
-    """
-    stream = CalibrationStream(
-        calibration_documents(config.calibration) if documents is None else documents,
-        tokenizer,
-        config.sequence_length,
-        config.batch_size,
-        seed,
-        config.calibration_samples,
-        name=f"the calibration text {config.calibration!r}",
-    )
-    # Raises where the text is too short. The stream keeps the tokens that this makes.
-    stream.head(config.calibration_samples or config.batch_size)
-    return stream
 
 
 @dataclass(frozen=True)
@@ -234,7 +214,7 @@ def evaluation_sets(
         windows = list(islice(chain.from_iterable(blocks), config.evaluation_windows))
         if not windows:
             raise PruningError(_too_short(f"the evaluation text {name!r}", length))
-        sets[name] = EvaluationSet(_stack(windows), sizes["bytes"] / sizes["tokens"])
+        sets[name] = EvaluationSet(_stack(windows, length), sizes["bytes"] / sizes["tokens"])
     return sets
 
 
@@ -272,8 +252,9 @@ def _generator(seed: int, epoch: int, block: int) -> np.random.Generator:
     return np.random.default_rng([seed, epoch, block])
 
 
-def _stack(windows: Iterable[Ids]) -> Tensor:
-    return torch.from_numpy(np.stack(list(windows)).astype(np.int64))
+def _stack(windows: Iterable[Ids], length: int) -> Tensor:
+    rows = np.array(list(windows), dtype=np.int64)
+    return torch.from_numpy(rows.reshape(-1, length))
 
 
 def _check_samples(samples: int | None, batch_size: int) -> None:

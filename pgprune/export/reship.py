@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgprune.data.stream import DataConfig, calibration_stream, evaluation_windows
+from pgprune.data.calibration import open_calibration
+from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.models.load import ModelConfig, choose_dtype, move_model
 from pgprune.repair.config import (
@@ -91,7 +92,8 @@ def _calibration(loaded: LoadedRun, wanted: RepairConfig) -> Tensor:
     if wanted.repair == "none":
         return torch.empty(0, 0, dtype=torch.int64)
     data, seed = loaded.run.config("data", DataConfig), loaded.run.sections["run"]["seed"]
-    return calibration_stream(data, loaded.tokenizer, seed).head(loaded.run.repair_windows)
+    stream, _ = open_calibration(data, loaded.tokenizer, seed)
+    return stream.head(loaded.run.repair_windows)
 
 
 def _perplexity(loaded: LoadedRun, lm: MaskedLM, repair: Repair | None) -> Table:

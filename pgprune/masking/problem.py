@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from pgprune.data.calibration import open_calibration
 from pgprune.data.documents import calibration_documents, evaluation_documents
 from pgprune.data.stream import (
     CalibrationStream,
     DataConfig,
-    calibration_stream,
     check_sequence_length,
 )
 from pgprune.errors import PruningError
@@ -73,6 +74,7 @@ class Problem:
         units: the units of mask bits.
         budget: the masks that are allowed.
         stream: calibration batches.
+        validation: windows that the stream never gives, (V, T).
         tokenizer: of the model.
         data: options of calibration and evaluation text.
     """
@@ -81,6 +83,7 @@ class Problem:
     units: PruningUnits
     budget: Budget
     stream: CalibrationStream
+    validation: Tensor
     tokenizer: PreTrainedTokenizerBase
     data: DataConfig
 
@@ -146,7 +149,7 @@ def make_problem(
     check_sequence_length(language_model.config, data.sequence_length)
     units = PruningUnits.of(language_model, pruning.granularity, pruning.channel_block)
     budget = Budget(units, pruning.prune_rate, pruning.budget, pruning.scope, pruning.round_to)
-    stream = calibration_stream(data, tokenizer, seed, documents)
+    stream, validation = open_calibration(data, tokenizer, seed, documents)
     executor = pruning.executor
     if executor == "auto" and pruning.kernels != "plain":
         executor = "sliced"
@@ -161,4 +164,4 @@ def make_problem(
             language_model.device.type,
         )
     lm = MaskedLM(language_model, units, executor, pruning.kernels, pruning.compile_head)
-    return Problem(lm, units, budget, stream, tokenizer, data)
+    return Problem(lm, units, budget, stream, validation, tokenizer, data)

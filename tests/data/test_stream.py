@@ -7,10 +7,10 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from pgprune import PruningError
 from pgprune.data import tokens
+from pgprune.data.calibration import open_calibration
 from pgprune.data.stream import (
     CalibrationStream,
     DataConfig,
-    calibration_stream,
     check_sequence_length,
     evaluation_windows,
 )
@@ -202,12 +202,12 @@ def test_numbers_that_make_no_stream_are_refused():
 
 def test_calibration_text_shorter_than_asked_is_refused_at_once(tmp_path):
     path = tmp_path / "short.txt"
-    path.write_text("abcdefg")
+    path.write_text(ALPHABET[:16])  # three windows to train on, one to validate on
     config = DataConfig(calibration=str(path), sequence_length=4, batch_size=2)
-    assert calibration_stream(config, TOKENIZER, seed=1).next().shape == (2, 4)
-    for more in ({"batch_size": 3}, {"calibration_samples": 3}, {"sequence_length": 9}):
+    assert open_calibration(config, TOKENIZER, seed=1)[0].next().shape == (2, 4)
+    for more in ({"batch_size": 4}, {"calibration_samples": 4}):
         with pytest.raises(PruningError, match=r"short\.txt.* has only"):
-            calibration_stream(DataConfig(**vars(config) | more), TOKENIZER)
+            open_calibration(DataConfig(**vars(config) | more), TOKENIZER)
 
 
 def test_evaluation_sets_are_the_first_windows_in_text_order(tmp_path):

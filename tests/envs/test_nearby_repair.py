@@ -1,7 +1,5 @@
 """Repairs from the moments of a similar mask, and rewards computed with them."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,15 +9,12 @@ from helpers.masks import patterns
 from helpers.tiny import masked_lm, tiny_model, tokens
 from pgprune import PruningError
 from pgprune.agents.auto import Auto
-from pgprune.agents.training.final_mask import FRESH, _windows, best_repaired
 from pgprune.agents.training.repaired_reward import RepairedReward
 from pgprune.agents.training.settings import Settings
-from pgprune.data.stream import calibration_stream
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.envs.nearby_repair import NearbyRepair
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import Group, PruningUnits
-from pgprune.repair.config import RepairConfig
 from pgprune.repair.fit import choose_and_refit, fit_repair
 from pgprune.repair.least_squares import LeastSquares
 from pgprune.repair.repair import Repair, repaired
@@ -125,7 +120,7 @@ def test_a_run_ships_what_it_was_rewarded_for(options, tmp_path):
     assert found["pruned"] != found["masked"]
 
 
-@pytest.mark.parametrize(("seed", "better"), [(0, 0), (6, 1)])  # the learned one, the start
+@pytest.mark.parametrize(("seed", "better"), [(9, 0), (1, 1)])  # the learned one, the start
 def test_the_answer_is_the_better_one_of_start_and_learned_once_repaired(
     seed, better, options, problem, tmp_path, monkeypatch
 ):
@@ -137,29 +132,12 @@ def test_the_answer_is_the_better_one_of_start_and_learned_once_repaired(
     found = load_file(tmp_path / "run" / "mask.safetensors")
     answers = [learned, found["initial"]]
     lm, stream = problem.lm, problem.stream
-    fresh = stream.fork(3 + FRESH).head(32)
     losses = []
     for mask in answers:
         with repaired(lm, fit_repair(lm, mask, stream.head(16), "least-squares")):
-            losses.append(lm.losses(mask[None], fresh).mean())
+            losses.append(lm.losses(mask[None], problem.validation).mean())
     assert losses[better] < losses[1 - better]
     assert torch.equal(found["mask"], answers[better])
-
-
-def test_with_a_finite_set_the_answer_is_chosen_on_that_set(problem):
-    finite = calibration_stream(replace(problem.data, calibration_samples=12), problem.tokenizer, 3)
-    few = replace(problem, stream=finite)
-    config = RepairConfig(repair="least-squares")
-    masks = [half(problem.units, seed) for seed in (2, 3)]
-    mask, made = best_repaired(few, masks, finite.head(12), config)
-    losses = []
-    for each in masks:
-        with repaired(problem.lm, fit_repair(problem.lm, each, finite.head(12), "least-squares")):
-            losses.append(problem.lm.losses(each[None], finite.head(12)).mean())
-    assert torch.equal(mask, masks[int(losses[1] < losses[0])])
-    read = set(map(tuple, _windows(finite).tolist()))
-    assert read == set(map(tuple, finite.head(12).tolist()))
-    assert made is not None
 
 
 @pytest.mark.parametrize(

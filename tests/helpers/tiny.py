@@ -192,4 +192,6 @@ def toy_problem(lm: AdditiveLM, prune_rate: float = 0.5, batch: int = 2) -> Prob
     documents = ["thequickbrownfox" * (1 + i % 3) + "jumps" for i in range(40)]
     tokenizer = letters_tokenizer()
     stream = CalibrationStream(documents, tokenizer, 8, batch)
-    return Problem(lm, lm.units, Budget(lm.units, prune_rate), stream, tokenizer, DataConfig())
+    return Problem(
+        lm, lm.units, Budget(lm.units, prune_rate), stream, stream.head(4), tokenizer, DataConfig()
+    )

@@ -49,12 +49,20 @@ def test_an_existing_output_is_not_touched(options, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_resume_refuses_another_model(options, undisturbed, tmp_path):
+@pytest.mark.parametrize(
+    ("setting", "changed", "message"),
+    [
+        ("model_fingerprint: .*", "model_fingerprint: abc", "another model"),
+        ("text_fingerprint: .*", "text_fingerprint: abc", "another text"),
+        ("  validation: held out\n", "", "earlier version"),
+    ],
+)
+def test_resume_refuses_another_model_text_or_version(
+    setting, changed, message, undisturbed, tmp_path
+):
     text = (undisturbed / "config.yaml").read_text()
-    (tmp_path / "config.yaml").write_text(
-        re.sub("model_fingerprint: .*", "model_fingerprint: abc", text)
-    )
-    with pytest.raises(PruningError, match="another model"):
+    (tmp_path / "config.yaml").write_text(re.sub(setting, changed, text))
+    with pytest.raises(PruningError, match=message):
         train(f"--resume={tmp_path}")
 
 

@@ -1,0 +1,114 @@
+"""The calibration text in two parts: a stream to train on, and windows to validate masks on."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import chain, islice
+from zlib import crc32
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pgprune.data.documents import Documents, calibration_documents, iterate
+from pgprune.data.stream import CalibrationStream, DataConfig
+from pgprune.data.tokens import cut, encode
+from pgprune.errors import PruningError
+
+VALIDATION_WINDOWS = 32
+"""Windows that masks are validated on, at most."""
+
+SHARE = 16
+"""One document in this many is held out of the training stream."""
+
+_LARGER_SHARES = (SHARE, 8, 4, 2)
+_MOST_DOCUMENTS = 256  # of those held out are read: a streamed text need not be read to its end
+
+
+def open_calibration(
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int = 0,
+    documents: Documents | None = None,
+) -> tuple[CalibrationStream, Tensor]:
+    """Opens the calibration text as a stream, and as windows that the stream never gives.
+
+    These windows validate masks: they choose the best one, draw the learning curve and decide
+    between repairs. They are the same for every seed, so that curves of seeds compare.
+
+    Args:
+        config: which text, and how it is cut.
+        tokenizer: of the model.
+        seed: of the stream.
+        documents: the text if it is open already; None opens it.
+
+    Returns:
+        The stream, and at most ``VALIDATION_WINDOWS`` windows, (V, T) int64 on the CPU.
+
+    Raises:
+        PruningError: the text cannot be read, or is shorter than a batch or the asked samples.
+    """
+    length, name = config.sequence_length, f"the calibration text {config.calibration!r}"
+
+    def has_window(documents: Documents) -> bool:
+        windows = chain.from_iterable(cut(encode(tokenizer, iterate(documents)), length))
+        return next(windows, None) is not None
+
+    if documents is None:
+        documents = calibration_documents(config.calibration)
+    parts = hold_out(documents, has_window)
+    if parts is None:
+        raise PruningError(
+            f"{name} is shorter than two windows of {length} tokens, one to calibrate and one to "
+            "validate on; give more text"
+        )
+    training, held = parts
+    samples, batch = config.calibration_samples, config.batch_size
+    stream = CalibrationStream(training, tokenizer, length, batch, seed, samples, name=name)
+    stream.head(samples or batch)  # raises where the text is too short
+    few = list(islice(iterate(held), _MOST_DOCUMENTS))
+    return stream, CalibrationStream(few, tokenizer, length, 1).first(VALIDATION_WINDOWS)
+
+
+def hold_out(
+    documents: Documents, enough: Callable[[Documents], bool]
+) -> tuple[Documents, Documents] | None:
+    """Splits a text into what is trained on and what is only validated on.
+
+    Documents are held out by a checksum of their text: the same document, or a copy of it, is on
+    the same side in every run, whatever the seed, the order and the range. A text of few documents
+    may have none on one side. Then the end of every document is held out, a sixteenth of it or as
+    much as ``enough`` needs, up to a half.
+
+    Args:
+        documents: the whole text.
+        enough: whether a side holds at least what is needed.
+
+    Returns:
+        The documents to train on and those held out; None where no split gives both sides enough.
+    """
+    ends = (partial(_by_place, share=share) for share in _LARGER_SHARES)
+    splits: list[Callable[[str, bool], str]] = [_by_document, *ends]
+    for part in splits:
+        training, held = (_select(documents, part, held) for held in (False, True))
+        if enough(held) and enough(training):
+            return training, held
+    return None
+
+
+def _by_document(text: str, held: bool) -> str:
+    # A checksum and not the index, so that copies of a document never stand on both sides.
+    is_held = crc32(text.encode(errors="surrogatepass")) % SHARE == 0
+    return text if is_held == held else ""
+
+
+def _by_place(text: str, held: bool, share: int) -> str:
+    end = len(text) - len(text) // share
+    return text[end:] if held else text[:end]
+
+
+def _select(documents: Documents, part: Callable[[str, bool], str], held: bool) -> Documents:
+    """The parts of documents that belong to one side; a text that is streamed stays so."""
+
+    def read() -> Iterator[str]:
+        return (chosen for text in iterate(documents) if (chosen := part(text, held)))
+
+    return read if callable(documents) else list(read())
