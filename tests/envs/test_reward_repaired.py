@@ -167,10 +167,10 @@ def test_a_run_learns_repaired_and_reports_plain(options, tmp_path, problem):
 
     settings = Settings.from_run(Run.open(run))
     assert settings.agent.reward == "repaired"
-    lm, validation = problem.lm, problem.stream.fork(settings.run.seed).head(32)
+    lm = problem.lm
     mask = load_file(run / "mask.safetensors")["mask"]
     fill = mean_fill(lm, problem.stream.fork(0).head(128))
-    last = lm.losses(mask[None], validation, fill).double().mean()
+    last = lm.losses(mask[None], problem.validation, fill).double().mean()
     assert found["validation_loss"]["last"] == pytest.approx(float(last))
 
 
