@@ -106,9 +106,10 @@ def _by_place(text: str, held: bool, share: int) -> str:
 
 
 def _select(documents: Documents, part: Callable[[str, bool], str], held: bool) -> Documents:
-    """The parts of documents that belong to one side; a text that is streamed stays so."""
-
-    def read() -> Iterator[str]:
-        return (chosen for text in iterate(documents) if (chosen := part(text, held)))
-
+    """Returns what belongs to one side; a text that is streamed stays so."""
+    read = partial(_read, documents, part, held)
     return read if callable(documents) else list(read())
+
+
+def _read(documents: Documents, part: Callable[[str, bool], str], held: bool) -> Iterator[str]:
+    return (chosen for text in iterate(documents) if (chosen := part(text, held)))
