@@ -140,7 +140,6 @@ def prepare(cell: Cell, assets: Path, windows: int) -> Prepared:
     prepared = Prepared(
         problem,
         evaluation_windows(problem.data, problem.tokenizer),
-        # A fork of the stream: other windows of the same text than agents learn from.
         problem.validation,
         importance,
         initial,

@@ -82,11 +82,13 @@ class Training:
 
     def decided(self) -> dict[str, Any]:
         """Returns what was chosen from the settings, for config.yaml."""
+        # Not the windows of the metric, whose number differs between agents of one benchmark.
+        first_batch = self.problem.stream.head(self.problem.stream.batch_size)
         return {
             "executor": self.problem.lm.executor,
             "learning_rate": self.settings.learning_rate,
             "model_fingerprint": fingerprint(*self.problem.lm.model.parameters()),
-            "text_fingerprint": fingerprint(self._metric_windows, self.problem.validation),
+            "text_fingerprint": fingerprint(first_batch, self.problem.validation),
             "validation": "held out",
         }
 

@@ -3,6 +3,7 @@
 An operation on tensors of both places fails there as it would on a real GPU.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ def problem_of(name: str, far: bool) -> Problem:
     problem = toy_problem(lm)
     kind = "parameters" if name == "2ssp" else "per-kind"
     budget = Budget(lm.units, 0.33 if name in DEPTH else 0.5, kind)
-    return Problem(lm, lm.units, budget, problem.stream, problem.tokenizer, problem.data)
+    return replace(problem, budget=budget)
 
 
 @pytest.mark.parametrize("name", sorted(METRICS.keys() - {"bonsai"}))  # it is below, quicker

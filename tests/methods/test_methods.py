@@ -40,7 +40,9 @@ def problem_of(model, method, rate=0.34, granularity=None, **budget) -> Problem:
     tokenizer = letters_tokenizer()
     stream = CalibrationStream(["thequickbrownfoxjumps" * 9] * 9, tokenizer, 12, 6)
     lm = MaskedLM(model, units)
-    return Problem(lm, units, Budget(units, rate, **budget), stream, tokenizer, DataConfig())
+    return Problem(
+        lm, units, Budget(units, rate, **budget), stream, stream.head(4), tokenizer, DataConfig()
+    )
 
 
 def prune(method, problem, seed=0, **knobs):

@@ -164,4 +164,4 @@ def test_it_beats_wanda_and_random(assets):
 def problem_of(model, rate: float, budget: str = "per-kind") -> Problem:
     """A problem around a model, without a stream."""
     lm = masked_lm(model)
-    return Problem(lm, lm.units, Budget(lm.units, rate, budget), None, None, None)
+    return Problem(lm, lm.units, Budget(lm.units, rate, budget), None, None, None, None)
