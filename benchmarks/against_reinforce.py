@@ -98,12 +98,12 @@ def report(config: AgainstConfig) -> str:
 
 
 def reinforce(step: float) -> str:
-    """The paper's agent with a step size."""
+    """Returns the paper's agent with a step size."""
     return f"reinforce:learning-rate={step:g},{_REPAIR}"
 
 
 def open_grid(scores: Scores, models: list[str], config: BenchmarkConfig) -> list[Cell]:
-    """The cells of the grid that are to be measured next; none once each best has neighbours."""
+    """Returns the grid cells to measure next; none once each best step has both neighbours."""
     agents_tasks = []
     for model in models:
         task = f"{model}:{GRID_RATE:g}"
@@ -122,14 +122,14 @@ def open_grid(scores: Scores, models: list[str], config: BenchmarkConfig) -> lis
 
 
 def around(step: float) -> tuple[float, ...]:
-    """A step of the grid with its neighbours."""
+    """Returns a step of the grid with its neighbours."""
     # At an end of the grid there is one neighbour only.
     at = GRID.index(step)
     return GRID[max(0, at - 1) : at + 2]
 
 
 def step_losses(scores: Scores, task: str) -> dict[float, float]:
-    """The loss of the answer on calibration text by step size, of the first seed."""
+    """Reads the answer's loss on calibration text by step size, of the first seed."""
     found = {}
     for step in GRID:
         runs = scores.runs(reinforce(step), task)
@@ -139,7 +139,7 @@ def step_losses(scores: Scores, task: str) -> dict[float, float]:
 
 
 def best_steps(scores: Scores) -> dict[str, float]:
-    """The step size of each model with the lowest loss on calibration text."""
+    """Chooses the step size of each model with the lowest loss on calibration text."""
     losses = {task: step_losses(scores, task) for task in scores.tasks}
     return {
         task.removesuffix(f":{GRID_RATE:g}"): min(found, key=lambda step: found[step])
@@ -149,7 +149,7 @@ def best_steps(scores: Scores) -> dict[str, float]:
 
 
 def mean_losses(scores: Scores, task: str) -> dict[float, float]:
-    """The mean loss on calibration text by step size, of the steps with the most seeds."""
+    """Computes the mean calibration loss by step size, of the steps with the most seeds."""
     runs = {step: scores.runs(reinforce(step), task) for step in GRID}
     # Steps with fewer seeds, as those of the grid's walk, have no comparable mean.
     seeds = max(len(found) for found in runs.values())
@@ -161,7 +161,7 @@ def mean_losses(scores: Scores, task: str) -> dict[float, float]:
 
 
 def cell_steps(scores: Scores) -> dict[str, float]:
-    """The step size of each task with the lowest mean loss on calibration text.
+    """Chooses the step size of each task with the lowest mean loss on calibration text.
 
     Tasks of models without a chosen step are left out.
     """
@@ -176,7 +176,7 @@ def cell_steps(scores: Scores) -> dict[str, float]:
 def matches(
     steps: Mapping[str, float], models: list[str], config: BenchmarkConfig, only: Sequence[str]
 ) -> list[Cell]:
-    """The cells of some rounds, all models of a round before the next one."""
+    """Returns the cells of some rounds, all models of a round before the next one."""
     cells = []
     for name in only:
         for model in models:
@@ -188,7 +188,7 @@ def matches(
 
 
 def tables(scores: Scores) -> str:
-    """The step sizes, and both agents before and after repair."""
+    """Writes the tables of the step sizes and of both agents before and after repair."""
     steps = cell_steps(scores)
     first = {task: step_losses(scores, task) for task in steps if task.endswith(f":{GRID_RATE:g}")}
     means = {task: mean_losses(scores, task) for task in steps}
@@ -213,7 +213,7 @@ def _step_table(losses: Mapping[str, Mapping[float, float]]) -> str:
 def _match_table(
     scores: Scores, steps: Mapping[str, float], agents: Mapping[str, str], column: str
 ) -> str:
-    """Perplexities by task, and the paired differences in log-perplexity with their intervals."""
+    """Tabulates perplexities and paired differences in log-perplexity by task."""
     lines = []
     for task, step in steps.items():
         other = reinforce(step)
@@ -229,10 +229,10 @@ def _match_table(
 
 
 def _versus(scores: Scores, one: str, other: str, task: str, column: str) -> list[str]:
-    """The difference of two agents with its interval, and the share of tokens beyond the start.
+    """Returns the difference of two agents with its interval, and the share of tokens spent.
 
-    The start is the other agent's, with its first look at the validation batch: what one spends on
-    its own start beyond that, as on moments for its rewards, counts.
+    The tokens are those beyond the start of the other agent, its first evaluation of the validation
+    batch included. Other preparation counts, such as moments for repaired rewards.
     """
     if not (pair := scores.differences(one, other, column).get(task)):
         return ["–", "–"]
@@ -256,7 +256,7 @@ def _perplexity(runs: Mapping[int, Record], column: str) -> str:
 
 
 def _tokens(run: Record, column: str) -> float:
-    """Tokens up to the last look at the validation batch, and of repairs if they count."""
+    """Returns the tokens up to the last validation, and those of repairs if they count."""
     # Repairs come after the last look, and count where repaired masks are compared.
     end = run["curve"][-1] if column == "masked" else run
     return float(end["tokens"])

@@ -42,7 +42,7 @@ def main() -> int:
 
 
 def cells(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """The models and the agents or methods to run on each."""
+    """Returns the models and the agents or methods to run on each."""
     for model in options.models:
         for name in options.names:
             yield model, name
@@ -84,7 +84,7 @@ def fingerprint(path: Path) -> tuple[str, str]:
 
 
 def perplexity(results: dict[str, Any]) -> dict[str, float]:
-    """The perplexities of what a run ships, by evaluation set."""
+    """Reads the perplexities of what a run ships, by evaluation set."""
     return dict(results["perplexity"]["pruned"])
 
 

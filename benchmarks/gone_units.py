@@ -72,7 +72,7 @@ def measure(shape: str, gone: float, rate: float, rounds: int) -> str:
 
 
 def masks(units: PruningUnits, gone: float, rate: float) -> tuple[Tensor, Tensor]:
-    """A mask (n,) of units that are not gone, and one at the prune rate that is within it."""
+    """Makes a mask (n,) of the units that are not gone, and one within it at the prune rate."""
     scores = torch.rand(units.n, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     alive = Budget(units, gone, scope="uniform").round(scores)
     # Units that are there score one more, so the mask stays within them.

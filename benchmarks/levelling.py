@@ -39,7 +39,7 @@ def main() -> None:
 
 
 def problems(assets: Path | None, rate: float) -> dict[str, Problem]:
-    """The models at hand, with their text and budget."""
+    """Loads the available models, with their text and budget."""
     pruning = PruningConfig(prune_rate=rate)
     found = {"builtin": make_problem(ModelConfig(), DataConfig(), pruning)}
     if assets is not None:
@@ -52,7 +52,7 @@ def problems(assets: Path | None, rate: float) -> dict[str, Problem]:
 
 
 def measure(name: str, refit: bool, problem: Problem) -> list[list[str]]:
-    """The rows of one model and metric."""
+    """Measures the rows of one model and metric."""
     sets = evaluation_windows(problem.data, problem.tokenizer)
     windows, lm = problem.stream.head(128), problem.lm  # (128, T)
     rows = {text: [name, "stream-error-refit" if refit else "stream-error", text] for text in sets}

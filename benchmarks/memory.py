@@ -26,7 +26,7 @@ _MIB = 2**20
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Makes the model, prunes it in a process of its own, and prints what that needed."""
+    """Makes the model, prunes it in a separate process, and prints the memory used."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

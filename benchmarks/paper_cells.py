@@ -109,17 +109,17 @@ class Table:
 
 
 def seeds(count: int, cells: list[Cell]) -> list[Cell]:
-    """Each cell under seeds 0, 1, ...; all cells of a seed come before the next seed."""
+    """Repeats the cells for seeds 0, 1, ...; all cells of a seed come before the next seed."""
     return [vary(cell, seed=seed) for seed in range(count) for cell in cells]
 
 
 def builtin(cell: Cell) -> Cell:
-    """The same cell on the built-in model, calibrated on code and evaluated on code and prose."""
+    """Moves a cell to the built-in model, calibrated on code and evaluated on code and prose."""
     return vary(cell, model="builtin", calibration="builtin", evaluation="builtin")
 
 
 def baby(cell: Cell) -> Cell:
-    """The same cell on babyllama-361."""
+    """Moves a cell to babyllama-361."""
     return vary(cell, model="babyllama-361")
 
 
@@ -134,7 +134,7 @@ def _main() -> list[Cell]:
 
 
 def _auto(evaluations: int = 260) -> list[Cell]:
-    """The recommended agent beside the default one; its validations would make 300."""
+    """Returns cells of the recommended and the default agent; validations would make 300."""
     cells = [*_STORIES, *map(baby, _STORIES), *map(builtin, _STORIES)]
     few = [vary(cell, agent="auto", masks=10, timesteps=evaluations) for cell in cells]
     return seeds(3, [*few, *cells])

@@ -156,7 +156,7 @@ def prepare(cell: Cell, assets: Path, windows: int) -> Prepared:
 
 
 def figures(prepared: Prepared, mask: Tensor) -> dict[str, Any]:
-    """What is stored of a mask (n,): perplexities, calibration loss and what it keeps."""
+    """Measures perplexities, calibration loss and kept units of a mask (n,), for its record."""
     problem = prepared.problem
     units = problem.units
     # Heads and channels apart, as the paper's budget does.
@@ -172,7 +172,7 @@ def figures(prepared: Prepared, mask: Tensor) -> dict[str, Any]:
 
 
 def oracle(prepared: Prepared) -> dict[str, Tensor]:
-    """The best mask of the budget by exhaustive search on the validation windows.
+    """Finds the best mask of the budget by exhaustive search on the validation windows.
 
     Returns:
         The mask (n,) as ``oracle``, or nothing where there are too many masks.
@@ -191,7 +191,7 @@ def oracle(prepared: Prepared) -> dict[str, Tensor]:
 
 
 def _learn(cell: Cell, prepared: Prepared) -> Tensor:
-    """The mask that the agent learns, (n,) uint8."""
+    """Returns the mask that the agent learns, (n,) uint8."""
     own = settings_of(cell)
     env = LLMPruningVectorEnv(own["masks"], problem=prepared.problem, seed=cell.seed)
     # auto starts from the metric's importance, reinforce from probabilities made of it.
@@ -208,7 +208,7 @@ def _learn(cell: Cell, prepared: Prepared) -> Tensor:
 
 
 def _loss(prepared: Prepared, mask: Tensor) -> float:
-    """Mean loss on the validation windows, in nats a token."""
+    """Computes the mean loss on the validation windows, in nats a token."""
     # Perplexity is the exponential of the mean loss.
     return math.log(perplexity(prepared.problem.lm, mask, prepared.validation))  # type: ignore
 

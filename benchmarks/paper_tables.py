@@ -53,7 +53,7 @@ FORMULAS: dict[str, Callable[[int], float]] = {
 
 
 def markdown(records: Iterable[Record], names: Iterable[str]) -> str:
-    """Tables under their titles, as Markdown; one of which no cell is measured is left out.
+    """Writes tables under their titles, as Markdown; those without measured cells are left out.
 
     Args:
         records: the JSON lines.
@@ -66,7 +66,7 @@ def markdown(records: Iterable[Record], names: Iterable[str]) -> str:
 
 
 def fill(page: str, records: Iterable[Record]) -> str:
-    """A page with its tables renewed: what stands between ``<!-- name -->`` and ``<!-- end -->``.
+    """Renews the tables of a page, each between ``<!-- name -->`` and ``<!-- end -->``.
 
     Args:
         page: Markdown.
@@ -80,7 +80,7 @@ def fill(page: str, records: Iterable[Record]) -> str:
 
 
 def body(name: str, records: Iterable[Record]) -> str:
-    """A table without its title; nothing where no cell of it is measured."""
+    """Returns a table without its title; empty if none of its cells is measured."""
     table = TABLES[name]
     by_key = {key_of(record): record for record in records}
     keys = list(dict.fromkeys(resolved(cell).key for cell in table.cells))
@@ -96,7 +96,7 @@ def body(name: str, records: Iterable[Record]) -> str:
 
 
 def pivot(table: Table, records: list[Record]) -> str:
-    """Means over seeds with the sample standard deviation; with columns, one table a value."""
+    """Tabulates means and sample deviations over seeds; with columns, one table a value."""
     if not table.columns:
         return _pivot(table, records, list(table.values))
     parts = [
@@ -128,7 +128,7 @@ def _pivot(table: Table, records: list[Record], values: list[str]) -> str:
 
 
 def _shown(values: list[float]) -> str:
-    """Mean and sample standard deviation of what is a number; parameters have no deviation."""
+    """Writes mean and sample standard deviation without NaN; parameters have no deviation."""
     numbers = [value for value in values if not math.isnan(value)]
     # Numbers of parameters differ by rounding only, and perplexities never get there.
     if numbers and statistics.fmean(numbers) >= 10_000:
@@ -137,7 +137,7 @@ def _shown(values: list[float]) -> str:
 
 
 def losses_on_grid(records: Iterable[Record]) -> dict[tuple[str, int], dict[float, float]]:
-    """Mean calibration loss of the learned masks: (model, evaluations) -> {learning rate: loss}.
+    """Averages losses of learned masks: (model, evaluations) -> {learning rate: loss}.
 
     Only seeds that have the whole grid count, so that all rates are compared on the same seeds.
     """
@@ -156,7 +156,7 @@ def losses_on_grid(records: Iterable[Record]) -> dict[tuple[str, int], dict[floa
 
 
 def formula_table(records: list[Record]) -> str:
-    """How far each candidate formula is from the best rate of the grid, in nats of loss."""
+    """Tabulates the loss of each candidate formula above the grid's best rate, in nats."""
     grids = losses_on_grid(records)
     if not grids:
         return ""
@@ -174,7 +174,7 @@ def formula_table(records: list[Record]) -> str:
 
 
 def variance_table(records: list[Record]) -> str:
-    """Variance at equal evaluations, as a share of that without a baseline."""
+    """Tabulates variance at equal evaluations, as a share of that without a baseline."""
     rates = [record["cell"]["prune_rate"] for record in records]
     parts = []
     for score in ("preconditioned", "paper"):
@@ -242,7 +242,7 @@ def _draw(
 
 
 def _same_seeds(table: Table, records: list[Record]) -> list[Record]:
-    """The records to compare: those of seeds that all entries on the same problem have."""
+    """Selects the records of the seeds that all entries on the same problem have."""
     if not table.columns:
         return records
     fields = [field for field in (*table.rows, table.columns) if field != "set"]
@@ -257,20 +257,20 @@ def _same_seeds(table: Table, records: list[Record]) -> list[Record]:
 
 
 def _problem(cell: dict[str, Any]) -> tuple[str, int]:
-    """What entries of a table share that are compared with each other."""
+    """Returns the model and the evaluations; compared entries have the same ones."""
     return cell["model"], cell["timesteps"]
 
 
 def _by_set(records: Iterable[Record], every: bool) -> Iterable[Record]:
-    """Each record once for each of its evaluation texts, or for the first only."""
+    """Repeats each record for each of its evaluation texts, or takes the first text only."""
     for record in records:
-        # The first text is the calibration's own domain, which most tables show alone.
+        # The first text is the calibration's own domain, all that most tables show.
         for name in list(record["masks"]["dense"]["perplexity"])[: None if every else 1]:
             yield record | {"set": name}
 
 
 def _interpolate(grid: dict[float, float], rate: float) -> float:
-    """Loss at a learning rate between those of the grid, linear in the logarithm of the rate."""
+    """Interpolates the loss at a learning rate, linearly in the logarithm of the rate."""
     # The grid doubles from rate to rate, so log2 counts the steps from its first one.
     place = min(max(math.log2(rate / GRID[0]), 0.0), len(GRID) - 1.0)
     low = min(int(place), len(GRID) - 2)

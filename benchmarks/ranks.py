@@ -79,7 +79,7 @@ def main() -> int:
 
 
 def judge_of(setup: str) -> Judge:
-    """The judge of each process, pinned to a core of its own where there is no GPU."""
+    """Returns the judge of this process, pinned to one core if there is no GPU."""
     config = from_dict(RanksConfig, load_yaml(setup, "the settings")["ranks"])
     device = choose_device(config.device)
     if device.type == "cpu":
@@ -93,7 +93,7 @@ def judge_of(setup: str) -> Judge:
 
 
 def measure(judge: Judge, team: Ranks, config: RanksConfig) -> dict[str, Any]:
-    """Masks a second of the main process alone and of all, and their ratio, round by round."""
+    """Measures masks a second of the main process and of all, and their ratio by round."""
     lm, count = judge.lm, config.masks * world_size()
     generator = torch.Generator().manual_seed(0)
     budget = Budget(lm.units, config.prune_rate)
@@ -124,7 +124,7 @@ def measure(judge: Judge, team: Ranks, config: RanksConfig) -> dict[str, Any]:
 
 
 def describe(report: dict[str, Any]) -> str:
-    """A report in a few words."""
+    """Summarizes a report in a few words."""
     one, every = (median(report[name]) for name in ("alone", "together"))
     return (
         f"{one:.2f} masks a second by one process, {every:.2f} by {report['processes']} with the "
@@ -135,7 +135,7 @@ def describe(report: dict[str, Any]) -> str:
 
 
 def _rate(judge: Evaluate, masks: Tensor, ids: Tensor) -> tuple[float, Tensor]:
-    """Masks a second, and their losses."""
+    """Measures masks a second; returns it with the masks' losses."""
     started = time.perf_counter()
     losses = judge(masks, ids).cpu()
     return len(masks) / (time.perf_counter() - started), losses

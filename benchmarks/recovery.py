@@ -79,7 +79,7 @@ def one_shot(run: Path, output: Path) -> None:
 
 
 def table(options: argparse.Namespace) -> str:
-    """Perplexities before and after, as Markdown: means over seeds ± sample deviations."""
+    """Tabulates perplexities before and after, as Markdown: means ± sample deviations."""
     records = {method: _records(method, options) for method in METHODS}
     found = [record for rows in records.values() for record in rows]
     if not found:
@@ -109,19 +109,19 @@ def table(options: argparse.Namespace) -> str:
 
 
 def run_of(seed: int, options: argparse.Namespace) -> Path:
-    """The run of a seed."""
+    """Returns the run of a seed."""
     name = f"policy-gradient-{options.prune_rate:g}-{options.timesteps}-seed{seed}"
     return Path(options.output / name)
 
 
 def model_of(method: str, seed: int, options: argparse.Namespace) -> Path:
-    """What is finetuned: the run, or the model of its one-shot mask."""
+    """Returns the path to finetune: the run, or the model of its one-shot mask."""
     run = run_of(seed, options)
     return run if method == "policy-gradient" else run.with_name(f"{method}-of-{run.name}")
 
 
 def finetuned_of(method: str, seed: int, options: argparse.Namespace) -> Path:
-    """Where the finetuned model of a method goes; other settings, another directory."""
+    """Returns the directory of a method's finetuned model, which depends on the settings."""
     model = model_of(method, seed, options)
     # The settings are in the name: other ones do not find these results.
     size = f"{options.samples}x{options.sequence_length}"

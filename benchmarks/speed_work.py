@@ -107,7 +107,7 @@ def measure(
 
 
 def ways(device: torch.device) -> dict[str, tuple[str, str]]:
-    """Executors and their kernels by name: ``kernels`` on a GPU where Triton is."""
+    """Returns executors and their kernels by name: ``kernels`` only on a GPU with Triton."""
     found = {"masked": ("masked", "plain"), "sliced": ("sliced", "plain")}
     if device.type == "cuda" and find_spec("triton"):
         found["kernels"] = ("sliced", "triton")
@@ -172,7 +172,7 @@ def executor_work(lm: MaskedLM, mask: Tensor, ids: Tensor, clock: Clock) -> list
 
 @torch.no_grad()
 def products_work(weights: list[Tensor], tokens: int, clock: Clock) -> list[float]:
-    """Products of some states (tokens, inputs) with each of some weights (outputs, inputs)."""
+    """Times products of states (tokens, inputs) with each of some weights (outputs, inputs)."""
     largest = max(weight.shape[1] for weight in weights)
     states = torch.ones(tokens * largest, dtype=weights[0].dtype, device=clock.device)
     start = clock()

@@ -65,7 +65,7 @@ def estimator_variances(
 
 
 def bias_factor(score: str, baseline: str, window: int, masks: int) -> float:
-    """The multiple of the gradient that an estimator is expected to be."""
+    """Returns the multiple of the gradient that an estimator has as its expectation."""
     # The current losses are inside the moving average, each with weight 1 / (N_s T).
     inside = 1 - 1 / (masks * window) if baseline == "moving-average" else 1.0
     # The preconditioned score divides by N_s - 1, a mean over masks by N_s.
@@ -99,7 +99,7 @@ def _entry(
 def _estimates(
     pool: Pool, probabilities: Tensor, score: str, baseline: str, window: int, part: slice
 ) -> Tensor:
-    """One estimate for each group after the burn-in, from a part of its masks: (steps, n)."""
+    """Estimates from a part of each group's masks, after the burn-in: (steps, n)."""
     average: float | Tensor = float(pool[0][1][part].mean())
     found = []
     for masks, losses in pool:
@@ -111,7 +111,7 @@ def _estimates(
 
 
 def _signal(pool: Pool, probabilities: Tensor, score: str) -> float:
-    """Squared norm of the gradient: the product of means over two halves that share no batch."""
+    """Estimates the squared norm of the gradient from two halves that share no batch."""
     every = _estimates(pool, probabilities, score, "leave-one-out", 0, slice(0, GROUP))
     every = every / bias_factor(score, "leave-one-out", 0, GROUP)  # (steps, n)
     # E[a . b] = |g|^2 for independent estimates; the square of one would add the variance.

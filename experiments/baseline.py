@@ -44,7 +44,7 @@ class BaselineSettings(Sections):
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Self:
-        """The settings of a new run, from parsed options; what fits the method is the default.
+        """Makes the settings of a new run from parsed options; defaults fit the method.
 
         Raises:
             PruningError: an option was given that the method cannot follow.
@@ -60,7 +60,7 @@ class BaselineSettings(Sections):
 
     @property
     def name(self) -> str:
-        """What a run of these settings is called."""
+        """The name of a run with these settings."""
         return self.run.name(self.method.method, self.model.model, self.pruning.prune_rate)
 
 
@@ -151,7 +151,7 @@ class Baseline:
         return run, results
 
     def _evaluate(self, pruned: Pruned) -> Table:
-        """Perplexity of the dense model, under the mask alone, and as shipped."""
+        """Computes perplexities of the dense model, under the mask only, and as shipped."""
         lm, rows = self.problem.lm, {"dense": self.problem.units.ones()}
         # Cut streams are no mask over units, so there is nothing to evaluate without the cuts.
         if pruned.slices is None:
@@ -163,7 +163,7 @@ class Baseline:
             return table | perplexities(lm, {"pruned": pruned.mask}, self.windows)
 
     def _results(self, pruned: Pruned, cost: dict[str, Any]) -> dict[str, Any]:
-        """Evaluates; returns the content of results.json."""
+        """Evaluates, and returns the content of results.json."""
         settings, problem, lm = self.settings, self.problem, self.problem.lm
         perplexity = self._evaluate(pruned)
         peak, model, seed = peak_memory(lm.device), settings.model.model, settings.run.seed

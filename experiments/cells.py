@@ -82,7 +82,7 @@ class Cell:
 
     @property
     def random(self) -> bool:
-        """Whether the method draws; else a seed only shuffles its calibration windows."""
+        """True if the method draws; else a seed only shuffles its calibration windows."""
         return self.name in AGENTS or METHODS[self.name].random
 
     @property
@@ -156,7 +156,7 @@ class CellsConfig(Config):
 
     @property
     def at_a_time(self) -> int:
-        """How many cells are measured side by side."""
+        """The number of cells that are measured side by side."""
         return self.workers or min(_MOST_WORKERS, side_by_side(self.device))
 
     @property
@@ -261,7 +261,7 @@ def text_of(model: str, text: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _words(options: Mapping[str, object]) -> list[str]:
-    """Options by field as they are typed; one that is on or off has a name for each."""
+    """Spells options by field as they are typed; on and off have a name each."""
     return [_word(name.replace("_", "-"), value) for name, value in options.items()]
 
 

@@ -66,7 +66,7 @@ class Experiment:
         arguments = self.make_parser().parse_args(words)
         compared = from_arguments(self.compared, arguments)
         config = from_arguments(self.config, arguments)
-        # A wrong page is said before hours of work, not after them.
+        # A wrong page is reported before hours of work, not after them.
         if config.into is not None:
             check_page(Path(config.into), config.marker)
         failed = 0

@@ -47,13 +47,13 @@ class Hyperparameters:
         return found
 
     def trials(self) -> list[dict[str, Any]]:
-        """All combinations of the values to try."""
+        """Returns all combinations of the values to try."""
         values = product(*self.search.values())
         return [dict(zip(self.search, each, strict=True)) for each in values]
 
 
 def read_hyperparameters(agent: str, directory: Path = BENCHMARK_SETTINGS) -> Hyperparameters:
-    """The hyperparameters of an agent.
+    """Reads the hyperparameters of an agent.
 
     Args:
         agent: its name.
@@ -89,7 +89,7 @@ def is_rate(text: str) -> bool:
 
 
 def _entry(name: str, path: Path) -> str:
-    """The name of an entry: default, search, a granularity or a task, its rate as we write it."""
+    """Returns an entry's name: default, search, a granularity, or a task in standard form."""
     model, *rest = name.split(":")
     alone = (DEFAULT, SEARCH, *GRANULARITIES)
     if rest and is_rate(rest[0]):
@@ -105,7 +105,7 @@ def _entry(name: str, path: Path) -> str:
 
 
 def _field(key: str, agent: str, path: Path) -> str:
-    """The field of an option, which is one of the agent or of where it starts."""
+    """Returns the field of an option of the agent or of where it starts."""
     # Only the agent's own options may differ; the task and the budget are equal for all.
     name, known = key.replace("-", "_"), [*_names(agent), "action"]
     if name not in known:

@@ -100,7 +100,7 @@ def plot_perplexities(path: Path, rows: Sequence[Row]) -> bool:
 def hamming_distances(
     output: Path, records: Iterable[Record], model: str, rate: float
 ) -> Distances:
-    """Share of the units of each layer that one mask keeps and another prunes (Appendix A.14).
+    """Computes the share of each layer's units on which two masks differ (Appendix A.14).
 
     Args:
         output: the comparison's directory, which holds the masks.
@@ -174,7 +174,7 @@ def plot_hamming(path: Path, distances: Distances, title: str) -> bool:
 
 
 def _heat_map(figure: Any, names: Sequence[str], distances: Distances) -> None:
-    """The mean over layers of each pair, in percent, written into the fields."""
+    """Draws the mean over layers of each pair, in percent, written into the fields."""
     table = np.zeros((len(names), len(names)))
     for (i, one), (j, other) in product(enumerate(names), repeat=2):
         if i != j:
@@ -195,7 +195,7 @@ def _between(distances: Distances, one: str, other: str) -> npt.NDArray[np.float
 
 
 def _part(row: Row, granularity: str) -> Row:
-    """What a row has of one granularity."""
+    """Returns a row's records of one granularity."""
     own = [record for record in row.records if record["granularity"] == granularity]
     return Row(row.method, row.repair, own)
 
@@ -205,7 +205,7 @@ def _shown(row: Row) -> str:
 
 
 def _looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """A color and a marker for each method; agents are black and on top of the others."""
+    """Chooses a color and a marker for each method; agents are black and on top."""
     from matplotlib import colormaps
 
     table = colormaps["tab20"].colors  # type: ignore[attr-defined]
@@ -222,7 +222,7 @@ def _looks(methods: Iterable[str]) -> dict[str, dict[str, Any]]:
 
 
 def _curve(panel: Any, row: Row, model: str, name: str, look: Mapping[str, Any]) -> None:
-    """A row's perplexities of a model, means over seeds, over the share of parameters kept."""
+    """Draws a row's mean perplexities of a model over the share of parameters kept."""
     points = []
     for rate in sorted({record["rate"] for record in row.records}):
         values = row.perplexities((model, rate, name))
@@ -237,7 +237,7 @@ def _curve(panel: Any, row: Row, model: str, name: str, look: Mapping[str, Any])
 
 
 def _dense(panel: Any, rows: Sequence[Row], model: str, name: str) -> None:
-    """A line at the dense model's perplexity."""
+    """Draws a line at the dense model's perplexity."""
     # The dense perplexity is the same in all records of a model.
     found = [r["dense"][name] for row in rows for r in row.records if r["model"] == model]
     panel.axhline(found[0], color=_GREY, linestyle="--", linewidth=1, label="dense")

@@ -23,7 +23,7 @@ _MIB = 2**20
 
 
 def tables(records: Sequence[Record], at_rate: float | None = None) -> str:
-    """All tables and what failed, under a sentence that says what is best.
+    """Writes all tables and what failed, under a sentence that says what is best.
 
     Args:
         records: of a comparison.
@@ -50,7 +50,7 @@ def tables(records: Sequence[Record], at_rate: float | None = None) -> str:
 
 
 def summary(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """Which row without gradients is best on average, and which is next, as one line."""
+    """Names the best row without gradients on average, and the next one, in one line."""
     best = best_forward(rows, columns)
     if best is None:
         return "No forward-only row has all the columns yet.\n"
@@ -75,7 +75,7 @@ def _overview(rows: Sequence[Row], columns: Sequence[Column], models: Sequence[s
 def _model_table(
     rows: Sequence[Row], columns: Sequence[Column], records: Sequence[Record], rate: float
 ) -> str:
-    """The table of one model under a line about it."""
+    """Writes the table of one model under a line about it."""
     model = columns[0][0]
     failed = {(r["method"], r["rate"]) for r in records if r["model"] == model and "error" in r}
     sets = list(dict.fromkeys(name for _, _, name in columns))
@@ -105,7 +105,7 @@ def _model_table(
 
 
 def _costs(row: Row, model: str, rates: Sequence[float], rate: float) -> list[str]:
-    """Parameters kept at every rate, and at one rate seconds, memory and seeds."""
+    """Returns parameters kept at every rate, and seconds, memory and seeds at one rate."""
     kept = []
     for each in rates:
         found = [record["parameters"]["pruned"] for record in row.of(model, each)]
@@ -119,9 +119,9 @@ def _costs(row: Row, model: str, rates: Sequence[float], rate: float) -> list[st
 
 
 def _zero_shot_table(rows: Sequence[Row], model: str, wanted: float) -> str:
-    """Accuracies of the tasks that some row does better than by chance.
+    """Tabulates the tasks on which some row is better than chance.
 
-    They are those at the rate that is nearest to a wanted one among those with accuracies.
+    The accuracies are those at the rate nearest to a wanted one, among the measured rates.
     """
     tried = [one for row in rows for one in row.records if _answers(one, model)]
     if not tried:
@@ -147,12 +147,12 @@ def _zero_shot_table(rows: Sequence[Row], model: str, wanted: float) -> str:
 
 
 def _answers(record: Record, model: str) -> bool:
-    """Whether a record is of a model and has zero-shot accuracies."""
+    """Tells whether a record is of a model and has zero-shot accuracies."""
     return record["model"] == model and "zero_shot" in record
 
 
 def _accuracy(found: Sequence[Record]) -> str:
-    """Accuracies on a task over seeds, in percent, and whether none of them is above chance."""
+    """Returns accuracies over seeds, in percent, and whether none is above chance."""
     value = spread([100 * one["accuracy"] for one in found])
     verdicts = {one["verdict"] for one in found}
     return value if "above chance" in verdicts else f"{value} {' or '.join(sorted(verdicts))}"

@@ -31,28 +31,28 @@ class Row:
 
     @property
     def kind(self) -> str:
-        """Whether it needs gradients of the model, and whether it prunes whole layers or blocks."""
+        """Its ``needs``, with ``depth`` if it prunes whole layers or blocks."""
         first = self.records[0]
         return first["needs"] + (", depth" if first["granularity"] in _DEPTH else "")
 
     @property
     def forward_only(self) -> bool:
-        """Whether it does without gradients of the model."""
+        """True if it needs no gradients of the model."""
         return self.records[0]["needs"] == "forward"
 
     def of(self, model: str, rate: float) -> list[Record]:
-        """Its measurements of a model at a rate."""
+        """Returns its measurements of a model at a rate."""
         return [one for one in self.records if (one["model"], one["rate"]) == (model, rate)]
 
     def perplexities(self, column: Column) -> list[float]:
-        """Its perplexities in a column, one a seed; infinite where they were no number."""
+        """Returns its perplexities in a column, one a seed; infinite if not finite."""
         model, rate, name = column
         found = [record["perplexity"].get(name) for record in self.of(model, rate)]
         # JSON has no infinity: null stands for a perplexity that is not finite.
         return [math.inf if value is None else value for value in found]
 
     def mean(self, columns: Iterable[Column]) -> float:
-        """Geometric mean of the perplexities over columns; NaN where one has none."""
+        """Computes the geometric mean of perplexities over columns; NaN if one has none."""
         # A geometric mean, so that one column of large perplexities does not decide the order.
         logs = []
         for column in columns:
@@ -64,7 +64,7 @@ class Row:
 
 
 def rows_of(records: Iterable[Record]) -> list[Row]:
-    """The rows of a comparison's records, in the order of the records; failures have none."""
+    """Groups records into rows, in the order of the records; failures have no row."""
     groups: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         if "error" not in record:
@@ -73,7 +73,7 @@ def rows_of(records: Iterable[Record]) -> list[Row]:
 
 
 def columns_of(rows: Iterable[Row]) -> list[Column]:
-    """Every model, rate and evaluation set of some rows; rates ascend."""
+    """Returns every model, rate and evaluation set of some rows; rates ascend."""
     found: dict[str, set[float]] = defaultdict(set)
     sets: dict[str, dict[str, None]] = defaultdict(dict)
     for record in (record for row in rows for record in row.records):
@@ -88,7 +88,7 @@ def columns_of(rows: Iterable[Row]) -> list[Column]:
 
 
 def ranked(rows: Iterable[Row], columns: Sequence[Column]) -> list[Row]:
-    """The rows with something in the columns, by mean log-perplexity; those that lack some last."""
+    """Sorts rows of the columns' models by mean log-perplexity; incomplete ones are last."""
 
     def place(row: Row) -> tuple[bool, float]:
         present = [column for column in columns if row.perplexities(column)]
@@ -100,17 +100,17 @@ def ranked(rows: Iterable[Row], columns: Sequence[Column]) -> list[Row]:
 
 
 def best_forward(rows: Iterable[Row], columns: Sequence[Column]) -> Row | None:
-    """The first forward-only row that has everything, if there is one."""
+    """Returns the best forward-only row that has all columns, if there is one."""
     whole = (row for row in ranked(rows, columns) if not math.isnan(row.mean(columns)))
     return next((row for row in whole if row.forward_only), None)
 
 
 def rates_of(rows: Iterable[Row]) -> set[float]:
-    """The prune rates of some rows."""
+    """Returns the prune rates of some rows."""
     return {record["rate"] for row in rows for record in row.records}
 
 
 def nearest_rate(rates: Iterable[float], wanted: float | None = None) -> float:
-    """The rate that is nearest to a wanted one; None wants the paper's."""
+    """Returns the rate nearest to a wanted one; None stands for the paper's."""
     target = _PAPERS_RATE if wanted is None else wanted
     return min(sorted(rates), key=lambda rate: abs(rate - target))

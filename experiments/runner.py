@@ -66,7 +66,7 @@ def run(
     text: Mapping[str, Any],
     workers: int | None = None,
 ) -> int:
-    """Measures what is not measured, and says how far it is.
+    """Measures what is missing, and prints the progress.
 
     Args:
         cells: to measure.
@@ -178,7 +178,7 @@ def _about(cell: Cell) -> Record:
 
 
 def _record(work: Work, run: FinishedRun) -> Record:
-    """The record of a finished run as its method leaves it.
+    """Makes the record of a finished run as its method leaves it.
 
     Raises:
         PruningError: the run is damaged, or the loss of an answer was not a number.

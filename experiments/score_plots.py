@@ -190,13 +190,13 @@ def _plot_curves(path: Path, scores: Scores, column: str, label: str) -> bool:
 
 
 def _mean(runs: Sequence[Any], column: str) -> list[float]:
-    """The mean of runs' curves over the grid."""
+    """Averages runs' curves over the grid."""
     return [float(np.mean([curve_at(run, column, part) for run in runs])) for part in GRID]
 
 
 def _limit(panel: Any, starts: Sequence[float], best: float) -> None:
-    """Shows what lies between the worst start and the best end; what is worse runs out of it."""
-    # What runs worse than any start would flatten all curves that matter.
+    """Limits the panel to the losses between the worst start and the best end."""
+    # Losses worse than any start would flatten all curves that matter.
     worst = max(starts, key=lambda start: abs(start - best))
     margin = 0.06 * (best - worst)
     low, high = sorted((worst - 2 * margin, best + margin))
@@ -205,7 +205,7 @@ def _limit(panel: Any, starts: Sequence[float], best: float) -> None:
 
 
 def _looks(scores: Scores) -> dict[str, dict[str, Any]]:
-    """A color, a line and a marker for each agent, by rank; the best is black and on top."""
+    """Chooses color, line and marker of each agent by rank; the best is black, on top."""
     agents = [*scores.ranked, *(one for one in scores.agents if one not in scores.ranked)]
     looks: dict[str, dict[str, Any]] = {}
     for rank, agent in enumerate(agents):

@@ -37,7 +37,7 @@ def report(config: BenchmarkConfig) -> str:
 
 
 def tables(scores: Scores, records: list[Record], config: BenchmarkConfig) -> str:
-    """All tables, under a sentence that says what is best.
+    """Writes all tables, under a sentence that says what is best.
 
     Args:
         scores: of the records.
@@ -62,7 +62,7 @@ def _summary(scores: Scores) -> str:
 
 
 def _loss_table(scores: Scores) -> str:
-    """Scores, losses by task, and costs."""
+    """Tabulates scores, losses by task, and costs."""
     head = ["agent", "score", *scores.tasks, "seconds", "tokens", "seeds"]
     lines = []
     random = [RANDOM] if scores.ends else []
@@ -84,7 +84,7 @@ def _loss_table(scores: Scores) -> str:
 
 
 def _perplexity_table(scores: Scores) -> str:
-    """Perplexities by task and evaluation set."""
+    """Tabulates perplexities by task and evaluation set."""
     some = {task: scores.some_run(task) for task in scores.tasks}
     columns = [(task, name) for task in some for name in some[task]["dense"]]
     lines = [
@@ -98,7 +98,7 @@ def _perplexity_table(scores: Scores) -> str:
 
 
 def _paired_table(scores: Scores, one: str, other: str) -> str:
-    """The paired differences in log-perplexity of two agents, where both are there."""
+    """Tabulates paired differences in log-perplexity of two agents on shared tasks."""
     lines = []
     for task, (found, pairs) in scores.differences(one, other).items():
         # One pair has no spread, hence no interval and no verdict.
@@ -114,7 +114,7 @@ def _paired_table(scores: Scores, one: str, other: str) -> str:
 
 
 def _hyperparameters(scores: Scores) -> str:
-    """What each agent was measured with, and on which tasks if that differs, as a list."""
+    """Lists each agent's hyperparameters, and the tasks if they differ between tasks."""
     # Agents may have other settings on other tasks; one line holds the tasks that share them.
     said = dict[tuple[str, str], list[str]]()
     for agent in scores.agents:
@@ -134,12 +134,12 @@ def _on(tasks: list[str]) -> str:
 
 
 def _ordered(scores: Scores) -> list[str]:
-    """The agents, the best first, those that lack a task last."""
+    """Returns the agents, best first; those that lack a task come last."""
     return [*scores.ranked, *(one for one in scores.agents if one not in scores.ranked)]
 
 
 def _costs(scores: Scores, agent: str, name: str) -> str:
-    """The mean over tasks of what a run costs."""
+    """Computes the mean cost of a run over tasks."""
     means = [
         statistics.fmean(run[name] for run in runs.values())
         for task in scores.tasks

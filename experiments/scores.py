@@ -45,21 +45,21 @@ class Scores:
         self.agents = sorted({agent for agent, _, _ in self._runs} - {RANDOM})
 
     def runs(self, agent: str, task: str) -> dict[int, Record]:
-        """The runs of an agent on a task, by seed."""
+        """Returns the runs of an agent on a task, by seed."""
         return {seed: one for (a, t, seed), one in self._runs.items() if (a, t) == (agent, task)}
 
     def losses(self, agent: str, task: str) -> list[float]:
-        """What the agent ends with on a task, by seed; for random masks, the loss of each."""
+        """Returns an agent's final losses on a task by seed, or the losses of random masks."""
         at = 0 if agent == RANDOM else -1
         return [run["curve"][at]["loss"] for run in self.runs(agent, task).values()]
 
     def perplexities(self, agent: str, task: str, name: str) -> list[float]:
-        """Those of an agent's answers on an evaluation set, by seed; infinite if no number."""
+        """Returns perplexities of an agent's answers by seed; infinite if not finite."""
         found = [run["perplexity"][name] for run in self.runs(agent, task).values()]
         return [math.inf if value is None else value for value in found]
 
     def some_run(self, task: str) -> Record:
-        """A record of a task, for what all have in common."""
+        """Returns one record of a task, for values that all of them share."""
         return next(one for (_, name, _), one in self._runs.items() if name == task)
 
     @cached_property
@@ -82,13 +82,13 @@ class Scores:
         return found
 
     def seeds(self, agent: str) -> list[int]:
-        """The seeds that an agent has on all tasks with scores."""
+        """Returns the seeds that an agent has on all tasks with scores."""
         # A score compares the same seeds on every task, else easy seeds could stand for all.
         sets = [set(self.runs(agent, task)) for task in self.ends]
         return sorted(set.intersection(*sets)) if sets else []
 
     def of(self, agent: str, part: float = 1.0) -> Numbers:
-        """The scores of an agent after a part of its evaluations, (seeds, tasks)."""
+        """Computes an agent's scores after a part of its evaluations, (seeds, tasks)."""
         rows = [
             [
                 _score(self.runs(agent, task)[seed], ends[seed], part)
@@ -99,7 +99,7 @@ class Scores:
         return np.array(rows)  # (seeds, tasks)
 
     def mean(self, agent: str, part: float = 1.0) -> Estimate:
-        """The interquartile mean of an agent's scores, with its interval."""
+        """Computes the interquartile mean of an agent's scores, with its interval."""
         return estimate(interquartile_mean, self.of(agent, part))
 
     @cached_property
@@ -111,7 +111,7 @@ class Scores:
     def differences(
         self, one: str, other: str, column: str = "perplexity"
     ) -> dict[str, tuple[Estimate, int]]:
-        """The paired difference of two agents' log-perplexities, by task, and the pairs.
+        """Computes paired differences of two agents' log-perplexities by task, and counts pairs.
 
         A pair is the runs of one seed; of several evaluation sets the mean counts. The column
         ``masked`` is the perplexity before any repair.
@@ -130,7 +130,7 @@ class Scores:
 
 
 def curve_at(run: Record, column: str, part: float) -> float:
-    """A run's learning curve after a part of its evaluations, linear between two looks.
+    """Reads a run's learning curve after a part of its evaluations, linear between looks.
 
     Args:
         run: its record.
@@ -149,6 +149,6 @@ def _score(run: Record, ends: tuple[float, float], part: float) -> float:
 
 
 def log_perplexity(run: Record, column: str = "perplexity") -> float:
-    """The mean over evaluation sets of a run's log-perplexity; infinite if one is no number."""
+    """Averages a run's log-perplexity over evaluation sets; infinite if one is not finite."""
     values = [math.inf if value is None else value for value in run[column].values()]
     return statistics.fmean(map(math.log, values))

@@ -25,7 +25,7 @@ class Estimate(NamedTuple):
 
 
 def interquartile_mean(scores: Numbers) -> Numbers:
-    """The mean of the middle half of all runs on all tasks: (..., runs, tasks) -> (...)."""
+    """Averages the middle half of all runs on all tasks: (..., runs, tasks) -> (...)."""
     # Runs of all tasks are one pool, of which a quarter is cut at each end.
     ordered = np.sort(scores.reshape(*scores.shape[:-2], -1), axis=-1)
     cut = ordered.shape[-1] // 4  # ordered is (..., runs x tasks)
@@ -33,17 +33,17 @@ def interquartile_mean(scores: Numbers) -> Numbers:
 
 
 def performance_profile(scores: Numbers, thresholds: Numbers) -> Numbers:
-    """The share of runs above each threshold: (..., runs, tasks), (T,) -> (..., T)."""
+    """Computes the share of runs above thresholds: (..., runs, tasks), (T,) -> (..., T)."""
     # (..., runs, tasks, T): every run counts the same, so a task is not weighted by its runs.
     return (scores[..., None] > thresholds).mean(axis=(-3, -2))
 
 
 def improvement(one: Numbers, other: Numbers) -> Numbers:
-    """How probably a run of one is above a run of the other on the same task, the mean over tasks.
+    """Estimates how probably a run of one is above one of the other, averaged over tasks.
 
     Args:
         one: (..., runs, tasks).
-        other: (..., runs of its own, tasks).
+        other: (..., runs, tasks), of the same tasks; the number of runs may differ.
 
     Returns:
         (...); equal scores count half.
@@ -54,11 +54,11 @@ def improvement(one: Numbers, other: Numbers) -> Numbers:
 
 
 def intervals(statistic: Callable[..., Numbers], *scores: Numbers, seed: int = 0) -> Numbers:
-    """The 95 % percentile interval of a statistic, by a stratified bootstrap.
+    """Computes the 95 % percentile interval of a statistic, by a stratified bootstrap.
 
     Args:
         statistic: of scores, with any axes before.
-        scores: (runs, tasks) each; runs are drawn anew within each task, with replacement.
+        scores: (runs, tasks) each; runs are drawn within each task, with replacement.
         seed: of what is drawn.
 
     Returns:
@@ -71,13 +71,13 @@ def intervals(statistic: Callable[..., Numbers], *scores: Numbers, seed: int = 0
 
 
 def estimate(statistic: Callable[..., Numbers], *scores: Numbers) -> Estimate:
-    """A statistic that is one number, and its interval."""
+    """Computes a statistic that is one number, and its interval."""
     low, high = intervals(statistic, *scores)
     return Estimate(float(statistic(*scores)), float(low), float(high))
 
 
 def paired_difference(one: Numbers, other: Numbers) -> Estimate:
-    """The mean difference of runs that share their seeds, (runs,) each; pairs are drawn anew."""
+    """Averages differences of runs that share seeds, (runs,) each; pairs are resampled."""
     with np.errstate(invalid="ignore"):  # of two infinite values it is not a number
         return estimate(lambda pairs: pairs.mean(axis=(-2, -1)), (one - other)[:, None])
 
