@@ -65,14 +65,14 @@ class AutoConfig(Config):
         return self.population
 
     def evaluations_of_layers(self, total_timesteps: int) -> int:
-        """Returns how many of a run's evaluations learn layers, if it is so long."""
+        """Returns the number of evaluations that learn layers; a short run may do fewer."""
         if self.allocation is not None:
             return self.allocation
         return _ALLOCATION if total_timesteps >= _MANY else total_timesteps
 
 
 class Auto(Agent):
-    """The recommended agent, with the verbs of Stable-Baselines3.
+    """The recommended agent, with the methods of Stable-Baselines3.
 
     Args:
         env: the vector environment; its ``num_envs`` is the population.
@@ -144,7 +144,7 @@ class Auto(Agent):
         """Draws masks, evaluates them on one batch and moves to the better ones; losses (K,)."""
         size = (self.config.population // 2, len(self.mean))
         # Antithetic pairs: the loss at the mean cancels in the difference of a pair.
-        half = torch.randn(size, generator=self._generator, dtype=torch.float64)
+        half = torch.randn(size, generator=self._generator, dtype=torch.float64)  # (K/2, groups)
         noise = torch.cat([half, -half])  # (K, groups)
         masks = self._masks(self.mean + self.deviation * noise)  # (K, n)
         losses = self._losses(masks)  # (K,)
@@ -162,17 +162,17 @@ class Auto(Agent):
         masks = sample(self.keep, self.config.population, self._generator)  # (K, n)
         losses = self._losses(masks)  # (K,)
         usable = losses.isfinite()
-        if self._can_learn(usable, least=2):
+        if self._can_learn(usable, least=2):  # a single loss has no other as its baseline
             # Eqs. (7) and (8) of the paper, with the other masks' mean loss as the baseline.
             advantage = advantages(losses[usable], "leave-one-out", 0.0)
-            step = gradient(masks[usable], advantage, self.keep, "preconditioned")
+            step = gradient(masks[usable], advantage, self.keep, "preconditioned")  # (n,)
             rate = unit_learning_rate(steps) * cosine(done / steps)
             self.keep = self.budget.project(self.keep - rate * step)
         return losses
 
     def start_of_units(self) -> Tensor:
         """Returns keep probabilities (n,), by how far scores are from the threshold of ``mask``."""
-        scores = self.scores + self.average[self.budget.units.group]
+        scores = self.scores + self.average[self.budget.units.group]  # (n,)
         return self.budget.project(on_budget(_SHARPNESS * scores, self.budget).sigmoid())
 
     def _masks(self, offsets: Tensor) -> Tensor:
@@ -192,15 +192,18 @@ def natural_step(mean: Tensor, deviation: Tensor, noise: Tensor) -> tuple[Tensor
         The mean and the deviation after the step.
     """
     count, dimensions = noise.shape
-    advantage = advantages_of_ranks(count)
+    advantage = advantages_of_ranks(count)  # (K,)
+    # The paper's default rate for a diagonal covariance; the mean moves with rate 1.
     rate = (3 + math.log(dimensions)) / (5 * math.sqrt(dimensions))
     # sigma <- sigma exp(rate / 2 sum_k u_k (eps_k^2 - 1)), mu <- mu + sigma sum_k u_k eps_k
-    grown = (rate / 2 * (advantage @ (noise.square() - 1))).exp()
+    # The exponential keeps deviations positive.
+    grown = (rate / 2 * (advantage @ (noise.square() - 1))).exp()  # (groups,)
     return mean + deviation * (advantage @ noise), deviation * grown
 
 
 def unit_learning_rate(steps: int) -> float:
     """Returns the first step size for single units, which falls to 0 over ``steps`` steps."""
+    # Under the cosine schedule, the step sizes of a long run sum to about 20.
     return min(0.3, 40 / steps)
 
 

@@ -210,7 +210,7 @@ class Agent(ABC):
         return figures | {"train/skipped": float(self.skipped)}
 
     def _shares(self) -> Tensor:
-        """Mean keep probability of each kind of unit, (kinds,), where the policy is."""
+        """Returns the mean keep probability of each kind, (kinds,), on the policy's device."""
         return self.budget.units.kind_shares(self.probabilities[None])[0]
 
     def _can_learn(self, finite: Tensor, least: int = 1) -> bool:
@@ -239,7 +239,7 @@ class Agent(ABC):
         """Returns a mask (n,) as an action: ``mask``, or a draw from the policy.
 
         Args:
-            observation: not used, as what comes next does not depend on the last mask.
+            observation: not used, because the next batch does not depend on the last mask.
             state: returned as it is.
             deterministic: ``mask`` instead of a draw.
         """

@@ -46,7 +46,7 @@ class CMAESConfig(Config):
 
 
 class CMAES(Agent):
-    """CMA-ES, with the verbs of Stable-Baselines3.
+    """CMA-ES, with the methods of Stable-Baselines3.
 
     Args:
         env: the vector environment; its ``num_envs`` is the population.
@@ -101,7 +101,7 @@ class CMAES(Agent):
 
     @property
     def mean(self) -> Tensor:
-        """The mean of the offsets, (groups,) or (n,) float64."""
+        """Returns the mean of the offsets, (groups,) or (n,) float64."""
         return torch.tensor(self._search.mean, dtype=torch.float64)
 
     def mask(self) -> Tensor:
@@ -112,11 +112,12 @@ class CMAES(Agent):
         """Draws one mask from the search distribution, (n,) uint8."""
         sampler = copy.deepcopy(self._search.sm)  # so that drawing does not disturb the search
         sampler.randn = _normal(self._other_generator)
+        # x = m + sigma D y with y ~ N(0, C), as the library samples
         step = self._search.sigma * (self._search.sigma_vec * np.asarray(sampler.sample(1)[0]))
         return masks_of(self.mean[None] + torch.tensor(step), self.scores, self.budget)[0]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """All that a resume needs: tensors, and values that JSON can hold."""
+        """Returns all that a resume needs: tensors, and values that JSON can hold."""
         tensors = {"scores": self.scores, "losses": self.losses, "mean": self.mean}
         return tensors, {name: getattr(self, name) for name in self.saved_values}
 
@@ -168,23 +169,25 @@ class CMAES(Agent):
         finite = losses.isfinite()
         if int(finite.sum()) >= _least(losses):
             worst = float(losses[finite].max())
+            # CMA-ES uses only the order of losses, so any larger number stands for the worst.
             self._search.tell(offsets, torch.where(finite, losses, worst + 1).tolist())
 
     def _new_search(self, seed: int) -> Any:
-        """The library's search, before its first step."""
+        """Makes the library's search, before its first step."""
         options = {
             "popsize": self.config.cma_population,
+            # A full covariance of 10,000 units would have 10^8 entries.
             "CMA_diagonal": self.action == "score",
             "randn": _normal(torch.Generator().manual_seed(seed)),
             "seed": np.nan,  # leaves numpy's own generator alone
             "verbose": -9,
         }
-        start = np.zeros(self._dimensions)
+        start = np.zeros(self._dimensions)  # zero offsets give the metric's mask
         return self._cma.CMAEvolutionStrategy(start, self.config.cma_deviation, options)
 
 
 def dimensions(action: str | None, units: PruningUnits) -> int:
-    """How many offsets there are to search: one for each unit, or for each (layer, kind)."""
+    """Returns the number of offsets: one for each unit, or for each (layer, kind)."""
     return units.n if action == "score" else len(units.groups)
 
 

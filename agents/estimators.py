@@ -22,7 +22,7 @@ def sample(
     probabilities: Tensor, count: int, generator: torch.Generator, sampling: str = "independent"
 ) -> Tensor:
     """Draws masks from the Bernoulli policy (Eq. 2): s (n,) float64 -> (count, n) uint8."""
-    uniform = torch.rand(
+    uniform = torch.rand(  # (K, n), or (K/2, n) for pairs
         (count // 2 if sampling == "antithetic" else count, len(probabilities)),
         generator=generator,
         dtype=torch.float64,
@@ -65,7 +65,8 @@ def score_function(
         return (masks.to(probabilities) - probabilities) / scale
     least = torch.minimum(probabilities, 1 - probabilities).clamp(min=_FLOOR)
     scale = least if score == "paper" else least / variance.sqrt()
-    ours = masks.to(probabilities)
+    ours = masks.to(probabilities)  # (K, n)
+    # Row i + K/2 is the other mask of row i's pair.
     return (ours - ours.roll(len(masks) // 2, dims=0)) / scale
 
 
@@ -88,7 +89,7 @@ def advantages(losses: Tensor, baseline: str, average: float | Tensor) -> Tensor
     """Subtracts the baseline from losses (K,); ``average`` is the moving one after this step."""
     if baseline == "moving-average":
         return losses - average
-    if baseline == "leave-one-out":  # the mean loss of the other masks
+    if baseline == "leave-one-out":  # b_k = sum_{j != k} L_j / (K - 1)
         return losses - (losses.nansum() - losses) / (_count(losses) - 1)
     return losses
 
@@ -115,7 +116,7 @@ def gradient(
     count = _count(advantage)
     # sum_k (L_k - b_k) score(m_k, s) / divisor; a mask whose loss is NaN adds nothing.
     divisor = count if score == "paper" else (count - 1).clamp(min=1)
-    scores = score_function(masks, probabilities, score, sampling)
+    scores = score_function(masks, probabilities, score, sampling)  # (K, n)
     return advantage.to(probabilities).nan_to_num(0.0) @ scores / divisor
 
 

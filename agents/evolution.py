@@ -48,7 +48,7 @@ class EvolutionConfig(Config):
 
 
 class Evolution(Agent):
-    """Evolution of masks, with the verbs of Stable-Baselines3.
+    """Evolution of masks, with the methods of Stable-Baselines3.
 
     Args:
         env: the vector environment; its ``num_envs`` is the number of offspring.
@@ -79,6 +79,7 @@ class Evolution(Agent):
         units = self.budget.units
         self.scores = scores_of(self.env, importance, seed)
         self.parent = self.budget.round(self.scores)
+        # Each pool has a budget, so capacity moves only between groups of one pool.
         pools = [units.group[pool.members].unique() for pool in self.budget.pools]
         self._neighbours = {int(group): groups for groups in pools for group in groups}
 
@@ -129,15 +130,17 @@ class Evolution(Agent):
         """Returns the parent with a few switches between groups, within the budget, (n,) uint8."""
         kept = self.parent.bool()
         draws = torch.randint(1, _MOST_SWITCHES + 1, (2,), generator=generator)
+        # The smaller of two draws makes few switches more likely.
         for _ in range(int(draws.min())):
             kept = self.switched(kept, generator)
-        # Units of a pool may differ in cost; then scores decide what fits of the rest.
+        # Kept units have values in (1, 2) and pruned ones in (0, 1), so kept ones come first. Units
+        # of a pool may differ in cost; then scores decide which others fit.
         return self.budget.round(kept + self.scores.sigmoid())
 
     def switched(self, kept: Tensor, generator: torch.Generator) -> Tensor:
-        """Prunes units of one group of a mask (n,) bool and keeps equally many of another."""
+        """Prunes units of one group of a mask (n,) bool and keeps the same number of another."""
         group, groups = self.budget.units.group, self.budget.units.groups
-        has_kept = torch.bincount(group, kept.double(), len(groups)) > 0
+        has_kept = torch.bincount(group, kept.double(), len(groups)) > 0  # (groups,)
         has_pruned = torch.bincount(group, (~kept).double(), len(groups)) > 0
         givers = [
             index
@@ -164,6 +167,7 @@ class Evolution(Agent):
         smaller = min(groups[index].stop - groups[index].start for index in (giver, taker))
         most = max(1.0, self.config.reach * smaller)
         share = float(torch.rand((), generator=generator, dtype=torch.float64))
+        # share < 1, so the number is at least 1 and less than ``most`` + 1.
         return math.floor(math.exp(share * math.log(most + 1)))
 
 

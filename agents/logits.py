@@ -6,7 +6,7 @@ from torch import Tensor
 from pgprune.masking.budget import Budget
 
 BOUND = 5.0  # of a logit: every unit is kept, and pruned, in at least 0.7 % of the masks
-_BISECTIONS = 40
+_BISECTIONS = 40  # halve an interval of width 20 to 2e-11
 
 
 def logits_of(probabilities: Tensor, budget: Budget) -> Tensor:
@@ -36,5 +36,6 @@ def on_budget(logits: Tensor, budget: Budget) -> Tensor:
             middle = (low + high) / 2
             over = cost @ (own - middle).clamp(-BOUND, BOUND).sigmoid() > pool.share
             low, high = (middle, high) if over else (low, middle)
+        # ``high`` is the end of the interval that does not exceed the share.
         shifted[pool.members] = (own - high).clamp(-BOUND, BOUND)
     return shifted

@@ -17,7 +17,7 @@ def importance_of(env: LLMPruningVectorEnv, importance: Importance | str, seed: 
     """Returns the importance of an environment's units; runs the metric if it is a name.
 
     Args:
-        env: whose units, model and calibration stream (its first 128 windows).
+        env: has the units, the model and the calibration stream (its first 128 windows).
         importance: is returned as it is, or a metric's name; ``auto`` is ``stream-error`` for heads
             and channels.
         seed: of metrics that draw at random.
@@ -42,11 +42,11 @@ def masks_of(offsets: Tensor, scores: Tensor, budget: Budget) -> Tensor:
     Args:
         offsets: one number for each group or each unit, (K, groups) or (K, n).
         scores: of the units, (n,), on the CPU.
-        budget: which rounds their sums.
+        budget: rounds the sums.
 
     Returns:
         (K, n) uint8 on the CPU.
     """
     if offsets.shape[1] != len(scores):
-        offsets = offsets[:, budget.units.group]
+        offsets = offsets[:, budget.units.group]  # (K, n)
     return torch.stack([budget.round(scores + row) for row in offsets])

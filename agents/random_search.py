@@ -36,7 +36,7 @@ class RandomSearchConfig(Config):
 
 
 class RandomSearch(Agent):
-    """The best of random masks, with the verbs of Stable-Baselines3.
+    """The best of random masks, with the methods of Stable-Baselines3.
 
     Args:
         env: the vector environment; its ``num_envs`` is the number of candidates.
@@ -89,5 +89,5 @@ class RandomSearch(Agent):
     def _masks(self, count: int, generator: torch.Generator) -> Tensor:
         """Draws masks of random offsets, (count, n) uint8."""
         size = (count, len(self.budget.units.groups))
-        noise = torch.randn(size, generator=generator, dtype=torch.float64)
+        noise = torch.randn(size, generator=generator, dtype=torch.float64)  # (count, groups)
         return masks_of(self.config.spread * noise, self.scores, self.budget)

@@ -65,5 +65,5 @@ AGENTS: dict[str, Entry] = {
 
 
 def section_of(agent: str) -> str:
-    """The section of config.yaml with an agent's options."""
+    """Returns the name of the section of config.yaml with an agent's options."""
     return agent.replace("-", "_")

@@ -127,7 +127,7 @@ def default_learning_rate(total_timesteps: int, granularity: str = "heads+channe
 
 
 class Reinforce(Agent):
-    """The paper's agent, with the verbs of Stable-Baselines3.
+    """The paper's agent, with the methods of Stable-Baselines3.
 
     Args:
         env: the vector environment; its ``num_envs`` is N_s, the masks per step, or one more with

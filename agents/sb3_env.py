@@ -65,10 +65,10 @@ class PruningVecEnv(VecEnv):
         return rows if self._start is None else (self._start.float() + rows).clamp(-1, 1)
 
     def step_wait(self) -> tuple[Numbers, Numbers, Numbers, list[dict[str, Any]]]:
-        """Observations, rewards, ends of episodes and infos of the rows."""
+        """Returns observations, rewards, ends of episodes and infos of the rows."""
         actions, rows = self._actions, self.num_envs
         if self._reference:
-            actions = torch.cat([actions, self.env_actions(np.zeros_like(actions[:1]))])
+            actions = torch.cat([actions, self.env_actions(np.zeros_like(actions[:1]))])  # (K, d)
         observations, rewards, ended, _, info = self._env.step(actions.numpy())
         infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(rows)]
         if "final_obs" in info:
@@ -100,7 +100,7 @@ class PruningVecEnv(VecEnv):
         self._env.close()
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """An attribute of the one environment, for each row."""
+        """Returns an attribute of the one environment, once for each row."""
         return [getattr(self._env, attr_name, None) for _ in self._rows(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
@@ -108,12 +108,12 @@ class PruningVecEnv(VecEnv):
         setattr(self._env, attr_name, value)
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kw: Any) -> list[Any]:
-        """Calls a method of the one environment once; its result, for each row."""
+        """Calls a method of the one environment once; returns its result for each row."""
         result = getattr(self._env, method_name)(*args, **kw)
         return [result for _ in self._rows(indices)]
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Any = None) -> list[bool]:
-        """False: wrappers of single environments do not fit."""
+        """Returns False for each row, because wrappers of single environments do not fit."""
         return [False for _ in self._rows(indices)]
 
     def _rows(self, indices: Any) -> Sequence[int]:

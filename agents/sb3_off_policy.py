@@ -1,4 +1,4 @@
-"""SAC and TD3 by Stable-Baselines3: their options, and how they are made.
+"""SAC and TD3 by Stable-Baselines3: their options and their construction.
 
 They act in densities or scores. Their critic learns what an action is worth from all steps so far,
 whose batches differ. So one mask of each step is that of the start, and rewards are counted from
@@ -95,10 +95,10 @@ def _critic_options(env: Any, rate: Any, seed: int) -> dict[str, Any]:
         "env": env,
         "learning_rate": rate,
         "buffer_size": _BUFFER,
-        "learning_starts": 0,
+        "learning_starts": 0,  # no uniformly random actions first
         "batch_size": 128,
         "gamma": 0.0,  # an episode is one step
-        "gradient_steps": -1,  # as many as masks
+        "gradient_steps": -1,  # one for each mask
         "seed": seed,
         "device": "cpu",
     }

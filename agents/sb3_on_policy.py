@@ -1,4 +1,4 @@
-"""PPO, A2C and TRPO by Stable-Baselines3: their options, and how they are made.
+"""PPO, A2C and TRPO by Stable-Baselines3: their options and their construction.
 
 They act in masks unless asked otherwise. Their policy and PPO's ratio count by the unit, unlike the
 library's; ``sb3_policy.py`` has both. Log probabilities are means over the units there, so numbers
@@ -83,6 +83,7 @@ class A2cConfig(Sb3Config):
         from pgprune.agents.sb3_policy import unit_policy_options
 
         options: dict[str, Any] = {"vf_coef": 0.0, "normalize_advantage": True}
+        # Gradients of a mean over n units are n times smaller, so eps must be smaller as well.
         options["rms_prop_eps"] = 1e-5 / len(start)
         return A2C(**options, **unit_policy_options(env, start, rate, seed))
 
@@ -123,5 +124,6 @@ class TrpoConfig(Sb3Config):
         from pgprune.agents.sb3_policy import unit_policy_options
 
         options: dict[str, Any] = {"batch_size": env.num_envs, "n_critic_updates": 1}
+        # The divergence is a mean over units, so its curvature is n times smaller than of a sum.
         options |= {"target_kl": self.trpo_target_kl, "cg_damping": 0.01 / len(start)}
         return TRPO(**options, **unit_policy_options(env, start, rate, seed))

@@ -25,7 +25,7 @@ class UnitBernoulli(BernoulliDistribution):
     """Bernoulli distributions whose log probability is the mean over the units."""
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """Mean log probability of a unit: (K, n) -> (K,)."""
+        """Returns the mean log probability of a unit: (K, n) -> (K,)."""
         return self.distribution.log_prob(actions).mean(dim=1)
 
 
@@ -33,7 +33,7 @@ class UnitGaussian(DiagGaussianDistribution):
     """Gaussians whose log probability is the mean over the dimensions."""
 
     def log_prob(self, actions: Tensor) -> Tensor:
-        """Mean log probability of a dimension: (K, d) -> (K,)."""
+        """Returns the mean log probability of a dimension: (K, d) -> (K,)."""
         return self.distribution.log_prob(actions).mean(dim=1)
 
 
@@ -69,6 +69,7 @@ class UnitPolicy(ActorCriticPolicy):
             self.action_dist = UnitGaussian(size)
         else:
             self.action_dist = UnitBernoulli(size)
+        # A rollout needs values. All masks have the same observation, so the values cancel.
         self.value_net = nn.Linear(self.mlp_extractor.latent_dim_vf, 1)
         optimizer: Any = self.optimizer_class
         self.optimizer = optimizer(self.parameters(), lr=lr_schedule(1), **self.optimizer_kwargs)
@@ -98,7 +99,8 @@ class UnitPPO(PPO):
         old = self._log_probs(rollout).detach()  # (K, n)
         clip = self.clip_range(1.0)  # type: ignore[operator]
         for _ in range(self.n_epochs):
-            ratio = (self._log_probs(rollout) - old).exp()
+            # Eq. (7) of Schulman et al. 2017, with a ratio for each unit
+            ratio = (self._log_probs(rollout) - old).exp()  # (K, n)
             clipped = ratio.clamp(1 - clip, 1 + clip)
             gain = torch.min(advantages * ratio, advantages * clipped)
             self.policy.optimizer.zero_grad()
@@ -108,11 +110,12 @@ class UnitPPO(PPO):
         with torch.no_grad():
             log_ratio = self._log_probs(rollout) - old
             ratio = log_ratio.exp()
+        # The mean of r - 1 - log r estimates the divergence without bias and is never negative.
         self.logger.record("train/approx_kl", float((ratio - 1 - log_ratio).mean()))
         self.logger.record("train/clip_fraction", float(((ratio - 1).abs() > clip).float().mean()))
 
     def _log_probs(self, rollout: Any) -> Tensor:
-        """Log probability of every unit of the rollout's actions, (K, n)."""
+        """Returns the log probability of every unit of the rollout's actions, (K, n)."""
         distribution: Any = self.policy.get_distribution(rollout.observations).distribution
         return distribution.log_prob(rollout.actions)
 

@@ -108,6 +108,7 @@ class Sb3Agent(Agent):
         self._start = self._first_action(initial_probabilities(importance, self.budget).cpu())
         self._rate = config.learning_rate
         self._restored = False
+        # NumPy takes seeds of 32 bits.
         self._learning, self._other = Randomness(seed % 2**32), Randomness(seed % 2**32)
         with self._learning:
             self._set_up()
@@ -186,11 +187,12 @@ class Sb3Agent(Agent):
             return logits_of(probabilities, self.budget)
         if self.action == "score":
             return 2 * probabilities - 1
-        group = self.budget.units.group.cpu()
+        group = self.budget.units.group.cpu()  # (n,)
+        # mean probability of each group, from [0, 1] to the range [-1, 1] of the Box
         return 2 * torch.bincount(group, probabilities) / torch.bincount(group) - 1
 
     def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
-        """One rollout and one update by the library; returns their figures."""
+        """Does one rollout and one update by the library; returns their figures."""
         if self._restored:
             name = self.config.name
             raise PruningError(f"agent {name} cannot resume, because {NO_RESUME}; start a new run")

@@ -13,13 +13,13 @@ from pgprune.repair.repair import Repair, repaired
 def best_repaired(
     problem: Problem, masks: Sequence[Tensor], windows: Tensor, config: RepairConfig
 ) -> tuple[Tensor, Repair | None]:
-    """The mask with the lowest validation loss once it is repaired, the first one of equals.
+    """Finds the mask with the lowest validation loss after repair, the first of equal ones.
 
     Args:
         problem: the model and its calibration text.
-        masks: (n,) each; a single one is not judged.
+        masks: (n,) each; a single one is not evaluated.
         windows: calibration token ids to repair on, (N, T).
-        config: which repair.
+        config: of the repair.
 
     Returns:
         The mask and its repair.

@@ -1,10 +1,10 @@
 """Shares the masks of a step among the processes of torchrun or ``accelerate launch``.
 
-The main process (rank 0) runs everything, and it alone writes and prints. Each other process holds
-a replica of the frozen model and evaluates the masks that it receives. Batches, masks and losses
-are sent once a step by gloo, also beside GPUs. Messages go between the main process and one other,
-because only the main process needs the losses, and because this tells which process is missing: a
-failed all-reduce does not.
+The main process (rank 0) runs everything, and no other process writes files. Each other process
+holds a replica of the frozen model and evaluates the masks that it receives. Batches, masks and
+losses are sent once a step by gloo, also beside GPUs. Each message is between the main process and
+one other, because only the main process needs the losses. This also shows which process is missing;
+a failed all-reduce does not.
 """
 
 import signal
@@ -74,7 +74,7 @@ class Ranks:
                     )
 
     def losses(self, masks: Tensor, input_ids: Tensor, local: Evaluate) -> Tensor:
-        """The losses of masks (k, n) on (B, T) tokens, a part of the masks by each process."""
+        """Computes losses of masks (k, n) on (B, T) tokens; each process evaluates a part."""
         # Neighbours stay together, since masks that agree on the first layers share their work.
         own, *parts = masks.to("cpu", torch.uint8).tensor_split(self.size)
         asked = [(line, part) for line, part in zip(self._lines, parts, strict=True) if len(part)]
@@ -92,7 +92,7 @@ class Ranks:
         return torch.cat(losses)
 
     def follow(self, mask: Tensor, local: Callable[[Tensor], None]) -> None:
-        """Lets all processes follow a mask (n,); ``local`` is what this one does."""
+        """Lets all processes follow a mask (n,); ``local`` does so in this one."""
         with self._waits():
             for line in self._lines:
                 line.send(torch.tensor([_FOLLOW, 1, len(mask), 0, 0]))
@@ -220,7 +220,7 @@ class _Line:
         return tensor
 
     def is_broken(self) -> bool:
-        """Whether the other process is gone. Only for the end: it takes up the next message."""
+        """Returns whether the other process is gone; only for the end, as it takes a message."""
         try:
             dist.irecv(torch.empty(1), self.other)  # raises where nothing can arrive any more
         except RuntimeError:

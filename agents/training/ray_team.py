@@ -69,8 +69,8 @@ class Actors:
                 )
 
     def losses(self, masks: Tensor, input_ids: Tensor, local: Evaluate) -> Tensor:
-        """The losses of masks (k, n) on (B, T) tokens, a part of the masks by each actor."""
-        parts = masks.cpu().tensor_split(min(len(masks), self.size))
+        """Computes losses of masks (k, n) on (B, T) tokens; each actor evaluates a part."""
+        parts = masks.cpu().tensor_split(min(len(masks), self.size))  # each (k', n)
         tasks = [(part.numpy(), input_ids.cpu().numpy()) for part in parts]
         return torch.cat([torch.tensor(losses) for losses in self._answers("losses", tasks)])
 
@@ -101,7 +101,7 @@ class Actors:
         """Returns the answer of an actor, or of the one that replaces it.
 
         Raises:
-            ResourceError: the actor cannot do it, or is lost again and again, or does not answer.
+            ResourceError: the actor cannot do it, or is lost too often, or does not answer.
         """
         errors = self._ray.exceptions
         for _ in range(_TRIES):
@@ -146,6 +146,7 @@ class _Replica:
         return self._attempt(lambda: fingerprint(*self._judge.lm.model.parameters()))
 
     def losses(self, masks: npt.NDArray[Any], ids: npt.NDArray[np.int64]) -> tuple[str, Any]:
+        # Arrays from Ray are read-only, which tensors cannot be.
         rows, batch = torch.from_numpy(masks.copy()), torch.from_numpy(ids.copy())
         return self._attempt(lambda: self._judge(rows, batch).cpu().numpy())
 

@@ -19,7 +19,7 @@ from pgprune.utils.options import dump_yaml, from_dict, load_yaml
 
 @contextmanager
 def team_of(settings: Settings) -> Iterator[Replicas | None]:
-    """The replicas that share the masks of a run, which begin to load; None for a run alone.
+    """Starts the replicas that share the masks of a run; yields None if there are none.
 
     Raises:
         PruningError: they would have nothing to do.
@@ -75,7 +75,7 @@ def judge_of(text: str) -> Judge:
 
 
 def make_env(settings: Settings, problem: Problem) -> LLMPruningVectorEnv:
-    """The environment of a run; ``Judge.use`` lets it evaluate with refitted weights."""
+    """Makes the environment of a run; ``Judge.use`` lets it evaluate with refitted weights."""
     reward = "plain" if settings.refits else settings.agent.reward
     return LLMPruningVectorEnv(settings.masks, reward=reward, problem=problem)
 

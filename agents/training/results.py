@@ -32,14 +32,14 @@ def summarise(
     completed: bool,
     repair: Repair | None = None,
 ) -> dict[str, Any]:
-    """The content of results.json.
+    """Returns the content of results.json.
 
     Args:
         settings: of the run.
         problem: the model, its units and the budget.
         windows: evaluation windows (N, T) by the name of their set.
         record: perplexities, masks (``initial`` and ``masked``) and costs.
-        agent: the agent, done.
+        agent: after its last step.
         completed: whether it did all its steps.
         repair: what comes with the mask.
     """
@@ -70,7 +70,7 @@ def summarise(
 
 
 def plot(run: Run, problem: Problem, record: Record) -> None:
-    """Writes plots/learning_curve.png and plots/kept_shares.png, where matplotlib is there."""
+    """Writes plots/learning_curve.png and plots/kept_shares.png, if matplotlib is installed."""
     masks = torch.stack([record.masks["masked"], record.masks["initial"]])
     learned, initial = problem.units.kept_shares(masks)
     plots = run.path / RunFile.PLOTS
@@ -91,7 +91,7 @@ def export_once(run: Run, format: str, note: Callable[[str], object]) -> Path:
         The directory, in the run.
 
     Raises:
-        PruningError: it cannot be exported; the run is complete without.
+        PruningError: it cannot be exported; the run is complete without the export.
     """
     try:
         directory = run.path / format

@@ -39,17 +39,17 @@ class Record:
     beyond_weights: int = 0
 
     def cost(self) -> dict[str, float]:
-        """Seconds and tokens of the method, without those of evaluating its result."""
+        """Returns seconds and tokens of the method, without those of evaluating its result."""
         return {
             "seconds": self.seconds - self.evaluation_seconds,
             "tokens": self.tokens - self.evaluation_tokens,
         }
 
     def to_json(self) -> dict[str, Any]:
-        """Everything but the masks."""
+        """Returns everything but the masks."""
         return {name: value for name, value in asdict(self).items() if name != "masks"}
 
     @classmethod
     def from_json(cls, values: dict[str, Any], masks: dict[str, Tensor]) -> Self:
-        """The record of ``to_json`` and its masks."""
+        """Makes the record of what ``to_json`` returned and its masks."""
         return cls(masks=masks, **values)

@@ -85,29 +85,29 @@ class Settings(Sections):
 
     @classmethod
     def configs(cls) -> dict[str, type[Config]]:
-        """The class of each section; every agent of the registry has one."""
+        """Returns the class of each section; every agent of the registry has one."""
         agents = {section_of(name): entry.config for name, entry in AGENTS.items()}
         return super().configs() | agents
 
     @classmethod
     def later(cls) -> Collection[str]:
-        """Sections that runs of earlier versions lack; the paper's agent was there first."""
+        """Returns sections that runs of earlier versions lack; the first one had only reinforce."""
         return {*super().later(), *map(section_of, AGENTS)} - {"reinforce"}
 
     @classmethod
     def of(cls, sections: Mapping[str, Any]) -> Self:
-        """The settings of sections by name; an absent one has its defaults."""
+        """Makes the settings of sections by name; an absent one has its defaults."""
         agents = {name: sections[name] for name in map(section_of, AGENTS) if name in sections}
         shared = {name: config for name, config in sections.items() if name not in agents}
         return cls(**shared, agents=agents)
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Self:
-        """The settings of a new run, from parsed options.
+        """Makes the settings of a new run from parsed options.
 
         Raises:
-            PruningError: masks are to be judged as repaired, but not to be repaired; or something
-                that the agent cannot do.
+            PruningError: masks are to be rewarded as repaired, but not to be repaired; or
+                the agent does not support an option.
         """
         settings = super().from_arguments(arguments)
         agent = settings.agent.agent
@@ -137,7 +137,7 @@ class Settings(Sections):
 
     @property
     def refits(self) -> bool:
-        """Whether rewards are computed with weights that are refitted to the policy."""
+        """Returns whether rewards are computed with weights that are refitted to the policy."""
         return self.agent.reward == "repaired" and self.repair.repair != "bias"
 
     @property
@@ -146,34 +146,34 @@ class Settings(Sections):
         return self.own.masks
 
     def section(self, name: str) -> Any:
-        """The config of a section."""
+        """Returns the config of a section."""
         if name in map(section_of, AGENTS):
             return self.agents.get(name) or self.configs()[name]()
         return super().section(name)
 
     @property
     def entry(self) -> Entry:
-        """The agent's entry in the registry."""
+        """Returns the agent's entry in the registry."""
         return AGENTS[self.agent.agent]
 
     @property
     def own(self) -> Any:
-        """The agent's options."""
+        """Returns the agent's options."""
         return self.section(section_of(self.agent.agent))
 
     @property
     def action(self) -> str | None:
-        """The kind of action of the agent, None if it has no choice."""
+        """Returns the kind of action of the agent, None if it has no choice."""
         return chosen_action(self.agent.agent, self.entry.actions, self.agent.action)
 
     @property
     def learns_densities(self) -> bool:
-        """Whether it learns how much each layer keeps of each kind."""
+        """Returns whether the agent learns how much each layer keeps of each kind."""
         return self.entry.densities or self.action == "density"
 
     @property
     def metric(self) -> str:
-        """The metric that the agent starts from.
+        """Returns the metric that the agent starts from.
 
         Raises:
             PruningError: it does not score the units.
@@ -184,7 +184,7 @@ class Settings(Sections):
 
     @property
     def learning_rate(self) -> float:
-        """The step size of reinforce: the asked one, or the formula's."""
+        """Returns the step size of reinforce: the asked one, or the formula's."""
         asked = self.section("reinforce").learning_rate
         if asked is not None:
             return asked
@@ -192,7 +192,7 @@ class Settings(Sections):
 
     @property
     def name(self) -> str:
-        """The default name of a run with these settings."""
+        """Returns the default name of a run with these settings."""
         return self.run.name(self.agent.agent, self.model.model, self.pruning.prune_rate)
 
 
@@ -217,7 +217,7 @@ def resumed(run: Run, export: str | None = None, ray_actors: int | None = None) 
     Args:
         run: to resume.
         export: the format to export in the end; None leaves it as it was asked then.
-        ray_actors: how many share the masks of a step; None as well.
+        ray_actors: number of actors that share the masks of a step; None leaves it as it was.
 
     Raises:
         PruningError: the run is not finished, and its agent cannot resume.
@@ -228,6 +228,7 @@ def resumed(run: Run, export: str | None = None, ray_actors: int | None = None) 
         raise PruningError(
             f"agent {agent} cannot resume {run.path}, because {reason}; start a new run"
         )
+    # An automatic choice could differ now, which would change the losses.
     executor = decided.get("executor", settings.pruning.executor)
     reinforce: ReinforceConfig = settings.section("reinforce")
     rate = decided.get("learning_rate", reinforce.learning_rate)

@@ -1,4 +1,4 @@
-"""A training run from settings to results: what ``scripts/train_agent.py`` does.
+"""Runs training from settings to results, for ``scripts/train_agent.py``.
 
 It loads and checks everything, evaluates the dense model and the metric's one-shot mask, learns
 with checkpoints and a few validations on fixed windows, evaluates, writes and plots.
