@@ -156,7 +156,7 @@ def serve(prepare: Callable[[str], Judge]) -> int:
                 return 0
             time.sleep(0.1)
         if rank() == 1:  # one message is enough
-            says = "error: the main process, rank 0, died; go on with the run by --resume"
+            says = "error: the main process, rank 0, died; resume the run with --resume"
             print(says, file=sys.stderr)
     return 1
 

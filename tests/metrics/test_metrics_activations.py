@@ -70,7 +70,7 @@ def test_flap_weighs_and_cuts_as_the_original_does():
     threshold = importance.scores[order][excess.argmin()]
     mask = importance.mask(budget)
     differing = mask != (importance.scores > threshold)
-    assert int(weight[differing].sum()) <= 2 * weight.max()  # what fits goes on being kept
+    assert int(weight[differing].sum()) <= 2 * weight.max()  # what fits is still kept
     assert lm.units.prune_rate(mask) == pytest.approx(0.4, abs=0.01)
 
 

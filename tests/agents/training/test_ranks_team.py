@@ -94,7 +94,7 @@ def test_replicas_judge_masks_as_repaired(reward, options, tmp_path):
     ("rank", "says"),
     [
         (1, "rank 1 died; .* --resume"),
-        pytest.param(0, "the main process, rank 0, died; go on", marks=pytest.mark.slow),
+        pytest.param(0, "the main process, rank 0, died; resume", marks=pytest.mark.slow),
     ],
 )
 def test_kill_minus_9_of_one_process_ends_the_run_which_can_go_on(

@@ -84,4 +84,4 @@ def test_what_cannot_go_on_says_why(undisturbed, tmp_path, monkeypatch):
     (tmp_path / "config.yaml").write_text((undisturbed / "config.yaml").read_text())
     with pytest.raises(PruningError, match="reinforce cannot resume .* because it forgets"):
         train(f"--resume={tmp_path}")
-    assert train(f"--resume={undisturbed}") == 0, "a finished run has nothing to go on with"
+    assert train(f"--resume={undisturbed}") == 0, "a finished run has nothing to resume"
