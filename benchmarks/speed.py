@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from speed_report import make_report, markdown, print_report, write_report
-from speed_work import load, measure, measure_agent, measure_host
+from speed_work import load, measure, measure_agent, measure_host, ways
 from transformers.utils import logging
 
 from pgprune.errors import PruningError
@@ -86,7 +86,9 @@ def main(arguments: list[str] | None = None, agent_shape: str = "llama-2-7b") ->
     for name in config.shapes:
         console.print(f"measuring {name}, {config.repeats} rounds")
         model = load(name, device, config.dtype)
-        shapes[name] = measure(model, config.prune_rates, batch, config.repeats, clock)
+        shapes[name] = measure(
+            model, config.prune_rates, batch, config.repeats, clock, ways(device)
+        )
         del model
     agent = measure_agent(config.repeats, clock, agent_shape)
     host = measure_host(config.repeats, clock)

@@ -1,5 +1,6 @@
 """The pieces of work that the speed benchmark times."""
 
+from collections.abc import Mapping
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -53,6 +54,7 @@ def measure(
     batch: tuple[int, int],
     repeats: int,
     clock: Clock,
+    executors: Mapping[str, tuple[str, str]],
 ) -> dict[str, Any]:
     """Measures everything about one model.
 
@@ -62,6 +64,7 @@ def measure(
         batch: sequences and tokens of each.
         repeats: rounds.
         clock: what times are read from.
+        executors: to be timed, as ``ways`` returns them.
 
     Returns:
         ``parameters``, ``dtype``, ``weight_bytes``, ``operations`` of the products by rate, and by
@@ -83,7 +86,7 @@ def measure(
     for rate in rates:
         generator = torch.Generator().manual_seed(0)
         mask = Budget(units, rate).round(torch.rand(units.n, generator=generator))
-        for way, (executor, kernels) in ways(clock.device).items():
+        for way, (executor, kernels) in executors.items():
             models.append(MaskedLM(model, units, executor, kernels))
             works[f"{way} {rate:g}"] = partial(executor_work, models[-1], mask, ids)
         weights = kept_weights(model, units, mask)
@@ -142,7 +145,8 @@ def measure_host(repeats: int, clock: Clock) -> dict[str, Any]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(LlamaConfig(**_THIN)).to(clock.device).eval()
-    rounds = measure(model, [0.5], (1, 4), repeats, clock)["rounds"]
+    sliced = {"sliced": ("sliced", "plain")}
+    rounds = measure(model, [0.5], (1, 4), repeats, clock, sliced)["rounds"]
     return {
         "layers": _THIN["num_hidden_layers"],
         "rounds": {

@@ -72,13 +72,13 @@ def test_a_run_prints_and_writes_what_it_found(speed, tmp_path, capsys):
 
 @TRITON
 def test_kernels_stand_beside_the_plain_products_where_they_are(speed, monkeypatch, tmp_path):
-    import speed_work
+    from speed_work import ways
 
     with_kernels = {"masked": ("masked", "plain"), "sliced": ("sliced", "plain")}
     with_kernels["kernels"] = ("sliced", "triton")
-    assert "kernels" not in speed_work.ways(torch.device("cpu"))
-    assert speed_work.ways(torch.device("cuda")) == with_kernels
-    monkeypatch.setattr(speed_work, "ways", lambda device: with_kernels)
+    assert "kernels" not in ways(torch.device("cpu"))
+    assert ways(torch.device("cuda")) == with_kernels
+    monkeypatch.setattr(speed, "ways", lambda device: with_kernels)
     output = tmp_path / "speed"
     speed.main([*QUICK, "--prune-rates=0.5", f"--output={output}"], agent_shape="tiny")
     report = json.loads((output / "speed.json").read_text())

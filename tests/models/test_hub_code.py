@@ -92,8 +92,7 @@ def test_an_environment_without_pgprune_loads_and_generates(exported, tmp_path):
     "code",
     [
         "import pgprune; pgprune.register(); from transformers import AutoModelForCausalLM",
-        "from transformers import AutoModelForCausalLM; import pgprune; pgprune.register()",
-        "import pgprune; from transformers import LlamaForCausalLM, AutoModelForCausalLM\n"
+        "from transformers import LlamaForCausalLM, AutoModelForCausalLM; import pgprune\n"
         "pgprune.register(); pgprune.register()",
     ],
 )
