@@ -17,12 +17,12 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from pgprune.errors import PruningError
 from pgprune.export.gguf import check_gguf, check_scope, holds_biases
-from pgprune.export.gguf_files import gguf_parameters, load_gguf, read_vocabulary
 from pgprune.export.reround import reround
 from pgprune.export.reship import reship
 from pgprune.export.writers import WRITERS, window, write_llama_cpp, write_portable
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.models.load import DTYPES
+from pgprune.models.gguf_files import gguf_parameters, load_gguf, read_vocabulary
+from pgprune.models.load import DTYPES, ModelConfig
 from pgprune.repair.config import adds_biases
 from pgprune.repair.fit import REPAIRS
 from pgprune.runs.finished import FinishedRun, LoadedRun
@@ -94,7 +94,7 @@ def export(
     # Everything that can be refused without reading weights comes first.
     output = Path(config.output) if config.output is not None else run.path / config.format
     check_new(output)
-    vocabulary = _vocabulary(config)
+    vocabulary = _vocabulary(run, config)
     write = _writer(config, vocabulary)
     loaded = run.load()
     if loaded.slices is not None:
@@ -159,16 +159,18 @@ def parameters_in(directory: Path) -> int:
     return count
 
 
-def _vocabulary(config: ExportConfig) -> dict[str, Any] | None:
-    """Reads the vocabulary that a GGUF file lends, if one does."""
+def _vocabulary(run: FinishedRun, config: ExportConfig) -> dict[str, Any] | None:
+    """Reads the vocabulary that a GGUF file lends: the one asked for, or the dense model itself."""
+    lender = None if config.vocab_gguf is None else Path(config.vocab_gguf)
     if config.format == "gguf":
         load_gguf()  # says what to install
-    elif config.vocab_gguf is not None:
+        lender = lender or run.config("model", ModelConfig).source().gguf_path
+    elif lender is not None:
         raise PruningError(
             f"--vocab-gguf is for --format gguf; format {config.format} takes the tokenizer as it "
             "is; leave it out"
         )
-    return read_vocabulary(Path(config.vocab_gguf)) if config.vocab_gguf is not None else None
+    return None if lender is None else read_vocabulary(lender)
 
 
 def _writer(

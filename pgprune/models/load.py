@@ -6,9 +6,10 @@ and remote code is not trusted.
 """
 
 import hashlib
-import re
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +27,12 @@ from transformers import (
 
 from pgprune.errors import PruningError, first_line
 from pgprune.models.families import FAMILIES, family_of
+from pgprune.models.gguf_model import check_tensors, read_gguf_model
 from pgprune.models.registration import register
+from pgprune.models.source import Source, find_source
 from pgprune.models.weight_files import check_weights
 from pgprune.utils.devices import check_dtype, choose_device
 from pgprune.utils.options import Config, option
-
-BUILTIN = Path(__file__).parents[1] / "builtin_model"
-"""Directory of the built-in model."""
 
 DTYPES = {
     "float32": torch.float32,
@@ -46,14 +46,12 @@ PRUNED = "pgprune_"
 
 register()  # so that exports load like any other model
 
-_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
-
 
 @dataclass(frozen=True)
 class ModelConfig(Config):
     """Model: which one, on which device, in which number format."""
 
-    model: str = option("builtin", f"builtin, a hub id or a directory ({', '.join(FAMILIES)})")
+    model: str = option("builtin", "builtin, smollm2, a hub id, a directory, or a GGUF file")
     device: str = option("auto", "auto (an accelerator if there is one), cpu, cuda, cuda:N or mps")
     dtype: str = option(
         "auto",
@@ -69,6 +67,17 @@ class ModelConfig(Config):
     attn_implementation: str = option(
         "sdpa", "attention kernel of transformers", choices=["sdpa", "eager", "flash_attention_2"]
     )
+    gguf_file: str | None = option(
+        None, "GGUF file in that directory or hub repository", unset="none", metavar="NAME"
+    )
+
+    def source(self) -> Source:
+        """Finds where the model is read from.
+
+        Raises:
+            PruningError: nothing is there, or the directory holds no model.
+        """
+        return find_source(self.model, self.gguf_file)
 
 
 def check_model(
@@ -87,13 +96,17 @@ def check_model(
     device = choose_device(config.device)
     dtype = choose_dtype(config, device)
     _check_device_map(config)
-    source = _resolve(config.model)
-    model_config = _read_config(source, pruned)
+    source = config.source()
+    if (gguf := source.gguf_path) is not None:
+        found = read_gguf_model(gguf)
+        found.config.use_cache = False  # masks are evaluated on whole windows
+        return found.config, found.tokenizer
+    model_config = _read_config(source.place, pruned)
     if dtype == "auto":  # the checkpoint decides
         check_dtype(model_config.dtype, device)
-    if Path(source).is_dir():
-        check_weights(Path(source))
-    return model_config, _load_tokenizer(source)
+    if Path(source.place).is_dir():
+        check_weights(Path(source.place))
+    return model_config, _load_tokenizer(source.place)
 
 
 def load_model(
@@ -112,7 +125,7 @@ def load_model(
         PruningError: as ``check_model``, or weights are missing or do not fit into the memory.
     """
     model_config, tokenizer = check_model(config, pruned)
-    device, source = choose_device(config.device), _resolve(config.model)
+    device, source = choose_device(config.device), config.source()
     dtype = choose_dtype(config, device)
     placement = {"device_map": config.device_map} if config.device_map else {}
     model = _load_weights(
@@ -149,8 +162,11 @@ def choose_dtype(config: ModelConfig, device: torch.device) -> torch.dtype | str
         PruningError: the device lacks it.
     """
     if config.dtype == "auto":
-        of_checkpoint = device.type != "cpu" and config.model != "builtin"
-        return "auto" if of_checkpoint else torch.float32
+        if device.type == "cpu" or config.model == "builtin":
+            return torch.float32
+        # A GGUF file's blocks of integers name no number format to compute in.
+        is_gguf = config.source().gguf_file is not None
+        return torch.bfloat16 if is_gguf else "auto"
     check_dtype(DTYPES[config.dtype], device)
     return DTYPES[config.dtype]
 
@@ -166,24 +182,6 @@ def _check_device_map(config: ModelConfig) -> None:
         raise PruningError(
             "device_map auto needs the package accelerate; run `pip install accelerate`"
         )
-
-
-def _resolve(model: str) -> str:
-    """Returns the directory or hub id that a name stands for."""
-    if model == "builtin":
-        return str(BUILTIN)
-    path = Path(model).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise PruningError(
-                f"the directory {model!r} has no config.json; give one that a Hugging Face model "
-                "was saved to"
-            )
-        return str(path)
-    if path.exists() or not _HUB_ID.fullmatch(model):
-        problem = "is not a directory" if path.exists() else "does not exist"
-        raise PruningError(f"the model {model!r} {problem}; give a model's directory or a hub id")
-    return model
 
 
 def _read_config(source: str, pruned: bool) -> PretrainedConfig:
@@ -220,23 +218,29 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         raise PruningError(_unreadable(source, "tokenizer", error)) from error
 
 
-def _load_weights(source: str, **options: Any) -> PreTrainedModel:
+def _load_weights(source: Source, **options: Any) -> PreTrainedModel:
+    # transformers shows a bar of its own while it dequantizes a GGUF file.
+    hidden = redirect_stderr(StringIO()) if source.gguf_file else nullcontext()
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source,
-            use_safetensors=True,  # never a pickle, which can run code
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-        )
+        with hidden:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source.place,
+                use_safetensors=True,  # never a pickle, which can run code
+                trust_remote_code=False,
+                output_loading_info=True,
+                **source.options,
+                **options,
+            )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise PruningError(_unreadable(source, "weights", error)) from error
+        raise PruningError(_unreadable(str(source), "weights", error)) from error
     model, report = loaded
     if missing := sorted(report["missing_keys"]):  # transformers fills them with random numbers
         raise PruningError(
-            f"the model {source!r} lacks {len(missing)} of its weights, such as {missing[0]}; give "
-            "a complete checkpoint of a causal LM"
+            f"the model {str(source)!r} lacks {len(missing)} of its weights, such as {missing[0]}; "
+            "give a complete checkpoint of a causal LM"
         )
+    if (gguf := source.gguf_path) is not None:
+        check_tensors(gguf, read_gguf_model(gguf).tensors, len(list(model.parameters())))
     return model
 
 
@@ -256,5 +260,5 @@ def move_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
 
 def _unreadable(source: str, what: str, error: Exception) -> str:
-    remedy = "check the directory" if Path(source).is_dir() else "check the hub id and the network"
+    remedy = "check the files" if Path(source).exists() else "check the hub id and the network"
     return f"the {what} of the model {source!r} cannot be read ({first_line(error)}); {remedy}"

@@ -4,12 +4,11 @@ Exported models are built by pgprune's own registered classes; the code beside t
 never executed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from pgprune.errors import PruningError
 from pgprune.models.load import ModelConfig, check_model, choose_dtype, load_model, move_model
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
@@ -48,16 +47,16 @@ def load_any(
     """Loads a dense model, an exported pruned model, or a finished run's pruned model.
 
     Args:
-        source: ``builtin``, a hub id, a model's directory (dense, or exported by pgprune), or the
-            directory of a finished run, whose mask is then cut out of its model in memory, and
-            its repair put in.
+        source: ``builtin``, ``smollm2``, a hub id, a GGUF file, a model's directory (dense, or
+            exported by pgprune), or the directory of a finished run, whose mask is then cut out of
+            its model in memory, and its repair put in.
         device: as ``ModelConfig``.
         dtype: as ``ModelConfig``; for a run, auto is float32 on the CPU and else what its export
             would have.
         attn_implementation: attention kernel of transformers.
 
     Raises:
-        PruningError: what ``load_model`` refuses; a GGUF file; a run that is not finished, or whose
+        PruningError: what ``load_model`` refuses; a run that is not finished, or whose
             mask is damaged or of another model.
     """
     config = ModelConfig(source, device, dtype, attn_implementation=attn_implementation)
@@ -90,7 +89,7 @@ def check_source(
     # Both are read and dropped: loading reads them again, when there is room for them.
     run.repair()
     run.learned_mask()
-    return check_model(ModelConfig(run.config("model", ModelConfig).model, device, dtype))
+    return check_model(replace(run.config("model", ModelConfig), device=device, dtype=dtype))
 
 
 def short_name(source: str) -> str:
@@ -106,17 +105,9 @@ def run_at(source: str) -> FinishedRun | None:
     """Opens the run at a source; None where the source is a model.
 
     Raises:
-        PruningError: the source is a GGUF model, or a run that has no results or cannot be read.
+        PruningError: the source is a run that has no results or cannot be read.
     """
     path = Path(source).expanduser()
-    # A directory with config.json is a model, also if GGUF files lie beside it.
-    if path.suffix == ".gguf" or (
-        path.is_dir() and not (path / "config.json").exists() and any(path.glob("*.gguf"))
-    ):
-        raise PruningError(
-            f"{source!r} is a GGUF model, which llama.cpp loads and transformers does not; give "
-            "the run that it was exported from, or its export with --format hf"
-        )
     return FinishedRun.open(path) if _is_run(path) else None
 
 

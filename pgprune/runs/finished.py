@@ -198,11 +198,12 @@ def _export_dtype(config: ModelConfig) -> str:
     """
     if config.dtype != "auto":
         return config.dtype
-    if config.model == "builtin":
-        return "float32"  # as every run evaluates it
     try:
-        values, _ = PretrainedConfig.get_config_dict(str(Path(config.model).expanduser()))
-    except (OSError, ValueError):
+        source = config.source()
+        if config.model == "builtin" or source.gguf_file is not None:
+            return "float32"  # as every run on the CPU evaluates it
+        values, _ = PretrainedConfig.get_config_dict(source.place)
+    except (OSError, ValueError, PruningError):
         return "float32"  # loading says what is wrong
     # Checkpoints of transformers 4 say ``torch_dtype``.
     saved = str(values.get("dtype", values.get("torch_dtype"))).removeprefix("torch.")

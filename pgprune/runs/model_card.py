@@ -11,6 +11,10 @@ from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
 from pgprune.utils.markdown import grid
 
+_NAMES = {
+    "builtin": "pgprune's built-in model",
+    "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+}
 _ROWS = {
     "dense": "dense model",
     "initial": "pruned by the initialising metric alone",
@@ -161,9 +165,10 @@ def base_name(run: Run) -> str:
 
 def public_name(model: str) -> str:
     """Returns a model's name without the folders that hold it on this machine."""
-    if model == "builtin":
-        return "pgprune's built-in model"
-    return Path(model).expanduser().resolve().name if Path(model).is_dir() else model
+    if model in _NAMES:
+        return _NAMES[model]
+    path = Path(model).expanduser()
+    return path.resolve().name if path.exists() else model
 
 
 def public_names(source: str) -> str:

@@ -18,7 +18,7 @@ from pgprune.data.builtin_text import (
     split_paragraphs,
 )
 from pgprune.errors import PruningError
-from pgprune.models.load import BUILTIN
+from pgprune.models.source import BUILTIN
 
 
 @pytest.fixture(scope="module")

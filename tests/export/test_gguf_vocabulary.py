@@ -15,8 +15,8 @@ from helpers.gguf_models import (
     split,
 )
 from pgprune import PruningError
-from pgprune.export.gguf_files import copy_vocabulary, read_vocabulary
 from pgprune.export.gguf_vocabulary import write_vocabulary
+from pgprune.models.gguf_files import copy_vocabulary, read_vocabulary
 
 gguf = pytest.importorskip("gguf", reason="needs pip install 'pgprune[gguf]'")
 

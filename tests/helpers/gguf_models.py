@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from helpers.finished_run import finished_run
 from helpers.tiny import tiny_model
+from pgprune.export.gguf_vocabulary import write_vocabulary
 from pgprune.masking.units import PruningUnits
 from pgprune.runs.run import Run
 
@@ -75,3 +76,72 @@ def gguf_run(folder: Path, model, units: PruningUnits, mask: torch.Tensor, token
 def small_model(family: str, dtype: torch.dtype = torch.float32, **changes):
     """Makes a tiny random model with the vocabulary of ``byte_tokenizer``."""
     return tiny_model(family, dtype, vocab_size=SIZE, **changes)
+
+
+_NAMES = {
+    "model.embed_tokens": "token_embd",
+    "model.norm": "output_norm",
+    "lm_head": "output",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
+
+def dense_gguf(path: Path, model, tokenizer=None, more=None, **keys) -> Path:
+    """Writes a dense model as llama.cpp's converter does, without quantizing it.
+
+    Args:
+        path: the new file.
+        model: a LLaMA, Qwen2 or Qwen3.
+        tokenizer: None for one that has the model's size; False for a file without one.
+        more: further tensors by name.
+        keys: further keys of the architecture, such as ``rope.scaling.type``, or its name as
+            ``architecture``.
+    """
+    import gguf
+
+    config = model.config
+    architecture = keys.pop("architecture", config.model_type)
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_name("tiny")
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    head_dim = model.model.layers[0].self_attn.head_dim
+    writer.add_key_length(head_dim)
+    writer.add_vocab_size(config.vocab_size)
+    for key, value in keys.items():
+        writer.add_string(f"{architecture}.{key.replace('__', '.')}", value)
+    if tokenizer is not False:
+        write_vocabulary(writer, tokenizer or byte_tokenizer(), config.vocab_size)
+    for name, weight in model.named_parameters():
+        module, _, kind = name.rpartition(".")
+        stem, part = "", module
+        if module.startswith("model.layers."):
+            _, _, layer, part = module.split(".", 3)
+            stem = f"blk.{layer}."
+        if config.model_type == "llama" and part.endswith(("q_proj", "k_proj")):
+            halves = weight.unflatten(0, (-1, 2, head_dim // 2))  # (h, 2, d / 2, ...)
+            weight = halves.transpose(1, 2).flatten(0, 2)
+        writer.add_tensor(f"{stem}{_NAMES[part]}.{kind}", weight.detach().float().numpy())
+    for name, weight in (more or {}).items():
+        writer.add_tensor(name, weight.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path

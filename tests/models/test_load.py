@@ -9,7 +9,8 @@ from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, PreTrainedTo
 
 from pgprune import PruningError
 from pgprune.models.families import FAMILIES
-from pgprune.models.load import BUILTIN, ModelConfig, load_model
+from pgprune.models.load import ModelConfig, load_model
+from pgprune.models.source import BUILTIN
 from pgprune.utils.devices import choose_device
 
 TINY = {

@@ -109,11 +109,8 @@ def test_what_is_pruned_is_not_pruned_again(exported):
         load_model(ModelConfig(str(exported), device="cpu"))
 
 
-@pytest.mark.parametrize("name", ["model.gguf", "."])
-def test_gguf_and_what_is_not_there(tmp_path, name):
+def test_what_is_not_there(tmp_path):
     refuses("does not exist", tmp_path / "absent")
-    (tmp_path / "model.gguf").touch()
-    refuses("is a GGUF model, which llama.cpp loads", tmp_path / name)
 
 
 def test_a_run_that_is_not_finished(run):

@@ -23,31 +23,51 @@ def load_gguf() -> ModuleType:
     return gguf
 
 
-def read_vocabulary(path: Path) -> dict[str, Any]:
-    """Reads the fields of a GGUF file that describe its tokenizer, by key.
+def read_gguf(path: Path) -> Any:
+    """Opens a GGUF file, without reading its tensors.
+
+    Returns:
+        A ``gguf.GGUFReader``.
 
     Raises:
-        PruningError: it cannot be read, is cut short or no GGUF file, or has no vocabulary; the
-            package gguf is not installed.
+        PruningError: it cannot be read, is cut short or no GGUF file; the package gguf is not
+            installed.
     """
     gguf = load_gguf()
     try:
-        fields = gguf.GGUFReader(path).fields
-    except (OSError, ValueError, LookupError) as error:
+        reader = gguf.GGUFReader(path)
+        fields = reader.fields
+        last = fields[next(reversed(fields))]
+    except (OSError, ValueError, LookupError, StopIteration) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise PruningError(
             f"the GGUF file {str(path)!r} cannot be read ({reason}); take a whole GGUF file of the "
             "dense model"
         ) from error
-    last = fields[next(reversed(fields))]  # a file without tensors may end within it
+    # A file without tensors may end within its last field.
     is_text = last.types[-1] is gguf.GGUFValueType.STRING
     if is_text and int(last.parts[-2][0]) != last.parts[-1].nbytes:
         raise PruningError(f"the GGUF file {str(path)!r} is cut short; copy it again")
-    if _TOKENS not in fields:
+    return reader
+
+
+def has_vocabulary(reader: Any) -> bool:
+    """Whether an open GGUF file holds a tokenizer."""
+    return _TOKENS in reader.fields
+
+
+def read_vocabulary(path: Path) -> dict[str, Any]:
+    """Reads the fields of a GGUF file that describe its tokenizer, by key.
+
+    Raises:
+        PruningError: as ``read_gguf``, or the file has no vocabulary.
+    """
+    reader = read_gguf(path)
+    if not has_vocabulary(reader):
         raise PruningError(
             f"the GGUF file {str(path)!r} has no vocabulary; take one of the dense model that has"
         )
-    return {key: field for key, field in fields.items() if key.startswith("tokenizer.")}
+    return {key: field for key, field in reader.fields.items() if key.startswith("tokenizer.")}
 
 
 def copy_vocabulary(writer: Any, vocabulary: Mapping[str, Any], size: int) -> None:
@@ -70,5 +90,5 @@ def copy_vocabulary(writer: Any, vocabulary: Mapping[str, Any], size: int) -> No
 
 def gguf_parameters(path: Path) -> int:
     """Counts the parameters in a GGUF file; factors of the rotary embedding are none."""
-    tensors = load_gguf().GGUFReader(path).tensors
+    tensors = read_gguf(path).tensors
     return sum(int(tensor.n_elements) for tensor in tensors if tensor.name != "rope_freqs.weight")

@@ -1,0 +1,161 @@
+"""Reads what a GGUF file says of its model, and refuses what transformers would read wrong.
+
+transformers dequantizes the weights. It skips tensors and keys that it does not know, so a model
+could silently differ from what llama.cpp computes; everything in the file is accounted for here.
+Sources: transformers, modeling_gguf_pytorch_utils.py; llama.cpp, convert_hf_to_gguf.py.
+"""
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from pgprune.errors import PruningError, first_line
+from pgprune.models.families import FAMILIES, family_of
+from pgprune.models.gguf_files import has_vocabulary, read_gguf
+
+ROPE_FACTORS = "rope_freqs.weight"
+"""Tensor of the divisors of the rotary frequencies, of Llama 3.1 and later."""
+
+
+@dataclass(frozen=True)
+class GGUFModel:
+    """A GGUF file's model without its weights.
+
+    Attributes:
+        config: of a known family.
+        tokenizer: of the model.
+        tensors: names of the tensors that are weights.
+    """
+
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    tensors: frozenset[str]
+
+
+def read_gguf_model(path: Path) -> GGUFModel:
+    """Reads configuration and tokenizer of a GGUF file; reading an unchanged file again is free.
+
+    Raises:
+        PruningError: a package is missing; the file is empty, cut short or no GGUF file; it has no
+            tokenizer; or its architecture, or its rotary embedding, is none that can be read.
+    """
+    for package in ("gguf", "accelerate"):  # transformers asks for both
+        if find_spec(package) is None:
+            raise PruningError(f"a GGUF model needs the package {package}: pip install {package}")
+    stat = path.stat()
+    read = _read(path, stat.st_mtime_ns, stat.st_size)
+    return GGUFModel(deepcopy(read.config), read.tokenizer, read.tensors)
+
+
+@lru_cache(maxsize=2)  # a file takes seconds, and is asked for by a check and then by loading
+def _read(path: Path, modified: int, size: int) -> GGUFModel:
+    reader = read_gguf(path)
+    name = reader.fields.get("general.architecture")
+    architecture = "none" if name is None else str(name.contents())
+    if not has_vocabulary(reader):
+        raise PruningError(
+            f"the GGUF file {str(path)!r} has no tokenizer; give one that was converted with it"
+        )
+    config = _config(path, architecture, reader.fields)
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    _check_scaling(path, architecture, reader.fields)
+    if factors := tensors.pop(ROPE_FACTORS, None):
+        config.rope_parameters = _llama3(path, config, torch.tensor(factors.data))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(path.parent), gguf_file=path.name, trust_remote_code=False
+        )
+    except Exception as error:  # tokenizers raise errors of all types, bare Exception included
+        raise PruningError(
+            f"the tokenizer of the GGUF file {str(path)!r} cannot be read ({first_line(error)}); "
+            "give the model as a Hugging Face directory"
+        ) from error
+    return GGUFModel(config, tokenizer, frozenset(tensors))
+
+
+def _config(path: Path, architecture: str, fields: Mapping[str, Any]) -> PretrainedConfig:
+    size = fields.get(f"{architecture}.attention.key_length")  # which transformers skips
+    try:
+        raw, _ = PretrainedConfig.get_config_dict(str(path.parent), gguf_file=path.name)
+        family = raw.pop("model_type")
+        raw |= {} if size is None else {"head_dim": int(size.contents())}
+        config = AutoConfig.for_model(family, **raw) if family in FAMILIES else None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        known = f"transformers cannot read it: {first_line(error)}"
+        config = None
+    else:
+        known = f"known families: {', '.join(FAMILIES)}"
+    if config is None:
+        raise PruningError(
+            f"the GGUF file {str(path)!r} is of the architecture {architecture!r}, which is not "
+            f"supported ({known}); give the dense model of a known family"
+        )
+    family_of(config)  # raises for variants that cannot be pruned
+    return config
+
+
+def _check_scaling(path: Path, architecture: str, fields: Mapping[str, Any]) -> None:
+    """Refuses a scaled rotary embedding, which transformers would read as a plain one."""
+    field = fields.get(f"{architecture}.rope.scaling.type")
+    kind = "none" if field is None else field.contents()
+    if kind != "none":
+        raise PruningError(
+            f"the GGUF file {str(path)!r} scales its rotary embedding ({kind}), which transformers "
+            "does not read from GGUF; give the model as a Hugging Face directory"
+        )
+
+
+def _llama3(path: Path, config: PretrainedConfig, factors: Tensor) -> dict[str, Any]:
+    """Finds the ``llama3`` scaling of the rotary embedding that has such factors, (head_dim / 2,).
+
+    A GGUF file holds the factors only. All of Meta's models share three of the four numbers, and
+    the fourth is the largest factor.
+    """
+    found = config.rope_parameters | {
+        "rope_type": "llama3",
+        "factor": float(factors.max()),
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    scaled = deepcopy(config)
+    scaled.rope_parameters = found
+    frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](scaled, torch.device("cpu"))  # (head_dim / 2,)
+    width = 2 * len(frequencies)
+    plain = config.rope_parameters["rope_theta"] ** -(torch.arange(0, width, 2) / width)
+    if factors.shape != frequencies.shape or not torch.allclose(
+        plain / frequencies, factors.float(), rtol=1e-3
+    ):
+        raise PruningError(
+            f"the GGUF file {str(path)!r} scales its rotary embedding in a way that is not known; "
+            "give the model as a Hugging Face directory"
+        )
+    return found
+
+
+def check_tensors(path: Path, tensors: frozenset[str], loaded: int) -> None:
+    """Checks that all tensors of a GGUF file have become weights of the model.
+
+    Args:
+        path: the file.
+        tensors: names of its weights.
+        loaded: weights of the model, tied ones once.
+
+    Raises:
+        PruningError: the file has others, which transformers has skipped.
+    """
+    if len(tensors) != loaded:
+        extra = sorted(name for name in tensors if name.endswith(".bias")) or sorted(tensors)
+        raise PruningError(
+            f"the GGUF file {str(path)!r} has {len(tensors)} weights, but transformers reads "
+            f"{loaded} of them (look at {extra[0]}); give the model as a Hugging Face directory"
+        )

