@@ -7,7 +7,7 @@ method ships; write and plot. The run that comes out is of the same kind as an a
 import argparse
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -29,6 +29,7 @@ from pgprune.surgery.stream_slices import stream_sliced
 from pgprune.utils.command_line import given
 from pgprune.utils.files import saving
 from pgprune.utils.memory import memory_now, peak_memory, read_once
+from pgprune.utils.progress import note, phase
 
 
 @dataclass(frozen=True)
@@ -94,16 +95,14 @@ class Baseline:
 
     Args:
         settings: of the run.
-        note: what to do with a line that tells how it goes.
 
     Raises:
         PruningError: anything that cannot work, before any long work.
     """
 
-    def __init__(self, settings: BaselineSettings, note: Callable[[str], object]) -> None:
+    def __init__(self, settings: BaselineSettings) -> None:
         self._started = time.monotonic()
         self.settings = settings
-        self._note = note
         self.problem = make_problem(
             settings.model, settings.data, settings.pruning, settings.run.seed
         )
@@ -131,18 +130,19 @@ class Baseline:
         """
         settings, lm = self.settings, self.problem.lm
         method, seed = settings.method.method, settings.run.seed
-        self._note(f"{method} on {self.problem.units}; executor {lm.executor}")
+        note(f"{method} on {self.problem.units}; executor {lm.executor}")
         decided = {
             "executor": lm.executor,
             "model_fingerprint": fingerprint(*lm.model.parameters()),
             "text_fingerprint": fingerprint(self._calibration),
         }
         started = time.monotonic()
-        pruned = METHODS[method](self.problem, self._calibration, seed, settings.method)
+        with phase(f"method {method}"):
+            pruned = METHODS[method](self.problem, self._calibration, seed, settings.method)
         repair = chosen_repair(lm, pruned.mask, self._calibration, settings.repair, pruned.repair)
         pruned = replace(pruned, repair=repair)
         cost = {"seconds": time.monotonic() - started, "tokens": lm.meter.tokens}
-        self._note(f"{method} took {cost['seconds']:.1f} seconds and {lm.meter.tokens:,} tokens")
+        note(f"{method} took {cost['seconds']:.1f} seconds and {lm.meter.tokens:,} tokens")
         # The run is created last: what fails or is interrupted leaves no directory.
         results = self._results(pruned, cost)
         run = Run.create(settings.run.output, settings.sections(decided), command, settings.name)

@@ -24,7 +24,6 @@ from pgprune.models.load import ModelConfig, check_model
 from pgprune.runs.any_model import load_any
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
-from pgprune.runs.progress_view import ProgressView
 from pgprune.runs.run import Run
 from pgprune.utils.jsonl import Record, add_line, close_line
 from pgprune.utils.process_pool import progress_printer, run_tasks
@@ -153,13 +152,13 @@ def _make_run(work: Work) -> None:
     if isinstance(settings, BaselineSettings):
         if path.exists():
             shutil.rmtree(path)  # left by a kill; a method has no checkpoints
-        Baseline(settings, note=lambda line: None).run(command)
+        Baseline(settings).run(command)
         return
     if path.exists() and settings.entry.no_resume:
         shutil.rmtree(path)
     # A resumed run keeps its own settings; check_same has compared them with today's.
     run = Run.open(path) if path.exists() else None
-    training = Training(resumed(run) if run else settings, ProgressView("", quiet=True))
+    training = Training(resumed(run) if run else settings)
     if run is None:
         run = Run.create(str(path), settings.sections(training.decided()), command, path.name)
     training.check(run)

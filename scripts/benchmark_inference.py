@@ -10,7 +10,6 @@ random weights and random masks stand in for models, so that nothing needs to be
 
 from pathlib import Path
 
-from rich.console import Console
 from transformers.utils import logging
 
 from pgprune.evaluation.latency import LatencyConfig, load_models, measure
@@ -18,6 +17,7 @@ from pgprune.evaluation.latency_report import make_report, print_report, write_r
 from pgprune.surgery.random_models import ShapeConfig
 from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
 from pgprune.utils.command_names import command_words
+from pgprune.utils.progress_view import showing
 
 
 def main() -> None:
@@ -26,14 +26,13 @@ def main() -> None:
     logging.set_verbosity_error()
     arguments = make_parser().parse_args()
     config = from_arguments(LatencyConfig, arguments)
-    console = Console(highlight=False)
-    models = load_models(arguments.models, from_arguments(ShapeConfig, arguments), config)
-    measurements = measure(models, config, lambda text: console.print(f"measuring {text}"))
-    report = make_report(models, measurements, config, command_words())
-    print_report(report, console)
-    if config.output is not None:
-        write_report(report, Path(config.output))
-        console.print(f"written to {config.output}", soft_wrap=True, markup=False)
+    with showing(config.quiet, results=True) as console:
+        models = load_models(arguments.models, from_arguments(ShapeConfig, arguments), config)
+        report = make_report(models, measure(models, config), config, command_words())
+        print_report(report, console)
+        if config.output is not None:
+            write_report(report, Path(config.output))
+            console.print(f"written to {config.output}", soft_wrap=True, markup=False)
 
 
 def make_parser() -> ArgumentParser:

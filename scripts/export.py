@@ -13,12 +13,13 @@ Weights, tokenizer and a card with the run's numbers appear together, or not at 
 import shlex
 from pathlib import Path
 
-from rich.console import Console
 from transformers.utils import logging
 
 from pgprune.export.export import ExportConfig, export, parameters_in
 from pgprune.runs.finished import FinishedRun
 from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
+from pgprune.utils.progress import note
+from pgprune.utils.progress_view import showing
 
 
 def main() -> None:
@@ -26,14 +27,14 @@ def main() -> None:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     arguments = make_parser().parse_args()
-    console = Console(highlight=False, markup=False, soft_wrap=True)  # paths stay whole
-    run, config = FinishedRun.open(arguments.run), from_arguments(ExportConfig, arguments)
-    output = export(run, config, note=console.print)
-    size = sum(file.stat().st_size for file in output.iterdir() if file.is_file())
-    count = parameters_in(output)
-    console.print(f"{shlex.quote(str(output))}: {count:,} parameters, {size / 1e6:,.1f} MB")
-    console.print(f"load it: {load_command(output)}")
-    console.print(f"its numbers, and how they were obtained: {output / 'README.md'}")
+    config = from_arguments(ExportConfig, arguments)
+    with showing(config.quiet):
+        output = export(FinishedRun.open(arguments.run), config)
+        size = sum(file.stat().st_size for file in output.iterdir() if file.is_file())
+        count = parameters_in(output)
+        note(f"{shlex.quote(str(output))}: {count:,} parameters, {size / 1e6:,.1f} MB")
+        note(f"load it: {load_command(output)}")
+        note(f"its numbers, and how they were obtained: {output / 'README.md'}")
 
 
 def make_parser() -> ArgumentParser:

@@ -12,7 +12,6 @@ Ctrl-C ends the training early and keeps what was learned. After a kill, the sam
 --resume continues from the last checkpoint.
 """
 
-from rich.console import Console
 from transformers.utils import logging
 
 from pgprune.finetuning.config import FinetuningConfig
@@ -20,8 +19,9 @@ from pgprune.finetuning.finetune import Finetuning
 from pgprune.finetuning.instructions import TrainingDataConfig
 from pgprune.finetuning.lora import LoraConfig
 from pgprune.finetuning.view import print_finetuning
-from pgprune.runs.progress_view import ProgressView
 from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
+from pgprune.utils.progress import note
+from pgprune.utils.progress_view import showing
 
 MAIN = (  # what most people set; --help shows the rest by group
     *("data", "evaluation", "epochs", "samples", "rank", "learning_rate", "sequence_length"),
@@ -35,18 +35,17 @@ def main() -> int:
     logging.set_verbosity_error()
     arguments = make_parser().parse_args()
     config = from_arguments(FinetuningConfig, arguments)
-    console = Console(quiet=config.quiet, highlight=False)
-    view = ProgressView("finetuning", "updates", quiet=config.quiet, console=console)
     data = from_arguments(TrainingDataConfig, arguments)
     lora = from_arguments(LoraConfig, arguments)
-    try:
-        finetuning = Finetuning(arguments.model, config, data, lora, view)
-        console.print(f"finetuning {arguments.model} into {finetuning.output}", markup=False)
-        record = finetuning.run()
-    except KeyboardInterrupt:
-        console.print("interrupted; --resume continues from the last checkpoint")
-        return 130
-    print_finetuning(record, console)
+    with showing(config.quiet) as console:
+        try:
+            finetuning = Finetuning(arguments.model, config, data, lora)
+            note(f"finetuning {arguments.model} into {finetuning.output}")
+            record = finetuning.run()
+        except KeyboardInterrupt:
+            note("interrupted; --resume continues from the last checkpoint")
+            return 130
+        print_finetuning(record, console)
     return 0
 
 

@@ -8,17 +8,17 @@ The run directory is like that of pgprune train: export, evaluate and compare it
 
 import shlex
 
-from rich.console import Console
 from transformers.utils import logging
 
 from pgprune.experiments.baseline import Baseline, BaselineSettings
 from pgprune.export.export import ExportConfig, export
 from pgprune.runs.finished import FinishedRun
-from pgprune.runs.progress_view import ProgressView
 from pgprune.runs.run import check_output
 from pgprune.runs.view import print_next, print_results
 from pgprune.utils.command_line import ArgumentParser, run_command
 from pgprune.utils.command_names import command_words
+from pgprune.utils.progress import note
+from pgprune.utils.progress_view import showing
 
 
 def main() -> int:
@@ -26,22 +26,21 @@ def main() -> int:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     settings = BaselineSettings.from_arguments(make_parser().parse_args())
-    console = Console(quiet=settings.run.quiet, highlight=False)
-    view = ProgressView(settings.name, quiet=settings.run.quiet, console=console)
     check_output(settings.run.output)  # before the model is loaded, which may take minutes
-    try:
-        run, results = Baseline(settings, view.note).run(command_words())
-        print_results(results, console)
-        if settings.run.export is not None:
-            directory = export(FinishedRun.open(run.path), ExportConfig(format=settings.run.export))
-            view.note(f"\nthe pruned model is in {directory}")
-    except KeyboardInterrupt:
-        console.print("interrupted")
-        return 130  # 128 + SIGINT, as shells report Ctrl-C
-    path, model = shlex.quote(str(run.path)), shlex.quote(settings.model.model)
-    smaller = f"pgprune export {path}    # the smaller model, for transformers"
-    learn = f"pgprune train --model {model}    # let an agent do better"
-    print_next([smaller, learn] if settings.run.export is None else [learn], console)
+    with showing(settings.run.quiet) as console:
+        try:
+            run, results = Baseline(settings).run(command_words())
+            print_results(results, console)
+            if settings.run.export is not None:
+                config = ExportConfig(format=settings.run.export)
+                note(f"\nthe pruned model is in {export(FinishedRun.open(run.path), config)}")
+        except KeyboardInterrupt:
+            note("interrupted")
+            return 130  # 128 + SIGINT, as shells report Ctrl-C
+        path, model = shlex.quote(str(run.path)), shlex.quote(settings.model.model)
+        smaller = f"pgprune export {path}    # the smaller model, for transformers"
+        learn = f"pgprune train --model {model}    # let an agent do better"
+        print_next([smaller, learn] if settings.run.export is None else [learn], console)
     return 0
 
 

@@ -16,13 +16,14 @@ from pgprune.agents.training.results import export_once, next_commands
 from pgprune.agents.training.settings import Settings, TrainingRunConfig, check_resume, resumed
 from pgprune.agents.training.train import Training
 from pgprune.errors import PruningError, ResourceError
-from pgprune.runs.progress_view import ProgressView
 from pgprune.runs.run import Run, check_output
 from pgprune.runs.view import print_next, print_results
 from pgprune.utils.command_line import ArgumentParser, run_command
 from pgprune.utils.command_names import command_words
 from pgprune.utils.memory import within_memory
 from pgprune.utils.process_ids import rank
+from pgprune.utils.progress import note
+from pgprune.utils.progress_view import showing
 
 
 def main() -> int:
@@ -34,12 +35,12 @@ def main() -> int:
         return serve()
     arguments = make_parser().parse_args()
     settings = Settings.from_arguments(arguments)
-    console = Console(quiet=settings.run.quiet, highlight=False)
-    if settings.run.resume is None:
-        check_output(settings.run.output)
-        return train(settings, None, console)
-    check_resume(arguments)
-    return resume(settings.run, console)
+    with showing(settings.run.quiet) as console:
+        if settings.run.resume is None:
+            check_output(settings.run.output)
+            return train(settings, None, console)
+        check_resume(arguments)
+        return resume(settings.run, console)
 
 
 def make_parser() -> ArgumentParser:
@@ -54,63 +55,57 @@ def resume(asked: TrainingRunConfig, console: Console) -> int:
     run = Run.open(str(asked.resume))
     settings = resumed(run, asked.export, asked.ray_actors)
     if run.finished:
-        say(f"{run.path} is finished; its results are in {run.path}/results.json", console)
-        return finish(run, settings.run.export, console)
+        note(f"{run.path} is finished; its results are in {run.path}/results.json")
+        return finish(run, settings.run.export)
     if not run.has_checkpoint:
-        say(f"{run.path} has no checkpoint yet, so it starts over", console)
+        note(f"{run.path} has no checkpoint yet, so it starts over")
     return train(settings, run, console)
 
 
 def train(settings: Settings, run: Run | None, console: Console) -> int:
     """Trains a new run, or the rest of an interrupted one."""
-    view = ProgressView(settings.name, quiet=settings.run.quiet, console=console)
     try:
         with within_memory(), team_of(settings) as team:
             # Before the run's directory, whose config holds what training decides (the executor).
-            training = Training(settings, view, team)
+            training = Training(settings, team)
             if run is None:
                 sections, command = settings.sections(training.decided()), command_words()
                 run = Run.create(settings.run.output, sections, command, settings.name)
             # The run may be one that another version, model or text began.
             training.check(run)
-            say(f"run {run.path}", console)
+            note(f"run {run.path}")
             with run:
                 results = training.run(run)
         del training  # and the model with it, which an export loads again
     except KeyboardInterrupt:
-        return interrupted(run, console)
+        return interrupted(run)
     except ResourceError as error:
         if run is None or not run.resumable:
             raise  # there is no checkpoint to resume from
         remedy = f"resume from the last checkpoint with --resume {run.path}"
         raise PruningError(f"{error}; {remedy}") from error
     print_results(results, console)
-    status = finish(run, settings.run.export, console) if results["completed"] else 0
+    status = finish(run, settings.run.export) if results["completed"] else 0
     print_next(next_commands(results, run), console)
     return status
 
 
-def finish(run: Run, format: str | None, console: Console) -> int:
+def finish(run: Run, format: str | None) -> int:
     """Exports a finished run, if asked to."""
     try:
         if format is not None:
-            directory = export_once(run, format, note=lambda line: say(line, console))
-            say(f"\nthe pruned model is in {directory}", console)
+            directory = export_once(run, format)
+            note(f"\nthe pruned model is in {directory}")
     except KeyboardInterrupt:
-        return interrupted(run, console)
+        return interrupted(run)
     return 0
 
 
-def interrupted(run: Run | None, console: Console) -> int:
+def interrupted(run: Run | None) -> int:
     """Prints how to resume; returns the exit status."""
     advice = f"; resume with --resume {run.path}" if run and (run.resumable or run.finished) else ""
-    say(f"interrupted{advice}", console)
+    note(f"interrupted{advice}")
     return 130
-
-
-def say(line: str, console: Console) -> None:
-    """Prints a line with a path in it: without line breaks, and not read as markup."""
-    console.print(line, soft_wrap=True, markup=False)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Fixtures of all tests: determinism, silence, tiny models and, if present, real ones."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import torch
 import transformers
 from hypothesis import settings
 
+from helpers.listener import Heard
 from helpers.masks import Case, case_of
 from helpers.tiny import CONFIGS, tiny_arguments, tiny_model
 from pgprune.data.stream import DataConfig
 from pgprune.masking.problem import Problem, PruningConfig, make_problem
 from pgprune.models.load import ModelConfig
+from pgprune.utils.progress import listening
 
 pytest.register_assert_rewrite("helpers.command")
 from helpers.command import as_options, train  # noqa: E402
@@ -37,6 +40,14 @@ def model(request: pytest.FixtureRequest) -> transformers.PreTrainedModel:
 def case(model: transformers.PreTrainedModel, request: pytest.FixtureRequest) -> Case:
     """That model with all patterns of masks over its units, fine and coarse."""
     return case_of(model, request.param)
+
+
+@pytest.fixture
+def heard() -> Iterator[Heard]:
+    """What the test tells of its progress."""
+    heard = Heard()
+    with listening(heard):
+        yield heard
 
 
 @pytest.fixture(scope="session")

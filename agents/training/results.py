@@ -1,7 +1,7 @@
 """Writes what a run leaves: results.json, the plots, the export, and advice."""
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +79,12 @@ def plot(run: Run, problem: Problem, record: Record) -> None:
     plot_kept_shares(plots / "kept_shares.png", problem.units.groups, learned, initial, target)
 
 
-def export_once(run: Run, format: str, note: Callable[[str], object]) -> Path:
+def export_once(run: Run, format: str) -> Path:
     """Exports a run unless it has been done.
 
     Args:
         run: that has done all its steps.
         format: a key of ``FORMATS``.
-        note: is told what is special about the export.
 
     Returns:
         The directory, in the run.
@@ -96,7 +95,7 @@ def export_once(run: Run, format: str, note: Callable[[str], object]) -> Path:
     try:
         directory = run.path / format
         if not directory.exists():  # it appears when it is complete
-            export(FinishedRun.open(run.path), ExportConfig(format=format), note)
+            export(FinishedRun.open(run.path), ExportConfig(format=format))
         return directory
     except PruningError as error:
         path = shlex.quote(str(run.path))

@@ -1,9 +1,19 @@
 """The state of a run besides its agent's: figures and masks in every checkpoint."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
 from torch import Tensor
+
+_WATCHED = {
+    "loss": "rollout/loss",
+    "baseline": "train/baseline",
+    "reward": "rollout/reward",
+    "best": "validation/best_loss",
+}
+_KEPT_SHARE = "kept_share/"
 
 
 @dataclass
@@ -53,3 +63,19 @@ class Record:
     def from_json(cls, values: dict[str, Any], masks: dict[str, Tensor]) -> Self:
         """Makes the record of what ``to_json`` returned and its masks."""
         return cls(masks=masks, **values)
+
+
+def training_figures(metrics: Mapping[str, float]) -> dict[str, str]:
+    """Picks the finite figures of a training step that people watch: texts by their label.
+
+    Args:
+        metrics: values by name: ``rollout/loss``, ``rollout/reward``, ``train/baseline``,
+            ``validation/best_loss``, and ``.../kept_share/<kind>`` for each kind of unit; others
+            are left out.
+    """
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    shown = {label: f"{finite[name]:.4f}" for label, name in _WATCHED.items() if name in finite}
+    for name, value in finite.items():
+        if _KEPT_SHARE in name:
+            shown[f"{name.rpartition('/')[2]} kept"] = f"{value:.1%}"
+    return shown

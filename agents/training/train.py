@@ -19,7 +19,7 @@ from pgprune.agents.training.final_mask import best_repaired
 from pgprune.agents.training.repaired_reward import REFIT_WINDOWS, RepairedReward
 from pgprune.agents.training.replicas import make_env
 from pgprune.agents.training.results import plot, summarise
-from pgprune.agents.training.run_state import Record
+from pgprune.agents.training.run_state import Record, training_figures
 from pgprune.agents.training.settings import Settings
 from pgprune.data.stream import evaluation_windows
 from pgprune.envs.judge import Replicas
@@ -32,11 +32,11 @@ from pgprune.metrics import METRICS, Importance
 from pgprune.models.load import fingerprint
 from pgprune.repair.repair import Repair
 from pgprune.runs.files import RunFile
-from pgprune.runs.progress_view import ProgressView, training_figures
 from pgprune.runs.results import perplexities, with_repair
 from pgprune.runs.run import Run
 from pgprune.utils.ctrl_c import ctrl_c
 from pgprune.utils.memory import memory_now, peak_memory, read_once
+from pgprune.utils.progress import note, phase
 
 VALIDATIONS = 10  # in a run
 _REFITS = 10  # of the reward in a run
@@ -48,19 +48,15 @@ class Training:
 
     Args:
         settings: of the run.
-        view: what is shown.
         replicas: share the masks of a step, and stop when it has learned; None for none.
 
     Raises:
         PruningError: anything that cannot work, before any long work.
     """
 
-    def __init__(
-        self, settings: Settings, view: ProgressView, replicas: Replicas | None = None
-    ) -> None:
+    def __init__(self, settings: Settings, replicas: Replicas | None = None) -> None:
         self._started = time.monotonic()
         self.settings = settings
-        self.view = view
         check_agent(settings)
         seed, masks = settings.run.seed, settings.masks
         self.problem = make_problem(settings.model, settings.data, settings.pruning, seed, masks)
@@ -145,8 +141,8 @@ class Training:
             agent = make_agent(settings, self._env, nothing)
             self._reward_repaired(agent)
             self._restore(agent, *checkpoint)
-        total = settings.run.total_timesteps
-        with self.view, ctrl_c() as interrupted:
+        total, begun, name = settings.run.total_timesteps, agent.timesteps, settings.agent.agent
+        with phase(name, total, "evaluations", begun) as learning, ctrl_c() as interrupted:
             last = agent.steps_for(total)
             every = max(1, last // VALIDATIONS)
 
@@ -157,7 +153,8 @@ class Training:
                 if validated:
                     self._validate(agent)
                 loss = self.record.validation_loss if validated else math.nan
-                self._report(run, agent, figures | {"validation/loss": loss})
+                shown = self._log(run, agent, figures | {"validation/loss": loss})
+                learning.reach(agent.timesteps, shown)
                 if agent.steps % settings.run.checkpoint_every == 0 or interrupted():
                     self._save(run, agent)
                 return not interrupted()
@@ -170,12 +167,13 @@ class Training:
     def _initialise(self) -> Importance:
         """Evaluates the dense model and the metric's mask; returns the importance of units."""
         problem = self.problem
-        self.view.note(f"{problem.units}; executor {problem.lm.executor}")
+        note(f"{problem.units}; executor {problem.lm.executor}")
         metric, seed = METRICS[self.settings.metric], self.settings.run.seed
-        importance = metric(problem.lm, self._metric_windows, problem.budget, seed)
+        with phase(f"metric {metric.name}"):
+            importance = metric(problem.lm, self._metric_windows, problem.budget, seed)
         initial = self.record.masks["initial"] = importance.mask(problem.budget)
         rows = {"dense": problem.units.ones(), "initial": initial}
-        with self._evaluating():
+        with self._evaluating("evaluating the dense model and the metric's mask"):
             self.record.perplexity |= perplexities(problem.lm, rows, self.windows)
         return importance
 
@@ -205,13 +203,11 @@ class Training:
         point = {"mask_evaluations": agent.timesteps, "loss": record.validation_loss}
         record.curve.append(point | record.cost())
 
-    def _report(self, run: Run, agent: Agent, figures: dict[str, float]) -> None:
-        shown = figures | {"validation/best_loss": self.record.best_loss}
-        timesteps = agent.timesteps
-        run.log(agent.steps, {"time/timesteps": float(timesteps), **shown})
-        finite = {name: value for name, value in shown.items() if math.isfinite(value)}
-        total = self.settings.run.total_timesteps
-        self.view.update(timesteps, total, training_figures(finite))
+    def _log(self, run: Run, agent: Agent, figures: dict[str, float]) -> dict[str, str]:
+        """Logs a step's figures in the run; returns those to show."""
+        all_figures = figures | {"validation/best_loss": self.record.best_loss}
+        run.log(agent.steps, {"time/timesteps": float(agent.timesteps), **all_figures})
+        return training_figures(all_figures)
 
     def _save(self, run: Run, agent: Agent) -> None:
         self._count()
@@ -232,7 +228,7 @@ class Training:
         )
         self._earlier_seconds = self.record.seconds
         self.problem.lm.meter = TokenMeter(self.record.tokens)
-        self.view.note(f"resuming after step {agent.steps}")
+        note(f"resuming after step {agent.steps}")
 
     def _count(self) -> None:
         """Brings tokens, seconds and memory of the record up to date."""
@@ -244,10 +240,11 @@ class Training:
         record.beyond_weights = max(record.beyond_weights, peak - self._loaded)
 
     @contextmanager
-    def _evaluating(self) -> Iterator[None]:
+    def _evaluating(self, label: str) -> Iterator[None]:
         """Counts evaluations of the result apart, which are no cost of the method."""
         started, tokens = time.monotonic(), self.problem.lm.meter.tokens
-        yield
+        with phase(label):
+            yield
         self.record.evaluation_seconds += time.monotonic() - started
         self.record.evaluation_tokens += self.problem.lm.meter.tokens - tokens
 
@@ -263,7 +260,7 @@ class Training:
         windows, settings = self._metric_windows, self.settings
         mask, repair = best_repaired(self.problem, masks, windows, settings.repair)
         if mask is not masks[0]:
-            self.view.note("after repair, the mask it started from is the better one, and is kept")
+            note("after repair, the mask it started from is the better one, and is kept")
         return mask, repair
 
     def _finish(self, run: Run, agent: Agent, completed: bool) -> dict[str, Any]:
@@ -272,7 +269,7 @@ class Training:
         masks["masked"] = mask
         lm, settings = self.problem.lm, self.settings
         rows = {name: masks[name] for name in ("masked", "best")}
-        with self._evaluating():
+        with self._evaluating("evaluating the learned mask"):
             table = self.record.perplexity | perplexities(lm, rows, self.windows)
             self.record.perplexity = with_repair(lm, table, mask, repair, self.windows)
             samples = sample_text(lm, mask, self.problem.tokenizer, self.windows, repair)

@@ -5,7 +5,7 @@ The work is one call for all tokens of the prompts, which computes the logits of
 tokens are random, the same for every model: what they are does not change how long they take.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +26,7 @@ from pgprune.utils.devices import choose_device
 from pgprune.utils.files import check_new
 from pgprune.utils.memory import within_memory
 from pgprune.utils.options import Config, option, same_option
+from pgprune.utils.progress import note, track
 
 Models = Mapping[str, PreTrainedModel]
 """Models by the name that tables show; the first one is the reference."""
@@ -53,6 +54,7 @@ class LatencyConfig(Config):
         unset="none, the table is printed",
         metavar="DIR",
     )
+    quiet: bool = option(False, "show no progress, only the results")
 
     @property
     def settings(self) -> list[tuple[int, int]]:
@@ -81,9 +83,7 @@ class Measurement:
     working_bytes: int | None
 
 
-def measure(
-    models: Models, config: LatencyConfig, note: Callable[[str], None] = lambda message: None
-) -> list[Measurement]:
+def measure(models: Models, config: LatencyConfig) -> list[Measurement]:
     """Measures all models in all settings, which takes a while.
 
     Raises:
@@ -101,8 +101,11 @@ def measure(
             )
     measurements: list[Measurement] = []
     with _threads(config.threads):
-        for batch, length in config.settings:
-            note(f"{batch} x {length} tokens, then {batch} x {config.new_tokens} one by one")
+        for batch, length in track(config.settings, "measuring", unit="settings"):
+            note(
+                f"measuring {batch} x {length} tokens, then {batch} x {config.new_tokens} one by "
+                "one"
+            )
             measurements += _measure(models, batch, length, config)
     return measurements
 

@@ -29,6 +29,7 @@ from pgprune.runs.finished import FinishedRun, LoadedRun
 from pgprune.runs.settings import FORMATS
 from pgprune.utils.files import check_new, new_directory, saving
 from pgprune.utils.options import Config, option
+from pgprune.utils.progress import note, phase
 
 
 @dataclass(frozen=True)
@@ -73,17 +74,17 @@ class ExportConfig(Config):
         unset="write the model's tokenizer",
         metavar="FILE",
     )
+    quiet: bool = option(False, "print only errors")
 
 
-def export(
-    run: FinishedRun, config: ExportConfig, note: Callable[[str], object] = lambda _: None
-) -> Path:
+def export(run: FinishedRun, config: ExportConfig) -> Path:
     """Writes the model that a run has pruned; returns the new directory.
+
+    It notes how what is exported differs from what the run has measured, if it does.
 
     Args:
         run: the run.
         config: format and directory.
-        note: is told how what is exported differs from what the run has measured, if it does.
 
     Raises:
         PruningError: the directory exists or cannot be made; the run has no results; its mask or
@@ -115,7 +116,7 @@ def export(
         loaded.model.to(DTYPES[config.dtype])  # type: ignore[arg-type]
     remedy = "free some space or choose another --output"
     # A new directory appears complete or not at all, also where the disk is full.
-    with saving(output, remedy), new_directory(output) as directory:
+    with saving(output, remedy), new_directory(output) as directory, phase(f"writing {output}"):
         write(loaded, directory)
     return output
 

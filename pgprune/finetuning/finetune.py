@@ -29,10 +29,10 @@ from pgprune.masking.perplexity import bos_rule
 from pgprune.models.load import fingerprint
 from pgprune.models.losses import model_perplexity
 from pgprune.runs.any_model import LoadedModel, check_source, load_any, run_at
-from pgprune.runs.progress_view import ProgressView
 from pgprune.utils.ctrl_c import ctrl_c
 from pgprune.utils.files import check_new, read_checkpoint, saving, write_checkpoint
 from pgprune.utils.memory import peak_memory
+from pgprune.utils.progress import note, phase
 from pgprune.utils.versions import versions
 
 _SHOWN_UPDATES = 20  # whose mean loss is shown
@@ -51,12 +51,11 @@ class Finetuning:
         config: FinetuningConfig,
         data: TrainingDataConfig,
         lora: LoraConfig,
-        view: ProgressView,
     ) -> None:
         self._started = time.monotonic()
         check_peft()
         run = run_at(source)
-        self._source, self._config, self._lora, self._view = source, config, lora, view
+        self._source, self._config, self._lora = source, config, lora
         self.output = output_of(source, run, config.output)
         # Beside the new directory, which appears only when it is complete.
         self._checkpoint = self.output.with_name(f"{self.output.name}.checkpoint.safetensors")
@@ -79,7 +78,7 @@ class Finetuning:
         )
         self._train_on = data.train_on
         if (count := len(self._windows.ids)) < data.samples:
-            view.note(f"the training data has {count:,} windows, so --samples is {count:,}")
+            note(f"the training data has {count:,} windows, so --samples is {count:,}")
 
     def run(self) -> dict[str, Any]:
         """Finetunes, merges and writes, from the checkpoint with ``resume``.
@@ -107,16 +106,18 @@ class Finetuning:
         if resumed:
             trainer.restore(resumed[0], resumed[1])
             earlier_seconds = resumed[1]["seconds"]
-            self._view.note(f"resuming after update {trainer.step:,} of {trainer.total:,}")
+            note(f"resuming after update {trainer.step:,} of {trainer.total:,}")
 
         def seconds() -> float:
             return earlier_seconds + time.monotonic() - self._started
 
-        with self._view, ctrl_c() as interrupted:
+        with (
+            phase("finetuning", trainer.total, "updates", trainer.step) as updates,
+            ctrl_c() as interrupted,
+        ):
             while trainer.step < trainer.total and not interrupted():
                 trainer.advance()
-                shown = _smoothed(trainer.losses)
-                self._view.update(trainer.step, trainer.total, {"loss": f"{shown:.4f}"})
+                updates.reach(trainer.step, {"loss": f"{_smoothed(trainer.losses):.4f}"})
                 if trainer.step % config.checkpoint_every == 0 and trainer.step < trainer.total:
                     tensors, values = trainer.state()
                     record = {**values, "asked": asked, "before": before, "seconds": seconds()}
@@ -179,9 +180,7 @@ class Finetuning:
         """Limits the window length to the model's context."""
         limit = getattr(model_config, "max_position_embeddings", None) or asked
         if asked > limit:
-            self._view.note(
-                f"--sequence-length is {limit:,}, the model's context, and not {asked:,}"
-            )
+            note(f"--sequence-length is {limit:,}, the model's context, and not {asked:,}")
         return min(asked, limit)
 
     def _check_output(self) -> None:
@@ -216,7 +215,7 @@ class Finetuning:
         if not self._config.resume:
             return None
         if not self._checkpoint.exists():
-            self._view.note(f"there is no {self._checkpoint} yet, so training starts over")
+            note(f"there is no {self._checkpoint} yet, so training starts over")
             return None
         tensors, record = read_checkpoint(self._checkpoint)
         different = [name for name, value in asked.items() if record["asked"].get(name) != value]

@@ -6,8 +6,8 @@ from typing import Any
 
 from rich.console import Console
 
-from pgprune.runs.progress_view import duration
 from pgprune.runs.view import number_table, print_next
+from pgprune.utils.progress import duration
 
 
 def print_finetuning(record: Mapping[str, Any], console: Console) -> None:

@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pgprune.runs.progress_view import duration
 from pgprune.utils.command_names import spelled
+from pgprune.utils.progress import duration
 
 _WIDEST = 120  # characters that two columns of text are read well in
 _ROWS = {

@@ -51,14 +51,13 @@ def test_the_work_is_one_prefill_and_one_step_for_each_new_token(model):
     torch.testing.assert_close(torch.stack(computed, dim=1), whole)
 
 
-def test_every_model_is_measured_in_every_setting(models):
+def test_every_model_is_measured_in_every_setting(models, heard):
     config = LatencyConfig((1, 2), (8, 16), new_tokens=2, repeats=2, threads=1)
-    told = []
-    found = measure(models, config, told.append)
+    found = measure(models, config)
     expected = [(b, t, name) for b in (1, 2) for t in (8, 16) for name in models]
     assert [(own.batch_size, own.sequence_length, own.model) for own in found] == expected
     assert all(len(own.prefill) == len(own.decode) == 2 for own in found)
-    assert told[-1] == "2 x 16 tokens, then 2 x 2 one by one"
+    assert heard.notes[-1] == "measuring 2 x 16 tokens, then 2 x 2 one by one"
 
 
 def test_the_report_says_what_the_rounds_say(models):

@@ -214,15 +214,15 @@ def test_a_uniform_qwen3_is_an_architecture_of_its_own(tmp_path):
         assert torch.equal(own, layer[f"self_attn.{name}.weight"]), name
 
 
-def test_a_sliding_window_limits_the_context(tmp_path):
+def test_a_sliding_window_limits_the_context(tmp_path, heard):
     model = small_model("mistral")  # whose window is 5 tokens
-    units, notes = PruningUnits.of(model), []
+    units = PruningUnits.of(model)
     run = gguf_run(tmp_path, model, units, units.ones())
-    folder = export(run, ExportConfig(format="gguf"), note=notes.append)
+    folder = export(run, ExportConfig(format="gguf"))
     assert values(reader(folder))["deci.context_length"] == 5
-    assert len(notes) == 1
-    assert "texts of up to 5 tokens" in notes[0]
-    assert notes[0] in (folder / "README.md").read_text()
+    assert len(heard.notes) == 1
+    assert "texts of up to 5 tokens" in heard.notes[0]
+    assert heard.notes[0] in (folder / "README.md").read_text()
 
 
 def test_the_command_and_the_card(tmp_path, capsys):

@@ -165,15 +165,16 @@ def test_a_format_without_biases_is_refused_before_a_run_exists(repaired_options
 
 
 @pytest.mark.parametrize("how", ["bias", "least-squares"])
-def test_a_repair_made_on_export_is_the_one_that_the_run_would_have_made(runs, how, tmp_path):
-    notes: list[str] = []
+def test_a_repair_made_on_export_is_the_one_that_the_run_would_have_made(
+    runs, how, tmp_path, heard
+):
     config = ExportConfig(repair=how, output=str(tmp_path / "new"))
-    new = export(FinishedRun.open(runs["none"]), config, note=notes.append)
+    new = export(FinishedRun.open(runs["none"]), config)
     old = export(FinishedRun.open(runs[how]), ExportConfig(output=str(tmp_path / "old")))
     mine, theirs = (load_file(folder / "model.safetensors") for folder in (new, old))
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    (note,) = notes
+    (note,) = heard.notes
     after = results(runs[how])["perplexity"]["pruned"]["text"]
     before = results(runs["none"])["perplexity"]["pruned"]["text"]
     words = {"bias": "bias", "least-squares": "least-squares, damping 0.01"}[how]
@@ -186,14 +187,13 @@ def test_a_repair_made_on_export_is_the_one_that_the_run_would_have_made(runs, h
     assert f"{numbers(new):,} of " in card and f"| repair | {words} |" in card
 
 
-def test_the_repair_of_a_run_can_be_left_out(runs, tmp_path):
-    notes: list[str] = []
+def test_the_repair_of_a_run_can_be_left_out(runs, tmp_path, heard):
     config = ExportConfig(repair="none", output=str(tmp_path / "new"))
-    new = export(FinishedRun.open(runs["bias"]), config, note=notes.append)
+    new = export(FinishedRun.open(runs["bias"]), config)
     old = export(FinishedRun.open(runs["none"]), ExportConfig(output=str(tmp_path / "old")))
     mine, theirs = (load_file(folder / "model.safetensors") for folder in (new, old))
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
-    assert notes[0].startswith("Without the run's repair. Perplexity: ")
+    assert heard.notes[0].startswith("Without the run's repair. Perplexity: ")
 
 
 def test_damping_is_followed(runs, tmp_path):
@@ -209,11 +209,11 @@ def test_damping_is_followed(runs, tmp_path):
     assert "damping 100 |" in (folders[1] / "README.md").read_text()
 
 
-def test_another_mask_gets_a_repair_of_its_own(runs, tmp_path):
-    run, notes = runs["least-squares"], []
+def test_another_mask_gets_a_repair_of_its_own(runs, tmp_path, heard):
+    run = runs["least-squares"]
     config = ExportConfig(uniform=True, output=str(tmp_path / "uniform"))
-    folder = export(FinishedRun.open(run), config, note=notes.append)
-    of_the_mask, of_the_repair = notes
+    folder = export(FinishedRun.open(run), config)
+    of_the_mask, of_the_repair = heard.notes
     assert "This is not the run's own mask" in of_the_mask
     value = measured(run, folder)
     assert of_the_repair.startswith(

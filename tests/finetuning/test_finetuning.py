@@ -121,7 +121,7 @@ def test_the_command(run, config, text, capsys):
     words += [f"--evaluation={text}", "--evaluation-length=16", "--batch-size=4"]
     assert command("finetune", *words) == 0
     shown = capsys.readouterr().out
-    assert "3/3 updates" in shown or "1/3 updates" in shown
+    assert "3 of 4 windows x 16 tokens" in shown
     assert "before" in shown and "after" in shown
     assert f"evaluate.py {run.path / 'finetuned'}" in shown
     refused("finetune", *words)

@@ -66,7 +66,7 @@ def test_a_full_disk_leaves_nothing_half_written(run, config, data, monkeypatch)
         raise OSError(28, "No space left on device")
 
     before = left(run.path)
-    finetuning = Finetuning(str(run.path), config, data, LORA, Listener())
+    finetuning = Finetuning(str(run.path), config, data, LORA)
     monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", save_pretrained)
     with pytest.raises(PruningError, match="cannot write .*finetuned: no space left on device"):
         finetuning.run()
@@ -76,7 +76,7 @@ def test_a_full_disk_leaves_nothing_half_written(run, config, data, monkeypatch)
 def refuses(message, source, config, data) -> None:
     """One clear sentence, before any weights are read."""
     with pytest.raises(PruningError, match=message) as error:
-        Finetuning(str(source), config, data, LORA, Listener())
+        Finetuning(str(source), config, data, LORA)
     assert "\n" not in str(error.value)
 
 

@@ -6,35 +6,41 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from helpers.listener import Heard
 from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.finetuning.config import FinetuningConfig
 from pgprune.finetuning.finetune import Finetuning
 from pgprune.finetuning.lora import LoraConfig
 from pgprune.models.losses import model_perplexity
-from pgprune.runs.progress_view import ProgressView
+from pgprune.utils.progress import Phase, listening
 
 LORA = LoraConfig(learning_rate=1e-2, batch_size=4, rank=4)
 LETTERS = "thequickbrownfoxjumpsoverthelazydog"
 
 
-class Listener(ProgressView):
-    """Collects what is shown; does something after an update, if asked."""
+class Listener(Heard):
+    """Does something after an update, if asked."""
 
     def __init__(self, after: int = 0, then=lambda: None) -> None:
-        super().__init__("test", quiet=True)
-        self.after, self.then, self.notes = after, then, []
+        super().__init__()
+        self.after, self.then = after, then
 
-    def note(self, message: str) -> None:
-        self.notes.append(message)
+    def begin(self, phase: Phase) -> None:
+        super().begin(phase)
+        if phase.label == "finetuning":
+            reach = phase.reach
 
-    def update(self, done: int, total: int, figures) -> None:
-        super().update(done, total, figures)
-        if done == self.after:
-            self.then()
+            def reach_and_do(done: int, figures) -> None:
+                reach(done, figures)
+                if done == self.after:
+                    self.then()
+
+            phase.reach = reach_and_do
 
 
 def finetune(source, config, data, lora=LORA, view=None) -> dict:
-    return Finetuning(str(source), config, data, lora, view or Listener()).run()
+    with listening(view):
+        return Finetuning(str(source), config, data, lora).run()
 
 
 def perplexity(directory: Path, config: FinetuningConfig) -> float:

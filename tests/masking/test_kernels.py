@@ -137,7 +137,7 @@ def test_a_run_multiplies_with_kernels_and_says_so(arguments, tmp_path):
             data=data,
             pruning=pruning,
         )
-        run, found = Baseline(settings, lambda note: None).run(["python"])
+        run, found = Baseline(settings).run(["python"])
         assert run.config("pruning", PruningConfig).kernels == kernels
         perplexity[kernels] = found["perplexity"]["pruned"]["text"]
     assert perplexity["triton"] == pytest.approx(perplexity["plain"], rel=1e-10)

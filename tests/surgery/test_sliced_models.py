@@ -80,7 +80,7 @@ def run(arguments, tmp_path_factory) -> Path:
         model=ModelConfig(model=arguments["model"], dtype="float64"),
         data=DataConfig(**{name: arguments[name] for name in names}, evaluation_windows=4),
     )
-    Baseline(settings, lambda note: None).run(["python"])
+    Baseline(settings).run(["python"])
     return path
 
 

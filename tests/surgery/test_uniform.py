@@ -95,17 +95,17 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("uniform", "round_to", "channels"),
     [(True, None, [3, 3, 3]), (True, 2, [2, 2, 2]), (False, 2, [2, 2, 4])],
 )
-def test_probabilities_are_rounded_again(searched, uniform, round_to, channels, tmp_path):
-    run, notes = FinishedRun.open(searched), []
+def test_probabilities_are_rounded_again(searched, uniform, round_to, channels, tmp_path, heard):
+    run = FinishedRun.open(searched)
     config = ExportConfig(uniform=uniform, round_to=round_to, output=str(tmp_path / "hf"))
-    folder = export(run, config, note=notes.append)
+    folder = export(run, config)
     weights = load_file(folder / "model.safetensors")
     down = (weights.get(f"model.layers.{i}.mlp.down_proj.weight") for i in range(3))
     assert sorted(0 if weight is None else weight.shape[1] for weight in down) == channels
     if uniform:
         config = json.loads((folder / "config.json").read_text())
         assert (config["model_type"], config["num_key_value_heads"]) == ("llama", 1)
-    of_the_mask, of_the_model = notes
+    of_the_mask, of_the_model = heard.notes
     assert "This is not the run's own mask: the probabilities" in of_the_mask
     card = (folder / "README.md").read_text()
     assert f"{of_the_mask}\n\n{of_the_model}" in card
@@ -141,33 +141,33 @@ def test_the_best_units_by_probability_stay(searched, tmp_path):
         assert float(scores[kept].min()) >= float(scores[~kept].max())
 
 
-def test_a_mask_that_is_so_already_is_exported_as_it_is(model, tmp_path):
+def test_a_mask_that_is_so_already_is_exported_as_it_is(model, tmp_path, heard):
     units = PruningUnits.of(model)
     heads = {} if model.config.model_type == "opt" else {"heads": 1}
     mask = equal_layers(units, channels=6, **heads)
-    run, notes = finished_run(tmp_path, model, units, mask), []
-    folder = export(run, ExportConfig(uniform=True, round_to=3), note=notes.append)
+    run = finished_run(tmp_path, model, units, mask)
+    folder = export(run, ExportConfig(uniform=True, round_to=3))
     expected = MaskedLM(model, units).logits(mask[None], tokens())[0]
     assert_close(logits(folder, trust_remote_code=False), expected)
-    assert notes == []
+    assert heard.notes == []
     assert "own mask" not in (folder / "README.md").read_text()
 
 
-def test_searching_uniformly(arguments, tmp_path):
+def test_searching_uniformly(arguments, tmp_path, heard):
     """The command with --scope uniform, whose export needs no second rounding."""
     settings = arguments | {"evaluation_windows": 8, "init_samples": 8, "total_timesteps": 1}
     settings |= {"scope": "uniform", "round_to": 2, "output": str(tmp_path / "run")}
     assert train(*as_options(settings), "--quiet") == 0
-    run, notes = FinishedRun.open(tmp_path / "run"), []
-    folder = export(run, ExportConfig(uniform=True), note=notes.append)
-    assert notes == []
+    run = FinishedRun.open(tmp_path / "run")
+    folder = export(run, ExportConfig(uniform=True))
+    assert heard.notes == []
     config = json.loads((folder / "config.json").read_text())
     assert (config["model_type"], config["intermediate_size"]) == ("llama", 2)
     results = json.loads((run.path / "results.json").read_text())
     assert results["perplexity"]["pruned"]["text"] == pytest.approx(measured(run, folder))
 
 
-def test_scores_of_a_method_order_the_units_of_a_layer(tmp_path):
+def test_scores_of_a_method_order_the_units_of_a_layer(tmp_path, heard):
     """They need not compare between layers, as Wanda-sp's do not."""
     model = tiny_model("llama")
     units = PruningUnits.of(model)
@@ -177,10 +177,9 @@ def test_scores_of_a_method_order_the_units_of_a_layer(tmp_path):
     scores = units.layer * 100.0 + torch.arange(units.n) % 7
     tensors = {"mask": patterns(units)["layer 1"], "scores": scores}
     run.write_mask(tensors, units.describe())
-    notes = []
     config = ExportConfig("masked", uniform=True)
-    weights = load_file(export(run, config, note=notes.append) / "model.safetensors")
-    assert "This is not the run's own mask: the scores" in notes[0]
+    weights = load_file(export(run, config) / "model.safetensors")
+    assert "This is not the run's own mask: the scores" in heard.notes[0]
     for group in (group for group in units.groups if group.kind == "channels"):
         kept = weights[f"model.layers.{group.layer}.mlp.down_proj.weight"].any(dim=0)
         best = scores[group.start : group.stop].sort(descending=True, stable=True).indices[:7]

@@ -1,0 +1,20 @@
+"""A listener that collects what it hears of the progress."""
+
+from pgprune.utils.progress import Phase
+
+
+class Heard:
+    """Collects the lines worth reading and the labels of phases, in order."""
+
+    def __init__(self) -> None:
+        self.notes, self.labels = list[str](), list[str]()
+        self.ended = list[tuple[str, bool]]()
+
+    def begin(self, phase: Phase) -> None:
+        self.labels.append(phase.label)
+
+    def end(self, phase: Phase, completed: bool) -> None:
+        self.ended.append((phase.label, completed))
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
