@@ -109,7 +109,7 @@ class Baseline:
         if settings.run.export is not None:
             lm, tokenizer = self.problem.lm, self.problem.tokenizer
             repair, scope = settings.repair.repair, settings.pruning.scope
-            check_format(settings.run.export, lm, tokenizer, repair, scope)
+            check_format(settings.run.export, lm, tokenizer, repair, scope, settings.model)
         # Weights are mapped from the disk and read late, which would count as the method's memory.
         read_once(self.problem.lm.model.parameters())
         self._loaded = memory_now(self.problem.lm.device)

@@ -64,7 +64,7 @@ class Training:
         if settings.run.export is not None:
             lm, tokenizer = self.problem.lm, self.problem.tokenizer
             repair, scope = settings.repair.repair, settings.pruning.scope
-            check_format(settings.run.export, lm, tokenizer, repair, scope)
+            check_format(settings.run.export, lm, tokenizer, repair, scope, settings.model)
         read_once(self.problem.lm.model.parameters())
         self._loaded = memory_now(self.problem.lm.device)
         self.windows = evaluation_windows(settings.data, self.problem.tokenizer)

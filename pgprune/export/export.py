@@ -127,6 +127,7 @@ def check_format(
     tokenizer: PreTrainedTokenizerBase,
     repair: str = "auto",
     scope: str = "global",
+    model: ModelConfig | None = None,
 ) -> None:
     """Checks, before a run begins, that what it prunes can be exported with default options.
 
@@ -136,13 +137,17 @@ def check_format(
         tokenizer: of the model.
         repair: a choice of ``RepairConfig``.
         scope: of the run's budget.
+        model: where it was read from; a GGUF file lends its vocabulary.
 
     Raises:
         PruningError: a package is missing, or the format cannot hold the model, its tokenizer, its
             repair or layers that differ.
     """
     if format == "gguf":
-        check_gguf(lm.model, tokenizer)  # type: ignore[arg-type]
+        load_gguf()  # says what to install
+        lender = None if model is None else model.source().gguf_path
+        vocabulary = None if lender is None else read_vocabulary(lender)
+        check_gguf(lm.model, tokenizer, vocabulary)  # type: ignore[arg-type]
         check_scope(lm.model.config, lm.units.granularity, scope)  # type: ignore[arg-type]
     # A repair of the run adds biases where the family has none; not all formats hold them.
     if adds_biases(lm.model, lm.units, repair):

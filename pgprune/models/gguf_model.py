@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import pre_tokenizers
 from torch import Tensor
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -79,6 +80,15 @@ def _read(path: Path, modified: int, size: int) -> GGUFModel:
             f"the tokenizer of the GGUF file {str(path)!r} cannot be read ({first_line(error)}); "
             "give the model as a Hugging Face directory"
         ) from error
+    cut = reader.fields.get("tokenizer.ggml.pre")
+    if cut is not None and cut.contents() == "smollm":
+        # transformers knows llama.cpp's other names of how texts are cut, and takes GPT-2's here.
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Digits(individual_digits=True),
+                pre_tokenizers.ByteLevel(add_prefix_space=False),
+            ]
+        )
     return GGUFModel(config, tokenizer, frozenset(tensors))
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import pre_tokenizers
 
 from helpers.command import command
 from helpers.gguf_models import TEXT, byte_tokenizer, dense_gguf, small_model
@@ -58,6 +59,19 @@ def test_it_is_the_model_that_was_written(family, tmp_path):
     assert not model.config.use_cache and not model.training
     assert fingerprint(*model.parameters()) == fingerprint(*written.parameters())
     assert tokenizer(TEXT).input_ids == byte_tokenizer()(TEXT).input_ids
+
+
+def test_digits_are_cut_as_in_the_tokenizer_that_was_written(tmp_path):
+    cut = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    written = byte_tokenizer(cut)
+    _, tokenizer = load(dense_gguf(tmp_path / "tiny.gguf", llama(), written))
+    text = "in  2024, 4½ years\n\n   12"
+    assert tokenizer(text).input_ids == written(text).input_ids
 
 
 def test_it_is_found_by_path_and_by_directory_and_name(tmp_path):
