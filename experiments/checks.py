@@ -8,7 +8,7 @@ from typing import Any
 
 from pgprune.agents.training.factory import check_action, check_agent
 from pgprune.agents.training.settings import Settings
-from pgprune.data.documents import calibration_documents, evaluation_documents
+from pgprune.data.documents import calibration_parts, evaluation_documents
 from pgprune.data.stream import DataConfig, check_sequence_length
 from pgprune.errors import PruningError
 from pgprune.evaluation.zero_shot import load_tasks
@@ -41,7 +41,7 @@ def check_cells(words: Words, config: CellsConfig, data: DataConfig) -> None:
         model_config, _ = check_model(ModelConfig(model, config.device, config.dtype))
         check_sequence_length(model_config, data.sequence_length)
         shapes[model] = shapes_of(model_config)
-    calibration_documents(data.calibration)
+    calibration_parts(data.calibration)
     evaluation_documents(data.evaluation)
     if config.zero_shot.names:
         load_tasks(config.zero_shot.names, config.zero_shot.folder)

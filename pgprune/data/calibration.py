@@ -1,6 +1,6 @@
 """The calibration text in two parts: a stream to train on, and windows to validate masks on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from zlib import crc32
@@ -8,9 +8,10 @@ from zlib import crc32
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pgprune.data.documents import Documents, calibration_documents, iterate
+from pgprune.data.documents import Documents, Part, calibration_parts, iterate
 from pgprune.data.stream import CalibrationStream, DataConfig
 from pgprune.data.tokens import cut, encode
+from pgprune.data.windows import MixedWindows, TextWindows, Windows
 from pgprune.errors import PruningError
 
 VALIDATION_WINDOWS = 32
@@ -27,18 +28,19 @@ def open_calibration(
     config: DataConfig,
     tokenizer: PreTrainedTokenizerBase,
     seed: int = 0,
-    documents: Documents | None = None,
+    parts: Sequence[Part] | None = None,
 ) -> tuple[CalibrationStream, Tensor]:
     """Opens the calibration text as a stream, and as windows that the stream never gives.
 
     These windows validate masks: they choose the best one, draw the learning curve and decide
-    between repairs. They are the same for every seed, so that curves of seeds compare.
+    between repairs. They are the same for every seed, so that curves of seeds compare. Of a mix,
+    every part has windows that are held out, and they are mixed by the same weights.
 
     Args:
         config: which text, and how it is cut.
         tokenizer: of the model.
         seed: of the stream.
-        documents: the text if it is open already; None opens it.
+        parts: of the text if it is open already; None opens it.
 
     Returns:
         The stream, and at most ``VALIDATION_WINDOWS`` windows, (V, T) int64 on the CPU.
@@ -46,26 +48,36 @@ def open_calibration(
     Raises:
         PruningError: the text cannot be read, or is shorter than a batch or the asked samples.
     """
-    length, name = config.sequence_length, f"the calibration text {config.calibration!r}"
+    length = config.sequence_length
 
     def has_window(documents: Documents) -> bool:
         windows = chain.from_iterable(cut(encode(tokenizer, iterate(documents)), length))
         return next(windows, None) is not None
 
-    if documents is None:
-        documents = calibration_documents(config.calibration)
-    parts = hold_out(documents, has_window)
-    if parts is None:
-        raise PruningError(
-            f"{name} is shorter than two windows of {length} tokens, one to calibrate and one to "
-            "validate on; give more text"
-        )
-    training, held = parts
+    trained, validated = list[TextWindows](), list[TextWindows]()
+    parts = calibration_parts(config.calibration) if parts is None else parts
+    for part in parts:
+        sides = hold_out(part.documents, has_window)
+        if sides is None:
+            raise PruningError(
+                f"{part.name} is shorter than two windows of {length} tokens, one to calibrate and "
+                "one to validate on; give more text"
+            )
+        training, held = sides
+        few = list(islice(iterate(held), _MOST_DOCUMENTS))
+        trained.append(TextWindows(training, tokenizer, length, part.name))
+        validated.append(TextWindows(few, tokenizer, length, part.name))
+    weights = [part.weight for part in parts]
+
+    def mixed(texts: Sequence[TextWindows]) -> Windows:
+        if len(texts) == 1:
+            return texts[0]
+        return MixedWindows(texts, weights, f"the calibration text {config.calibration!r}")
+
     samples, batch = config.calibration_samples, config.batch_size
-    stream = CalibrationStream(training, tokenizer, length, batch, seed, samples, name=name)
+    stream = CalibrationStream(mixed(trained), batch, seed, samples)
     stream.head(samples or batch)  # raises where the text is too short
-    few = list(islice(iterate(held), _MOST_DOCUMENTS))
-    return stream, CalibrationStream(few, tokenizer, length, 1).first(VALIDATION_WINDOWS)
+    return stream, CalibrationStream(mixed(validated), 1).first(VALIDATION_WINDOWS)
 
 
 def hold_out(

@@ -1,15 +1,20 @@
 """Parses a text source into items, without opening them."""
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pgprune.data.known_texts import KNOWN_TEXTS, KnownText
 from pgprune.errors import PruningError
 
 FORMATS = (".txt", ".jsonl", ".parquet")
 """Suffixes of the text files that can be read."""
 
-_ITEM = re.compile(r"(?P<place>[^\[\]]+)(\[(?P<start>\d*):(?P<stop>\d*)\])?")
+_ITEM = re.compile(
+    r"(?P<place>[^\[\]]+)(\[(?P<start>\d*):(?P<stop>\d*)\](:(?P<weight>[^\[\]]*))?)?"
+)
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(:[\w.+-]*){0,2}")
 _DOMAINS = {"builtin": ("code", "prose"), "builtin:code": ("code",), "builtin:prose": ("prose",)}
 
@@ -20,20 +25,27 @@ class Item:
 
     Attributes:
         text: the whole item.
-        place: the file, directory or data set.
+        place: the file, directory, data set or short name.
         start: first document of its range.
         stop: end of its range, None for all documents.
+        weight: its share of a mix, relative to those of the other items; None without weights.
     """
 
     text: str
     place: str
     start: int
     stop: int | None
+    weight: float | None = None
 
     @property
     def domains(self) -> tuple[str, ...]:
         """Names of built-in texts; one empty name for any other place."""
         return _DOMAINS.get(self.place, ("",))
+
+    @property
+    def known(self) -> KnownText | None:
+        """The text that has the place as its short name."""
+        return KNOWN_TEXTS.get(self.place)
 
     @property
     def path(self) -> Path:
@@ -43,35 +55,92 @@ class Item:
     @property
     def is_local(self) -> bool:
         """Whether the place is a path of this machine, or has a suffix of one."""
-        return self.path.exists() or self.path.suffix in FORMATS
+        return _is_local(self.place)
 
     @property
     def is_hub_id(self) -> bool:
         """Whether the place can only be a data set of the hub."""
-        return not (self.domains[0] or self.is_local) and bool(_HUB_ID.fullmatch(self.place))
+        return not (_has_name(self.place) or self.is_local) and bool(_HUB_ID.fullmatch(self.place))
 
     @property
     def name(self) -> str:
         """A short name, for tables."""
-        if not self.is_local:
+        if _has_name(self.place) or not self.is_local:
             return self.place.partition(":")[0]
         return self.path.resolve().name if self.path.is_dir() else self.path.stem
 
 
 def items(source: str) -> list[Item]:
-    """Parses the items of a source.
+    """Parses the items of a source; of a mix, each ends in a colon and its weight.
 
     Raises:
-        PruningError: an item has another form.
+        PruningError: an item has another form, a weight is not a number above 0, or only some
+            items have one.
     """
-    parsed = []
-    for text in map(str.strip, source.split(",")):
-        match = _ITEM.fullmatch(text)
-        if not match:
-            raise PruningError(
-                f"the text source {text!r} is not understood; give `builtin`, a file, or a data "
-                "set as name:config:split, with a range of documents as [start:stop] if wanted"
-            )
-        start, stop = match["start"], match["stop"]
-        parsed.append(Item(text, match["place"], int(start or 0), int(stop) if stop else None))
+    parsed = [_item(text) for text in map(str.strip, source.split(","))]
+    weightless = [item.text for item in parsed if item.weight is None]
+    if 0 < len(weightless) < len(parsed):
+        raise PruningError(
+            f"the mix {source!r} has no weight for {weightless[0]!r}; give one to every part, as "
+            "in a.jsonl:3,b.jsonl:1, or to none"
+        )
     return parsed
+
+
+def without_weights(source: str, use: str) -> Sequence[Item]:
+    """Parses the items of a source that is no mix.
+
+    Raises:
+        PruningError: as ``items``, or an item has a weight.
+    """
+    parsed = items(source)
+    if parsed[0].weight is not None:
+        raise PruningError(f"{source!r} has weights, and {use}; leave the weights out")
+    return parsed
+
+
+def _item(text: str) -> Item:
+    match = _ITEM.fullmatch(text)
+    if not match:
+        raise PruningError(
+            f"the text source {text!r} is not understood; give `builtin`, `c4`, `wikitext2`, a "
+            "file, or a data set as name:config:split, with a range of documents as [start:stop] "
+            "if wanted"
+        )
+    place, weight, start, stop = match["place"], match["weight"], match["start"], match["stop"]
+    if start is None:  # what follows a range can only be a weight
+        place, weight = _split_weight(place)
+    number = None if weight is None else _number(weight, place)
+    return Item(text, place, int(start or 0), int(stop) if stop else None, number)
+
+
+def _split_weight(text: str) -> tuple[str, str | None]:
+    """Splits a place from its weight, where the place is complete without its last colon."""
+    place, colon, weight = text.rpartition(":")
+    if not colon or text in _DOMAINS or Path(text).expanduser().exists():
+        return text, None
+    # All of name:config:split comes before a weight, since a config may be a number.
+    whole = _has_name(place) or _is_local(place) or place.count(":") == 2
+    return (place, weight) if whole else (text, None)
+
+
+def _number(weight: str, place: str) -> float:
+    try:
+        number = float(weight)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise PruningError(
+            f"{weight!r} is not a weight of {place!r} in a mix; give a number above 0, as in "
+            f"{place}:3"
+        )
+    return number
+
+
+def _has_name(place: str) -> bool:
+    return place in _DOMAINS or place in KNOWN_TEXTS
+
+
+def _is_local(place: str) -> bool:
+    path = Path(place).expanduser()
+    return path.exists() or path.suffix in FORMATS

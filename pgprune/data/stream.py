@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pgprune.data.documents import Documents, evaluation_documents, iterate
-from pgprune.data.tokens import BLOCK_DOCUMENTS, BlockTokens, Ids, cut, encode
+from pgprune.data.documents import evaluation_documents, iterate
+from pgprune.data.tokens import Ids, cut, encode
+from pgprune.data.windows import Windows, generator, too_short
 from pgprune.errors import PruningError
 from pgprune.utils.options import Config, option
 
@@ -28,11 +29,13 @@ class DataConfig(Config):
 
     calibration: str = option(
         "builtin",
-        "text to choose masks by: builtin, name:config:split of the hub, or files",
+        "text to choose masks by: builtin, c4, files, name:config:split, or a mix",
         metavar="TEXT",
     )
     evaluation: str = option(
-        "builtin", "text to measure perplexity on, given as --calibration is", metavar="TEXT"
+        "builtin",
+        "texts to measure perplexity on: builtin, c4, wikitext2, files or others",
+        metavar="TEXT",
     )
     sequence_length: int = option(128, "tokens per window", minimum=2)
     batch_size: int = option(8, "windows per calibration batch", minimum=1)
@@ -50,23 +53,15 @@ class DataConfig(Config):
 class CalibrationStream:
     """An endless sequence of batches of token ids, whose whole state is (seed, position).
 
-    An epoch reads the text once: documents in memory in an order drawn from (seed, epoch), others
-    as they come. Blocks of up to 1000 documents or two million characters are tokenised on demand,
-    and their windows are shuffled by (seed, epoch, block). The incomplete last window of a block is
-    completed from the next block; the remainder of an epoch is dropped. With ``samples=N`` the
-    stream has the first N windows only: in the same order at first, and reshuffled by (seed, epoch)
-    in each later epoch. Batch p is windows p*B to (p+1)*B of the sequence of all epochs, so a batch
-    may straddle two epochs.
+    Batch p is windows p*B to (p+1)*B of the endless windows, so a batch may straddle two epochs.
+    With ``samples=N`` the stream has the first N windows only: in the same order at first, and
+    reshuffled by (seed, epoch) in each later epoch.
 
     Args:
-        documents: texts, or a function that reads them from the first one.
-        tokenizer: a Hugging Face tokenizer; whether documents begin with BOS is its own rule.
-        sequence_length: tokens of a window, T.
+        windows: of a text or a mix, (T,) each.
         batch_size: windows of a batch, B.
         seed: the seed of all shuffling, at least 0.
         samples: size of the finite set, at least ``batch_size``; None takes all text.
-        name: the text's name in error messages.
-        block_documents: documents of a block.
 
     Attributes:
         position: batches taken since the start.
@@ -82,23 +77,21 @@ class CalibrationStream:
 
     def __init__(
         self,
-        documents: Documents,
-        tokenizer: PreTrainedTokenizerBase,
-        sequence_length: int,
+        windows: Windows,
         batch_size: int,
         seed: int = 0,
         samples: int | None = None,
-        *,
-        name: str = "calibration text",
-        block_documents: int = BLOCK_DOCUMENTS,
     ) -> None:
         _check_samples(samples, batch_size)
-        self.sequence_length = sequence_length
         self.batch_size = batch_size
         self.samples = samples
-        self.name = name
-        self._tokens = BlockTokens(documents, tokenizer, block_documents)
+        self._windows = windows
         self.reseed(seed)
+
+    @property
+    def sequence_length(self) -> int:
+        """Tokens of a window, T."""
+        return self._windows.length
 
     def next(self) -> Tensor:
         """Takes the next batch.
@@ -151,15 +144,14 @@ class CalibrationStream:
         windows = self.first(n)
         if len(windows) < n:
             raise PruningError(
-                f"{self.name} has only {len(windows)} windows of {self.sequence_length} tokens, "
-                f"fewer than the {n} asked for; give more text or ask for fewer"
+                f"{self._windows.name} has only {len(windows)} windows of {self.sequence_length} "
+                f"tokens, fewer than the {n} asked for; give more text or ask for fewer"
             )
         return windows
 
     def first(self, n: int) -> Tensor:
         """Returns the first n windows in this seed's order, or all there are, (at most n, T)."""
-        # A new iterator, so the position stays.
-        return _stack(islice(self._epoch(0), n), self.sequence_length)
+        return _stack(self._windows.first(self.seed, n), self.sequence_length)
 
     def _endless(self) -> Iterator[Ids]:
         """Yields the windows of all epochs, (T,) each."""
@@ -167,20 +159,8 @@ class CalibrationStream:
             windows = self.head(self.samples).numpy()  # (N, T)
             yield from windows  # the first epoch has the order of the whole text
             for epoch in count(1):
-                yield from _generator(self.seed, epoch, 0).permutation(windows)
-        for epoch in count():
-            empty = True
-            for window in self._epoch(epoch):
-                empty = False
-                yield window
-            if empty:  # else an empty text is an endless loop
-                raise PruningError(_too_short(self.name, self.sequence_length))
-
-    def _epoch(self, epoch: int) -> Iterator[Ids]:
-        """Yields the windows of one epoch; block 0 of its generators orders the documents."""
-        blocks = self._tokens.blocks(_generator(self.seed, epoch, 0))
-        for block, windows in enumerate(cut(blocks, self.sequence_length), start=1):
-            yield from _generator(self.seed, epoch, block).permutation(windows)
+                yield from generator(self.seed, epoch, 0).permutation(windows)
+        yield from self._windows.endless(self.seed)
 
 
 @dataclass(frozen=True)
@@ -213,7 +193,7 @@ def evaluation_sets(
         blocks = cut(_measured(iterate(documents), tokenizer, sizes), length)  # each (M, T)
         windows = list(islice(chain.from_iterable(blocks), config.evaluation_windows))
         if not windows:
-            raise PruningError(_too_short(f"the evaluation text {name!r}", length))
+            raise PruningError(too_short(f"the evaluation text {name!r}", length))
         sets[name] = EvaluationSet(_stack(windows, length), sizes["bytes"] / sizes["tokens"])
     return sets
 
@@ -247,11 +227,6 @@ def check_sequence_length(model_config: Any, sequence_length: int) -> None:
         )
 
 
-def _generator(seed: int, epoch: int, block: int) -> np.random.Generator:
-    # A seed sequence for each block makes the stream seekable: no state but (seed, position).
-    return np.random.default_rng([seed, epoch, block])
-
-
 def _stack(windows: Iterable[Ids], length: int) -> Tensor:
     rows = np.array(list(windows), dtype=np.int64)
     return torch.from_numpy(rows.reshape(-1, length))
@@ -263,7 +238,3 @@ def _check_samples(samples: int | None, batch_size: int) -> None:
             f"calibration_samples {samples} is less than one batch of {batch_size}; choose at "
             f"least {batch_size} or a smaller batch_size"
         )
-
-
-def _too_short(name: str, length: int) -> str:
-    return f"{name} is shorter than one window of {length} tokens; give more text"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pgprune.data.documents import jsonl_rows
+from pgprune.data.rows import jsonl_rows
 from pgprune.errors import PruningError
 
 Item = dict[str, Any]

@@ -8,7 +8,7 @@ length, so that no token of a window is padding.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,9 +20,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pgprune.data.documents import calibration_documents, hub_rows, jsonl_rows, parquet_rows
+from pgprune.data.documents import calibration_parts
+from pgprune.data.rows import hub_rows, jsonl_rows, parquet_rows
 from pgprune.data.sources import Item, items
 from pgprune.data.tokens import Ids, encode
+from pgprune.data.windows import interleave
 from pgprune.errors import PruningError, first_line
 from pgprune.utils.options import Config, option
 
@@ -111,16 +113,20 @@ def training_windows(
             "all, or give instructions as data"
         )
     order = np.random.default_rng(seed)
-    parts: Iterable[tuple[Ids, Trained]]
+    windows: Iterator[tuple[Ids, Trained]]
     if found is None:
-        documents = calibration_documents(source)
-        texts = documents() if callable(documents) else documents
-        plain = encode(tokenizer, _shuffled(texts, order))
-        parts = ((ids, np.ones(len(ids), bool)) for ids in plain)
+        # Of a mix, windows are taken by weight until one of its texts ends.
+        parts = calibration_parts(source)
+        plain = [
+            _windows(_encode_text(_shuffled(part.documents, order), tokenizer), sequence_length)
+            for part in parts
+        ]
+        windows = interleave(plain, [part.weight for part in parts])
     else:
-        parts = _encode_examples(_shuffled(found, order), tokenizer, train_on)
+        examples = _encode_examples(_shuffled(found, order), tokenizer, train_on)
+        windows = _windows(examples, sequence_length)
     # Nothing predicts the first token of a window, so alone it gives nothing to learn.
-    useful = (window for window in _windows(parts, sequence_length) if window[1][1:].any())
+    useful = (window for window in windows if window[1][1:].any())
     kept = list(islice(useful, samples))
     if not kept:
         raise PruningError(
@@ -228,11 +234,22 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     return enumerate(rows, start=1)
 
 
-def _shuffled(values: Iterable[Any], order: np.random.Generator) -> Iterable[Any]:
+def _shuffled(
+    values: Iterable[Any] | Callable[[], Iterable[Any]], order: np.random.Generator
+) -> Iterable[Any]:
     """Orders a list at random; leaves a stream as it is."""
+    if callable(values):
+        return values()
     if not isinstance(values, list):
         return values
     return (values[index] for index in order.permutation(len(values)))
+
+
+def _encode_text(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[Ids, Trained]]:
+    """Tokenises documents, all of whose tokens are trained."""
+    return ((ids, np.ones(len(ids), bool)) for ids in encode(tokenizer, texts))
 
 
 def _encode_examples(

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pgprune.data.calibration import open_calibration
-from pgprune.data.documents import calibration_documents, evaluation_documents
+from pgprune.data.documents import calibration_parts, evaluation_documents
 from pgprune.data.stream import (
     CalibrationStream,
     DataConfig,
@@ -137,7 +137,7 @@ def make_problem(
         PruningError: options that do not work, or do not work together.
     """
     # Opened first: text that cannot be read is an error before the model loads for minutes.
-    documents = calibration_documents(data.calibration)
+    parts = calibration_parts(data.calibration)
     evaluation_documents(data.evaluation)
     check_kernels(pruning.kernels, pruning.executor, choose_device(model.device))
     if pruning.compile_head and model.device_map:
@@ -149,7 +149,7 @@ def make_problem(
     check_sequence_length(language_model.config, data.sequence_length)
     units = PruningUnits.of(language_model, pruning.granularity, pruning.channel_block)
     budget = Budget(units, pruning.prune_rate, pruning.budget, pruning.scope, pruning.round_to)
-    stream, validation = open_calibration(data, tokenizer, seed, documents)
+    stream, validation = open_calibration(data, tokenizer, seed, parts)
     executor = pruning.executor
     if executor == "auto" and pruning.kernels != "plain":
         executor = "sliced"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pgprune import PruningError
-from pgprune.data.documents import calibration_documents, evaluation_documents, iterate
+from pgprune.data.documents import calibration_parts, evaluation_documents, iterate
 
 STORIES = ["one", "two", "three", "four"]
 
@@ -17,8 +17,14 @@ def stories(tmp_path) -> Path:
     return path
 
 
+def calibration_documents(source, **options):
+    """Opens a text that is no mix."""
+    (part,) = calibration_parts(str(source), **options)
+    return part.documents
+
+
 def read(source) -> list[str]:
-    return list(iterate(calibration_documents(str(source))))
+    return list(iterate(calibration_documents(source)))
 
 
 def write(path: Path, content: str | bytes) -> Path:
@@ -167,7 +173,7 @@ def test_no_network_or_an_unknown_data_set_is_said_so(monkeypatch):
 )
 def test_bad_files_are_refused_at_once(tmp_path, name, content, message):
     with pytest.raises(PruningError, match=message) as error:
-        calibration_documents(str(write(tmp_path / name, content)))
+        calibration_parts(str(write(tmp_path / name, content)))
     assert name in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -203,3 +209,20 @@ def test_columns_must_be_clear(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", title=["x"], body=["y"])
     with pytest.raises(PruningError, match="its columns are title, body"):
         calibration_documents(str(path))
+
+
+def test_weights_make_a_mix_of_parts(tmp_path, stories):
+    other = write(tmp_path / "b.txt", "five")
+    parts = calibration_parts(f"{stories}[:2]:3, {other}:0.5, builtin:code[:1]:1")
+    assert [part.weight for part in parts] == [3, 0.5, 1]
+    assert [list(iterate(part.documents)) for part in parts[:2]] == [STORIES[:2], ["five"]]
+
+
+def test_an_empty_part_of_a_mix_is_refused(tmp_path):
+    with pytest.raises(PruningError, match=r"b\.txt:1' is empty"):
+        calibration_parts(f"builtin:1,{write(tmp_path / 'b.txt', ' ')}:1")
+
+
+def test_weights_of_evaluation_texts_are_refused():
+    with pytest.raises(PruningError, match="'c4:1,builtin:2' has weights.*leave the weights out"):
+        evaluation_documents("c4:1,builtin:2")

@@ -14,6 +14,7 @@ from pgprune.data.stream import (
     check_sequence_length,
     evaluation_windows,
 )
+from pgprune.data.windows import TextWindows
 
 BOS = 26
 
@@ -43,8 +44,10 @@ seeds = st.integers(0, 2**40)
 
 def make(documents=DOCUMENTS, length=4, batch=3, **options) -> CalibrationStream:
     """A stream, in blocks of three documents."""
-    options = {"block_documents": 3} | options
-    return CalibrationStream(documents, TOKENIZER, length, batch, **options)
+    windows = TextWindows(
+        documents, TOKENIZER, length, block_documents=options.pop("block_documents", 3)
+    )
+    return CalibrationStream(windows, batch, **options)
 
 
 def take(source: CalibrationStream, batches: int) -> torch.Tensor:

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from pgprune.data.stream import CalibrationStream, DataConfig
+from pgprune.data.windows import TextWindows
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.problem import Problem
@@ -191,7 +192,7 @@ def toy_problem(lm: AdditiveLM, prune_rate: float = 0.5, batch: int = 2) -> Prob
     """A problem whose model is a formula and whose text is letters."""
     documents = ["thequickbrownfox" * (1 + i % 3) + "jumps" for i in range(40)]
     tokenizer = letters_tokenizer()
-    stream = CalibrationStream(documents, tokenizer, 8, batch)
+    stream = CalibrationStream(TextWindows(documents, tokenizer, 8), batch)
     return Problem(
         lm, lm.units, Budget(lm.units, prune_rate), stream, stream.head(4), tokenizer, DataConfig()
     )

@@ -19,6 +19,7 @@ from helpers.tiny import (
 )
 from pgprune import PruningError
 from pgprune.data.stream import CalibrationStream, DataConfig
+from pgprune.data.windows import TextWindows
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.problem import Problem
@@ -38,7 +39,7 @@ def problem_of(model, method, rate=0.34, granularity=None, **budget) -> Problem:
     units = PruningUnits.of(model, granularity or METHODS[method].granularities[0])
     budget.setdefault("kind", METHODS[method].budgets[0])
     tokenizer = letters_tokenizer()
-    stream = CalibrationStream(["thequickbrownfoxjumps" * 9] * 9, tokenizer, 12, 6)
+    stream = CalibrationStream(TextWindows(["thequickbrownfoxjumps" * 9] * 9, tokenizer, 12), 6)
     lm = MaskedLM(model, units)
     return Problem(
         lm, units, Budget(units, rate, **budget), stream, stream.head(4), tokenizer, DataConfig()

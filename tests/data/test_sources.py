@@ -1,0 +1,42 @@
+"""How a text source is read: places, ranges and weights."""
+
+import pytest
+
+from pgprune import PruningError
+from pgprune.data.sources import items
+
+
+@pytest.mark.parametrize(
+    ("source", "place", "weight"),
+    [
+        ("a.jsonl:3", "a.jsonl", 3),
+        ("a:b.jsonl:3", "a:b.jsonl", 3),
+        ("c4:3", "c4", 3),
+        ("builtin:prose", "builtin:prose", None),
+        ("builtin:prose:1e-1", "builtin:prose", 0.1),
+        ("org/name:2024:3", "org/name:2024:3", None),  # a config and a split
+        ("org/name:2024:train:3", "org/name:2024:train", 3),
+        ("org/name:::3", "org/name::", 3),
+        ("org/name[:9]:3", "org/name", 3),
+    ],
+)
+def test_a_weight_follows_a_whole_place(source, place, weight):
+    (item,) = items(source)
+    assert (item.place, item.weight) == (place, weight)
+
+
+def test_a_path_with_a_colon_is_no_weight(tmp_path):
+    (tmp_path / "texts:3").mkdir()
+    (item,) = items(f"{tmp_path}/texts:3")
+    assert item.weight is None
+
+
+@pytest.mark.parametrize("weight", ["0", "-1", "nan", "inf", "much", ""])
+def test_a_weight_that_is_none_is_refused(weight):
+    with pytest.raises(PruningError, match=f"'{weight}' is not a weight of 'a.jsonl'"):
+        items(f"builtin:1,a.jsonl:{weight}")
+
+
+def test_weights_of_some_parts_only_are_refused():
+    with pytest.raises(PruningError, match="no weight for 'builtin'; give one to every part"):
+        items("a.jsonl:2,builtin")
