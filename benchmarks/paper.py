@@ -25,6 +25,7 @@ from pgprune.experiments.cells import Cell
 from pgprune.experiments.records import missing, read_records
 from pgprune.experiments.runner import side_by_side
 from pgprune.utils.jsonl import close_line
+from pgprune.utils.progress_view import showing
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -48,7 +49,8 @@ def main(words: Sequence[str] | None = None) -> int:
     print(f"{len(cells)} cells, {len(cells) - len(lacking)} measured before", file=sys.stderr)
     work = [Work(cell, options.assets, options.windows, path) for cell in lacking]
     # One worker stays in this process, where cells share what they load.
-    return side_by_side(work, measure, options.workers if options.workers > 1 else 0)
+    with showing():
+        return side_by_side(work, measure, options.workers if options.workers > 1 else 0)
 
 
 def wanted(

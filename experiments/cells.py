@@ -153,6 +153,7 @@ class CellsConfig(Config):
     marker: str = option("cells", "--into: name of the section in the page")
     device: str = same_option(ModelConfig, "device", "auto")
     dtype: str = same_option(ModelConfig, "dtype", "auto")
+    quiet: bool = option(False, "show no progress, only the results")
 
     @property
     def at_a_time(self) -> int:

@@ -13,6 +13,8 @@ from pgprune.experiments.runner import failures, run
 from pgprune.utils.command_line import ArgumentParser, from_arguments, given
 from pgprune.utils.markdown import check_page
 from pgprune.utils.options import Config
+from pgprune.utils.progress import phase
+from pgprune.utils.progress_view import showing
 
 _FIRST = ("seeds", "total_timesteps", "timesteps", "calibration", "evaluation", "output")
 
@@ -70,13 +72,16 @@ class Experiment:
         if config.into is not None:
             check_page(Path(config.into), config.marker)
         failed = 0
-        if not config.report:
-            # What was typed wins over what the experiment proposes.
-            text = {**self.text(compared), **given(DataConfig, arguments)}
-            for cells in self.rounds(compared, config):
-                failed = run(cells, config, DataConfig(**text), text, workers)
-                failed += failures(cells, config) if config.kind == "agent" else 0
-                if failed:
-                    break  # the next round may need what is missing
-        print(self.report(config))
+        with showing(config.quiet):
+            if not config.report:
+                # What was typed wins over what the experiment proposes.
+                text = {**self.text(compared), **given(DataConfig, arguments)}
+                for cells in self.rounds(compared, config):
+                    failed = run(cells, config, DataConfig(**text), text, workers)
+                    failed += failures(cells, config) if config.kind == "agent" else 0
+                    if failed:
+                        break  # the next round may need what is missing
+            with phase("tables and plots"):
+                said = self.report(config)
+        print(said)
         return 1 if failed else 0

@@ -5,7 +5,6 @@ a command can be killed and repeated at any time.
 """
 
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,8 @@ from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
 from pgprune.utils.jsonl import Record, add_line, close_line
-from pgprune.utils.process_pool import progress_printer, run_tasks
+from pgprune.utils.process_pool import run_tasks
+from pgprune.utils.progress import listening, log, track
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ def run(
     text: Mapping[str, Any],
     workers: int | None = None,
 ) -> int:
-    """Measures what is missing, and prints the progress.
+    """Measures what is missing, and shows the progress.
 
     Args:
         cells: to measure.
@@ -85,7 +85,7 @@ def run(
     # A kill may leave half a line, to which the next record would else be joined.
     close_line(config.records)
     lacking = missing(cells, read_records(config.records), config.all_repairs, config.retry)
-    print(f"{len(cells)} cells, {len(cells) - len(lacking)} measured before", file=sys.stderr)
+    log(f"{len(cells)} cells, {len(cells) - len(lacking)} measured before")
     work = [
         Work(cell, words[cell], config.options_of(cell), hows, config) for cell, hows in lacking
     ]
@@ -98,13 +98,12 @@ def side_by_side(tasks: Sequence[T], work: Callable[[T], None], workers: int) ->
     Returns:
         How many ended unexpectedly.
     """
-    # In this process, what is registered at run time is known, and errors have their traces.
-    done = progress_printer(len(tasks))
     if workers:
-        return run_tasks(tasks, work, workers, done)
-    for task in tasks:
-        work(task)
-        done(task, "")
+        return run_tasks(tasks, work, workers, "cells")
+    # In this process, what is registered at run time is known, and errors have their traces.
+    for task in track(tasks, "cells"):
+        with listening(None):
+            work(task)
     return 0
 
 

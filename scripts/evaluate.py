@@ -12,13 +12,14 @@ windows of 2048 tokens over all of the text: --sequence-length 2048 --evaluation
 
 from collections.abc import Sequence
 
-from rich.console import Console
 from transformers.utils import logging
 
 from pgprune.evaluation.evaluate import Evaluation, EvaluationConfig
 from pgprune.evaluation.tables import line, print_tables
 from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
 from pgprune.utils.jsonl import Record
+from pgprune.utils.progress import note
+from pgprune.utils.progress_view import showing
 
 
 def main() -> int:
@@ -29,18 +30,18 @@ def main() -> int:
     arguments = make_parser().parse_intermixed_args()
     # A model that is named twice is evaluated once.
     models = list(dict.fromkeys(arguments.models))
-    evaluation = Evaluation(models, from_arguments(EvaluationConfig, arguments))
-    console = Console(highlight=False)
+    config = from_arguments(EvaluationConfig, arguments)
     records: list[Record] = []
-    try:
-        evaluate(evaluation, models, records, console)
-    except KeyboardInterrupt:
-        console.print("interrupted")
-        return 130
-    finally:
-        # Also after Ctrl-C or an error: what was measured is shown.
-        if records:
-            print_tables(records, console)
+    with showing(config.quiet, results=True) as console:
+        try:
+            evaluate(Evaluation(models, config), models, records)
+        except KeyboardInterrupt:
+            console.print("interrupted")
+            return 130
+        finally:
+            # Also after Ctrl-C or an error: what was measured is shown.
+            if records:
+                print_tables(records, console)
     return 0
 
 
@@ -53,14 +54,12 @@ def make_parser() -> ArgumentParser:
     return parser
 
 
-def evaluate(
-    evaluation: Evaluation, models: Sequence[str], records: list[Record], console: Console
-) -> None:
-    """Appends the records of all models to a list and prints each when it is measured."""
+def evaluate(evaluation: Evaluation, models: Sequence[str], records: list[Record]) -> None:
+    """Appends the records of all models to a list and shows each when it is measured."""
     for model in models:
         for record in evaluation.records(model):
             records.append(record)
-            console.print(line(record), soft_wrap=True, markup=False)
+            note(line(record))
 
 
 if __name__ == "__main__":

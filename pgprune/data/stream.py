@@ -21,6 +21,7 @@ from pgprune.data.tokens import Ids, cut, encode
 from pgprune.data.windows import Windows, generator, too_short
 from pgprune.errors import PruningError
 from pgprune.utils.options import Config, option
+from pgprune.utils.progress import track
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,8 @@ def evaluation_sets(
         PruningError: a text cannot be read, or is shorter than a window.
     """
     sets, length = dict[str, EvaluationSet](), config.sequence_length
-    for name, documents in evaluation_documents(config.evaluation).items():
+    texts = evaluation_documents(config.evaluation)
+    for name, documents in track(texts.items(), "reading the evaluation texts"):
         sizes: Counter[str] = Counter()
         blocks = cut(_measured(iterate(documents), tokenizer, sizes), length)  # each (M, T)
         windows = list(islice(chain.from_iterable(blocks), config.evaluation_windows))

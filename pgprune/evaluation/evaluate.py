@@ -31,6 +31,7 @@ from pgprune.utils.files import check_place, saving
 from pgprune.utils.jsonl import Record, add_line
 from pgprune.utils.memory import within_memory
 from pgprune.utils.options import Config, option, same_option
+from pgprune.utils.progress import track
 from pgprune.utils.versions import versions
 
 
@@ -68,6 +69,7 @@ class EvaluationConfig(Config):
         unset="none",
         metavar="FILE",
     )
+    quiet: bool = option(False, "show no progress, only the results")
 
     @property
     def task_names(self) -> list[str]:
@@ -142,7 +144,8 @@ class Evaluation:
                 started = time.monotonic()
 
     def _perplexities(self, loaded: LoadedModel) -> Iterator[Record]:
-        for name, text in self._texts(loaded.tokenizer).items():
+        texts = self._texts(loaded.tokenizer).items()
+        for name, text in track(texts, f"{self._names[loaded.source]}: perplexity", unit="texts"):
             perplexity = model_perplexity(loaded.model, text.windows, self._config.batch_size)
             yield {
                 "what": "perplexity",
@@ -161,7 +164,8 @@ class Evaluation:
         if not self._tasks:
             return
         harness = Harness(loaded.model, loaded.tokenizer, self._config.batch_size)
-        for task in self._tasks:
+        label = f"{self._names[loaded.source]}: zero-shot"
+        for task in track(self._tasks, label, unit="tasks"):
             score = harness.evaluate(task, self._config.limit)
             verdicts = {metric: score.verdict(metric) for metric in score.accuracy}
             data = self._config.task_data or "lm-eval"

@@ -9,7 +9,6 @@ import copy
 import io
 import logging
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pgprune.errors import PruningError, first_line
 from pgprune.evaluation.task_files import task_config, task_file
+from pgprune.utils.progress import phase
 
 PAPER_TASKS = ("arc_easy", "arc_challenge", "hellaswag", "piqa", "winogrande")
 """The five of the paper's Table 1."""
@@ -137,7 +137,9 @@ class Harness:
                 f"no item of {name} fits into the model's context of {self._lm.max_length} tokens; "
                 "leave it out of --tasks"
             )
-        with _quietly():
+        docs = task.eval_docs
+        answers = [len(task.doc_to_choice(docs[number])) for number in numbers]
+        with _quietly(), self._counted(name, sum(answers)):
             results = evaluate(
                 self._lm,
                 {"tasks": {name: task}},
@@ -147,10 +149,9 @@ class Harness:
             )
         scores = results["results"][name]
         metrics = [metric for metric in METRICS if f"{metric},none" in scores]
-        docs = task.eval_docs
         # Items may have different numbers of answers. Guessing is right with p = 1 / answers,
         # and the variance of the mean is sum p (1 - p) / items^2.
-        guesses = [1 / len(task.doc_to_choice(docs[number])) for number in numbers]
+        guesses = [1 / number for number in answers]
         return ZeroShot(
             name,
             items=len(numbers),
@@ -160,6 +161,23 @@ class Harness:
             chance=sum(guesses) / len(guesses),
             chance_stderr=math.sqrt(sum(p * (1 - p) for p in guesses)) / len(guesses),
         )
+
+    @contextlib.contextmanager
+    def _counted(self, name: str, answers: int) -> Iterator[None]:
+        """Makes the body a phase whose steps are the answers that the model reads."""
+        call = type(self._lm)._model_call
+        with phase(name, answers, "answers") as done:
+
+            def call_and_count(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+                logits = call(self._lm, inputs, *args, **kwargs)
+                done.advance(len(inputs))
+                return logits
+
+            self._lm._model_call = call_and_count
+            try:
+                yield
+            finally:
+                del self._lm._model_call
 
     def _scored(self, task: Any, limit: int | None) -> tuple[list[int], int]:
         """Returns the numbers of the items to score, and how many are left out between them."""
@@ -203,12 +221,12 @@ def _load(manager: Any, name: str) -> Any:
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Keeps lm-eval's warnings, and its progress bars where nobody watches, off the screen."""
-    logger, watched = logging.getLogger("lm_eval"), sys.stderr.isatty()
+    """Keeps lm-eval's warnings and progress bars off the screen."""
+    logger = logging.getLogger("lm_eval")
     before = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with contextlib.nullcontext() if watched else contextlib.redirect_stderr(io.StringIO()):
+        with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
         logger.setLevel(before)

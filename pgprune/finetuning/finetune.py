@@ -32,7 +32,7 @@ from pgprune.runs.any_model import LoadedModel, check_source, load_any, run_at
 from pgprune.utils.ctrl_c import ctrl_c
 from pgprune.utils.files import check_new, read_checkpoint, saving, write_checkpoint
 from pgprune.utils.memory import peak_memory
-from pgprune.utils.progress import note, phase
+from pgprune.utils.progress import note, phase, track
 from pgprune.utils.versions import versions
 
 _SHOWN_UPDATES = 20  # whose mean loss is shown
@@ -133,7 +133,8 @@ class Finetuning:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions(),
         }
-        write_finetuned(self.output, loaded, model, result)
+        with phase(f"writing {self.output}"):
+            write_finetuned(self.output, loaded, model, result)
         # After the directory is complete; a failure here loses nothing of it.
         add_to_run(loaded.run, result)
         self._checkpoint.unlink(missing_ok=True)
@@ -174,7 +175,8 @@ class Finetuning:
         }
 
     def _perplexities(self, loaded: LoadedModel) -> dict[str, float]:
-        return {name: model_perplexity(loaded.model, ids) for name, ids in self._sets.items()}
+        sets = track(self._sets.items(), "perplexity", unit="texts")
+        return {name: model_perplexity(loaded.model, ids) for name, ids in sets}
 
     def _length(self, asked: int, model_config: PretrainedConfig) -> int:
         """Limits the window length to the model's context."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pgprune.masking.masked_lm import MaskedLM
+from pgprune.utils.progress import track
 
 # Numbers, spaces, accents, code, Chinese and an emoji: tokenizers differ in how they cut these.
 _PROBE = "It's 12,345.67 naïve  Köln cafés\n\tdef f(x): return [x] * 2  # 漢字 🙂"
@@ -33,7 +34,8 @@ def perplexity(
         The perplexity, or a list of K. It is NaN if any loss is, and inf where it overflows.
     """
     masks = torch.atleast_2d(mask)  # (K, n)
-    losses = [lm.losses(masks, batch).cpu() for batch in windows.split(batch_size)]  # each (K, B)
+    batches = track(windows.split(batch_size), "windows", unit="batches")
+    losses = [lm.losses(masks, batch).cpu() for batch in batches]  # each (K, B)
     # (K, B) of each batch become (K, N), then K values.
     values: list[float] = torch.cat(losses, dim=1).double().mean(dim=1).exp().tolist()
     return values if mask.ndim == 2 else values[0]

@@ -23,6 +23,7 @@ from pgprune.masking.units import GRANULARITIES, PruningUnits
 from pgprune.models.load import ModelConfig, load_model
 from pgprune.utils.devices import choose_device
 from pgprune.utils.options import Config, option
+from pgprune.utils.progress import phase
 
 TOKENS_PER_TIMESTEP = 1024
 """Tokens of one mask evaluation: one mask on the paper's batch of 8 x 128 tokens."""
@@ -149,7 +150,8 @@ def make_problem(
     check_sequence_length(language_model.config, data.sequence_length)
     units = PruningUnits.of(language_model, pruning.granularity, pruning.channel_block)
     budget = Budget(units, pruning.prune_rate, pruning.budget, pruning.scope, pruning.round_to)
-    stream, validation = open_calibration(data, tokenizer, seed, parts)
+    with phase("reading the calibration text"):
+        stream, validation = open_calibration(data, tokenizer, seed, parts)
     executor = pruning.executor
     if executor == "auto" and pruning.kernels != "plain":
         executor = "sliced"

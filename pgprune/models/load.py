@@ -33,6 +33,7 @@ from pgprune.models.source import Source, find_source
 from pgprune.models.weight_files import check_weights
 from pgprune.utils.devices import check_dtype, choose_device
 from pgprune.utils.options import Config, option
+from pgprune.utils.progress import phase
 
 DTYPES = {
     "float32": torch.float32,
@@ -128,13 +129,14 @@ def load_model(
     device, source = choose_device(config.device), config.source()
     dtype = choose_dtype(config, device)
     placement = {"device_map": config.device_map} if config.device_map else {}
-    model = _load_weights(
-        source,
-        config=model_config,
-        dtype=dtype,
-        attn_implementation=config.attn_implementation,
-        **placement,
-    )
+    with phase(f"loading {config.model}"):
+        model = _load_weights(
+            source,
+            config=model_config,
+            dtype=dtype,
+            attn_implementation=config.attn_implementation,
+            **placement,
+        )
     # accelerate leaves weights that fit nowhere on the meta device.
     if any(parameter.is_meta for parameter in model.parameters()):
         raise PruningError(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from pgprune.errors import PruningError, first_line
+from pgprune.utils.progress import track
 
 LOGITS_BYTES = 64 * 2**20
 """Size of one chunk of float32 logits. The loss needs about three times as much."""
@@ -120,7 +121,8 @@ def model_perplexity(model: PreTrainedModel, windows: Tensor, batch_size: int = 
         The perplexity, with the mean taken in float64. It is NaN if any loss is, and inf if it
         overflows.
     """
-    losses = [sequence_losses(model, batch).cpu() for batch in windows.split(batch_size)]
+    batches = track(windows.split(batch_size), "windows", unit="batches")
+    losses = [sequence_losses(model, batch).cpu() for batch in batches]
     return float(torch.cat(losses).double().mean().exp())
 
 

@@ -11,6 +11,7 @@ from pgprune.masking.perplexity import bos_rule, perplexity
 from pgprune.masking.problem import Problem
 from pgprune.repair.config import added_parameters
 from pgprune.repair.repair import Repair, repaired
+from pgprune.utils.progress import track
 from pgprune.utils.versions import versions
 
 Table = dict[str, dict[str, float]]
@@ -28,7 +29,7 @@ def perplexities(lm: MaskedLM, rows: Mapping[str, Tensor], windows: Mapping[str,
     # All masks in one call: they share the dense prefix of every window.
     masks = torch.stack(list(rows.values()))  # (rows, n)
     table: Table = {name: {} for name in rows}
-    for text, ids in windows.items():
+    for text, ids in track(windows.items(), "perplexity", unit="texts"):
         values = perplexity(lm, masks, ids)
         assert isinstance(values, list)
         for name, value in zip(rows, values, strict=True):

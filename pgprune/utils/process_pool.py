@@ -9,34 +9,42 @@ import os
 import sys
 import tempfile
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from typing import IO, TypeVar
 
 from pgprune.utils.process_ids import WORKER
+from pgprune.utils.progress import Phase, log, phase
+from pgprune.utils.progress_view import showing
 
 T = TypeVar("T")
 
+_LOOK_EVERY = 2.0  # seconds, for what the processes say
+
 
 def run_tasks(
-    tasks: Iterable[T], work: Callable[[T], None], workers: int, done: Callable[[T, str], None]
+    tasks: Sequence[T], work: Callable[[T], None], workers: int, label: str = "tasks"
 ) -> int:
-    """Runs tasks in processes that end with this one.
+    """Runs tasks in processes that end with this one, as a phase; says how each of them goes.
 
     Args:
-        tasks: started in this order; they must be picklable.
+        tasks: started in this order; they must be picklable, and named by their texts.
         work: runs a task; a function of a module. In it ``process_ids.worker`` is the number of its
             process, below ``workers``.
         workers: processes at a time.
-        done: called after each task with the last line of its error, empty if it succeeded.
+        label: names the phase, and the tasks in the plural.
 
     Returns:
         The number of tasks that failed.
     """
+    with phase(label, len(tasks)) as done:
+        return _run_tasks(tasks, work, workers, done)
+
+
+def _run_tasks(tasks: Sequence[T], work: Callable[[T], None], workers: int, done: Phase) -> int:
     waiting, running = deque(tasks), dict[BaseProcess, tuple[T, IO[str], int]]()
     free, failed = set(range(workers)), 0
     try:
@@ -46,31 +54,23 @@ def run_tasks(
                 number = min(free)  # numbers choose GPUs
                 free.remove(number)
                 running[_start(work, task, written.name, number)] = task, written, number
-            wait([process.sentinel for process in running])  # until one ends
+            wait([process.sentinel for process in running], _LOOK_EVERY)  # until one ends
+            done.figures = {str(task): _last_line(said) for task, said, _ in running.values()}
             for process in [process for process in running if process.exitcode is not None]:
                 task, errors, number = running.pop(process)
                 free.add(number)
                 error = _failure(process.exitcode or 0, errors)
                 failed += bool(error)
-                done(task, error)
+                done.advance()
+                line = f"{done.count}, {done.time}: {task} {error}".rstrip()
+                if error:
+                    print(line, file=sys.stderr, flush=True)  # also where nobody listens
+                else:
+                    log(line)
     finally:
         for process in running:
             process.kill()  # after an error or Ctrl-C
     return failed
-
-
-def progress_printer(tasks: int) -> Callable[[object, str], None]:
-    """Returns a function that prints, after each task, its number and the time left, to stderr."""
-    started, count = time.monotonic(), 0
-
-    def done(task: object, error: str) -> None:
-        nonlocal count
-        count += 1
-        left = (time.monotonic() - started) / count * (tasks - count) / 60  # minutes
-        line = f"{count}/{tasks}, {left:.0f} min left: {task} {error}".strip()
-        print(line, file=sys.stderr, flush=True)
-
-    return done
 
 
 def _start(work: Callable[[T], None], task: T, errors: str, number: int) -> BaseProcess:
@@ -94,7 +94,8 @@ def _do(work: Callable[[T], None], task: T, errors: str, number: int) -> None:
     for path, stream in ((os.devnull, 1), (errors, 2)):
         os.dup2(os.open(path, os.O_WRONLY), stream)  # also for C libraries
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    work(task)
+    with showing():  # in the file of errors, whose last line the parent shows
+        work(task)
 
 
 def _end_with_parent() -> None:
@@ -122,7 +123,14 @@ def _one_thread() -> Iterator[None]:
 def _failure(status: int, errors: IO[str]) -> str:
     """Returns the last line of a failed process's errors, or an empty string on success."""
     with errors:
-        lines = errors.read().split("\n") if status else []
-    said = [line.strip() for line in lines if line.strip()]
+        said = _last_line(errors) if status else ""
+    if status < 0:  # killed, so its last line is about its progress
+        return f"ended with status {status}, last heard of: {said or 'nothing'}"
     # The last line of a traceback is the error.
-    return (said[-1] if said else f"ended with status {status}") if status else ""
+    return said or (f"ended with status {status}" if status else "")
+
+
+def _last_line(said: IO[str]) -> str:
+    said.seek(0)
+    lines = [line.strip() for line in said if line.strip()]
+    return lines[-1] if lines else ""

@@ -94,7 +94,10 @@ class Listener(Protocol):
         """Takes in the end of a phase; it is not completed after an error or a break."""
 
     def note(self, message: str) -> None:
-        """Takes in a line that is worth reading."""
+        """Takes in a line that belongs to the results."""
+
+    def log(self, message: str) -> None:
+        """Takes in a line that belongs to the progress."""
 
 
 _listener: ContextVar[Listener | None] = ContextVar("listener", default=None)
@@ -143,9 +146,15 @@ def track(items: Iterable[T], label: str, total: int | None = None, unit: str = 
 
 
 def note(message: str) -> None:
-    """Tells the listener a line that is worth reading."""
+    """Tells the listener a line that belongs to the results."""
     if (listener := _listener.get()) is not None:
         listener.note(message)
+
+
+def log(message: str) -> None:
+    """Tells the listener a line that belongs to the progress."""
+    if (listener := _listener.get()) is not None:
+        listener.log(message)
 
 
 def duration(seconds: float) -> str:

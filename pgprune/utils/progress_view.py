@@ -3,10 +3,12 @@
 Progress goes to standard error. Results and notes go to standard output, which may be a file.
 """
 
+import io
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
+from typing import Any
 
 from rich.columns import Columns
 from rich.console import Console, Group
@@ -33,18 +35,21 @@ def showing(quiet: bool = False, results: bool = False) -> Iterator[Console]:
         results: prints results even so.
     """
     # Nothing is cut to the 80 columns that rich assumes where there is no terminal.
-    wide = None if sys.stdout is None or sys.stdout.isatty() else _WIDE
+    wide = None if _is_terminal(sys.stdout) else _WIDE
     console = Console(quiet=quiet and not results, highlight=False, width=wide)
     if quiet:
         with listening(None):
             yield console
         return
-    view = ProgressView(console)
-    try:
-        with listening(view):
-            yield console
-    finally:
-        view.close()
+    view = ProgressView(console, sys.stderr, _is_terminal(sys.stderr))
+    with ExitStack() as stack:
+        stack.callback(view.close)
+        stack.enter_context(listening(view))
+        if view.live:
+            stack.enter_context(redirect_stderr(_Above(view, sys.stderr)))
+            if _is_terminal(sys.stdout):
+                stack.enter_context(redirect_stdout(_Above(view, sys.stdout)))
+        yield console
 
 
 class ProgressView:
@@ -52,22 +57,23 @@ class ProgressView:
 
     Args:
         console: for notes.
-        screen: for the progress; standard error by default.
-        live: whether it is a terminal that can be redrawn; None finds out.
+        stream: for the progress; None shows nothing.
+        terminal: whether it is one, which is redrawn unless it is a dumb one.
+
+    Attributes:
+        live: whether it is redrawn.
+        line_open: whether others have printed a line on the terminal without its end.
     """
 
-    def __init__(
-        self, console: Console, screen: Console | None = None, live: bool | None = None
-    ) -> None:
+    def __init__(self, console: Console, stream: Any, terminal: bool) -> None:
         self._console = console
-        self._screen = screen or Console(stderr=True, highlight=False)
-        if live is None:
-            # Not rich's is_terminal, which variables for colours in logs set to true.
-            terminal = sys.stderr is not None and sys.stderr.isatty()
-            live = terminal and not self._screen.is_dumb_terminal
-        self._redraws = live
+        self._stream = io.StringIO() if stream is None else stream
+        # Without a terminal rich would draw all the same if a variable asks for colours in logs.
+        self._screen = Console(file=self._stream, highlight=False)
+        self.live = terminal and not self._screen.is_dumb_terminal
+        self.line_open = False
         self._phases: list[Phase] = []
-        self._live: Live | None = None
+        self._drawn: Live | None = None
         self._lock = threading.RLock()
         self._closed = threading.Event()
         threading.Thread(target=self._show_now_and_then, daemon=True).start()
@@ -83,61 +89,68 @@ class ProgressView:
         place = self._phases.index(phase)
         with self._lock:
             del self._phases[place:]
-            if place == 0:  # what the command prints next finds the terminal clean
-                self._erase()
-            if place == 0 and completed and phase.seconds >= _LONG:
-                self._print(f"{phase.label} took {duration(phase.seconds)}")
+        if place == 0:
+            self.erase()  # the terminal is clean between outer phases
+            if completed and phase.seconds >= _LONG:
+                self.log(f"{phase.label} took {duration(phase.seconds)}")
 
     def note(self, message: str) -> None:
-        """Prints a line on the console, above the live view if there is one."""
-        with self._lock:
-            self._erase()
-            self._console.print(message, soft_wrap=True, markup=False)
+        """Prints a line on the console."""
+        self._console.print(message, soft_wrap=True, markup=False)
+
+    def log(self, message: str) -> None:
+        """Prints a line where the progress is, above it."""
+        # Not by rich, which ends the process for a broken pipe.
+        with self.above(), suppress(OSError, ValueError):
+            print(message, file=self._stream, flush=True)
 
     def show(self) -> None:
         """Shows the present state, if there is something to show."""
         with self._lock:
-            if not self._phases:
+            if not self._phases or self.line_open:
                 return
-            if not self._redraws:
-                self._print(" > ".join(map(str, self._shown())))
+            if not self.live:
+                self.log(" > ".join(map(str, self._shown())))
                 return
-            if self._live is None:
-                # What others print goes above the view, if it goes to this terminal.
-                both = sys.stdout is not None and sys.stdout.isatty()
-                self._live = Live(
+            if self._drawn is None:
+                self._drawn = Live(
                     console=self._screen,
                     get_renderable=self._render,
                     auto_refresh=False,
                     transient=True,
-                    redirect_stdout=both,
+                    redirect_stdout=False,
+                    redirect_stderr=False,
                 )
-                self._live.start()
-            self._live.refresh()
+                self._drawn.start()
+            self._drawn.refresh()
+
+    @contextmanager
+    def above(self) -> Iterator[None]:
+        """Clears the terminal for lines that the body prints."""
+        with self._lock:
+            self.erase()
+            yield
+
+    def erase(self) -> None:
+        """Clears the terminal until the next time that something is shown."""
+        with self._lock:
+            drawn, self._drawn = self._drawn, None
+            if drawn is not None:
+                with suppress(OSError, ValueError):
+                    drawn.stop()
 
     def close(self) -> None:
         """Shows nothing any more, and leaves the terminal as it was."""
         self._closed.set()
         with self._lock:
             self._phases.clear()
-            self._erase()
+            self.erase()
 
     def _show_now_and_then(self) -> None:
         # A reader that has gone ends the view, never the work.
         with suppress(OSError, ValueError):
-            while not self._closed.wait(_REDRAW if self._redraws else _LINE_EVERY):
+            while not self._closed.wait(_REDRAW if self.live else _LINE_EVERY):
                 self.show()
-
-    def _erase(self) -> None:
-        live, self._live = self._live, None
-        if live is not None:
-            with suppress(OSError, ValueError):
-                live.stop()
-
-    def _print(self, line: str) -> None:
-        """Prints a line on the screen; not by rich, which ends the process for a broken pipe."""
-        with suppress(OSError, ValueError):
-            print(line, file=self._screen.file, flush=True)
 
     def _shown(self) -> list[Phase]:
         """Returns the phases under way without inner ones that have only begun."""
@@ -155,3 +168,22 @@ class ProgressView:
             rows.add_row(label, bar, phase.count, phase.time)
             figures += (f"[dim]{name}[/] {value}" for name, value in phase.figures.items())
         return Group(rows, Columns(figures, padding=(0, 3))) if figures else Group(rows)
+
+
+class _Above:
+    """A stream of the terminal whose lines are printed above the view."""
+
+    def __init__(self, view: ProgressView, stream: Any) -> None:
+        self._view, self._stream = view, stream
+
+    def write(self, text: str) -> int:
+        with self._view.above():
+            self._view.line_open = not text.endswith("\n")
+            return int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _is_terminal(stream: Any) -> bool:
+    return stream is not None and stream.isatty()

@@ -7,7 +7,7 @@ class Heard:
     """Collects the lines worth reading and the labels of phases, in order."""
 
     def __init__(self) -> None:
-        self.notes, self.labels = list[str](), list[str]()
+        self.notes, self.logged, self.labels = list[str](), list[str](), list[str]()
         self.ended = list[tuple[str, bool]]()
 
     def begin(self, phase: Phase) -> None:
@@ -18,3 +18,6 @@ class Heard:
 
     def note(self, message: str) -> None:
         self.notes.append(message)
+
+    def log(self, message: str) -> None:
+        self.logged.append(message)

@@ -1,6 +1,7 @@
 """Cells side by side: the workers' numbers, and the GPUs that they stand for."""
 
 import os
+import signal
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ from pgprune.experiments.plan import BenchmarkConfig
 from pgprune.utils.devices import choose_device, side_by_side
 from pgprune.utils.process_ids import WORKER, worker
 from pgprune.utils.process_pool import run_tasks
+from pgprune.utils.progress import phase
 
 
 def note(path: Path) -> None:
@@ -18,14 +20,28 @@ def note(path: Path) -> None:
     path.write_text(str(worker()))
 
 
-def test_workers_are_numbered_and_failures_are_told(tmp_path):
+def killed(path: Path) -> None:
+    """Dies after a long piece of work."""
+    with phase("metric") as work:
+        work.started -= 75
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_workers_are_numbered_and_failures_are_told(tmp_path, heard, capsys):
     paths = [tmp_path / name for name in ("one", "bad", "two", "three")]
-    told = dict[str, str]()
-    failed = run_tasks(paths, note, 2, lambda path, error: told.update({path.name: error}))
-    assert failed == 1 and told.pop("bad") == "ValueError: bad luck"
-    assert told == {"one": "", "two": "", "three": ""}
-    assert {(tmp_path / name).read_text() for name in told} <= {"0", "1"}
+    assert run_tasks(paths, note, 2, "files") == 1
+    assert capsys.readouterr().err.endswith(f" left: {tmp_path}/bad ValueError: bad luck\n")
+    good = [path for path in paths if path.name != "bad"]
+    assert {line.rpartition(" left: ")[2] for line in heard.logged} == set(map(str, good))
+    assert {path.read_text() for path in good} <= {"0", "1"}
     assert worker() == 0
+    assert heard.labels == ["files"]
+
+
+def test_a_killed_worker_is_told_with_what_it_did_last(tmp_path, capsys):
+    assert run_tasks([tmp_path], killed, 1) == 1
+    said = capsys.readouterr().err
+    assert said.endswith(f"{tmp_path} ended with status -9, last heard of: metric took 1:15\n")
 
 
 def test_each_worker_takes_a_gpu_in_turn(monkeypatch):

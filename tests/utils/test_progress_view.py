@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+import time
 
 import pytest
 from rich.console import Console
@@ -11,21 +12,30 @@ from pgprune.utils.progress import listening, note, phase, track
 from pgprune.utils.progress_view import ProgressView, showing
 
 
-def console(terminal: bool = False) -> Console:
-    return Console(file=io.StringIO(), force_terminal=terminal, width=100, highlight=False)
+class Terminal(io.StringIO):
+    """Looks like a terminal."""
+
+    def isatty(self) -> bool:
+        return True
 
 
-@pytest.fixture(params=[False, True])
-def view(request):
+def view_on(stream: io.StringIO) -> ProgressView:
+    return ProgressView(Console(file=io.StringIO(), width=60), stream, stream.isatty())
+
+
+@pytest.fixture(params=[io.StringIO, Terminal])
+def view(request, monkeypatch):
     """A view on a terminal or a file."""
-    view = ProgressView(console(request.param), console(request.param), live=request.param)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    view = view_on(request.param())
     with listening(view):
         yield view
     view.close()
 
 
 def screen(view: ProgressView) -> str:
-    return view._screen.file.getvalue()
+    return view._stream.getvalue()
 
 
 def test_phases_within_phases_are_shown_with_figures(view):
@@ -75,18 +85,43 @@ def test_notes_are_results_and_are_printed_whole(view):
     assert view._console.file.getvalue() == "runs/[name] " + 20 * "and more " + "\n"
 
 
-def test_the_terminal_is_restored_after_an_error():
-    view = ProgressView(console(True), console(True), live=True)
+def test_what_others_print_goes_above_the_view(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    with showing(), phase("metric"):
+        for _ in range(1000):
+            time.sleep(0.01)
+            if "metric" in terminal.getvalue():
+                break
+        print("a warning", file=sys.stderr)
+    before, _, after = terminal.getvalue().partition("a warning\n")
+    assert before.count("\x1b[?25l") == before.count("\x1b[?25h") >= 1  # the cursor is back
+    assert "metric" in before and "metric" not in after
+    assert sys.stderr is terminal
+
+
+def test_the_terminal_is_restored_after_an_error(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    view = view_on(Terminal())
     with pytest.raises(KeyboardInterrupt), listening(view), phase("metric"):
         view.show()
         raise KeyboardInterrupt
     view.close()
-    shown = screen(view)
-    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1  # the cursor, hidden and shown
+    assert screen(view).count("\x1b[?25l") == screen(view).count("\x1b[?25h") == 1
+
+
+def test_a_dumb_terminal_gets_lines(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    view = view_on(Terminal())
+    with listening(view), phase("metric"):
+        view.show()
+    view.close()
+    assert screen(view) == "metric: 0:00\n"
 
 
 def test_a_reader_that_has_gone_ends_no_work(view):
-    view._screen.file.close()
+    view._stream.close()
     with phase("metric") as work:
         work.started -= 75
     view.close()
