@@ -14,7 +14,7 @@ from rich.text import Text
 
 from pgprune.evaluation.latency import LatencyConfig, Measurement, Models
 from pgprune.evaluation.timing import Spread, machine, weight_bytes
-from pgprune.runs.view import number_table
+from pgprune.runs.number_table import number_table
 from pgprune.utils.figures import BEST, GREY, INITIAL, LEARNED, save_figure
 from pgprune.utils.files import new_directory, saving, write_file
 from pgprune.utils.markdown import grid
@@ -79,11 +79,11 @@ def make_report(
 def print_report(report: Mapping[str, Any], console: Console) -> None:
     """Prints the tables, the second one with a section for each setting."""
     (columns, models), ((_, *others), measurements) = _tables(report)
-    table = number_table(columns, models, split=True)
+    table = number_table(columns, models)
     for row in models:
         table.add_row(*map(Text, row))
     console.print(table)
-    table = number_table(others, [row for _, *row in measurements], split=True)
+    table = number_table(others, [row for _, *row in measurements])
     for setting, rows in groupby(measurements, key=lambda row: row[0]):
         table.add_row(f"[bold]{setting} tokens")
         for _, *row in rows:

@@ -4,10 +4,9 @@ import math
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.table import Table
 
 from pgprune.evaluation.zero_shot import METRICS
-from pgprune.runs.view import number_table
+from pgprune.runs.number_table import print_table
 from pgprune.utils.jsonl import Record
 
 Records = Sequence[Record]
@@ -68,7 +67,7 @@ def averages(records: Records) -> dict[str, float]:
 
 
 def _print_perplexities(records: Records, console: Console) -> None:
-    console.print(_text_table("perplexity", records))
+    _print_texts("perplexity", records, console)
     # A token of one tokenizer is not one of the other: only bytes compare.
     if len({row["tokenizer"]["hash"] for row in records}) > 1:
         console.print(
@@ -76,11 +75,11 @@ def _print_perplexities(records: Records, console: Console) -> None:
             "per byte do.",
             soft_wrap=True,
         )
-        console.print(_text_table("bits_per_byte", records))
+        _print_texts("bits_per_byte", records, console)
 
 
-def _text_table(key: str, records: Records) -> Table:
-    """Makes a table of models and texts; the share of parameters is of the first model."""
+def _print_texts(key: str, records: Records, console: Console) -> None:
+    """Prints a table of models and texts; the share of parameters is of the first model."""
     texts, cells = _distinct(records, "text"), {(row["name"], row["text"]): row for row in records}
     sizes = {row["name"]: row["parameters"] for row in records}
     rows = [
@@ -92,7 +91,7 @@ def _text_table(key: str, records: Records) -> Table:
         ]
         for name, size in sizes.items()
     ]
-    return _filled([key.replace("_", " "), "parameters", "ratio", *texts], rows)
+    print_table([key.replace("_", " "), "parameters", "ratio", *texts], rows, console)
 
 
 def _print_accuracies(records: Records, console: Console) -> None:
@@ -108,11 +107,9 @@ def _print_accuracies(records: Records, console: Console) -> None:
     rows = [next(row for row in records if row["task"] == task) for task in tasks]
     chances = [row["chance"] for row in rows]
     head = ["zero-shot, %", "metric", *(_SHORT.get(task, task) for task in tasks), "mean"]
-    table = _filled(head, lines)
-    table.add_section()
-    table.add_row("chance", "", *map(_percent, [*chances, sum(chances) / len(chances)]))
-    table.add_row("items", "", *(f"{row['items']:,}" for row in rows))
-    console.print(table)
+    lines.append(["chance", "", *map(_percent, [*chances, sum(chances) / len(chances)])])
+    lines.append(["items", "", *(f"{row['items']:,}" for row in rows), ""])
+    print_table(head, lines, console, names=2, apart=2)
     verdicts = {verdict for row in records for verdict in row["verdict"].values()}
     for verdict, (mark, words) in _MARKS.items():
         if verdict in verdicts:
@@ -138,13 +135,6 @@ def _print_protocol(records: Records, console: Console) -> None:
                 f"{', '.join(windows.values())}"
             )
         console.print(text, soft_wrap=True, markup=False)
-
-
-def _filled(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = number_table(head, rows)
-    for row in rows:
-        table.add_row(*row)
-    return table
 
 
 def _distinct(records: Records, key: str) -> list[str]:

@@ -6,20 +6,19 @@ from typing import Any
 
 from rich.console import Console
 
-from pgprune.runs.view import number_table, print_next
+from pgprune.runs.number_table import print_table
+from pgprune.runs.view import print_next
 from pgprune.utils.progress import duration
 
 
 def print_finetuning(record: Mapping[str, Any], console: Console) -> None:
     """Prints perplexity before and after, what it took, and what to do next."""
-    rows = {
-        when: [when, *(f"{value:,.3f}" for value in record["perplexity"][when].values())]
+    rows = [
+        [when, *(f"{value:,.3f}" for value in record["perplexity"][when].values())]
         for when in ("before", "after")
-    }
-    table = number_table(["perplexity", *record["perplexity"]["before"]], list(rows.values()))
-    for when, cells in rows.items():
-        table.add_row(*cells, style="bold" if when == "after" else None)
-    console.print(table)
+    ]
+    head = ["perplexity", *record["perplexity"]["before"]]
+    print_table(head, rows, console, bold=[1])
     updates, lora = record["updates"], record["lora"]
     if not record["completed"]:
         console.print(

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pgprune.runs.number_table import print_table
 from pgprune.utils.command_names import spelled
 from pgprune.utils.progress import duration
 
@@ -19,30 +20,6 @@ _ROWS = {
     "best": "best on the validation batch",
     "pruned": "learned mask, as shipped",
 }
-
-
-def number_table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], *, split: bool = False
-) -> Table:
-    """Makes an empty table for a column of names, which may fold, and columns of numbers.
-
-    Numbers are never cut or folded. Heads fold where the terminal is narrow.
-
-    Args:
-        head: names of the columns.
-        rows: the cells to come, from which the columns get their widths.
-        split: whether heads are broken at every space.
-    """
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column(head[0], overflow="fold", min_width=min(len(head[0]), 20))
-    for index, name in enumerate(head[1:], start=1):
-        widest = max((len(row[index]) for row in rows if index < len(row)), default=0)
-        words = name.replace(" ", "\n") if split else name
-        longest = max(map(len, words.split()), default=0)
-        # Room for the longest cell, and for a word of the head if that is not too long.
-        width = max(widest, min(longest, 10), 6)
-        table.add_column(words, justify="right", overflow="fold", min_width=width)
-    return table
 
 
 def print_results(results: Mapping[str, Any], console: Console) -> None:
@@ -68,10 +45,9 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
         for row in labels
         if perplexity.get(row) and not (row == "pruned" and _unrepaired(perplexity))
     }
-    table = number_table(["perplexity", *sets, "parameters", "of prunable"], list(rows.values()))
-    for row, cells in rows.items():
-        table.add_row(*cells, style="bold" if row == "masked" else None)
-    console.print(table)
+    head = ["perplexity", *sets, "parameters", "of prunable"]
+    learned = [number for number, row in enumerate(rows) if row == "masked"]
+    print_table(head, list(rows.values()), console, bold=learned)
     summary = {
         "pruned": f"{results['prune_rate']['achieved']:.2%} of the prunable parameters "
         f"({results['prune_rate']['requested']:.2%} asked)",

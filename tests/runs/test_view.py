@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from pgprune.runs.view import number_table, print_next, print_results
+from pgprune.runs.view import print_next, print_results
 
 RESULTS = {
     "prune_rate": {"requested": 0.4, "achieved": 0.4012},
@@ -50,11 +50,12 @@ def test_a_repaired_model_has_its_own_row_and_an_equal_one_has_not():
         assert ("as shipped" in out.file.getvalue()) == shown
 
 
-def test_a_narrow_terminal_folds_heads_and_names_and_never_numbers():
-    rows = [["a-name-that-is-much-too-long-for-it", "12,345.678", "1.0"]]
-    table = number_table(["model", "a head of words", "ratio"], rows)
-    table.add_row(*rows[0])
-    out = Console(file=io.StringIO(), width=40)
-    out.print(table)
+def test_at_80_columns_no_name_of_a_text_is_cut():
+    names = ["sample_c4-realnewslike-validation", "sample_wikitext-2-raw-test", "prose"]
+    table = {row: dict.fromkeys(names, 12345.678) for row in RESULTS["perplexity"]}
+    out = Console(file=io.StringIO(), width=80)
+    print_results({**RESULTS, "perplexity": table}, out)
     text = out.file.getvalue()
-    assert "12,345.678" in text and "1.0" in text and "…" not in text
+    for words in ("realnewslike", "wikitext", "parameters", "3,197,600", "12,345.678"):
+        assert words in text
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
