@@ -6,7 +6,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -30,11 +30,20 @@ from pgprune.models.families import Family, linear_at
 
 @dataclass(frozen=True)
 class LayerCall:
-    """One decoder layer and the arguments it is called with, besides the hidden states."""
+    """One decoder layer and the arguments it is called with, besides the hidden states.
+
+    Attributes:
+        layer: the module.
+        args: positional arguments.
+        kwargs: the others.
+        attention: inputs of the attention output projection for these states, where they are known
+            already, (N, T, query heads * head_dim).
+    """
 
     layer: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    attention: Tensor | None = None
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """Runs the layer: (N, T, D) -> (N, T, D)."""
@@ -47,7 +56,7 @@ def run_masked(call: LayerCall, states: Tensor, mask: LayerMask) -> Tensor:
     if "layer" in mask.by_kind:
         keep = mask.by_kind["layer"][:, :, None, None].bool().to(states.device)  # (K, 1, 1, 1)
         return torch.where(keep, call(states.flatten(0, 1)).view_as(states), states)
-    with multiplied(call.layer, mask):
+    with multiplied(call.layer, mask), attending(call, mask.family):
         return call(states.flatten(0, 1)).view_as(states)
 
 
@@ -60,13 +69,19 @@ def run_sliced(
         return call(state)[None] if mask.by_kind["layer"][0] else states
     layer, rows = call.layer, mask.rows(state.device)
     weights: list[KeptWeight] = []
-    attention: AbstractContextManager[None] = nullcontext()
+    attention: AbstractContextManager[None]
     if rows.heads:
         weights += _sliced_heads(layer, mask, rows)
         attention = _head_count(layer, mask, rows.heads)
+        if call.attention is not None:
+            kept = call.attention.index_select(-1, rows.queries.to(call.attention.device))
+            weights = weights[-1:]  # the output projection
+            attention = attending(replace(call, attention=kept), mask.family)
     elif rows.heads is not None:
         constant = _constant(layer, mask, mask.family.output, rows.queries)
         attention = _no_attention(layer, mask.family, constant)
+    else:
+        attention = attending(call, mask.family)
     if rows.channels is not None:
         weights += _sliced_channels(layer, mask, rows.channels)
     with attention, products(weights):
@@ -183,6 +198,18 @@ def _constant(layer: nn.Module, mask: LayerMask, path: str, kept: Tensor) -> Ten
     if bias is None:
         return None
     return torch.zeros_like(bias) if {"attention", "mlp"} & mask.by_kind.keys() else bias
+
+
+def attending(call: LayerCall, family: Family) -> AbstractContextManager[None]:
+    """Lets the attention module start at its output projection where the inputs are known."""
+    if call.attention is None:
+        return nullcontext()
+    inputs, output = call.attention, linear_at(call.layer, family.output)
+
+    def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+        return output(inputs), None
+
+    return calling(call.layer.get_submodule(family.attention), forward)
 
 
 @contextmanager

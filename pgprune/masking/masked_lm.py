@@ -5,8 +5,6 @@ code is copied and all families share this code.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 
 import torch
@@ -18,6 +16,7 @@ from pgprune.masking.kept_weights import lay_out
 from pgprune.masking.layer_driver import LayerDriver, RunLayers
 from pgprune.masking.layer_mask import Fill, LayerMask, prepare
 from pgprune.masking.mask_tree import distinct, run_tree
+from pgprune.masking.observation import Observation
 from pgprune.masking.token_meter import TokenMeter
 from pgprune.masking.units import PruningUnits
 from pgprune.models.families import decoder_layers, family_of, linear_at
@@ -25,31 +24,6 @@ from pgprune.models.losses import LogitsMemory, token_losses
 from pgprune.utils.transfer import send
 
 _TREE_TOKENS = 8192  # a pass of masks that run one after another and share common layers
-
-
-@dataclass(frozen=True)
-class Observation:
-    """The inputs of the output and down projections of one dense layer.
-
-    Attributes:
-        layer: index of the layer.
-        states: hidden states before the layer, one (b, T, D) for each chunk of the sequences, on
-            the host, which has room for those of all the text.
-        run: runs the layer with its present weights and yields ``inputs``.
-    """
-
-    layer: int
-    states: tuple[Tensor, ...]
-    run: Callable[[], Iterator[tuple[Tensor, Tensor]]]
-
-    @property
-    def inputs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields the inputs of the output and down projections, chunk by chunk of the sequences.
-
-        They are (b, T, query heads * head_dim) and (b, T, channels). Each access runs the layer
-        again, so after a change of the output projection, the MLP gets other inputs.
-        """
-        return self.run()
 
 
 class MaskedLM:
@@ -68,6 +42,7 @@ class MaskedLM:
             the number of masks.
 
     Attributes:
+        family: where the model's projections are.
         meter: counts the tokens asked of the model, K * B * T for each call of ``losses``.
 
     Raises:
@@ -92,11 +67,11 @@ class MaskedLM:
         self._logits_memory = LogitsMemory()
         self._run = executor_of(executor, kernels, self.device)
         self.meter = TokenMeter()
-        self._family = family_of(model.config)
-        self._layers = decoder_layers(model, self._family)
-        self._driver = LayerDriver(model.get_submodule(self._family.layers.rpartition(".")[0]))
+        self.family = family_of(model.config)
+        self._layers = decoder_layers(model, self.family)
+        self._driver = LayerDriver(model.get_submodule(self.family.layers.rpartition(".")[0]))
         if executor == "sliced" and {"heads", "channels"} & set(units.kinds):
-            lay_out(self._layers, self._family)
+            lay_out(self._layers, self.family)
 
     @property
     def device(self) -> torch.device:
@@ -153,12 +128,10 @@ class MaskedLM:
             prepared.append(calls)
         for index in range(self.units.layers):
             calls = [chunk_calls[index] for chunk_calls in prepared]
-            before = tuple(states)
-            yield Observation(index, before, partial(map, self._watch, calls, before))
-            layer_mask = LayerMask(mask[None], self.units, index, self._family)
-            for chunk, call in enumerate(calls):
-                state = send(states[chunk], self.device)[None]
-                states[chunk] = self._run(call, state, layer_mask)[0].cpu()
+            seen = Observation(index, tuple(states), calls, self.family, self.device)
+            yield seen
+            layer_mask = LayerMask(mask[None], self.units, index, self.family)
+            states = list(seen.after(layer_mask, self._run))
 
     @torch.no_grad()
     def states(self, input_ids: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
@@ -170,14 +143,49 @@ class MaskedLM:
                 before, hidden = hidden, call(hidden)
                 yield index, before, hidden
 
+    @torch.no_grad()
+    def blocks(self, input_ids: Tensor) -> Iterator[list[tuple[Tensor, Tensor]]]:
+        """Yields, layer by layer, the dense states after attention and after the MLP.
+
+        Returns:
+            A pair for each chunk of the sequences, (b, T, D) each, in at least float32, on the
+            host, which has room for those of all the text.
+        """
+        self.meter.add(input_ids.numel())
+        chunks = [self._capture(chunk) for chunk in self._chunks(input_ids)]
+        states = [hidden.cpu() for hidden, _ in chunks]
+        added: list[Tensor] = []  # by attention and MLP of a layer, to one chunk
+
+        def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            added.append(output)
+
+        for index, layer in enumerate(self._layers):
+            projections = (linear_at(layer, p) for p in (self.family.output, self.family.down))
+            hooks = [projection.register_forward_hook(keep) for projection in projections]
+            blocks = []
+            try:
+                for chunk, (_, calls) in enumerate(chunks):
+                    before = send(states[chunk], self.device)
+                    states[chunk] = calls[index](before).cpu()
+                    wide = torch.promote_types(before.dtype, torch.float32)
+                    attention, mlp = (part.view_as(before) for part in added)
+                    added.clear()
+                    between = before.to(attention.device, wide) + attention
+                    after = between.to(mlp.device) + mlp
+                    blocks.append((between.cpu(), after.cpu()))
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            yield blocks
+
     @property
     def gated(self) -> bool:
         """Whether MLPs multiply a gate with the outputs of an up projection."""
-        return len(self._family.expand) > 1
+        return len(self.family.expand) > 1
 
     def linear(self, layer: int, kind: str) -> nn.Linear:
         """Returns the projection whose inputs are ``heads`` or ``channels``, or the ``up`` one."""
-        return linear_at(self._layers[layer], self._family.projections[kind])
+        return linear_at(self._layers[layer], self.family.projections[kind])
 
     def projection(self, layer: int, kind: str) -> Tensor:
         """Returns the weight of the projection whose inputs a kind of unit masks, (D, inputs)."""
@@ -227,7 +235,7 @@ class MaskedLM:
 
     def _hidden(self, masks: Tensor, input_ids: Tensor, fill: Fill | None = None) -> Tensor:
         """Computes the hidden states after the final norm under masks (K, n): (K, B, T, D)."""
-        run, units, family = self._run, self.units, self._family
+        run, units, family = self._run, self.units, self.family
         layers = range(units.layers)
         ids = send(input_ids, self.device)
 
@@ -267,21 +275,3 @@ class MaskedLM:
         with self._driver.layers_run_by(run_layers):
             output = self.model.base_model(input_ids=input_ids, use_cache=False)  # type: ignore
         return output.last_hidden_state  # after the final norm
-
-    def _watch(self, call: LayerCall, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """Runs a dense layer and returns the inputs of its output and down projections."""
-        seen: dict[str, Tensor] = {}
-        hooks = []
-        for path in (self._family.output, self._family.down):
-
-            def keep(module: nn.Module, args: tuple[Tensor, ...], path: str = path) -> None:
-                seen[path] = args[0]
-
-            hooks.append(call.layer.get_submodule(path).register_forward_pre_hook(keep))
-        try:
-            call(send(hidden, self.device))
-        finally:
-            for hook in hooks:
-                hook.remove()
-        batch = hidden.shape[:2]  # OPT flattens (b, T) before its MLP
-        return seen[self._family.output], seen[self._family.down].view(*batch, -1)

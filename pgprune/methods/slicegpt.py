@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgprune.errors import PruningError
-from pgprune.masking.masked_lm import MaskedLM, Observation
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.observation import Observation
 from pgprune.masking.problem import Problem
 from pgprune.methods.base import MethodConfig, Pruned, method
 from pgprune.models.families import decoder_layers, family_of
@@ -126,10 +127,11 @@ def find_slices(lm: MaskedLM, windows: Tensor, width: int) -> Slices:
     try:
         for observation in lm.observe(lm.units.ones(), windows):
             layer = layers[observation.layer]
-            norm = layer.get_submodule(family.mlp_norms[0])
+            path = family.mlp_norms[0]
+            norm = layer.get_submodule(path)
             before = (state.to(lm.device) for state in observation.states)
             first = principal(before, norm, width)
-            second = principal(_between(observation, layer, norm, first), norm, width)
+            second = principal(_between(observation, layer, path, first), norm, width)
             rotations += [first.cpu(), second.cpu()]
             # The hooks slice this layer, so the observation of the next one sees sliced outputs.
             hooks += projection_hooks(layer, family, first, second)
@@ -173,19 +175,14 @@ def principal(streams: Iterable[Tensor], norm: nn.Module, width: int) -> Tensor:
 
 
 def _between(
-    observation: Observation, layer: nn.Module, norm: nn.Module, first: Tensor
+    observation: Observation, layer: nn.Module, path: str, first: Tensor
 ) -> Iterator[Tensor]:
-    """Yields the stream between attention and MLP with attention already sliced."""
-    seen: list[Tensor] = []
-    hooks = [
-        layer.register_forward_pre_hook(
-            lambda module, args: (project(args[0], first, norm), *args[1:])
-        ),
-        norm.register_forward_pre_hook(lambda module, args: seen.append(args[0])),
-    ]
+    """Yields the stream between attention and MLP, the norm at ``path``, with attention sliced."""
+    norm = layer.get_submodule(path)
+    hook = layer.register_forward_pre_hook(
+        lambda module, args: (project(args[0], first, norm), *args[1:])
+    )
     try:
-        for _ in observation.inputs:
-            yield seen.pop()
+        yield from observation.until(path)
     finally:
-        for hook in hooks:
-            hook.remove()
+        hook.remove()

@@ -3,7 +3,8 @@
 import torch
 
 from pgprune.masking.budget import Budget
-from pgprune.masking.masked_lm import MaskedLM, Observation
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.observation import Observation
 from pgprune.masking.units import Group
 from pgprune.metrics.base import FINE, metric
 from pgprune.metrics.importance import Importance
@@ -83,8 +84,10 @@ def _moments(lm: MaskedLM, seen: Observation) -> dict[str, SecondMoments]:
         scale = squares.clamp(min=torch.finfo(squares.dtype).tiny).rsqrt()
         for kind, x in zip(KINDS, inputs, strict=True):
             wide = x.to(torch.promote_types(x.dtype, torch.float32)) * scale.to(x.device)
-            # Scaled inputs and outputs: their squared errors are E without any further weights.
-            moments[kind].add(wide, wide @ weights[kind].T.to(wide))
+            moments[kind].add(wide)
+    for kind, moment in moments.items():
+        # Scaled inputs and outputs: their squared errors are E without any further weights.
+        moment.set_outputs(weights[kind])
     return moments
 
 

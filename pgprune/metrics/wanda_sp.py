@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from pgprune.masking.budget import Budget
-from pgprune.masking.masked_lm import MaskedLM, Observation
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.observation import Observation
 from pgprune.masking.units import Group
 from pgprune.metrics.base import FINE, mean_absolute, metric, per_unit, square_sum
 from pgprune.metrics.importance import Importance

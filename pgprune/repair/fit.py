@@ -62,7 +62,7 @@ def fit_repair(
             return {}
         if how == "alternating" and _alternates(projection):
             return best_in_turns(projection, damping)
-        return best_weights(projection, projection.least_squares(damping))
+        return best_weights(projection, projection.least_squares_of_kept(damping))
 
     return _refit(lm, mask, windows, solve, "stream")
 
@@ -100,7 +100,7 @@ def choose_and_refit(
         group = projection.group
         if group is None:
             return {}
-        problem = projection.least_squares(damping)
+        problem = projection.least_squares(damping)  # of all inputs, as any may be kept
         mask[group.start : group.stop] = choose(problem, group).to(mask)
         if alternating and _alternates(projection):
             del problem  # frees its matrices before the MLP's problem is built

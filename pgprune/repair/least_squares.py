@@ -2,10 +2,12 @@
 
 A projection that loses inputs should still give the targets y: minimise over its weights V the sum
 over tokens of |V x - y|^2. The solution V = (sum y x^T) (sum x x^T)^-1 needs only these sums, so
-memory does not grow with the text. Products are computed in at least float32, sums and solutions
-in float64.
+memory does not grow with the text. Products of some thousand tokens are computed in at least
+float32, sums of these and solutions in float64. x x^T is symmetric, so only blocks on and below the
+diagonal are computed.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,13 +15,16 @@ from torch import Tensor
 
 from pgprune.errors import PruningError
 
+_LEAST_ROWS = 64
+_BLOCKS = 8  # of rows of x x^T: with m of them, (m + 1) / 2m of the products are computed
+
 
 @dataclass
 class SecondMoments:
     """Sums over tokens of the products of inputs x and targets y.
 
     Attributes:
-        gram: sum of x x^T, (inputs, inputs) float64.
+        lower: sum of x x^T in blocks on and below the diagonal, (inputs, inputs) float64.
         cross: sum of y x^T, (outputs, inputs) float64.
         inputs: sum of x, (inputs,) float64.
         targets: sum of y, (outputs,) float64.
@@ -27,7 +32,7 @@ class SecondMoments:
         tokens: number of tokens.
     """
 
-    gram: Tensor
+    lower: Tensor
     cross: Tensor
     inputs: Tensor
     targets: Tensor
@@ -45,17 +50,41 @@ class SecondMoments:
             zeros(inputs, inputs), zeros(weight.shape), zeros(inputs), zeros(outputs), zeros(())
         )
 
-    def add(self, inputs: Tensor, targets: Tensor) -> None:
-        """Adds tokens: x (..., inputs) and y (..., outputs)."""
+    @property
+    def gram(self) -> Tensor:
+        """Sum of x x^T, (inputs, inputs) float64."""
+        gram = self.lower.tril()
+        return gram.add_(gram.tril(-1).T)
+
+    def add(self, inputs: Tensor, targets: Tensor | None = None) -> None:
+        """Adds tokens: x (..., inputs) and y (..., outputs); without y, call ``set_outputs``."""
         wide = torch.promote_types(inputs.dtype, torch.float32)
-        x = inputs.flatten(0, -2).to(self.gram.device, wide)
-        y = targets.flatten(0, -2).to(self.gram.device, wide)
+        x = inputs.flatten(0, -2).to(self.lower.device, wide)  # (tokens, inputs)
         self.tokens += len(x)
-        self.gram += x.T @ x
-        self.cross += y.T @ x
         self.inputs += x.sum(0, dtype=torch.float64)
-        self.targets += y.sum(0, dtype=torch.float64)
-        self.energy += y.square().sum(dtype=torch.float64)
+        width = x.shape[1]
+        step = max(_LEAST_ROWS, -(-width // _BLOCKS))
+        for start in range(0, width, step):
+            stop = min(start + step, width)
+            self.lower[start:stop, :stop] += x[:, start:stop].T @ x[:, :stop]
+        if targets is not None:
+            y = targets.flatten(0, -2).to(self.lower.device, wide)  # (tokens, outputs)
+            self.cross += y.T @ x
+            self.targets += y.sum(0, dtype=torch.float64)
+            self.energy += y.square().sum(dtype=torch.float64)
+
+    def set_outputs(self, weight: Tensor, bias: Tensor | None = None) -> None:
+        """Sets the targets to W x + b for W (outputs, inputs), so that no token is needed for them.
+
+        Sum of y x^T = W sum x x^T + b (sum x)^T, and |y|^2 is the trace of y y^T likewise.
+        """
+        weight = weight.to(self.lower)
+        shift = torch.zeros_like(self.targets) if bias is None else bias.to(self.lower)
+        product = weight @ self.gram  # W sum x x^T, (outputs, inputs)
+        linear = weight @ self.inputs  # W sum x, (outputs,)
+        self.cross = product + shift.outer(self.inputs)
+        self.targets = linear + self.tokens * shift
+        self.energy = (product * weight).sum() + shift @ (linear + self.targets)
 
 
 class LeastSquares:
@@ -99,14 +128,16 @@ class LeastSquares:
         biased: bool = False,
         name: str = "a projection",
     ) -> None:
-        if not bool(moments.gram.isfinite().all() and moments.cross.isfinite().all()):
+        gram = moments.gram
+        # A sum with an infinity or a NaN in it is one; float64 sums of float32 do not overflow.
+        if not math.isfinite(float(gram.sum() + moments.cross.sum()) + (ridge or 0.0)):
             raise PruningError(
                 f"the activations at {name} overflow or are not numbers; choose dtype float32 or "
                 "bfloat16"
             )
-        self.weight = weight.to(moments.gram)
-        self.squares = moments.gram.diagonal().clone()
-        self.gram, self.cross, energy = moments.gram.clone(), moments.cross, moments.energy
+        self.weight = weight.to(gram)
+        self.squares = gram.diagonal().clone()
+        self.gram, self.cross, energy = gram, moments.cross, moments.energy
         if biased:  # sum (x - m)(x - m)^T = sum x x^T - (sum x) m^T, and so on
             mean = moments.inputs / moments.tokens
             self.gram -= moments.inputs.outer(mean)
@@ -138,6 +169,8 @@ class LeastSquares:
             PruningError: the second moments are singular and there is no damping.
         """
         index = self.inputs(kept)
+        if len(index) == len(self.gram):
+            return torch.cholesky_solve(self.cross.T, self.factor(index)).T
         weight = torch.zeros_like(self.cross)
         weight[:, index] = torch.cholesky_solve(self.cross[:, index].T, self.factor(index)).T
         return weight
@@ -171,7 +204,7 @@ class LeastSquares:
         Raises:
             PruningError: the matrix is singular.
         """
-        gram = self.gram[index[:, None], index]
+        gram = self.gram if len(index) == len(self.gram) else self.gram[index[:, None], index]
         factor, failed = torch.linalg.cholesky_ex(gram)
         pivots, scale = factor.diagonal().square(), gram.diagonal()
         precision = len(index) * torch.finfo(gram.dtype).eps  # relative error of a pivot

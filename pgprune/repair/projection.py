@@ -1,6 +1,6 @@
 """A projection of the pruned model with its inputs there and its targets."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pgprune.masking.masked_lm import MaskedLM, Observation
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.observation import Observation
 from pgprune.masking.units import Group, PruningUnits
 from pgprune.repair.gated_mlp import GatedMLP, Tokens
 from pgprune.repair.least_squares import LeastSquares, SecondMoments
@@ -29,7 +30,7 @@ class Projection:
         mask: (n,), decided up to this projection.
         seen: the layer in the pruned model.
         kind: ``heads`` for the attention output projection, ``channels`` for the down projection.
-        wanted: the dense model's hidden states after the block, chunk by chunk, (b, T, D) each;
+        wanted: the dense model's hidden states after the block, one (b, T, D) for each chunk;
             None if the target is the projection's own output with dense weights.
     """
 
@@ -37,7 +38,7 @@ class Projection:
     mask: Tensor
     seen: Observation
     kind: str
-    wanted: list[Tensor] | None
+    wanted: Sequence[Tensor] | None
 
     @property
     def linear(self) -> nn.Linear:
@@ -77,57 +78,86 @@ class Projection:
         before = layers < self.seen.layer if self.kind == "heads" else layers <= self.seen.layer
         return bool(self.kept.all() and self.mask[before].all())
 
-    def inputs(self) -> Iterator[Tensor]:
-        """Yields its inputs, chunk by chunk, (b, T, inputs)."""
-        for pair in self.seen.inputs:
-            yield pair[KINDS.index(self.kind)]
+    def targets(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Yields its inputs, (b, T, inputs), and the wanted outputs for them, chunk by chunk.
 
-    def targets(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields its inputs and the wanted outputs for them, (b, T, D), chunk by chunk."""
-        for chunk, pair in enumerate(self.seen.inputs):
-            inputs = pair[KINDS.index(self.kind)]
-            missing = self._missing(chunk, pair[0])
-            yield inputs, run_linear(self.linear, inputs) if missing is None else missing
+        These are (b, T, D), or None if they are the projection's own.
+        """
+        if self.kind == "heads":
+            for chunk, inputs in enumerate(self.seen.attention_inputs()):
+                yield inputs, self._missing(chunk, inputs.device)
+            return
+        for chunk, halves in enumerate(self.seen.halves()):
+            assert halves.mlp is not None and halves.output is not None
+            missing = self._missing(chunk, halves.output.device)
+            # By now attention's output projection is refitted.
+            yield halves.mlp, None if missing is None else missing - halves.output
 
-    def _missing(self, chunk: int, attention: Tensor) -> Tensor | None:
-        """Computes the dense model's states after the block minus the present ones, if wanted."""
+    def _missing(self, chunk: int, device: torch.device) -> Tensor | None:
+        """Computes the wanted states after the block minus those before the layer, (b, T, D)."""
         if self.wanted is None:
             return None
-        present = wide(self.seen.states[chunk]).to(attention.device)
-        if self.kind == "channels":  # by now attention's output projection is refitted
-            present = present + run_linear(self.lm.linear(self.seen.layer, "heads"), attention)
-        return self.wanted[chunk].to(attention.device) - present
+        return (self.wanted[chunk] - wide(self.seen.states[chunk])).to(device)
 
     def least_squares(self, damping: float) -> LeastSquares:
         """Builds the problem of its weights, and of its bias if it has one."""
-        moments = SecondMoments.of(self.linear.weight)
+        linear, moments = self.linear, SecondMoments.of(self.linear.weight)
         for inputs, targets in self.targets():
             moments.add(inputs, targets)
+        if self.wanted is None:
+            moments.set_outputs(linear.weight, linear.bias)
+        return self._problem(moments, linear.weight, len(self.kept), damping=damping)
+
+    def least_squares_of_kept(self, damping: float) -> LeastSquares:
+        """Builds the problem of the weights of its kept inputs, damped as that of all inputs.
+
+        ``wanted`` must be there.
+        """
+        weight, kept = self.linear.weight, self.kept_inputs
+        here, gone = (part.nonzero().flatten().to(weight.device) for part in (kept, ~kept))
+        kept_weight = weight.t().index_select(0, here).t()  # as they may lie in memory
+        moments = SecondMoments.of(kept_weight)
+        sums, squares = torch.zeros(2, len(gone), dtype=torch.float64, device=moments.lower.device)
+        for inputs, targets in self.targets():
+            moments.add(inputs.index_select(-1, here), targets)
+            others = wide(inputs.index_select(-1, gone)).flatten(0, -2).to(sums.device)
+            sums += others.sum(0, dtype=torch.float64)
+            squares += others.square().sum(0, dtype=torch.float64)
+        total = moments.lower.diagonal().sum() + squares.sum()  # sum of |x|^2, pruned inputs too
+        if self.linear.bias is not None:  # sum of |x - m|^2
+            total -= (moments.inputs.square().sum() + sums.square().sum()) / moments.tokens
+        ridge = damping * float(total) / len(kept) or float(damping > 0)
+        return self._problem(moments, kept_weight, int(self.kept.sum()), ridge=ridge)
+
+    def _problem(
+        self, moments: SecondMoments, weight: Tensor, units: int, **damping: float
+    ) -> LeastSquares:
         return LeastSquares(
             moments,
-            self.linear.weight,
+            weight,
             width=self.linear.in_features // len(self.kept),
-            damping=damping,
             biased=self.linear.bias is not None,
             name=f"the {BLOCKS[self.kind]} output of layer {self.seen.layer}",
+            **damping,
         )
 
     def gated_mlp(self, damping: float) -> GatedMLP:
         """Builds the problem of the weights of down and up projection, for kept channels."""
         up = self.lm.linear(self.seen.layer, "up")
         kept = self.kept_inputs.to(up.weight.device)
+        targets = [
+            run_linear(self.linear, channels) if wanted is None else wanted
+            for channels, wanted in self.targets()
+        ]
         tokens = []
         with _giving_ones(up) as up_inputs:  # g * 1 = g: the down projection gets the gates
-            for chunk, (attention, gates) in enumerate(self.seen.inputs):
+            family = self.lm.family
+            for target, gates in zip(targets, self.seen.until(family.down), strict=True):
                 inputs = wide(up_inputs.pop()).flatten(0, -2)
-                targets = self._missing(chunk, attention)
-                if targets is None:
-                    channels = wide(gates).flatten(0, -2) * run_linear(up, inputs)
-                    targets = run_linear(self.linear, channels)
                 if up.bias is not None:  # a constant input, whose weight is the bias
                     inputs = F.pad(inputs, (0, 1), value=1.0)
                 kept_gates = wide(gates[..., kept]).flatten(0, -2)
-                tokens.append(Tokens(inputs, kept_gates, targets.flatten(0, -2)))
+                tokens.append(Tokens(inputs, kept_gates, target.flatten(0, -2)))
         weight = wide(up.weight)
         if up.bias is not None:
             weight = torch.cat([weight, wide(up.bias)[:, None]], dim=1)

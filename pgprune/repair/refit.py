@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pgprune.errors import PruningError
-from pgprune.masking.masked_lm import MaskedLM, Observation
+from pgprune.masking.masked_lm import MaskedLM
 from pgprune.repair.least_squares import LeastSquares
 from pgprune.repair.projection import KINDS, Projection, run_linear, wide
 
@@ -48,14 +48,15 @@ def refit_layers(
     """
     if not windows.numel():
         raise PruningError("there is no calibration text to refit on; give some windows")
-    dense = lm.observe(lm.units.ones(), windows) if target == "stream" else None
-    lm.meter.add(windows.numel())  # layers run again for the inputs of MLPs after the refit
+    dense = lm.blocks(windows) if target == "stream" else None
+    lm.meter.add(windows.numel() * (2 if dense else 1))  # MLPs run after the refit of attention
     with ExitStack() as refitted:
-        for seen in lm.observe(mask, windows):
+        # Pruned columns are zeros in what the solutions leave, so no mask has to act.
+        for seen in lm.observe(lm.units.ones(), windows):
             refitted.close()  # observe has run the previous layer with its refitted weights
-            wanted = _states_after_blocks(lm, next(dense)) if dense else {}
-            for kind in KINDS:
-                projection = Projection(lm, mask, seen, kind, wanted.get(kind))
+            wanted = list(zip(*next(dense), strict=True)) if dense else (None, None)
+            for kind, states in zip(KINDS, wanted, strict=True):
+                projection = Projection(lm, mask, seen, kind, states)
                 solution = {} if projection.gone else solve(projection)
                 for name, change in [*_pruned(projection).items(), *solution.items()]:
                     refitted.enter_context(holding(lm.linear(seen.layer, name), *change))
@@ -65,7 +66,7 @@ def mean_bias(projection: Projection) -> Solution:
     """Finds the bias b + W mean(x) over pruned x, which adds their mean contribution."""
     linear = projection.linear
     total, tokens = torch.zeros(linear.in_features, dtype=torch.float64), 0
-    for inputs in projection.inputs():
+    for inputs, _ in projection.targets():
         total += wide(inputs).sum((0, 1)).cpu()
         tokens += inputs[..., 0].numel()
     pruned = (total / tokens).masked_fill(projection.kept_inputs, 0)
@@ -73,9 +74,20 @@ def mean_bias(projection: Projection) -> Solution:
 
 
 def best_weights(projection: Projection, problem: LeastSquares) -> Solution:
-    """Finds the weights and the bias with the smallest error for the kept inputs."""
-    weight = problem.refit(projection.kept)
-    return {projection.kind: (weight, problem.bias(weight))}
+    """Finds the weights and the bias with the smallest error for the kept inputs.
+
+    Args:
+        projection: whose weights they are.
+        problem: of all its inputs, or of the kept ones only.
+    """
+    inputs = projection.linear.in_features
+    if len(problem.gram) == inputs:
+        weight = problem.refit(projection.kept)
+        return {projection.kind: (weight, problem.bias(weight))}
+    few = problem.refit(problem.everything())
+    kept = projection.kept_inputs.nonzero().flatten().to(few.device)
+    weight = few.new_zeros(len(few), inputs).index_copy(1, kept, few)
+    return {projection.kind: (weight, problem.bias(few))}
 
 
 def best_in_turns(projection: Projection, damping: float) -> Solution:
@@ -104,21 +116,6 @@ def holding(linear: nn.Linear, weight: Tensor | None, bias: Tensor | None) -> It
         yield
     finally:
         linear.weight, linear.bias = dense
-
-
-def _states_after_blocks(lm: MaskedLM, seen: Observation) -> dict[str, list[Tensor]]:
-    """Computes hidden states after attention and MLP of a dense layer, by kind and chunk.
-
-    They are on the host, which has room for those of all the text.
-    """
-    output, down = (lm.linear(seen.layer, kind) for kind in KINDS)
-    states: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
-    for state, (attention, mlp) in zip(seen.states, seen.inputs, strict=True):
-        before = wide(state).to(attention.device)
-        after = before + run_linear(output, attention)
-        states["heads"].append(after.cpu())
-        states["channels"].append((after + run_linear(down, mlp)).cpu())
-    return states
 
 
 def _pruned(projection: Projection) -> Solution:
