@@ -9,9 +9,9 @@ from torch import Tensor
 from pgprune.masking.problem import Problem
 from pgprune.methods.base import MethodConfig, Pruned, method
 from pgprune.methods.local_solver import prune_locally
-from pgprune.methods.osscar import costs_of_kept, gains_of_pruned
 from pgprune.metrics.base import FINE
 from pgprune.repair.least_squares import LeastSquares
+from pgprune.repair.sweep import Sweep
 
 _FIRST_PENALTY = 1e-3  # relative to the mean square of an input
 _GROWTH = 1.5  # of the penalty, each time
@@ -143,21 +143,19 @@ def exchange(squares: LeastSquares, kept: Tensor) -> Tensor:
     """
     if bool(kept.all()) or not bool(kept.any()):
         return kept
-    error = squares.error(kept)
+    sweep = Sweep(squares)
+    sweep.toggle((~kept).nonzero().flatten())
     for _ in range(_EXCHANGES):
-        few = min(_SHORTLIST, int(kept.sum()), int((~kept).sum()))
-        out = costs_of_kept(squares, kept).argsort(stable=True)[:few].tolist()
-        into = gains_of_pruned(squares, kept).argsort(descending=True, stable=True)[:few].tolist()
-        trials = []
-        for unit, other in product(out, into):
-            trial = kept.clone()
-            trial[unit], trial[other] = False, True
-            trials.append(trial)
-        errors = [squares.error(trial) for trial in trials]
-        if not min(errors) < error:
+        few = min(_SHORTLIST, int(sweep.kept.sum()), int((~sweep.kept).sum()))
+        out = sweep.costs().argsort(stable=True)[:few].tolist()
+        into = sweep.gains().argsort(descending=True, stable=True)[:few].tolist()
+        pairs = list(product(out, into))
+        errors = [sweep.error_of_exchange(*pair) for pair in pairs]
+        if not min(errors) < sweep.error:
             break
-        kept, error = trials[errors.index(min(errors))], min(errors)
-    return kept
+        for unit in pairs[errors.index(min(errors))]:
+            sweep.toggle(torch.tensor([unit]))
+    return sweep.kept
 
 
 def _tell(

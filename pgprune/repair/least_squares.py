@@ -16,7 +16,7 @@ from torch import Tensor
 from pgprune.errors import PruningError
 
 _LEAST_ROWS = 64
-_BLOCKS = 8  # of rows of x x^T: with m of them, (m + 1) / 2m of the products are computed
+_BLOCKS = 4  # of rows of x x^T: with m of them, (m + 1) / 2m of the products are computed
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """Layer-wise solvers against enumeration, and the methods made of them on every family."""
 
 import copy
-from itertools import combinations
+from itertools import combinations, product
 
 import pytest
 import torch
@@ -19,18 +19,13 @@ from helpers.tiny import (
 from pgprune.masking.budget import Budget
 from pgprune.masking.problem import Problem
 from pgprune.methods import METHODS, MethodConfig
-from pgprune.methods.osscar import (
-    costs_of_kept,
-    gains_of_pruned,
-    remove_and_swap,
-    remove_in_batches,
-    swap,
-)
+from pgprune.methods.osscar import remove_and_swap, remove_in_batches, swap
 from pgprune.methods.spap import alternate, best_marks, exchange, relax_and_exchange
 from pgprune.methods.ziplm import remove_greedily
 from pgprune.metrics import METRICS
 from pgprune.repair.least_squares import LeastSquares, SecondMoments
 from pgprune.repair.repair import repaired
+from pgprune.repair.sweep import Sweep
 
 SOLVERS = ("fasp", "ziplm", "osscar", "spap")
 SELECTIONS = (remove_greedily, remove_and_swap, relax_and_exchange)
@@ -97,11 +92,22 @@ def test_damping_draws_to_the_dense_weights():
     torch.testing.assert_close(far.refit(far.everything()), best, rtol=1e-5, atol=1e-6)
 
 
+def swept(squares: LeastSquares, kept: torch.Tensor) -> Sweep:
+    """The problem with a choice of units, by way of another one."""
+    sweep = Sweep(squares)
+    sweep.toggle(torch.tensor([1, 2]))
+    sweep.toggle((~kept & sweep.kept).nonzero().flatten())
+    sweep.toggle((kept & ~sweep.kept).nonzero().flatten())
+    assert torch.equal(sweep.kept, kept)
+    return sweep
+
+
 @pytest.mark.parametrize("width", [1, 3])
 def test_costs_and_gains_are_differences_of_errors(width):
     squares, kept = random_squares(1, width=width), marked(8, 0, 5, 6)
-    error = squares.error(kept)
-    costs, gains = costs_of_kept(squares, kept), gains_of_pruned(squares, kept)
+    error, sweep = squares.error(kept), swept(squares, kept)
+    assert sweep.error == pytest.approx(error, rel=1e-9)
+    costs, gains = sweep.costs(), sweep.gains()
     for unit in range(8):
         other = kept.clone()
         other[unit] = not kept[unit]
@@ -109,6 +115,17 @@ def test_costs_and_gains_are_differences_of_errors(width):
         cost, gain = (change, -torch.inf) if kept[unit] else (torch.inf, -change)
         assert float(costs[unit]) == pytest.approx(cost, rel=1e-7)
         assert float(gains[unit]) == pytest.approx(gain, rel=1e-7)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_an_exchange_has_the_error_of_the_other_choice(width):
+    squares, kept = random_squares(1, width=width), marked(8, 0, 5, 6)
+    sweep = swept(squares, kept)
+    for out, into in product([1, 2, 3, 4, 7], [0, 5, 6]):
+        other = kept.clone()
+        other[out], other[into] = False, True
+        found = sweep.error_of_exchange(out, into)
+        assert found == pytest.approx(squares.error(other), rel=1e-9)
 
 
 @pytest.mark.parametrize("width", [1, 3])
@@ -122,7 +139,9 @@ def test_greedy_removal_removes_what_enumeration_finds_cheapest(seed, width):
         pruned.append(left[errors.index(min(errors))])
         expected = marked(8, *pruned)
         assert torch.equal(remove_greedily(squares, keep), expected)
-        assert torch.equal(remove_in_batches(squares, keep, stages=8), expected)
+        sweep = Sweep(squares)
+        remove_in_batches(sweep, keep, stages=8)
+        assert torch.equal(sweep.kept, expected)
 
 
 @pytest.mark.parametrize("select", SELECTIONS)
@@ -141,7 +160,7 @@ def test_swaps_and_exchanges_only_lower_the_error(seed):
     squares = random_squares(seed, units=10, width=1 + seed % 2)
     worst = max(errors := enumerated(squares, 5), key=errors.get)
     start = marked(10, *worst)
-    for improve in (swap, exchange):
+    for improve in (lambda squares, kept: swap(swept(squares, kept)).kept, exchange):
         better = improve(squares, start)
         assert better.sum() == 5
         assert squares.error(better) < 0.7 * squares.error(start)
