@@ -3,7 +3,8 @@
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -12,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium.vector import VectorEnv
-from rich.progress import track
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -24,6 +24,8 @@ from pgprune.masking.units import PruningUnits
 from pgprune.metrics import Importance
 from pgprune.metrics.initialization import InitConfig
 from pgprune.utils.files import saving, tensor_bytes, write_file
+from pgprune.utils.progress import track
+from pgprune.utils.progress_view import showing
 from pgprune.utils.transfer import read
 
 COUNTS = ("seed", "steps", "skipped", "in_vain")  # in every agent's state, besides its own
@@ -167,11 +169,12 @@ class Agent(ABC):
         self.env.reset(seed=self.seed)
         for stream in self.env.streams:
             stream.seek(self.steps)  # one batch a step, so that a resume continues there
-        remaining: Any = range(self.steps, total_steps)
-        for _ in track(remaining, "learning") if progress_bar else remaining:
-            figures = self._learn_step(total_steps, total_timesteps)
-            if callback and callback(self, figures) is False:
-                break
+        remaining: Iterable[int] = range(self.steps, total_steps)
+        with showing() if progress_bar else nullcontext():
+            for _ in track(remaining, "learning", unit="steps") if progress_bar else remaining:
+                figures = self._learn_step(total_steps, total_timesteps)
+                if callback and callback(self, figures) is False:
+                    break
         return self
 
     def steps_for(self, total_timesteps: int) -> int:

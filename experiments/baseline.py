@@ -29,7 +29,7 @@ from pgprune.surgery.stream_slices import stream_sliced
 from pgprune.utils.command_line import given
 from pgprune.utils.files import saving
 from pgprune.utils.memory import memory_now, peak_memory, read_once
-from pgprune.utils.progress import note, phase
+from pgprune.utils.progress import note
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,7 @@ class Baseline:
             "text_fingerprint": fingerprint(self._calibration),
         }
         started = time.monotonic()
-        with phase(f"method {method}"):
-            pruned = METHODS[method](self.problem, self._calibration, seed, settings.method)
+        pruned = METHODS[method](self.problem, self._calibration, seed, settings.method)
         repair = chosen_repair(lm, pruned.mask, self._calibration, settings.repair, pruned.repair)
         pruned = replace(pruned, repair=repair)
         cost = {"seconds": time.monotonic() - started, "tokens": lm.meter.tokens}

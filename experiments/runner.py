@@ -26,7 +26,7 @@ from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
 from pgprune.utils.jsonl import Record, add_line, close_line
 from pgprune.utils.process_pool import run_tasks
-from pgprune.utils.progress import listening, log, track
+from pgprune.utils.progress import listening, log, phase, track
 
 T = TypeVar("T")
 
@@ -81,7 +81,8 @@ def run(
         PruningError: anything that cannot work, before any long work.
     """
     words = {cell: cell.words(config, text, config.options_of(cell)) for cell in cells}
-    check_cells(words, config, data)
+    with phase("checking the cells"):
+        check_cells(words, config, data)
     # A kill may leave half a line, to which the next record would else be joined.
     close_line(config.records)
     lacking = missing(cells, read_records(config.records), config.all_repairs, config.retry)

@@ -169,11 +169,10 @@ class Training:
         problem = self.problem
         note(f"{problem.units}; executor {problem.lm.executor}")
         metric, seed = METRICS[self.settings.metric], self.settings.run.seed
-        with phase(f"metric {metric.name}"):
-            importance = metric(problem.lm, self._metric_windows, problem.budget, seed)
+        importance = metric(problem.lm, self._metric_windows, problem.budget, seed)
         initial = self.record.masks["initial"] = importance.mask(problem.budget)
         rows = {"dense": problem.units.ones(), "initial": initial}
-        with self._evaluating("evaluating the dense model and the metric's mask"):
+        with self._evaluating():
             self.record.perplexity |= perplexities(problem.lm, rows, self.windows)
         return importance
 
@@ -240,11 +239,10 @@ class Training:
         record.beyond_weights = max(record.beyond_weights, peak - self._loaded)
 
     @contextmanager
-    def _evaluating(self, label: str) -> Iterator[None]:
+    def _evaluating(self) -> Iterator[None]:
         """Counts evaluations of the result apart, which are no cost of the method."""
         started, tokens = time.monotonic(), self.problem.lm.meter.tokens
-        with phase(label):
-            yield
+        yield
         self.record.evaluation_seconds += time.monotonic() - started
         self.record.evaluation_tokens += self.problem.lm.meter.tokens - tokens
 
@@ -269,7 +267,7 @@ class Training:
         masks["masked"] = mask
         lm, settings = self.problem.lm, self.settings
         rows = {name: masks[name] for name in ("masked", "best")}
-        with self._evaluating("evaluating the learned mask"):
+        with self._evaluating():
             table = self.record.perplexity | perplexities(lm, rows, self.windows)
             self.record.perplexity = with_repair(lm, table, mask, repair, self.windows)
             samples = sample_text(lm, mask, self.problem.tokenizer, self.windows, repair)

@@ -31,7 +31,7 @@ from pgprune.utils.files import check_place, saving
 from pgprune.utils.jsonl import Record, add_line
 from pgprune.utils.memory import within_memory
 from pgprune.utils.options import Config, option, same_option
-from pgprune.utils.progress import track
+from pgprune.utils.progress import phase, track
 from pgprune.utils.versions import versions
 
 
@@ -104,7 +104,9 @@ class Evaluation:
                     raise PruningError(f"{self._names[source]}: {error}") from error
             # Texts are read and cut here, before any weights, so that a bad file costs no time.
             self._texts(tokenizer)
-        self._tasks = load_tasks(config.task_names, config.task_data) if config.task_names else []
+        with phase("loading the tasks"):
+            names, folder = config.task_names, config.task_data
+            self._tasks = load_tasks(names, folder) if names else []
         if self._tasks:
             self._versions["lm_eval"] = version("lm_eval")
 

@@ -11,6 +11,7 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.pruned import pruned
 from pgprune.models.losses import next_token_logits
 from pgprune.repair.repair import Repair, repaired
+from pgprune.utils.progress import phase, track
 
 PROMPTS = 2
 PROMPT_TOKENS = 32
@@ -45,10 +46,11 @@ def sample_text(
     new = min(NEW_TOKENS, limit - prompts.shape[1])
     # Both models read each prompt once, and then every new token but the last.
     lm.meter.add(2 * len(prompts) * (prompts.shape[1] + new - 1))
-    dense = continue_greedily(model, prompts, new)
-    # The repair holds the weights of kept units only, and the mask prunes the rest.
-    with pruned(lm, mask), repaired(lm, repair or Repair()):
-        smaller = continue_greedily(model, prompts, new)
+    with phase("sampling text of dense, pruned"):
+        dense = continue_greedily(model, prompts, new)
+        # The repair holds the weights of kept units only, and the mask prunes the rest.
+        with pruned(lm, mask), repaired(lm, repair or Repair()):
+            smaller = continue_greedily(model, prompts, new)
     return [
         {
             "text": name,
@@ -64,7 +66,7 @@ def sample_text(
 def continue_greedily(model: PreTrainedModel, prompts: Tensor, new_tokens: int) -> Tensor:
     """Appends the likeliest next token again and again: (P, T) -> (P, new_tokens) on the CPU."""
     cache, token, tokens = None, prompts, []
-    for _ in range(new_tokens):
+    for _ in track(range(new_tokens), "tokens"):
         logits, cache = next_token_logits(model, token, cache)
         token = logits.argmax(dim=-1, keepdim=True)  # (P, 1)
         tokens.append(token.cpu())

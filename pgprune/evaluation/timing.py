@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pgprune.utils.memory import memory_of
+from pgprune.utils.progress import track
 
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
 """Clocks by name; ``processor`` is the time of this process, whatever else the machine does."""
@@ -81,9 +82,10 @@ def measure_in_turn(
         By the name of the work: the seconds of its parts in each round; and the most bytes that it
         takes beside what is in memory already, None where that is not known.
     """
-    memory = {name: _memory(work, clock, release) for name, work in works.items()}
+    taken = track(works.items(), "memory", unit="models")
+    memory = {name: _memory(work, clock, release) for name, work in taken}
     rounds: dict[str, list[Sequence[float]]] = {name: [] for name in works}
-    for number in range(repeats):
+    for number in track(range(repeats), "rounds"):
         # Alternating order: a drift within a round favours no piece of work over two rounds.
         for name in works if number % 2 == 0 else reversed(list(works)):
             rounds[name].append(works[name](clock))

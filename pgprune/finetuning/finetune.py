@@ -68,14 +68,11 @@ class Finetuning:
         self._evaluation = evaluation_of(config, run)
         check_sequence_length(model_config, self._evaluation.sequence_length)
         self._sets = evaluation_windows(self._evaluation, self._tokenizer)
-        self._windows = training_windows(
-            self._data,
-            self._tokenizer,
-            self._length(data.sequence_length, model_config),
-            data.samples,
-            config.seed,
-            data.train_on,
-        )
+        length = self._length(data.sequence_length, model_config)
+        with phase("reading the training data"):
+            self._windows = training_windows(
+                *(self._data, self._tokenizer, length, data.samples, config.seed, data.train_on)
+            )
         self._train_on = data.train_on
         if (count := len(self._windows.ids)) < data.samples:
             note(f"the training data has {count:,} windows, so --samples is {count:,}")

@@ -16,6 +16,7 @@ from pgprune.metrics.llm_pruner import TAYLOR
 from pgprune.repair.repair import Repair
 from pgprune.surgery.stream_slices import Slices
 from pgprune.utils.options import Config, option
+from pgprune.utils.progress import phase
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,8 @@ class Method:
                     f"method {self.name} does not fit {what} {value!r}; choose "
                     f"{' or '.join(fitting)}"
                 )
-        return self.prune(problem, windows, seed, config)
+        with phase(f"method {self.name}"):
+            return self.prune(problem, windows, seed, config)
 
 
 def method(name: str, granularities: tuple[str, ...], **needs: Any) -> Callable[[Prune], Method]:
@@ -158,7 +160,8 @@ def one_shot(metric: Metric) -> Method:
 
     def prune(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
         options = {name: getattr(config, name) for name in metric.options}
-        importance = metric(problem.lm, windows, problem.budget, seed, **options)
+        # Not by its call: the method is a phase already, and has checked the granularity.
+        importance = metric.score(problem.lm, windows, problem.budget, seed, **options)
         return Pruned(importance.mask(problem.budget), importance)
 
     fits, random, backward = metric.granularities, metric.random, metric.backward

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.metrics.base import finite
+from pgprune.utils.progress import track
 
 _BATCH = 8  # windows of one call
 
@@ -25,6 +26,6 @@ def losses_without(lm: MaskedLM, mask: Tensor, parts: list[Tensor], windows: Ten
     for row, part in zip(masks, parts, strict=True):
         row[part] = 0
     total = torch.zeros(len(parts), dtype=torch.float64)
-    for batch in windows.split(_BATCH):
+    for batch in track(windows.split(_BATCH), "windows", unit="batches"):
         total += finite(lm.losses(masks, batch).cpu()).sum(dim=1)
     return total / len(windows)

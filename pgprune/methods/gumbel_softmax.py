@@ -10,6 +10,7 @@ from pgprune.methods.learning import steps_for, stopwatch
 from pgprune.metrics import METRICS, Importance
 from pgprune.metrics.base import ALL
 from pgprune.metrics.initialization import initial_probabilities, metric_name
+from pgprune.utils.progress import track
 
 _LEARNING_RATE = 0.05
 _HOT, _COLD = 2.0, 0.4  # temperatures at the first and the last step
@@ -48,7 +49,7 @@ def gumbel_softmax(problem: Problem, windows: Tensor, seed: int, config: MethodC
     steps, notes = steps_for(problem, config.learning_timesteps), stopwatch(problem)
     problem.stream.seek(0)
     decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    for step in range(steps):
+    for step in track(range(steps), "learning", unit="steps"):
         temperature = _HOT * (_COLD / _HOT) ** (step / steps)
         mask = straight_through(logits, temperature, generator)
         loss = soft_losses(lm, mask, problem.stream.next()).mean()

@@ -12,6 +12,7 @@ from pgprune.methods.base import MethodConfig, Pruned, method
 from pgprune.methods.learning import steps_for, stopwatch
 from pgprune.metrics import Importance
 from pgprune.metrics.base import ALL
+from pgprune.utils.progress import track
 
 _BETA, _GAMMA, _ZETA = 2 / 3, -0.1, 1.1  # temperature and stretch of Louizos et al.
 _LEARNING_RATE = 0.15
@@ -56,7 +57,7 @@ def hard_concrete(problem: Problem, windows: Tensor, seed: int, config: MethodCo
     multipliers = torch.zeros(2, len(budget.pools), dtype=torch.float64, device=lm.device)
     steps, notes = steps_for(problem, config.learning_timesteps), stopwatch(problem)
     problem.stream.seek(0)
-    for step in range(steps):
+    for step in track(range(steps), "learning", unit="steps"):
         mask = stretched(alpha, generator)
         loss = soft_losses(lm, mask, problem.stream.next()).mean()
         if not bool(loss.isfinite()):

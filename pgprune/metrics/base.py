@@ -12,6 +12,7 @@ from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import GRANULARITIES, Group
 from pgprune.metrics.importance import Importance
+from pgprune.utils.progress import phase
 
 ALL = tuple(GRANULARITIES)
 FINE = ("heads+channels", "heads", "channels")
@@ -61,7 +62,8 @@ class Metric:
             PruningError: it does not score units of this granularity, or an error of the metric.
         """
         self.check(lm.units.granularity)
-        return self.score(lm, windows, budget, seed, **options)
+        with phase(f"metric {self.name}"):
+            return self.score(lm, windows, budget, seed, **options)
 
     def check(self, granularity: str) -> None:
         """Makes sure that the metric scores the units of a granularity.

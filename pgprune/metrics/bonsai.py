@@ -13,6 +13,7 @@ from pgprune.metrics.base import FINE, finite, metric
 from pgprune.metrics.importance import Importance, ranks
 from pgprune.metrics.ridge import ridge
 from pgprune.metrics.wanda_sp import layer_scores
+from pgprune.utils.progress import track
 
 MASKS, WINDOWS, FRACTION = 200, 8, 0.05
 
@@ -61,7 +62,7 @@ def bonsai(
     generator = torch.Generator().manual_seed(seed)
     mask, scores = units.ones(), torch.zeros(units.n, dtype=torch.float64)
     rates = rates_of_rounds(budget.prune_rate, fraction)
-    for index, rate in enumerate(rates):
+    for index, rate in enumerate(track(rates, "rounds")):
         prior = prior_of(lm, mask, windows)
         candidates = find_candidates(units, mask, prior, fraction)
         tried = sample_pairs(units, mask, prior, candidates, masks // 2, generator)
@@ -147,5 +148,6 @@ def sample_pairs(
 
 def _losses(lm: MaskedLM, masks: Tensor, windows: Tensor) -> Tensor:
     """Computes the mean loss of each sub-model, (K,) float64."""
-    losses = torch.cat([lm.losses(masks, batch).cpu() for batch in windows.split(8)], dim=1)
+    batches = track(windows.split(8), "sub-models", unit="batches")
+    losses = torch.cat([lm.losses(masks, batch).cpu() for batch in batches], dim=1)
     return finite(losses).mean(1)

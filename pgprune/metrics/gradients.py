@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.soft_losses import soft_losses
 from pgprune.models.families import decoder_layers, family_of
+from pgprune.utils.progress import track
 
 
 class WeightGradients:
@@ -44,7 +45,7 @@ class WeightGradients:
         with _differentiable(parameters), torch.enable_grad():
             hooks = [p.register_post_accumulate_grad_hook(self._take) for p in parameters]
             try:
-                for batch in windows.split(together):
+                for batch in track(windows.split(together), "gradients", unit="batches"):
                     self._share = len(batch) / len(windows)
                     soft_losses(lm, everything, batch).mean().backward()
             finally:

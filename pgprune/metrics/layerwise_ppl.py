@@ -7,6 +7,7 @@ from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.metrics.base import DEPTH, finite, metric
 from pgprune.metrics.importance import Importance
+from pgprune.utils.progress import track
 
 
 @metric("layerwise-ppl", DEPTH)
@@ -21,7 +22,7 @@ def layerwise_ppl(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> I
     units = lm.units
     scores = torch.zeros(units.n, dtype=torch.float64)
     without = torch.ones(units.n, units.n) - torch.eye(units.n)  # (n, n), one unit gone in each
-    for unit in range(units.n):
+    for unit in track(range(units.n), "without one unit", unit="units"):
         for batch in windows.split(8):
             loss = lm.losses(without[unit : unit + 1], batch)  # (1, B)
             scores[unit] += finite(loss).sum().cpu()

@@ -29,7 +29,7 @@ def perplexities(lm: MaskedLM, rows: Mapping[str, Tensor], windows: Mapping[str,
     # All masks in one call: they share the dense prefix of every window.
     masks = torch.stack(list(rows.values()))  # (rows, n)
     table: Table = {name: {} for name in rows}
-    for text, ids in track(windows.items(), "perplexity", unit="texts"):
+    for text, ids in track(windows.items(), f"perplexity of {', '.join(rows)}", unit="texts"):
         values = perplexity(lm, masks, ids)
         assert isinstance(values, list)
         for name, value in zip(rows, values, strict=True):

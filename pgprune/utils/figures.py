@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pgprune.utils.files import saving, write_file
+from pgprune.utils.progress import phase
 
 LEARNED, INITIAL, BEST, GREY = "#1f5fa8", "#f0a04b", "#2a9d57", "#888888"
 
@@ -35,7 +36,7 @@ def save_figure(path: Path, size: tuple[float, float], draw: Callable[[Any], obj
     except ImportError:
         _log.warning("no %s: it needs pip install 'pgprune[plots]'", path.name)
         return False
-    with rc_context(_STYLE):  # restores the global style
+    with rc_context(_STYLE), phase(f"drawing {path.name}"):  # restores the global style
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         content = io.BytesIO()  # in memory, so that the file is complete or absent
