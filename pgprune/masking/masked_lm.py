@@ -21,6 +21,7 @@ from pgprune.masking.token_meter import TokenMeter
 from pgprune.masking.units import PruningUnits
 from pgprune.models.families import decoder_layers, family_of, linear_at
 from pgprune.models.losses import LogitsMemory, token_losses
+from pgprune.utils.progress import track
 from pgprune.utils.transfer import send
 
 _TREE_TOKENS = 8192  # a pass of masks that run one after another and share common layers
@@ -126,7 +127,7 @@ class MaskedLM:
             hidden, calls = self._capture(chunk_ids)
             states.append(hidden.cpu())  # (b, T, D)
             prepared.append(calls)
-        for index in range(self.units.layers):
+        for index in track(range(self.units.layers), "layers"):
             calls = [chunk_calls[index] for chunk_calls in prepared]
             seen = Observation(index, tuple(states), calls, self.family, self.device)
             yield seen
@@ -137,7 +138,7 @@ class MaskedLM:
     def states(self, input_ids: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
         """Yields each layer with the dense states (b, T, D) before and after it, chunk by chunk."""
         self.meter.add(input_ids.numel())
-        for chunk in self._chunks(input_ids):
+        for chunk in track(self._chunks(input_ids), "windows", unit="batches"):
             hidden, calls = self._capture(chunk)
             for index, call in enumerate(calls):
                 before, hidden = hidden, call(hidden)

@@ -12,6 +12,7 @@ from pgprune.repair.least_squares import LeastSquares
 from pgprune.repair.projection import Projection
 from pgprune.repair.refit import Solution, best_in_turns, best_weights, mean_bias, refit_layers
 from pgprune.repair.repair import Repair
+from pgprune.utils.progress import phase
 
 REPAIRS = ("bias", "least-squares", "alternating")
 """Every way to fit a repair, by name."""
@@ -54,8 +55,6 @@ def fit_repair(
     check_choice("repair", how, REPAIRS)
     lm.units.check_mask(mask)
     _check_damping(damping)
-    if how == "bias":
-        return _refit(lm, mask, windows, _bias, "projection")
 
     def solve(projection: Projection) -> Solution:
         if projection.intact:
@@ -64,7 +63,10 @@ def fit_repair(
             return best_in_turns(projection, damping)
         return best_weights(projection, projection.least_squares_of_kept(damping))
 
-    return _refit(lm, mask, windows, solve, "stream")
+    with phase(f"repair {how}"):
+        if how == "bias":
+            return _refit(lm, mask, windows, _bias, "projection")
+        return _refit(lm, mask, windows, solve, "stream")
 
 
 @torch.no_grad()

@@ -11,12 +11,13 @@ from safetensors.torch import load_file
 from helpers.command import as_options, command, refused, results
 from helpers.finished_run import logits, numbers
 from pgprune.errors import PruningError
-from pgprune.experiments.baseline import Baseline, fitting
+from pgprune.experiments.baseline import Baseline, BaselineSettings, fitting
 from pgprune.masking.problem import PruningConfig
 from pgprune.methods import METHODS
 from pgprune.metrics import METRICS
 from pgprune.models.load import ModelConfig, load_model
 from pgprune.repair.repair import Repair
+from pgprune.utils.command_line import ArgumentParser
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +106,28 @@ def test_biases_that_a_repair_adds_are_parameters(few, tmp_path, arguments):
         assert numbers(run / "hf") == counts[-1]
     repair = Repair.load(run / "repair.safetensors")
     assert counts[1] - counts[0] == 32 * len(repair.biases) > 0
+
+
+def test_every_phase_that_may_take_long_is_told(few, tmp_path, heard):
+    parser = ArgumentParser(None)
+    BaselineSettings.add_to(parser)
+    words = [*few, "--method=wanda-sp", "--repair=least-squares", f"--output={tmp_path / 'run'}"]
+    settings = BaselineSettings.from_arguments(parser.parse_args(words))
+    Baseline(settings).run(["python"])
+    assert heard.labels == [
+        f"loading {settings.model.model}",
+        "reading the calibration text",
+        "reading the evaluation texts",
+        "method wanda-sp",
+        "  layers",
+        "repair least-squares",
+        "  layers",
+        "perplexity of dense, masked",
+        "  windows",
+        "perplexity of pruned",
+        "  windows",
+        "drawing kept_shares.png",
+    ]
 
 
 def test_the_same_seed_gives_the_same_run(few, tmp_path):

@@ -4,14 +4,15 @@ from pgprune.utils.progress import Phase
 
 
 class Heard:
-    """Collects the lines worth reading and the labels of phases, in order."""
+    """Collects lines, and the labels of phases, in order and indented by their depth."""
 
     def __init__(self) -> None:
         self.notes, self.logged, self.labels = list[str](), list[str](), list[str]()
         self.ended = list[tuple[str, bool]]()
 
     def begin(self, phase: Phase) -> None:
-        self.labels.append(phase.label)
+        depth = len(self.labels) - len(self.ended)
+        self.labels.append("  " * depth + phase.label)
 
     def end(self, phase: Phase, completed: bool) -> None:
         self.ended.append((phase.label, completed))

@@ -56,7 +56,7 @@ def test_a_listener_hears_of_nested_phases_and_notes(heard):
     with phase("method"):
         assert list(track("ab", "layers")) == ["a", "b"]
         note("half of it")
-    assert heard.labels == ["method", "layers"]
+    assert heard.labels == ["method", "  layers"]
     assert heard.ended == [("layers", True), ("method", True)]
     assert heard.notes == ["half of it"]
 
