@@ -6,7 +6,7 @@ with checkpoints and a few validations on fixed windows, evaluates, writes and p
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -113,7 +113,7 @@ class Training:
         """Learns, from the run's checkpoint if it has one, and writes everything.
 
         Ctrl-C ends the learning after the current step; what was learned is saved and evaluated,
-        and the run can be resumed.
+        and the run can be resumed. A second one ends the evaluation too.
 
         Args:
             run: a new run, or one without results.
@@ -141,28 +141,35 @@ class Training:
             agent = make_agent(settings, self._env, nothing)
             self._reward_repaired(agent)
             self._restore(agent, *checkpoint)
+        with ctrl_c() as interrupted:
+            completed = self._learn(run, agent, interrupted)
+            return self._finish(run, agent, completed)
+
+    def _learn(self, run: Run, agent: Agent, interrupted: Callable[[], bool]) -> bool:
+        """Learns until the end or Ctrl-C, and saves; returns whether it has come to the end."""
+        settings = self.settings
         total, begun, name = settings.run.total_timesteps, agent.timesteps, settings.agent.agent
-        with phase(name, total, "evaluations", begun) as learning, ctrl_c() as interrupted:
-            last = agent.steps_for(total)
-            every = max(1, last // VALIDATIONS)
+        last = agent.steps_for(total)
+        every = max(1, last // VALIDATIONS)
 
-            def after_step(agent: Agent, figures: dict[str, float]) -> bool:
-                if self._repaired_reward is not None:
-                    self._repaired_reward(agent, figures)
-                validated = agent.steps % every == 0 or agent.steps == last
-                if validated:
-                    self._validate(agent)
-                loss = self.record.validation_loss if validated else math.nan
-                shown = self._log(run, agent, figures | {"validation/loss": loss})
-                learning.reach(agent.timesteps, shown)
-                if agent.steps % settings.run.checkpoint_every == 0 or interrupted():
-                    self._save(run, agent)
-                return not interrupted()
+        def after_step(agent: Agent, figures: dict[str, float]) -> bool:
+            if self._repaired_reward is not None:
+                self._repaired_reward(agent, figures)
+            validated = agent.steps % every == 0 or agent.steps == last
+            if validated:
+                self._validate(agent)
+            loss = self.record.validation_loss if validated else math.nan
+            shown = self._log(run, agent, figures | {"validation/loss": loss})
+            learning.reach(agent.timesteps, shown)
+            if agent.steps % settings.run.checkpoint_every == 0 or interrupted():
+                self._save(run, agent)
+            return not interrupted()
 
+        with phase(name, total, "evaluations", begun) as learning:
             agent.learn(total, after_step)
         self._env.judge.stop()
         self._save(run, agent)
-        return self._finish(run, agent, completed=agent.steps >= last)
+        return agent.steps >= last
 
     def _initialise(self) -> Importance:
         """Evaluates the dense model and the metric's mask; returns the importance of units."""

@@ -8,6 +8,7 @@ import pytest
 
 from helpers.command import Crash, assert_same_run, logged, results, start, train, wait_for
 from pgprune.agents.registry import AGENTS
+from pgprune.runs.results import with_repair
 from pgprune.runs.run import Run
 
 REPAIRED = ["--reward=repaired", "--reward-refit=5"]  # which checkpoint_every does not divide
@@ -117,3 +118,13 @@ def test_ctrl_c_saves_and_evaluates_what_was_learned(options, undisturbed, tmp_p
     assert found["perplexity"]["masked"]
     assert not Run.open(run).finished
     assert not (run / "hf").exists(), "exported when it has done all its steps"
+
+
+def test_ctrl_c_in_the_last_evaluation_lets_it_end(options, undisturbed, tmp_path, monkeypatch):
+    def press(*arguments):
+        signal.raise_signal(signal.SIGINT)
+        return with_repair(*arguments)
+
+    monkeypatch.setattr("pgprune.agents.training.train.with_repair", press)
+    assert train(*options, f"--output={tmp_path / 'run'}") == 0
+    assert_same_run(undisturbed, tmp_path / "run")
