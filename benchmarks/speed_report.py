@@ -42,6 +42,7 @@ _COLUMNS = (
     "dense (MiB)",
     "masked (MiB)",
     "sliced (MiB)",
+    "kernels (MiB)",
 )
 _LEGEND = (
     "Blocks and head with loss: the plain Hugging Face model. Masked, sliced: an evaluation's time "
@@ -187,7 +188,7 @@ def _table(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]], str]:
         for rate, values in found["rates"].items()
     ]
     measured = any(row["kernels"] != "-" for row in rows)
-    columns = [column for column in _COLUMNS if measured or column != "kernels"]
+    columns = [name for name in _COLUMNS if measured or not name.startswith("kernels")]
     legend = _LEGEND + (_OF_KERNELS if measured else "")
     return columns, [[row[column] for column in columns] for row in rows], legend
 
@@ -196,7 +197,8 @@ def _row(name: str, found: Mapping[str, Any], rate: str, values: Mapping[str, An
     blocks, head = (
         1e3 * Spread.of(part).median for part in zip(*found["rounds"]["dense"], strict=True)
     )
-    memory = [found["memory"][work] for work in ("dense", f"masked {rate}", f"sliced {rate}")]
+    works = ("dense", *(f"{way} {rate}" for way in ("masked", "sliced", "kernels")))
+    memory = [found["memory"].get(work) for work in works]
     return [
         name,
         rate,

@@ -20,6 +20,8 @@ PAGES = [
     ("benchmark", "benchmark", "scripts/benchmark_agents.py", "benchmark/README.md"),
     ("against_reinforce", "benchmark", "benchmarks/against_reinforce.py", "auto.md"),
     ("tuning", "benchmark", "benchmarks/tune_agents.py", "benchmark/tuning.md"),
+    ("gpu", "gpu", "benchmarks/gpu.py", "performance.md"),
+    ("gpu", "gpu", "benchmarks/gpu.py", "real_model.md"),
 ]
 MARKERS = {  # of each record file: the places that it fills
     "comparison": {"comparison"},
@@ -27,6 +29,7 @@ MARKERS = {  # of each record file: the places that it fills
     "benchmark": {"benchmark"},
     "against_reinforce": {"against"},
     "tuning": {"tuning"},
+    "gpu": {"gpu", "gpu-learning"},
 }
 
 

@@ -84,7 +84,8 @@ def test_kernels_stand_beside_the_plain_products_where_they_are(speed, monkeypat
     report = json.loads((output / "speed.json").read_text())
     assert len(report["shapes"]["tiny"]["rounds"]["kernels 0.5"]) == 2
     assert report["shapes"]["tiny"]["rates"]["0.5"]["kernels / dense"]["median"] > 0
-    assert "| sliced | kernels | of bound |" in (output / "speed.md").read_text()
+    table = (output / "speed.md").read_text()
+    assert "| sliced | kernels | of bound |" in table and "| kernels (MiB) |" in table
 
 
 def test_the_products_are_the_operations_of_a_sliced_evaluation(speed):
