@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from pgprune.repair.least_squares import LeastSquares
+from pgprune.utils.progress import track
 
 _TOGETHER = 32  # inputs whose removal is carried out by one product of matrices
 
@@ -22,7 +23,8 @@ def removals(squares: LeastSquares, refit: bool = True) -> Iterator[tuple[int, f
         squares: the projection's least-squares problem.
         refit: whether the other units' weights are refitted after each removal.
     """
-    return _with_refit(squares) if refit else _without_refit(squares)
+    steps = _with_refit(squares) if refit else _without_refit(squares)
+    return track(steps, "removals", squares.units)
 
 
 def _with_refit(squares: LeastSquares) -> Iterator[tuple[int, float]]:
