@@ -15,7 +15,8 @@ DEVELOPED := $(VENV)/.developed
 .PHONY: run test lint clean
 
 run: $(INSTALLED)
-	$(BIN)/pgprune train --agent reinforce --model builtin --export hf $(ARGS)
+	$(BIN)/pgprune train --agent reinforce --model builtin --evaluation-windows 400 \
+		--export hf $(ARGS)
 
 test: $(DEVELOPED)
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4

@@ -65,7 +65,7 @@ def run(checkout: Path, place: Path, model: str, name: str, options: argparse.Na
         stories = options.assets.resolve() / "text/tinystories/tinystories_1000_clean.jsonl"
         words += ["--model", str(options.assets.resolve() / "models" / model)]
         words += ["--calibration", f"{stories}[:500]", "--evaluation", f"{stories}[500:]"]
-    words += ["--seed", "0", "--output", str(path), "--quiet"]
+    words += ["--seed", "0", "--evaluation-windows", "400", "--output", str(path), "--quiet"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     environment.pop("PYTHONPATH", None)
     place.mkdir(parents=True, exist_ok=True)

@@ -41,10 +41,10 @@ def main() -> None:
 def problems(assets: Path | None, rate: float) -> dict[str, Problem]:
     """Loads the available models, with their text and budget."""
     pruning = PruningConfig(prune_rate=rate)
-    found = {"builtin": make_problem(ModelConfig(), DataConfig(), pruning)}
+    found = {"builtin": make_problem(ModelConfig(), DataConfig(evaluation_windows=400), pruning)}
     if assets is not None:
         text = assets / _TINYSTORIES
-        data = DataConfig(calibration=f"{text}[:500]", evaluation=f"{text}[500:1000]")
+        data = DataConfig(f"{text}[:500]", f"{text}[500:1000]", evaluation_windows=400)
         for name in ("stories260K", "babyllama-361"):
             model = ModelConfig(model=str(assets / "models" / name))
             found[name] = make_problem(model, data, pruning)

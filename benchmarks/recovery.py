@@ -55,6 +55,7 @@ def measure(seed: int, options: argparse.Namespace) -> None:
         output = finetuned_of(method, seed, options)
         if not output.exists():
             settings = ["--data", "builtin", "--evaluation", "builtin", "--seed", seed]
+            settings += ["--evaluation-windows", "400"]
             settings += ["--samples", options.samples]
             settings += ["--sequence-length", options.sequence_length, "--resume"]
             settings += ["--learning-rate", options.learning_rate]

@@ -107,7 +107,7 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
     | `batch_size`          | int     | `8`                | sequences of a calibration batch    |
     | `sequence_length`     | int     | `128`              | tokens of a sequence                |
     | `calibration_samples` | int     | `None`             | revisit this many sequences only    |
-    | `evaluation_windows`  | int     | `400`              | windows of each evaluation text     |
+    | `evaluation_windows`  | int     | `None`             | of each text; None: until sure      |
     | `reward`              | str     | `"plain"`          | or `repaired`: pruned at the mean   |
     | `budget_penalty`      | float   | `0.0`              | weight of the excess in the reward  |
     | `horizon`             | int     | `1`                | steps of an episode                 |

@@ -14,13 +14,14 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from pgprune.data.stream import evaluation_windows
+from pgprune.data.stream import evaluation_windows, first_windows
 from pgprune.envs import rendering
 from pgprune.envs.judge import Judge
 from pgprune.envs.reward import check_reward, reward_fill
 from pgprune.errors import PruningError, check_choice
 from pgprune.masking.perplexity import perplexity
 from pgprune.masking.problem import Problem, PruningConfig
+from pgprune.runs.results import perplexities
 from pgprune.utils.transfer import read, send
 
 Array = npt.NDArray[Any] | Tensor
@@ -219,8 +220,16 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
 
     @cached_property
     def evaluation_windows(self) -> dict[str, Tensor]:
-        """Token ids (N, T) of each evaluation set, read when they are first asked for."""
-        return evaluation_windows(self.problem.data, self.problem.tokenizer)
+        """Token ids (N, T) of each evaluation set, read when they are first asked for.
+
+        Where the problem does not say how many, the dense model is evaluated to find out.
+        """
+        data, lm = self.problem.data, self.problem.lm
+        sets = evaluation_windows(data, self.problem.tokenizer)
+        if not data.until_sure:
+            return sets
+        dense = {"dense": self.units.ones()}
+        return first_windows(sets, perplexities(lm, dense, sets, until_sure=True).windows)
 
     def _losses(self, masks: Tensor) -> Tensor:
         """Computes the mean loss of each mask (K, n) on its next batch, (K,) float64."""

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from pgprune.data.stream import DataConfig, evaluation_windows
+from pgprune.data.stream import DataConfig, evaluation_windows, first_windows
 from pgprune.errors import PruningError
 from pgprune.export.export import check_format
 from pgprune.masking.problem import TOKENS_PER_TIMESTEP, PruningConfig, make_problem
@@ -22,7 +22,7 @@ from pgprune.models.load import ModelConfig, fingerprint
 from pgprune.repair.config import RepairConfig, chosen_repair
 from pgprune.runs.files import RunFile
 from pgprune.runs.plots import plot_kept_shares
-from pgprune.runs.results import Table, facts, perplexities, with_repair
+from pgprune.runs.results import Perplexities, facts, perplexities, with_repair
 from pgprune.runs.run import Run
 from pgprune.runs.settings import RunConfig, Sections
 from pgprune.surgery.stream_slices import stream_sliced
@@ -149,22 +149,23 @@ class Baseline:
             self._write(run, pruned, results)
         return run, results
 
-    def _evaluate(self, pruned: Pruned) -> Table:
+    def _evaluate(self, pruned: Pruned) -> Perplexities:
         """Computes perplexities of the dense model, under the mask only, and as shipped."""
         lm, rows = self.problem.lm, {"dense": self.problem.units.ones()}
         # Cut streams are no mask over units, so there is nothing to evaluate without the cuts.
         if pruned.slices is None:
             rows["masked"] = pruned.mask
-        table = perplexities(lm, rows, self.windows)
+        found = perplexities(lm, rows, self.windows, until_sure=self.settings.data.until_sure)
+        self.windows = first_windows(self.windows, found.windows)
         if pruned.slices is None:
-            return with_repair(lm, table, pruned.mask, pruned.repair, self.windows)
+            return with_repair(lm, found, pruned.mask, pruned.repair, self.windows)
         with stream_sliced(lm.model, pruned.slices):
-            return table | perplexities(lm, {"pruned": pruned.mask}, self.windows)
+            return found | perplexities(lm, {"pruned": pruned.mask}, self.windows)
 
     def _results(self, pruned: Pruned, cost: dict[str, Any]) -> dict[str, Any]:
         """Evaluates, and returns the content of results.json."""
         settings, problem, lm = self.settings, self.problem, self.problem.lm
-        perplexity = self._evaluate(pruned)
+        found = self._evaluate(pruned)
         peak, model, seed = peak_memory(lm.device), settings.model.model, settings.run.seed
         known = facts(problem, model, pruned.mask, self.windows, seed, pruned.repair)
         if pruned.slices is not None:  # which no mask describes
@@ -174,7 +175,8 @@ class Baseline:
         return {
             "method": settings.method.method,
             **known,
-            "perplexity": perplexity,
+            "perplexity": found.values,
+            "standard_error": found.errors,
             "mask_evaluations": math.ceil(cost["tokens"] / TOKENS_PER_TIMESTEP),
             "method_cost": cost,
             "notes": pruned.notes,

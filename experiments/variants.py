@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from pgprune.data.stream import DataConfig, evaluation_windows
+from pgprune.data.stream import DataConfig
 from pgprune.evaluation.zero_shot import Harness, load_tasks
 from pgprune.experiments.cells import ZeroShotTasks
 from pgprune.masking.problem import Problem, PruningConfig, make_problem
@@ -65,15 +65,16 @@ def repaired_record(
     seconds, tokens = time.monotonic() - started, lm.meter.tokens - before
     # Perplexity is measured on the dense model lent as the repaired one: no second copy.
     with repaired(lm, found[0]):
-        sets = evaluation_windows(problem.data, problem.tokenizer)  # (N, T) each
-        perplexity = perplexities(lm, {"repaired": mask}, sets)["repaired"]
+        sets = run.evaluation_windows(problem.tokenizer)  # (N, T) each
+        evaluated = perplexities(lm, {"repaired": mask}, sets)
     kept = (
         lm.parameters - problem.units.pruned_parameters(mask) + added_parameters(lm.model, found[0])
     )
     record = base | {
         "repair": how,
         "parameters": base["parameters"] | {"pruned": kept},
-        "perplexity": perplexity,
+        "perplexity": evaluated.values["repaired"],
+        "standard_error": evaluated.errors["repaired"],
         "seconds": base["seconds"] + seconds,
         "repair_seconds": seconds,
         "memory_bytes": max(base["memory_bytes"], memory or 0),

@@ -55,6 +55,7 @@ def summarise(
             "initial": dense - problem.units.pruned_parameters(initial),
         },
         "perplexity": record.perplexity,
+        "standard_error": record.standard_error,
         "validation_loss": {"last": record.validation_loss, "best": record.best_loss},
         "learning_curve": record.curve,
         "completed": completed,

@@ -24,6 +24,8 @@ class Record:
         masks: ``initial`` is the metric's own, ``best`` the best rounded one on the validation
             batch, (n,) uint8.
         perplexity: by row (dense, initial, ...) and evaluation set.
+        standard_error: of the perplexities.
+        windows: evaluation windows, by set.
         validation_loss: of the last rounded mask that was validated.
         best_loss: of ``best``.
         curve: of each validation, the first before learning: its ``loss``, and the
@@ -38,6 +40,8 @@ class Record:
 
     masks: dict[str, Tensor] = field(default_factory=dict)
     perplexity: dict[str, dict[str, float]] = field(default_factory=dict)
+    standard_error: dict[str, dict[str, float]] = field(default_factory=dict)
+    windows: dict[str, int] = field(default_factory=dict)
     validation_loss: float = float("nan")
     best_loss: float = float("inf")
     curve: list[dict[str, float]] = field(default_factory=list)

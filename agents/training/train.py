@@ -21,7 +21,7 @@ from pgprune.agents.training.replicas import make_env
 from pgprune.agents.training.results import plot, summarise
 from pgprune.agents.training.run_state import Record, training_figures
 from pgprune.agents.training.settings import Settings
-from pgprune.data.stream import evaluation_windows
+from pgprune.data.stream import evaluation_windows, first_windows
 from pgprune.envs.judge import Replicas
 from pgprune.errors import PruningError
 from pgprune.evaluation.sample import sample_text
@@ -32,7 +32,7 @@ from pgprune.metrics import METRICS, Importance
 from pgprune.models.load import fingerprint
 from pgprune.repair.repair import Repair
 from pgprune.runs.files import RunFile
-from pgprune.runs.results import perplexities, with_repair
+from pgprune.runs.results import Perplexities, perplexities, with_repair
 from pgprune.runs.run import Run
 from pgprune.utils.ctrl_c import ctrl_c
 from pgprune.utils.memory import memory_now, peak_memory, read_once
@@ -181,8 +181,17 @@ class Training:
         initial = self.record.masks["initial"] = importance.mask(problem.budget)
         rows = {"dense": problem.units.ones(), "initial": initial}
         with self._evaluating():
-            self.record.perplexity |= perplexities(problem.lm, rows, self.windows)
+            until_sure = self.settings.data.until_sure
+            found = perplexities(problem.lm, rows, self.windows, until_sure=until_sure)
+        self._keep(found)
         return importance
+
+    def _keep(self, found: Perplexities) -> None:
+        """Keeps what was evaluated, and the windows of it for what is evaluated later."""
+        self.record.perplexity |= found.values
+        self.record.standard_error |= found.errors
+        self.record.windows = found.windows
+        self.windows = first_windows(self.windows, found.windows)
 
     def _reward_repaired(self, agent: Agent) -> None:
         """Makes rewards count refitted weights, if the settings ask for it."""
@@ -233,6 +242,7 @@ class Training:
         self.record = Record.from_json(
             state["record"], {name.removeprefix("mask."): mask for name, mask in masks.items()}
         )
+        self.windows = first_windows(self.windows, self.record.windows)
         self._earlier_seconds = self.record.seconds
         self.problem.lm.meter = TokenMeter(self.record.tokens)
         note(f"resuming after step {agent.steps}")
@@ -276,8 +286,8 @@ class Training:
         lm, settings = self.problem.lm, self.settings
         rows = {name: masks[name] for name in ("masked", "best")}
         with self._evaluating():
-            table = self.record.perplexity | perplexities(lm, rows, self.windows)
-            self.record.perplexity = with_repair(lm, table, mask, repair, self.windows)
+            found = perplexities(lm, rows, self.windows)
+            self._keep(with_repair(lm, found, mask, repair, self.windows))
             samples = sample_text(lm, mask, self.problem.tokenizer, self.windows, repair)
         self._count()
         tensors = {**masks, "mask": mask, "probabilities": agent.probabilities}

@@ -6,8 +6,8 @@ are joined and cut into windows of equal length, which may straddle documents.
 
 import copy
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import chain, count, islice, tee
 from typing import Any
 
@@ -22,6 +22,9 @@ from pgprune.data.windows import Windows, generator, too_short
 from pgprune.errors import PruningError
 from pgprune.utils.options import Config, option
 from pgprune.utils.progress import track
+
+MOST_TOKENS = 2**19
+"""Tokens of an evaluation text at most, where nothing else is asked: 4,096 windows of 128."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,17 @@ class DataConfig(Config):
     calibration_samples: int | None = option(
         None, "calibration windows to use, revisited in epochs", minimum=1, unset="all the text"
     )
-    evaluation_windows: int = option(400, "most windows of each evaluation text", minimum=1)
+    evaluation_windows: int | None = option(
+        None,
+        "windows of each evaluation text, from its beginning",
+        minimum=1,
+        unset="as many as the dense perplexity needs for a standard error of 1 %",
+    )
+
+    @property
+    def until_sure(self) -> bool:
+        """Whether the dense model's losses decide how many windows are evaluated."""
+        return self.evaluation_windows is None
 
     def __post_init__(self) -> None:
         """Validates the options, and that the samples fill a batch."""
@@ -171,10 +184,16 @@ class EvaluationSet:
     Attributes:
         windows: the first windows in the text's order, (N, T) int64 on the CPU.
         bytes_per_token: UTF-8 bytes of the documents that were read for them, by their tokens.
+        decided: whether all these windows are to be evaluated, and not as many as are enough.
     """
 
     windows: Tensor
     bytes_per_token: float
+    decided: bool = True
+
+    def first(self, n: int) -> "EvaluationSet":
+        """Returns the set of the first n windows, which is decided."""
+        return replace(self, windows=self.windows[:n], decided=True)
 
 
 def evaluation_sets(
@@ -183,7 +202,8 @@ def evaluation_sets(
     """Cuts the evaluation texts.
 
     Returns:
-        Each set by its name, of at most ``config.evaluation_windows`` windows.
+        Each set by its name, of at most ``config.evaluation_windows`` windows; of at most
+        ``MOST_TOKENS`` where these are to be decided by ``until_sure``.
 
     Raises:
         PruningError: a text cannot be read, or is shorter than a window.
@@ -193,16 +213,23 @@ def evaluation_sets(
     for name, documents in track(texts.items(), "reading the evaluation texts"):
         sizes: Counter[str] = Counter()
         blocks = cut(_measured(iterate(documents), tokenizer, sizes), length)  # each (M, T)
-        windows = list(islice(chain.from_iterable(blocks), config.evaluation_windows))
+        most = config.evaluation_windows or max(1, MOST_TOKENS // length)
+        windows = list(islice(chain.from_iterable(blocks), most))
         if not windows:
             raise PruningError(too_short(f"the evaluation text {name!r}", length))
-        sets[name] = EvaluationSet(_stack(windows, length), sizes["bytes"] / sizes["tokens"])
+        bytes_per_token = sizes["bytes"] / sizes["tokens"]
+        sets[name] = EvaluationSet(_stack(windows, length), bytes_per_token, not config.until_sure)
     return sets
 
 
 def evaluation_windows(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
     """Returns the windows of ``evaluation_sets``, (N, T) each."""
     return {name: text.windows for name, text in evaluation_sets(config, tokenizer).items()}
+
+
+def first_windows(windows: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
+    """Returns the first windows of each set, as many as its count; all where it has none."""
+    return {name: ids[: counts.get(name, len(ids))] for name, ids in windows.items()}
 
 
 def _measured(

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -23,7 +24,7 @@ from pgprune.errors import PruningError
 from pgprune.evaluation.zero_shot import PAPER_TASKS, Harness, load_tasks
 from pgprune.masking.perplexity import bos_rule, tokenizer_identity
 from pgprune.models.load import ModelConfig, fingerprint
-from pgprune.models.losses import model_perplexity
+from pgprune.models.window_losses import model_losses, perplexity_of, window_losses
 from pgprune.runs.any_model import LoadedModel, check_source, load_any, short_name
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
@@ -43,8 +44,11 @@ class EvaluationConfig(Config):
         "builtin", "text for perplexity, as --evaluation of pgprune train, or none", metavar="TEXT"
     )
     sequence_length: int = same_option(DataConfig, "sequence_length", 128)
-    evaluation_windows: int = option(
-        400, "most windows of each text, from its beginning; 0 for all", minimum=0
+    evaluation_windows: int | None = option(
+        None,
+        "windows of each text, from its beginning; 0 for all",
+        minimum=0,
+        unset="as many as the first model needs for a standard error of 1 %",
     )
     batch_size: int = option(8, "windows or answers per call", minimum=1)
     tasks: tuple[str, ...] | None = option(
@@ -146,19 +150,30 @@ class Evaluation:
                 started = time.monotonic()
 
     def _perplexities(self, loaded: LoadedModel) -> Iterator[Record]:
-        texts = self._texts(loaded.tokenizer).items()
-        for name, text in track(texts, f"{self._names[loaded.source]}: perplexity", unit="texts"):
-            perplexity = model_perplexity(loaded.model, text.windows, self._config.batch_size)
+        config, texts = self._config, self._texts(loaded.tokenizer)
+        named = f"{self._names[loaded.source]}: perplexity"
+        for name, text in track(list(texts.items()), named, unit="texts"):
+            (losses,) = window_losses(
+                partial(model_losses, loaded.model),
+                text.windows,
+                config.batch_size,
+                until_sure=not text.decided,
+                label=name,
+            )
+            # The first model decides on the windows of all, so that their perplexities compare.
+            text = texts[name] = text.first(len(losses))
+            perplexity, error = perplexity_of(losses)
             yield {
                 "what": "perplexity",
                 "text": name,
                 "perplexity": perplexity,
+                "standard_error": error,
                 # Perplexity of tokens depends on the tokenizer; bits per byte do not:
                 # log2(perplexity) bits per token, over the bytes of a token.
                 "bits_per_byte": math.log2(perplexity) / text.bytes_per_token,
                 "windows": len(text.windows),
-                "sequence_length": self._config.sequence_length,
-                "evaluation": self._config.evaluation,
+                "sequence_length": config.sequence_length,
+                "evaluation": config.evaluation,
                 "text_fingerprint": fingerprint(text.windows),
             }
 
@@ -181,10 +196,11 @@ class Evaluation:
         # The dense model and those pruned from it share a tokenizer, and so the windows.
         key = tokenizer_identity(tokenizer)["hash"]
         if key not in self._sets:
+            most = sys.maxsize if config.evaluation_windows == 0 else config.evaluation_windows
             data = DataConfig(
                 evaluation=config.evaluation,
                 sequence_length=config.sequence_length,
-                evaluation_windows=config.evaluation_windows or sys.maxsize,
+                evaluation_windows=most,
             )
             self._sets[key] = evaluation_sets(data, tokenizer)
         return self._sets[key]

@@ -7,6 +7,7 @@ from rich.console import Console
 
 from pgprune.evaluation.zero_shot import METRICS
 from pgprune.runs.number_table import print_table
+from pgprune.runs.view import with_error
 from pgprune.utils.jsonl import Record
 
 Records = Sequence[Record]
@@ -29,7 +30,8 @@ def line(record: Record) -> str:
     name, seconds = record["name"], f"{record['seconds']:,.1f} s"
     if record["what"] == "perplexity":
         return (
-            f"{name}: perplexity {_number(record['perplexity'])} on {record['text']} "
+            f"{name}: perplexity {_number(record['perplexity'], record.get('standard_error'))} "
+            f"on {record['text']} "
             f"({record['windows']:,} windows of {record['sequence_length']:,} tokens, "
             f"{_number(record['bits_per_byte'])} bits per byte, {seconds})"
         )
@@ -87,7 +89,7 @@ def _print_texts(key: str, records: Records, console: Console) -> None:
             name,
             f"{size:,}",
             f"{size / records[0]['parameters']:.1%}",
-            *(_number(cells.get((name, text), {}).get(key)) for text in texts),
+            *(_figure(cells.get((name, text), {}), key) for text in texts),
         ]
         for name, size in sizes.items()
     ]
@@ -132,7 +134,7 @@ def _print_protocol(records: Records, console: Console) -> None:
         if read:
             text += (
                 f"; windows of {read[0]['sequence_length']:,} tokens, each read on its own: "
-                f"{', '.join(windows.values())}"
+                f"{', '.join(windows.values())}; ± is the standard error over them"
             )
         console.print(text, soft_wrap=True, markup=False)
 
@@ -152,7 +154,13 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def _number(value: float | None) -> str:
+def _figure(record: Record, key: str) -> str:
+    # Bits per byte are logarithms: their standard error is another one.
+    error = record.get("standard_error") if key == "perplexity" else None
+    return _number(record.get(key), error)
+
+
+def _number(value: float | None, error: float | None = None) -> str:
     if value is None:
         return "-"
-    return f"{value:,.3f}" if math.isfinite(value) else "not finite"
+    return with_error(value, error) if math.isfinite(value) else "not finite"

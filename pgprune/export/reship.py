@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pgprune.data.calibration import open_calibration
-from pgprune.data.stream import DataConfig, evaluation_windows
+from pgprune.data.stream import DataConfig
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.models.load import ModelConfig, choose_dtype, move_model
 from pgprune.repair.config import (
@@ -27,7 +27,7 @@ from pgprune.repair.config import (
 from pgprune.repair.repair import Repair
 from pgprune.runs.finished import FinishedRun, LoadedRun
 from pgprune.runs.model_card import perplexity_text
-from pgprune.runs.results import Table, perplexities, with_repair
+from pgprune.runs.results import Perplexities, perplexities, with_repair
 from pgprune.utils.devices import choose_device
 from pgprune.utils.jsonl import finite
 
@@ -54,10 +54,10 @@ def reship(loaded: LoadedRun, how: str = "auto", damping: float | None = None) -
     with _masked_lm(loaded) as lm:
         # A repair is refitted on the dense model, in the number format of the run.
         new = chosen_repair(lm, loaded.mask, _calibration(loaded, wanted), wanted)
-        table = _perplexity(loaded, lm, new)
+        found = _perplexity(loaded, lm, new)
         added = added_parameters(lm.model, new)
     sections = loaded.run.sections | {"repair": asdict(wanted)}
-    run = FinishedRun(loaded.run.path, sections, _results(loaded, table, added))
+    run = FinishedRun(loaded.run.path, sections, _results(loaded, found, added))
     note = _note(loaded, run.results, wanted)
     return replace(loaded, run=run, repair=new, notes=(*loaded.notes, note))
 
@@ -96,25 +96,28 @@ def _calibration(loaded: LoadedRun, wanted: RepairConfig) -> Tensor:
     return stream.head(loaded.run.repair_windows)
 
 
-def _perplexity(loaded: LoadedRun, lm: MaskedLM, repair: Repair | None) -> Table:
+def _perplexity(loaded: LoadedRun, lm: MaskedLM, repair: Repair | None) -> Perplexities:
     """Measures the rows ``masked`` and ``pruned`` as the run has measured its own."""
-    mask, rows = loaded.mask, {"masked": loaded.run.results["perplexity"]["masked"]}
+    mask, results = loaded.mask, loaded.run.results
+    errors = results.get("standard_error", {}).get("masked", {})  # not of earlier versions
+    found = Perplexities({"masked": results["perplexity"]["masked"]}, {"masked": errors})
     if loaded.has_learned_mask and repair is None:
-        return rows | {"pruned": rows["masked"]}
-    windows = evaluation_windows(loaded.run.config("data", DataConfig), loaded.tokenizer)
+        return found.shipped_as_masked()
+    windows = loaded.run.evaluation_windows(loaded.tokenizer)
     if not loaded.has_learned_mask:
         # The run has measured its own mask; another one was never evaluated.
-        rows = perplexities(lm, {"masked": mask}, windows)
-    return with_repair(lm, rows, mask, repair, windows)
+        found = perplexities(lm, {"masked": mask}, windows)
+    return with_repair(lm, found, mask, repair, windows)
 
 
-def _results(loaded: LoadedRun, table: Table, added: int) -> dict[str, Any]:
+def _results(loaded: LoadedRun, found: Perplexities, added: int) -> dict[str, Any]:
     """Returns the run's results with the figures of what is shipped."""
     # The results of the run stay as they are on the disk.
     results, units = copy.deepcopy(loaded.run.results), loaded.units
     before = results["perplexity"]
     learned = {} if loaded.has_learned_mask else {"learned": before["pruned"]}
-    results["perplexity"] = before | learned | finite(table)
+    results["perplexity"] = before | learned | finite(found.values)
+    results["standard_error"] = results.get("standard_error", {}) | finite(found.errors)
     results["prune_rate"]["achieved"] = units.prune_rate(loaded.mask)
     counts = results["parameters"]
     counts["masked"] = counts["dense"] - units.pruned_parameters(loaded.mask)

@@ -27,7 +27,10 @@ class FinetuningConfig(Config):
         None, "tokens per evaluation window", minimum=2, unset="the run's own, else 128"
     )
     evaluation_windows: int | None = option(
-        None, "most windows of each evaluation text", minimum=1, unset="the run's own, else 400"
+        None,
+        "windows of each evaluation text, from its beginning",
+        minimum=1,
+        unset="the run's own, else as pgprune train",
     )
     output: str | None = option(
         None, "new directory", unset="RUN/finetuned, or DIR-finetuned", metavar="DIR"

@@ -8,12 +8,13 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 from transformers import PretrainedConfig
 
-from pgprune.data.stream import check_sequence_length, evaluation_windows
+from pgprune.data.stream import check_sequence_length, evaluation_windows, first_windows
 from pgprune.errors import PruningError
 from pgprune.finetuning.config import (
     FinetuningConfig,
@@ -27,12 +28,13 @@ from pgprune.finetuning.lora import LoraConfig, LoraTrainer, check_peft
 from pgprune.finetuning.output import add_to_run, write_finetuned
 from pgprune.masking.perplexity import bos_rule
 from pgprune.models.load import fingerprint
-from pgprune.models.losses import model_perplexity
+from pgprune.models.window_losses import model_losses
 from pgprune.runs.any_model import LoadedModel, check_source, load_any, run_at
+from pgprune.runs.results import Perplexities, measured
 from pgprune.utils.ctrl_c import ctrl_c
 from pgprune.utils.files import check_new, read_checkpoint, saving, write_checkpoint
 from pgprune.utils.memory import peak_memory
-from pgprune.utils.progress import note, phase, track
+from pgprune.utils.progress import note, phase
 from pgprune.utils.versions import versions
 
 _SHOWN_UPDATES = 20  # whose mean loss is shown
@@ -67,7 +69,14 @@ class Finetuning:
         self._data = data.data or data_of(source, run, model_config)
         self._evaluation = evaluation_of(config, run)
         check_sequence_length(model_config, self._evaluation.sequence_length)
-        self._sets = evaluation_windows(self._evaluation, self._tokenizer)
+        # The run's own windows, unless something else is asked for.
+        asked = (config.evaluation, config.evaluation_length, config.evaluation_windows)
+        own = run is not None and all(value is None for value in asked)
+        self._until_sure = not own and self._evaluation.until_sure
+        if run is not None and own:
+            self._sets = run.evaluation_windows(self._tokenizer)
+        else:
+            self._sets = evaluation_windows(self._evaluation, self._tokenizer)
         length = self._length(data.sequence_length, model_config)
         with phase("reading the training data"):
             self._windows = training_windows(
@@ -97,7 +106,12 @@ class Finetuning:
         # The model is loaded before: its fingerprint is part of what must agree.
         resumed = self._load_checkpoint(asked)
         # A resumed command has measured this already.
-        before = resumed[1]["before"] if resumed else self._perplexities(loaded)
+        before = (
+            Perplexities(**resumed[1]["before"])
+            if resumed
+            else self._perplexities(loaded, "before", until_sure=self._until_sure)
+        )
+        self._sets = first_windows(self._sets, before.windows)
         trainer = LoraTrainer(loaded.model, self._windows, self._lora, config.seed)
         earlier_seconds = 0.0
         if resumed:
@@ -117,14 +131,21 @@ class Finetuning:
                 updates.reach(trainer.step, {"loss": f"{_smoothed(trainer.losses):.4f}"})
                 if trainer.step % config.checkpoint_every == 0 and trainer.step < trainer.total:
                     tensors, values = trainer.state()
-                    record = {**values, "asked": asked, "before": before, "seconds": seconds()}
+                    record = {
+                        **values,
+                        "asked": asked,
+                        "before": asdict(before),
+                        "seconds": seconds(),
+                    }
                     self._save_checkpoint(tensors, record)
         memory = peak_memory(loaded.model.device)
         model = trainer.merge()
         assert parameters == loaded.parameters, "merging has changed the number of parameters"
+        found = before | self._perplexities(loaded, "after")
         result = {
             **self._facts(loaded, trainer),
-            "perplexity": {"before": before, "after": self._perplexities(loaded)},
+            "perplexity": found.values,
+            "standard_error": found.errors,
             "seconds": seconds(),
             "peak_memory_bytes": memory,
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -171,9 +192,11 @@ class Finetuning:
             },
         }
 
-    def _perplexities(self, loaded: LoadedModel) -> dict[str, float]:
-        sets = track(self._sets.items(), "perplexity", unit="texts")
-        return {name: model_perplexity(loaded.model, ids) for name, ids in sets}
+    def _perplexities(
+        self, loaded: LoadedModel, row: str, until_sure: bool = False
+    ) -> Perplexities:
+        compute = partial(model_losses, loaded.model)
+        return measured(compute, [row], self._sets, until_sure=until_sure)
 
     def _length(self, asked: int, model_config: PretrainedConfig) -> int:
         """Limits the window length to the model's context."""

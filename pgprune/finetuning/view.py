@@ -7,14 +7,21 @@ from typing import Any
 from rich.console import Console
 
 from pgprune.runs.number_table import print_table
-from pgprune.runs.view import print_next
+from pgprune.runs.view import print_next, with_error
 from pgprune.utils.progress import duration
 
 
 def print_finetuning(record: Mapping[str, Any], console: Console) -> None:
     """Prints perplexity before and after, what it took, and what to do next."""
+    errors = record.get("standard_error", {})  # not of earlier versions
     rows = [
-        [when, *(f"{value:,.3f}" for value in record["perplexity"][when].values())]
+        [
+            when,
+            *(
+                with_error(value, errors.get(when, {}).get(name))
+                for name, value in record["perplexity"][when].items()
+            ),
+        ]
         for when in ("before", "after")
     ]
     head = ["perplexity", *record["perplexity"]["before"]]

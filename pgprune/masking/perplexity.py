@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.utils.progress import track
+from pgprune.models.window_losses import perplexity_of, window_losses
 
 # Numbers, spaces, accents, code, Chinese and an emoji: tokenizers differ in how they cut these.
 _PROBE = "It's 12,345.67 naïve  Köln cafés\n\tdef f(x): return [x] * 2  # 漢字 🙂"
@@ -33,11 +34,8 @@ def perplexity(
     Returns:
         The perplexity, or a list of K. It is NaN if any loss is, and inf where it overflows.
     """
-    masks = torch.atleast_2d(mask)  # (K, n)
-    batches = track(windows.split(batch_size), "windows", unit="batches")
-    losses = [lm.losses(masks, batch).cpu() for batch in batches]  # each (K, B)
-    # (K, B) of each batch become (K, N), then K values.
-    values: list[float] = torch.cat(losses, dim=1).double().mean(dim=1).exp().tolist()
+    losses = window_losses(partial(lm.losses, torch.atleast_2d(mask)), windows, batch_size)
+    values = [perplexity_of(row).value for row in losses]
     return values if mask.ndim == 2 else values[0]
 
 

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from pgprune.errors import PruningError, first_line
-from pgprune.utils.progress import track
 
 LOGITS_BYTES = 64 * 2**20
 """Size of one chunk of float32 logits. The loss needs about three times as much."""
@@ -104,26 +103,6 @@ def next_token_logits(
     ids = input_ids.to(embeddings.weight.device)
     output = model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
     return head(output.last_hidden_state[:, -1].contiguous()), output.past_key_values
-
-
-def model_perplexity(model: PreTrainedModel, windows: Tensor, batch_size: int = 8) -> float:
-    """Computes a model's perplexity: exp of the mean cross-entropy over all predicted tokens.
-
-    It equals ``masking.perplexity`` for a mask that keeps everything, and takes any causal LM,
-    pruned ones included.
-
-    Args:
-        model: a causal LM.
-        windows: token ids, (N, T) int64; the first token of each window is not predicted.
-        batch_size: windows of one call.
-
-    Returns:
-        The perplexity, with the mean taken in float64. It is NaN if any loss is, and inf if it
-        overflows.
-    """
-    batches = track(windows.split(batch_size), "windows", unit="batches")
-    losses = [sequence_losses(model, batch).cpu() for batch in batches]
-    return float(torch.cat(losses).double().mean().exp())
 
 
 def _losses(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:

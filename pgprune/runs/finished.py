@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from pgprune.data.stream import DataConfig, evaluation_windows, first_windows
 from pgprune.errors import PruningError, first_line
 from pgprune.masking.units import PruningUnits
 from pgprune.models.load import ModelConfig, fingerprint, load_model
@@ -51,6 +52,18 @@ class FinishedRun(Run):
         """Calibration windows that a repair reads: those of the method, or of the agent's start."""
         samples = self.sections.get("init", {}).get("init_samples", 128)
         return int(self.sections.get("method", {}).get("method_samples", samples))
+
+    def evaluation_windows(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:
+        """Reads the windows that the run was evaluated on, (N, T) by the name of their set.
+
+        Raises:
+            PruningError: a text cannot be read.
+        """
+        counts: dict[str, int] = self.results.get("evaluation", {}).get("windows", {})
+        data = self.config("data", DataConfig)
+        if data.until_sure:  # the run has decided
+            data = replace(data, evaluation_windows=max(counts.values()))
+        return first_windows(evaluation_windows(data, tokenizer), counts)
 
     def learned_mask(self) -> LearnedMask:
         """Reads the mask that the run has learned.

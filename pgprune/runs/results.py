@@ -1,58 +1,115 @@
 """Collects what every run reports, whatever has chosen its mask."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.masking.perplexity import bos_rule, perplexity
+from pgprune.masking.perplexity import bos_rule
 from pgprune.masking.problem import Problem
+from pgprune.models.window_losses import perplexity_of, window_losses
 from pgprune.repair.config import added_parameters
 from pgprune.repair.repair import Repair, repaired
 from pgprune.utils.progress import track
 from pgprune.utils.versions import versions
 
 Table = dict[str, dict[str, float]]
-"""Perplexities by row (dense, initial, masked, ...) and evaluation set."""
+"""Figures by row (dense, initial, masked, ...) and evaluation set."""
 
 
-def perplexities(lm: MaskedLM, rows: Mapping[str, Tensor], windows: Mapping[str, Tensor]) -> Table:
+@dataclass(frozen=True)
+class Perplexities:
+    """What was measured of some masks on the same windows.
+
+    Attributes:
+        values: perplexities.
+        errors: their standard errors over windows.
+        windows: number of windows by evaluation set.
+    """
+
+    values: Table = field(default_factory=dict)
+    errors: Table = field(default_factory=dict)
+    windows: dict[str, int] = field(default_factory=dict)
+
+    def __or__(self, other: "Perplexities") -> "Perplexities":
+        """Returns the rows of both, those of the other where both have them."""
+        values, errors = self.values | other.values, self.errors | other.errors
+        return Perplexities(values, errors, self.windows | other.windows)
+
+    def shipped_as_masked(self) -> "Perplexities":
+        """Adds the row ``pruned``, equal to ``masked``."""
+        values, errors = self.values["masked"], self.errors["masked"]
+        return self | Perplexities({"pruned": values}, {"pruned": errors})
+
+
+def perplexities(
+    lm: MaskedLM,
+    rows: Mapping[str, Tensor],
+    windows: Mapping[str, Tensor],
+    *,
+    until_sure: bool = False,
+) -> Perplexities:
     """Evaluates masks.
 
     Args:
         lm: the frozen model.
         rows: masks (n,) by the name of their row.
         windows: evaluation windows (N, T) by the name of their set.
+        until_sure: whether fewer windows are enough, by the losses of the first row.
     """
     # All masks in one call: they share the dense prefix of every window.
     masks = torch.stack(list(rows.values()))  # (rows, n)
-    table: Table = {name: {} for name in rows}
+    return measured(partial(lm.losses, masks), list(rows), windows, until_sure=until_sure)
+
+
+def measured(
+    compute: Callable[[Tensor], Tensor],
+    rows: Sequence[str],
+    windows: Mapping[str, Tensor],
+    *,
+    until_sure: bool = False,
+) -> Perplexities:
+    """Evaluates whatever computes losses; as ``perplexities``.
+
+    Args:
+        compute: takes token ids (B, T) and returns losses (rows, B).
+        rows: their names.
+        windows: evaluation windows (N, T) by the name of their set.
+        until_sure: whether fewer windows are enough, by the losses of the first row.
+    """
+    found = Perplexities({name: {} for name in rows}, {name: {} for name in rows})
     for text, ids in track(windows.items(), f"perplexity of {', '.join(rows)}", unit="texts"):
-        values = perplexity(lm, masks, ids)
-        assert isinstance(values, list)
-        for name, value in zip(rows, values, strict=True):
-            table[name][text] = value
-    return table
+        losses = window_losses(compute, ids, until_sure=until_sure, label=text)  # (rows, N)
+        found.windows[text] = losses.shape[1]
+        for name, row in zip(rows, losses, strict=True):
+            found.values[name][text], found.errors[name][text] = perplexity_of(row)
+    return found
 
 
 def with_repair(
-    lm: MaskedLM, table: Table, mask: Tensor, repair: Repair | None, windows: Mapping[str, Tensor]
-) -> Table:
-    """Adds the row ``pruned`` to a table with the row ``masked``: the mask as it is shipped.
+    lm: MaskedLM,
+    found: Perplexities,
+    mask: Tensor,
+    repair: Repair | None,
+    windows: Mapping[str, Tensor],
+) -> Perplexities:
+    """Adds the row ``pruned`` to those with the row ``masked``: the mask as it is shipped.
 
     Args:
         lm: the frozen model.
-        table: perplexities; those of the mask alone are taken where there is no repair.
+        found: perplexities; those of the mask alone are taken where there is no repair.
         mask: (n,) of zeros and ones.
         repair: what comes with the mask.
         windows: evaluation windows (N, T) by the name of their set.
     """
     if repair is None:
-        return table | {"pruned": table["masked"]}
+        return found.shipped_as_masked()
     with repaired(lm, repair):
-        return table | perplexities(lm, {"pruned": mask}, windows)
+        return found | perplexities(lm, {"pruned": mask}, windows)
 
 
 def facts(

@@ -1,5 +1,6 @@
 """Prints what a command has reached: tables, samples of text, and what to do next."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
         console: where to.
     """
     perplexity: Mapping[str, Mapping[str, float]] = results["perplexity"]
+    errors: Mapping[str, Mapping[str, float]] = results.get("standard_error", {})
     sets = list(dict.fromkeys(name for row in perplexity.values() for name in row))
     labels = dict(_ROWS)
     if "method" in results:
@@ -39,7 +41,10 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     rows = {
         row: [
             labels[row],
-            *(_perplexity(perplexity[row].get(name)) for name in sets),
+            *(
+                _perplexity(perplexity[row].get(name), errors.get(row, {}).get(name))
+                for name in sets
+            ),
             *_parameters(results["parameters"], row),
         ]
         for row in labels
@@ -48,6 +53,8 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     head = ["perplexity", *sets, "parameters", "of prunable"]
     learned = [number for number, row in enumerate(rows) if row == "masked"]
     print_table(head, list(rows.values()), console, bold=learned)
+    windows = results.get("evaluation", {}).get("windows", {})
+    counts = ", ".join(f"{count:,} of {name}" for name, count in windows.items())
     summary = {
         "pruned": f"{results['prune_rate']['achieved']:.2%} of the prunable parameters "
         f"({results['prune_rate']['requested']:.2%} asked)",
@@ -56,6 +63,8 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
         "time": duration(results["seconds"]),
         "peak memory": f"{results['peak_memory_bytes'] / 2**20:,.0f} MiB",
     }
+    if errors:
+        summary["windows"] = f"{counts}; ± is the standard error over them"
     for label, value in summary.items():
         console.print(f"{label:<18}{value}", soft_wrap=True)
     print_samples(results.get("samples", ()), console)
@@ -96,8 +105,16 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text.expandtabs(4))
 
 
-def _perplexity(value: float | None) -> str:
-    return "-" if value is None else f"{value:,.3f}"
+def with_error(value: float, error: float | None) -> str:
+    """Writes a perplexity and, where there is one, its standard error over windows."""
+    if error is None or not 0 < error < math.inf:
+        return f"{value:,.3f}"
+    digits = min(3, max(0, 1 - math.floor(math.log10(error))))  # two that count
+    return f"{value:,.3f} ± {error:,.{digits}f}"
+
+
+def _perplexity(value: float | None, error: float | None) -> str:
+    return "-" if value is None else with_error(value, error)
 
 
 def _unrepaired(perplexity: Mapping[str, Mapping[str, float]]) -> bool:

@@ -23,7 +23,8 @@ from pgprune.export.export import ExportConfig, export
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.perplexity import perplexity, tokenizer_identity
 from pgprune.masking.units import PruningUnits
-from pgprune.models.losses import model_perplexity
+from pgprune.models import window_losses as counting
+from pgprune.models.window_losses import model_perplexity
 from pgprune.runs.any_model import load_any
 from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
@@ -163,11 +164,23 @@ def test_what_was_done_before_ctrl_c_is_kept_and_shown(run, text, arguments, mon
 
 
 def test_a_loss_that_is_not_finite_is_stored_as_null(run, text, monkeypatch, capsys):
-    monkeypatch.setattr(model_evaluation, "model_perplexity", lambda *_: math.inf)
+    infinite = torch.full((1, 8), math.inf)
+    monkeypatch.setattr(model_evaluation, "model_losses", lambda model, ids: infinite)
     assert command("evaluate", run, text, *FEW) == 0
     (record,) = json_lines(run / "evaluations.jsonl")
     assert record["perplexity"] is record["bits_per_byte"] is None
     assert "not finite" in capsys.readouterr().out
+
+
+def test_the_first_model_decides_on_the_windows_of_all(run, arguments, text, monkeypatch):
+    monkeypatch.setattr(counting, "FEWEST_WINDOWS", 9)
+    monkeypatch.setattr(counting, "STANDARD_ERROR", 1.0)
+    few = [word for word in FEW if not word.startswith("--evaluation-windows")]
+    out = run / "out.jsonl"
+    command("evaluate", arguments["model"], run, text, *few, "--batch-size=5", f"--output={out}")
+    first, second = json_lines(out)
+    assert first["windows"] == second["windows"] == 10
+    assert 0 < first["standard_error"] < first["perplexity"]
 
 
 def test_a_missing_value_is_shown_as_one(capsys):

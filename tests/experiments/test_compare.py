@@ -16,7 +16,7 @@ from pgprune.experiments import checks, variants
 from pgprune.experiments.records import read_records
 from pgprune.experiments.row_plots import hamming_distances, plot_all
 from pgprune.experiments.row_tables import tables
-from pgprune.models.losses import model_perplexity
+from pgprune.models.window_losses import model_perplexity
 from pgprune.repair.fit import fit_repair
 from pgprune.repair.repair import repaired
 from pgprune.runs.results import perplexities
@@ -63,7 +63,7 @@ def test_a_repair_is_that_of_the_runs_own_mask_and_windows(compared):
     found = fit_repair(problem.lm, mask, problem.stream.head(8), "least-squares")
     with repaired(problem.lm, found):
         windows = evaluation_windows(problem.data, problem.tokenizer)
-        expected = perplexities(problem.lm, {"mask": mask}, windows)["mask"]
+        expected = perplexities(problem.lm, {"mask": mask}, windows).values["mask"]
     assert record["perplexity"] == pytest.approx(expected, rel=1e-12)
 
 

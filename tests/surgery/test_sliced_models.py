@@ -19,7 +19,7 @@ from pgprune.experiments.baseline import Baseline, BaselineSettings
 from pgprune.export.export import ExportConfig, export, parameters_in
 from pgprune.methods.base import MethodConfig
 from pgprune.models.load import ModelConfig, load_model
-from pgprune.models.losses import model_perplexity
+from pgprune.models.window_losses import model_perplexity
 from pgprune.runs.any_model import load_any
 from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
