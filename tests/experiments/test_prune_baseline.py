@@ -15,8 +15,10 @@ from pgprune.experiments.baseline import Baseline, BaselineSettings, fitting
 from pgprune.masking.problem import PruningConfig
 from pgprune.methods import METHODS
 from pgprune.metrics import METRICS
+from pgprune.models import window_losses
 from pgprune.models.load import ModelConfig, load_model
 from pgprune.repair.repair import Repair
+from pgprune.runs.finished import FinishedRun
 from pgprune.utils.command_line import ArgumentParser
 
 
@@ -66,6 +68,20 @@ def test_a_run_leaves_what_the_design_says(flap):
     assert sections["method"]["method"] == "flap"
     assert sections["pruning"]["granularity"] == "heads+channels"
     assert sections["decided"].keys() == {"executor", "model_fingerprint", "text_fingerprint"}
+
+
+def test_the_dense_model_decides_on_the_windows_of_all_rows(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(window_losses, "STANDARD_ERROR", 0.08)
+    unsure = [word for word in few if not word.startswith("--evaluation-windows")]
+    assert prune(*unsure, "--method=flap", f"--output={tmp_path}/run") == 0
+    run = FinishedRun.open(tmp_path / "run")
+    count = run.results["evaluation"]["windows"]["text"]
+    assert window_losses.FEWEST_WINDOWS < count < 250  # of 252
+    errors, values = run.results["standard_error"], run.results["perplexity"]
+    assert errors.keys() == values.keys()
+    assert 0.07 < errors["dense"]["text"] / values["dense"]["text"] < 0.08
+    _, tokenizer = load_model(run.config("model", ModelConfig))
+    assert len(run.evaluation_windows(tokenizer)["text"]) == count
 
 
 def test_without_a_repair_the_mask_is_what_is_shipped_and_can_be_exported(few, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from helpers.command import Crash, assert_same_run, logged, results, start, train, wait_for
 from pgprune.agents.registry import AGENTS
+from pgprune.models import window_losses
 from pgprune.runs.results import with_repair
 from pgprune.runs.run import Run
 
@@ -53,6 +54,18 @@ def test_a_killed_run_is_resumed_bit_for_bit(agent, more, options, crashing, tmp
     crashing(9, agent, *few, f"--output={tmp_path / 'killed'}")
     assert train(f"--resume={tmp_path / 'killed'}") == 0
     assert_same_run(tmp_path / "undisturbed", tmp_path / "killed")
+
+
+def test_a_resumed_run_reads_the_windows_that_it_had_decided_on(
+    options, crashing, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(window_losses, "STANDARD_ERROR", 0.1)
+    unsure = [word for word in options if not word.startswith("--evaluation-windows")]
+    assert train(*unsure, f"--output={tmp_path / 'undisturbed'}") == 0
+    crashing(9, "reinforce", *unsure, f"--output={tmp_path / 'killed'}")
+    assert train(f"--resume={tmp_path / 'killed'}") == 0
+    assert_same_run(tmp_path / "undisturbed", tmp_path / "killed")
+    assert results(tmp_path / "killed")["evaluation"]["windows"]["text"] < 100  # of 252
 
 
 @pytest.mark.parametrize("moment", [1, 7, 8, 36, 64])
