@@ -7,6 +7,8 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from pgprune.runs.results import Perplexities
+
 _WATCHED = {
     "loss": "rollout/loss",
     "baseline": "train/baseline",
@@ -58,6 +60,12 @@ class Record:
             "seconds": self.seconds - self.evaluation_seconds,
             "tokens": self.tokens - self.evaluation_tokens,
         }
+
+    def add(self, found: Perplexities) -> None:
+        """Adds rows that were evaluated, and notes their windows."""
+        self.perplexity |= found.values
+        self.standard_error |= found.errors
+        self.windows = found.windows
 
     def to_json(self) -> dict[str, Any]:
         """Returns everything but the masks."""

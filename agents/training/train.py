@@ -32,7 +32,7 @@ from pgprune.metrics import METRICS, Importance
 from pgprune.models.load import fingerprint
 from pgprune.repair.repair import Repair
 from pgprune.runs.files import RunFile
-from pgprune.runs.results import Perplexities, perplexities, with_repair
+from pgprune.runs.results import perplexities, with_repair
 from pgprune.runs.run import Run
 from pgprune.utils.ctrl_c import ctrl_c
 from pgprune.utils.memory import memory_now, peak_memory, read_once
@@ -183,15 +183,9 @@ class Training:
         with self._evaluating():
             until_sure = self.settings.data.until_sure
             found = perplexities(problem.lm, rows, self.windows, until_sure=until_sure)
-        self._keep(found)
-        return importance
-
-    def _keep(self, found: Perplexities) -> None:
-        """Keeps what was evaluated, and the windows of it for what is evaluated later."""
-        self.record.perplexity |= found.values
-        self.record.standard_error |= found.errors
-        self.record.windows = found.windows
+        self.record.add(found)
         self.windows = first_windows(self.windows, found.windows)
+        return importance
 
     def _reward_repaired(self, agent: Agent) -> None:
         """Makes rewards count refitted weights, if the settings ask for it."""
@@ -287,7 +281,7 @@ class Training:
         rows = {name: masks[name] for name in ("masked", "best")}
         with self._evaluating():
             found = perplexities(lm, rows, self.windows)
-            self._keep(with_repair(lm, found, mask, repair, self.windows))
+            self.record.add(with_repair(lm, found, mask, repair, self.windows))
             samples = sample_text(lm, mask, self.problem.tokenizer, self.windows, repair)
         self._count()
         tensors = {**masks, "mask": mask, "probabilities": agent.probabilities}
