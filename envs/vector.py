@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import gymnasium as gym
@@ -21,7 +21,7 @@ from pgprune.envs.reward import check_reward, reward_fill
 from pgprune.errors import PruningError, check_choice
 from pgprune.masking.perplexity import perplexity
 from pgprune.masking.problem import Problem, PruningConfig
-from pgprune.runs.results import perplexities
+from pgprune.models.window_losses import window_losses
 from pgprune.utils.transfer import read, send
 
 Array = npt.NDArray[Any] | Tensor
@@ -228,8 +228,11 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         sets = evaluation_windows(data, self.problem.tokenizer)
         if not data.until_sure:
             return sets
-        dense = {"dense": self.units.ones()}
-        return first_windows(sets, perplexities(lm, dense, sets, until_sure=True).windows)
+        dense = partial(lm.losses, self.units.ones()[None])
+        enough = {
+            name: window_losses(dense, ids, until_sure=True).shape[1] for name, ids in sets.items()
+        }
+        return first_windows(sets, enough)
 
     def _losses(self, masks: Tensor) -> Tensor:
         """Computes the mean loss of each mask (K, n) on its next batch, (K,) float64."""
