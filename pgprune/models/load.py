@@ -6,10 +6,10 @@ and remote code is not trusted.
 """
 
 import hashlib
-from contextlib import nullcontext, redirect_stderr
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,9 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
+    modeling_gguf_pytorch_utils,
 )
+from transformers.utils import logging
 
 from pgprune.errors import PruningError, first_line
 from pgprune.models.families import FAMILIES, family_of
@@ -33,7 +35,7 @@ from pgprune.models.source import Source, find_source
 from pgprune.models.weight_files import check_weights
 from pgprune.utils.devices import check_dtype, choose_device
 from pgprune.utils.options import Config, option
-from pgprune.utils.progress import phase
+from pgprune.utils.progress import phase, track
 
 DTYPES = {
     "float32": torch.float32,
@@ -221,10 +223,8 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
 
 
 def _load_weights(source: Source, **options: Any) -> PreTrainedModel:
-    # transformers shows a bar of its own while it dequantizes a GGUF file.
-    hidden = redirect_stderr(StringIO()) if source.gguf_file else nullcontext()
     try:
-        with hidden:
+        with _bars_as_phases():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.place,
                 use_safetensors=True,  # never a pickle, which can run code
@@ -244,6 +244,26 @@ def _load_weights(source: Source, **options: Any) -> PreTrainedModel:
     if (gguf := source.gguf_path) is not None:
         check_tensors(gguf, read_gguf_model(gguf).tensors, len(list(model.parameters())))
     return model
+
+
+@contextmanager
+def _bars_as_phases() -> Iterator[None]:
+    """Shows as phases what transformers shows in bars of its own while it loads."""
+
+    def bar(items: Iterable[Any], desc: str = "items", **_: Any) -> Iterable[Any]:
+        return track(items, desc.rstrip("."))
+
+    def hook(make: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return bar(*args, **options) if args else make(**options)
+
+    gguf: Any = modeling_gguf_pytorch_utils
+    own, before = gguf.tqdm, logging.set_tqdm_hook(hook)
+    gguf.tqdm = bar  # it asks no hook
+    try:
+        yield
+    finally:
+        gguf.tqdm = own
+        logging.set_tqdm_hook(before)
 
 
 def move_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

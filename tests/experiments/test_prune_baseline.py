@@ -132,6 +132,7 @@ def test_every_phase_that_may_take_long_is_told(few, tmp_path, heard):
     Baseline(settings).run(["python"])
     assert heard.labels == [
         f"loading {settings.model.model}",
+        "  Loading weights",
         "reading the calibration text",
         "reading the evaluation texts",
         "method wanda-sp",
