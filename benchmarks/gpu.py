@@ -45,8 +45,8 @@ class GpuConfig(Config):
     """Measurement: how long, and where the results go."""
 
     tests_seconds: int = option(60, "limit of the tests", minimum=1)
-    exactness_seconds: int = option(60, "limit of the exactness", minimum=1)
-    speed_seconds: int = option(90, "limit of the speed", minimum=1)
+    exactness_seconds: int = option(80, "limit of the exactness", minimum=1)
+    speed_seconds: int = option(70, "limit of the speed", minimum=1)
     auto_seconds: int = option(100, "limit of learning by auto", minimum=1)
     reinforce_seconds: int = option(150, "limit of learning by reinforce", minimum=1)
     output: str = option("gpu", "directory of gpu.jsonl, logs and runs", metavar="DIR")

@@ -167,7 +167,7 @@ class TestOneCommand:
         first, *others = read_lines(tmp_path / "out" / "gpu.jsonl")
         assert first["outcome"] == "failed" and first["why"] == "no luck" and first["tiny"]
         assert [one["part"] for one in others] == ["auto", "reinforce"]
-        assert limits == [90, 90 + 100 - 30, 90 + 100 + 150 - 60], (
+        assert limits == [70, 70 + 100 - 30, 70 + 100 + 150 - 60], (
             "what a part leaves is for others"
         )
 
