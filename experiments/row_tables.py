@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 
 from pgprune.errors import PruningError
+from pgprune.evaluation.tables import error_of_mean
 from pgprune.experiments.report import failures_list
 from pgprune.experiments.rows import (
     Column,
@@ -119,7 +120,7 @@ def _costs(row: Row, model: str, rates: Sequence[float], rate: float) -> list[st
 
 
 def _zero_shot_table(rows: Sequence[Row], model: str, wanted: float) -> str:
-    """Tabulates the tasks on which some row is better than chance.
+    """Tabulates the tasks on which some row is better than chance, and the mean over all tasks.
 
     The accuracies are those at the rate nearest to a wanted one, among the measured rates.
     """
@@ -132,18 +133,29 @@ def _zero_shot_table(rows: Sequence[Row], model: str, wanted: float) -> str:
     above = [
         task for task in shots[0] if any(shot[task]["verdict"] == "above chance" for shot in shots)
     ]
+    mean = [f"mean of {len(shots[0])}"] if len(shots[0]) > 1 else []
     lines = []
     for row in rows if above else []:
         own = [one["zero_shot"] for one in row.of(model, rate) if _answers(one, model)]
         if own:
-            lines.append(
-                [*_names(row), *(_accuracy([shot[task] for shot in own]) for task in above)]
-            )
+            cells = [_accuracy([shot[task] for shot in own]) for task in above]
+            lines.append([*_names(row), *cells, *([_mean_accuracy(own)] if mean else [])])
     if not lines:
         return ""
-    return f"Zero-shot accuracy (%) at {rate:g}, tasks with a row above chance.\n\n" + grid(
-        ["method", "repair", "type", *above], lines
+    about = "; the mean is over all tasks, ± its standard error over items" if mean else ""
+    return f"Zero-shot accuracy (%) at {rate:g}, tasks with a row above chance{about}.\n\n" + grid(
+        ["method", "repair", "type", *above, *mean], lines
     )
+
+
+def _mean_accuracy(shots: Sequence[Record]) -> str:
+    """Returns the mean over tasks and seeds, in percent, and its standard error over items."""
+    tasks = [one for shot in shots for one in shot.values()]
+    mean = 100 * statistics.fmean(one["accuracy"] for one in tasks)
+    # Seeds answer the same items, so more of them do not make the error smaller.
+    errors = [error_of_mean([one.get("stderr") for one in shot.values()]) for shot in shots]
+    known = [100 * error for error in errors if error is not None]
+    return f"{mean:.1f} ± {statistics.fmean(known):.1f}" if known else f"{mean:.1f}"
 
 
 def _answers(record: Record, model: str) -> bool:

@@ -95,5 +95,10 @@ def zero_shot(
     loaded = load_tasks(tasks.names, tasks.folder)
     found = [harness.evaluate(task, tasks.limit) for task in loaded]
     return {
-        one.task: {"accuracy": one.accuracy["acc"], "verdict": one.verdict("acc")} for one in found
+        one.task: {
+            "accuracy": one.accuracy["acc"],
+            "stderr": one.stderr["acc"],
+            "verdict": one.verdict("acc"),
+        }
+        for one in found
     }

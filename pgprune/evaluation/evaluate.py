@@ -19,9 +19,10 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from pgprune.data.known_texts import ASSETS
 from pgprune.data.stream import DataConfig, EvaluationSet, check_sequence_length, evaluation_sets
 from pgprune.errors import PruningError
-from pgprune.evaluation.zero_shot import PAPER_TASKS, Harness, load_tasks
+from pgprune.evaluation.zero_shot import PAPER_TASKS, Harness, is_local, load_tasks
 from pgprune.masking.perplexity import bos_rule, tokenizer_identity
 from pgprune.models.load import ModelConfig, fingerprint
 from pgprune.models.window_losses import model_losses, perplexity_of, window_losses
@@ -60,7 +61,7 @@ class EvaluationConfig(Config):
     task_data: str | None = option(
         None,
         "folder of local task files, TASK.jsonl or TASK/*.jsonl",
-        unset="lm-eval's own data sets, downloaded",
+        unset="text of PGPRUNE_ASSETS, else lm-eval's data sets, downloaded",
         metavar="DIR",
     )
     limit: int | None = option(None, "most items of each task", minimum=1, unset="all")
@@ -185,7 +186,7 @@ class Evaluation:
         for task in track(self._tasks, label, unit="tasks"):
             score = harness.evaluate(task, self._config.limit)
             verdicts = {metric: score.verdict(metric) for metric in score.accuracy}
-            data = self._config.task_data or "lm-eval"
+            data = (self._config.task_data or ASSETS) if is_local(task) else "lm-eval"
             yield {"what": "zero-shot", **asdict(score), "verdict": verdicts, "data": data}
 
     def _texts(self, tokenizer: PreTrainedTokenizerBase) -> dict[str, EvaluationSet]:

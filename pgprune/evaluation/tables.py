@@ -1,6 +1,7 @@
 """Shows evaluations: a line as each is done, and tables of several models side by side."""
 
 import math
+import statistics
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -58,14 +59,26 @@ def print_tables(records: Records, console: Console) -> None:
     _print_protocol(records, console)
 
 
-def averages(records: Records) -> dict[str, float]:
-    """Averages ``acc``, and ``acc_norm`` or else ``acc``, over the tasks of one model (Table 1)."""
+def averages(records: Records) -> dict[str, tuple[float, float | None]]:
+    """Averages ``acc``, and ``acc_norm`` or else ``acc``, over the tasks of one model (Table 1).
+
+    Returns:
+        By metric, the mean and its standard error over items; None where a task has none.
+    """
     means = {}
     for metric in METRICS:
         # Tasks whose answers are all the same text have no acc_norm.
-        values = [row["accuracy"].get(metric, row["accuracy"]["acc"]) for row in records]
-        means[metric] = sum(values) / len(values)
+        names = [metric if metric in row["accuracy"] else "acc" for row in records]
+        values = [row["accuracy"][name] for row, name in zip(records, names, strict=True)]
+        errors = [row["stderr"][name] for row, name in zip(records, names, strict=True)]
+        means[metric] = statistics.fmean(values), error_of_mean(errors)
     return means
+
+
+def error_of_mean(errors: Sequence[float | None]) -> float | None:
+    """Returns the standard error of a mean from those of its parts, which are independent."""
+    known = [error for error in errors if error is not None]
+    return math.hypot(*known) / len(errors) if len(known) == len(errors) else None
 
 
 def _print_perplexities(records: Records, console: Console) -> None:
@@ -105,7 +118,7 @@ def _print_accuracies(records: Records, console: Console) -> None:
         means = averages(rows) if len(rows) == len(tasks) else {}
         for metric in METRICS:
             values = (_accuracy(cells.get((name, task)), metric) for task in tasks)
-            lines.append([name, metric, *values, _percent(means.get(metric))])
+            lines.append([name, metric, *values, _percent(*means.get(metric, (None,)))])
     rows = [next(row for row in records if row["task"] == task) for task in tasks]
     chances = [row["chance"] for row in rows]
     head = ["zero-shot, %", "metric", *(_SHORT.get(task, task) for task in tasks), "mean"]
@@ -150,8 +163,10 @@ def _accuracy(record: Record | None, metric: str) -> str:
     return _percent(record["accuracy"][metric]) + mark
 
 
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
+def _percent(value: float | None, error: float | None = None) -> str:
+    if value is None:
+        return "-"
+    return f"{100 * value:.1f}" + ("" if error is None else f" ± {100 * error:.1f}")
 
 
 def _figure(record: Record, key: str) -> str:

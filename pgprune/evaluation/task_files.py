@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pgprune.data.known_texts import assets
 from pgprune.data.rows import jsonl_rows
 from pgprune.errors import PruningError
 
@@ -27,8 +28,7 @@ def task_file(folder: str, task: str) -> Path:
     Raises:
         PruningError: there is none, or more than one.
     """
-    place = Path(folder).expanduser()
-    files = sorted([*place.glob(f"{task}*.jsonl"), *place.glob(f"{task}/*.jsonl")])
+    place, files = Path(folder).expanduser(), _files(folder, task)
     if len(files) != 1:
         problem = f"has {len(files)} files" if files else "has no file"
         raise PruningError(
@@ -36,6 +36,18 @@ def task_file(folder: str, task: str) -> Path:
             f"{place / task}.jsonl or in {place / task}, or leave the task out of --tasks"
         )
     return files[0]
+
+
+def known_task_file(task: str) -> Path | None:
+    """Finds the file of a task below ``PGPRUNE_ASSETS``; None where there is none.
+
+    Raises:
+        PruningError: there is more than one.
+    """
+    folder = assets()
+    if folder is None or not _files(str(folder / "text"), task):
+        return None
+    return task_file(str(folder / "text"), task)
 
 
 def task_config(task: str, path: Path) -> dict[str, Any]:
@@ -76,6 +88,11 @@ def task_config(task: str, path: Path) -> dict[str, Any]:
         ],
         "num_fewshot": 0,
     }
+
+
+def _files(folder: str, task: str) -> list[Path]:
+    place = Path(folder).expanduser()
+    return sorted([*place.glob(f"{task}*.jsonl"), *place.glob(f"{task}/*.jsonl")])
 
 
 def read_items(path: Path) -> Iterator[Item]:

@@ -11,12 +11,13 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pgprune.errors import PruningError, first_line
-from pgprune.evaluation.task_files import task_config, task_file
+from pgprune.evaluation.task_files import known_task_file, task_config, task_file
 from pgprune.utils.progress import phase
 
 PAPER_TASKS = ("arc_easy", "arc_challenge", "hellaswag", "piqa", "winogrande")
@@ -66,8 +67,9 @@ def load_tasks(names: Sequence[str], folder: str | None) -> list[Any]:
 
     Args:
         names: of tasks.
-        folder: local files, as ``task_files`` describes them; None for lm-eval's own tasks and
-            data sets, which it downloads.
+        folder: local files, as ``task_files`` describes them; None for those of the folder
+            ``PGPRUNE_ASSETS``, and for lm-eval's own tasks, which it downloads, where that has
+            none.
 
     Raises:
         PruningError: lm-eval is not installed, a task is unknown or not of multiple choice, or its
@@ -76,10 +78,24 @@ def load_tasks(names: Sequence[str], folder: str | None) -> list[Any]:
     _check_installed()
     from lm_eval.api.task import ConfigurableTask
 
-    if folder is not None:
-        configs = [task_config(name, task_file(folder, name)) for name in names]
-        with _quietly():
-            return [ConfigurableTask(config=config) for config in configs]
+    find = known_task_file if folder is None else partial(task_file, folder)
+    files = {name: path for name in names if (path := find(name)) is not None}
+    configs = {name: task_config(name, path) for name, path in files.items()}
+    with _quietly():
+        local = {name: ConfigurableTask(config=config) for name, config in configs.items()}
+    downloaded = _download([name for name in names if name not in local])
+    return [(local | downloaded)[name] for name in names]
+
+
+def is_local(task: Any) -> bool:
+    """Whether a task of ``load_tasks`` is read from a local file."""
+    return task.config.custom_dataset is not None
+
+
+def _download(names: Sequence[str]) -> dict[str, Any]:
+    """Loads lm-eval's own tasks."""
+    if not names:
+        return {}
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager()
@@ -88,7 +104,7 @@ def load_tasks(names: Sequence[str], folder: str | None) -> list[Any]:
             f"lm-eval has no task {unknown[0]!r}; the paper's are {', '.join(PAPER_TASKS)}, and "
             "`lm_eval ls tasks` lists all"
         )
-    return [_load(manager, name) for name in names]
+    return {name: _load(manager, name) for name in names}
 
 
 class Harness:
@@ -210,7 +226,7 @@ def _load(manager: Any, name: str) -> Any:
     except Exception as error:  # data sets and the network raise everything
         raise PruningError(
             f"the task {name!r} cannot be loaded ({first_line(error)}); check the network, or give "
-            "local files by --task-data"
+            "local files by --task-data or PGPRUNE_ASSETS"
         ) from error
     if task.OUTPUT_TYPE != _MULTIPLE_CHOICE or "acc" not in task.aggregation():
         raise PruningError(

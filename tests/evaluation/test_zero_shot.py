@@ -17,7 +17,7 @@ from pgprune import PruningError
 from pgprune.evaluation.evaluate import EvaluationConfig
 from pgprune.evaluation.tables import averages
 from pgprune.evaluation.task_files import read_items, task_file
-from pgprune.evaluation.zero_shot import PAPER_TASKS, Harness, load_tasks, verdict
+from pgprune.evaluation.zero_shot import PAPER_TASKS, Harness, is_local, load_tasks, verdict
 from pgprune.runs.any_model import load_any
 
 ANSWERS = {"query": "abc", "choices": ["d", "ee"], "gold": 1}
@@ -158,13 +158,15 @@ class Manager:
 )
 def test_tasks_of_lm_eval_that_will_not_do(task, says, monkeypatch):
     monkeypatch.setattr("lm_eval.tasks.TaskManager", Manager)
+    monkeypatch.delenv("PGPRUNE_ASSETS", raising=False)
     with pytest.raises(PruningError, match=says):
         load_tasks([task], None)
 
 
 @pytest.mark.usefixtures("lm_eval")
 @pytest.mark.network
-def test_tasks_and_data_of_lm_eval(tmp_path):
+def test_tasks_and_data_of_lm_eval(tmp_path, monkeypatch):
+    monkeypatch.delenv("PGPRUNE_ASSETS", raising=False)
     kept = tmp_path / "kept.jsonl"
     assert command("evaluate", "builtin", "--tasks=paper", "--limit=2", f"--output={kept}") == 0
     found = [record for record in json_lines(kept) if record["what"] == "zero-shot"]
@@ -264,5 +266,23 @@ def test_verdicts(accuracy, says):
 
 
 def test_averages_are_the_papers():
-    rows = [{"accuracy": {"acc": 0.2, "acc_norm": 0.4}}, {"accuracy": {"acc": 0.6}}]
-    assert averages(rows) == pytest.approx({"acc": 0.4, "acc_norm": 0.5})
+    both = {"accuracy": {"acc": 0.2, "acc_norm": 0.4}, "stderr": {"acc": 0.03, "acc_norm": 0.06}}
+    rows = [both, {"accuracy": {"acc": 0.6}, "stderr": {"acc": 0.04}}]
+    found = averages(rows)
+    assert found["acc"] == pytest.approx((0.4, 0.05 / 2))
+    assert found["acc_norm"] == pytest.approx((0.5, math.hypot(0.06, 0.04) / 2))
+
+
+def test_a_mean_with_a_task_of_one_item_has_no_standard_error():
+    rows = [{"accuracy": {"acc": 1.0}, "stderr": {"acc": None}}]
+    assert averages(rows)["acc"] == (1.0, None)
+
+
+@pytest.mark.usefixtures("lm_eval")
+def test_tasks_of_the_folder_of_local_texts_are_read_without_network(tmp_path, monkeypatch):
+    (tmp_path / "text" / "piqa").mkdir(parents=True)
+    write(tmp_path / "text" / "piqa" / "piqa.jsonl", ANSWERS)
+    monkeypatch.setenv("PGPRUNE_ASSETS", str(tmp_path))
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", None)
+    (task,) = load_tasks(["piqa"], None)
+    assert is_local(task) and len(task.eval_docs) == 1

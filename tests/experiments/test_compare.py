@@ -85,7 +85,7 @@ def test_zero_shot_tasks_are_done_by_the_models_that_the_perplexities_are_of(
     few = ("--methods", "flap:method-samples=8", "--rates=0.33")
     assert compare(tmp_path, *few, "--limit=7", "--tasks", "quiz", "riddle") == 0
     own, repaired = recorded(tmp_path)
-    verdict = {"accuracy": 0.5, "verdict": "above chance"}
+    verdict = {"accuracy": 0.5, "stderr": 0.1, "verdict": "above chance"}
     assert own["zero_shot"] == repaired["zero_shot"] == {"quiz": verdict, "riddle": verdict}
     problem = variants.problem_of(Run.open(tmp_path / own["run"]), 0)
     windows = evaluation_windows(problem.data, problem.tokenizer)["text"]
@@ -142,7 +142,7 @@ def test_accuracies_are_those_of_the_rate_that_has_them(compared):
         shots = {"quiz": quiz, "riddle": riddle}
         return record | {
             "zero_shot": {
-                task: {"accuracy": accuracy, "verdict": verdict}
+                task: {"accuracy": accuracy, "verdict": verdict, "stderr": 0.02}
                 for task, (accuracy, verdict) in shots.items()
             }
         }
@@ -157,9 +157,9 @@ def test_accuracies_are_those_of_the_rate_that_has_them(compared):
         for record in ({**one, "method": one["method"].partition(":")[0]} for one in records)
     ]
     text = tables(found, at_rate=0.33).partition("Zero-shot accuracy (%) at 0.5")[2]
-    assert "| method | repair | type | quiz |" in text
-    assert "| flap | own | forward | 40.00 |" in text
-    assert "| random | none | forward | 26.00 ± 0.00 at chance |" in text
+    assert "| method | repair | type | quiz | mean of 2 |" in text
+    assert "| flap | own | forward | 40.00 | 33.0 ± 1.4 |" in text
+    assert "| random | none | forward | 26.00 ± 0.00 at chance | 26.0 ± 1.4 |" in text
     assert "least-squares" not in text
 
 
