@@ -55,7 +55,6 @@ def _run_tasks(tasks: Sequence[T], work: Callable[[T], None], workers: int, done
                 free.remove(number)
                 running[_start(work, task, written.name, number)] = task, written, number
             wait([process.sentinel for process in running], _LOOK_EVERY)  # until one ends
-            done.figures = {str(task): _last_line(said) for task, said, _ in running.values()}
             for process in [process for process in running if process.exitcode is not None]:
                 task, errors, number = running.pop(process)
                 free.add(number)
@@ -67,6 +66,7 @@ def _run_tasks(tasks: Sequence[T], work: Callable[[T], None], workers: int, done
                     print(line, file=sys.stderr, flush=True)  # also where nobody listens
                 else:
                     log(line)
+            done.figures = {str(task): _last_line(said) for task, said, _ in running.values()}
     finally:
         for process in running:
             process.kill()  # after an error or Ctrl-C

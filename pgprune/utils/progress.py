@@ -77,11 +77,20 @@ class Phase:
         left = (self.total - self.done) / self.rate - (clock() - self._reached)
         return f"{duration(max(left, 0))} left"
 
+    @property
+    def outcome(self) -> str:
+        """What the phase has done and how long it took, in one line."""
+        words = self._words(self.count)
+        took = f"{self.label} took {duration(self.seconds)}"
+        return f"{took}: {words}" if words else took
+
     def __str__(self) -> str:
-        """Writes the phase in one line."""
-        figures = [f"{label} {value}" for label, value in self.figures.items()]
-        words = ", ".join(filter(None, [self.count, self.time, *figures]))
-        return f"{self.label}: {words}"
+        """Writes how far the phase is in one line."""
+        return f"{self.label}: {self._words(self.count, self.time)}"
+
+    def _words(self, *words: str) -> str:
+        figures = (f"{label} {value}" for label, value in self.figures.items())
+        return ", ".join(filter(None, [*words, *figures]))
 
 
 class Listener(Protocol):

@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from pgprune.utils.progress import Phase, duration, listening
+from pgprune.utils.progress import Phase, listening
 
 _REDRAW = 0.25  # seconds
 _LINE_EVERY = 10.0  # seconds between two lines where there is no terminal
@@ -92,7 +92,7 @@ class ProgressView:
         if place == 0:
             self.erase()  # the terminal is clean between outer phases
             if completed and phase.seconds >= _LONG:
-                self.log(f"{phase.label} took {duration(phase.seconds)}")
+                self.log(phase.outcome)
 
     def note(self, message: str) -> None:
         """Prints a line on the console."""

@@ -50,6 +50,7 @@ def test_remaining_time_after_a_resume_counts_only_what_this_process_did(clock):
     clock.now += 10
     work.reach(1100, {"loss": "3.2500"})
     assert str(work) == "finetuning: 1,100/2,000 updates, 1:30 left, loss 3.2500"
+    assert work.outcome == "finetuning took 0:10: 1,100/2,000 updates, loss 3.2500"
 
 
 def test_a_listener_hears_of_nested_phases_and_notes(heard):
