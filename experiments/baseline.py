@@ -22,7 +22,7 @@ from pgprune.models.load import ModelConfig, fingerprint
 from pgprune.repair.config import RepairConfig, chosen_repair
 from pgprune.runs.files import RunFile
 from pgprune.runs.plots import plot_kept_shares
-from pgprune.runs.results import Perplexities, facts, perplexities, with_repair
+from pgprune.runs.results import NOTHING, Perplexities, facts, perplexities, with_repair
 from pgprune.runs.run import Run
 from pgprune.runs.settings import RunConfig, Sections
 from pgprune.surgery.stream_slices import stream_sliced
@@ -95,14 +95,16 @@ class Baseline:
 
     Args:
         settings: of the run.
+        known: perplexities of the dense model on the same windows, measured before.
 
     Raises:
         PruningError: anything that cannot work, before any long work.
     """
 
-    def __init__(self, settings: BaselineSettings) -> None:
+    def __init__(self, settings: BaselineSettings, known: Perplexities = NOTHING) -> None:
         self._started = time.monotonic()
         self.settings = settings
+        self._known = known
         self.problem = make_problem(
             settings.model, settings.data, settings.pruning, settings.run.seed
         )
@@ -155,7 +157,8 @@ class Baseline:
         # Cut streams are no mask over units, so there is nothing to evaluate without the cuts.
         if pruned.slices is None:
             rows["masked"] = pruned.mask
-        found = perplexities(lm, rows, self.windows, until_sure=self.settings.data.until_sure)
+        until_sure = self.settings.data.until_sure
+        found = perplexities(lm, rows, self.windows, until_sure=until_sure, known=self._known)
         self.windows = first_windows(self.windows, found.windows)
         if pruned.slices is None:
             return with_repair(lm, found, pruned.mask, pruned.repair, self.windows)

@@ -101,8 +101,26 @@ def _model_table(
     dense = ", ".join(f"{name} {spread([one['dense'][name]])}" for name in sets)
     size = f"{one['parameters']['dense']:,}"
     shots = _zero_shot_table(ordered, model, rate)
-    about = f"`{model}`: {size} parameters; dense perplexity {dense}. Columns are prune rates.\n\n"
-    return about + grid(head, lines) + (f"\n{shots}" if shots else "")
+    about = f"`{model}`: {size} parameters; dense perplexity {dense}. Columns are prune rates."
+    if error := _largest_error(rows, model):
+        about += f" Standard errors over windows are at most {error:.1%} of a perplexity."
+    return f"{about}\n\n" + grid(head, lines) + (f"\n{shots}" if shots else "")
+
+
+def _largest_error(rows: Sequence[Row], model: str) -> float:
+    """Returns the largest standard error of a model's perplexities, as a share of them; 0 if none.
+
+    Records of earlier versions have none.
+    """
+    shares = [
+        error / record["perplexity"][name]
+        for row in rows
+        for record in row.records
+        if record["model"] == model
+        for name, error in (record.get("standard_error") or {}).items()
+        if error is not None and record["perplexity"][name]
+    ]
+    return max(shares, default=0)
 
 
 def _costs(row: Row, model: str, rates: Sequence[float], rate: float) -> list[str]:

@@ -23,6 +23,7 @@ from pgprune.models.load import ModelConfig, check_model
 from pgprune.runs.any_model import load_any
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
+from pgprune.runs.results import NOTHING, Perplexities
 from pgprune.runs.run import Run
 from pgprune.utils.jsonl import Record, add_line, close_line
 from pgprune.utils.process_pool import run_tasks
@@ -152,18 +153,31 @@ def _make_run(work: Work) -> None:
     if isinstance(settings, BaselineSettings):
         if path.exists():
             shutil.rmtree(path)  # left by a kill; a method has no checkpoints
-        Baseline(settings).run(command)
+        Baseline(settings, _known(work)).run(command)
         return
     if path.exists() and settings.entry.no_resume:
         shutil.rmtree(path)
     # A resumed run keeps its own settings; check_same has compared them with today's.
     run = Run.open(path) if path.exists() else None
     training = Training(resumed(run) if run else settings)
+    training.record.add(_known(work))
     if run is None:
         run = Run.create(str(path), settings.sections(training.decided()), command, path.name)
     training.check(run)
     with run:
         training.run(run)
+
+
+def _known(work: Work) -> Perplexities:
+    """Reads what an earlier cell has measured of the dense model on the text of all cells."""
+    # A method may have options for the text of its own.
+    if work.options.keys() & {*DataConfig.__dataclass_fields__, "dtype"}:
+        return NOTHING
+    for one in read_records(work.config.records):
+        if one["model"] == model_name(work.cell.model) and one.get("dense_standard_error"):
+            errors = {"dense": one["dense_standard_error"]}
+            return Perplexities({"dense": one["dense"]}, errors, one["windows"])
+    return NOTHING
 
 
 def _failure(cell: Cell, how: str, error: PruningError) -> Record:
@@ -189,6 +203,7 @@ def _record(work: Work, run: FinishedRun) -> Record:
         raise PruningError("the loss of the answer is not a finite number")
     sliced = (run.path / RunFile.SLICES).exists()  # by SliceGPT, which has no mask
     path, perplexity = cell.path.as_posix(), results["perplexity"]
+    errors = results.get("standard_error", {})  # not of earlier versions
     record = {
         **_about(cell),
         "repair": "own" if sliced or (run.path / RunFile.REPAIR).exists() else "none",
@@ -200,8 +215,8 @@ def _record(work: Work, run: FinishedRun) -> Record:
         "dense": perplexity["dense"],
         "perplexity": perplexity["pruned"],
         "masked": perplexity.get("masked"),
-        "standard_error": results["standard_error"]["pruned"],
-        "dense_standard_error": results["standard_error"]["dense"],
+        "standard_error": errors.get("pruned"),
+        "dense_standard_error": errors.get("dense"),
         "windows": results["evaluation"]["windows"],
         **results["method_cost"],
         "memory_bytes": results["memory_beyond_weights_bytes"],

@@ -61,6 +61,11 @@ class Record:
             "tokens": self.tokens - self.evaluation_tokens,
         }
 
+    @property
+    def evaluated(self) -> Perplexities:
+        """What was evaluated so far."""
+        return Perplexities(self.perplexity, self.standard_error, self.windows)
+
     def add(self, found: Perplexities) -> None:
         """Adds rows that were evaluated, and notes their windows."""
         self.perplexity |= found.values

@@ -181,8 +181,8 @@ class Training:
         initial = self.record.masks["initial"] = importance.mask(problem.budget)
         rows = {"dense": problem.units.ones(), "initial": initial}
         with self._evaluating():
-            until_sure = self.settings.data.until_sure
-            found = perplexities(problem.lm, rows, self.windows, until_sure=until_sure)
+            sure, known = self.settings.data.until_sure, self.record.evaluated
+            found = perplexities(problem.lm, rows, self.windows, until_sure=sure, known=known)
         self.record.add(found)
         self.windows = first_windows(self.windows, found.windows)
         return importance

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pgprune.data.stream import first_windows
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.perplexity import bos_rule
 from pgprune.masking.problem import Problem
@@ -46,12 +47,17 @@ class Perplexities:
         return self | Perplexities({"pruned": values}, {"pruned": errors})
 
 
+NOTHING = Perplexities()
+"""Nothing was measured yet."""
+
+
 def perplexities(
     lm: MaskedLM,
     rows: Mapping[str, Tensor],
     windows: Mapping[str, Tensor],
     *,
     until_sure: bool = False,
+    known: Perplexities = NOTHING,
 ) -> Perplexities:
     """Evaluates masks.
 
@@ -60,10 +66,16 @@ def perplexities(
         rows: masks (n,) by the name of their row.
         windows: evaluation windows (N, T) by the name of their set.
         until_sure: whether fewer windows are enough, by the losses of the first row.
+        known: rows that were measured before, on as many of the windows as are enough.
     """
+    rows = {name: mask for name, mask in rows.items() if name not in known.values}
+    if not rows:
+        return known
     # All masks in one call: they share the dense prefix of every window.
-    masks = torch.stack(list(rows.values()))  # (rows, n)
-    return measured(partial(lm.losses, masks), list(rows), windows, until_sure=until_sure)
+    compute = partial(lm.losses, torch.stack(list(rows.values())))  # of masks (rows, n)
+    until_sure = until_sure and not known.windows
+    windows = first_windows(windows, known.windows)
+    return known | measured(compute, list(rows), windows, until_sure=until_sure)
 
 
 def measured(

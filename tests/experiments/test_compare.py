@@ -19,6 +19,7 @@ from pgprune.experiments.row_tables import tables
 from pgprune.models.window_losses import model_perplexity
 from pgprune.repair.fit import fit_repair
 from pgprune.repair.repair import repaired
+from pgprune.runs.finished import FinishedRun
 from pgprune.runs.results import perplexities
 from pgprune.runs.run import Run
 
@@ -65,6 +66,16 @@ def test_a_repair_is_that_of_the_runs_own_mask_and_windows(compared):
         windows = evaluation_windows(problem.data, problem.tokenizer)
         expected = perplexities(problem.lm, {"mask": mask}, windows).values["mask"]
     assert record["perplexity"] == pytest.approx(expected, rel=1e-12)
+
+
+def test_the_dense_model_is_evaluated_once_for_all_cells(compare, tmp_path):
+    few = ("--seeds=1", "--rates", "0.33", "--repairs=none", "--methods", "magnitude", "random")
+    assert compare(tmp_path, *few) == 0
+    first, second = (FinishedRun.open(tmp_path / one["run"]).results for one in recorded(tmp_path))
+    assert first["perplexity"]["dense"] == second["perplexity"]["dense"]
+    assert first["evaluation"] == second["evaluation"]
+    assert second["tokens"] == first["tokens"] // 2  # the mask alone
+    assert "Standard errors over windows are at most " in (tmp_path / "comparison.md").read_text()
 
 
 def test_zero_shot_tasks_are_done_by_the_models_that_the_perplexities_are_of(

@@ -140,9 +140,9 @@ def test_every_phase_that_may_take_long_is_told(few, tmp_path, heard):
         "repair least-squares",
         "  layers",
         "perplexity of dense, masked",
-        "  windows",
+        "  text",
         "perplexity of pruned",
-        "  windows",
+        "  text",
         "drawing kept_shares.png",
     ]
 
