@@ -131,6 +131,8 @@ class MaskedLM:
             calls = [chunk_calls[index] for chunk_calls in prepared]
             seen = Observation(index, tuple(states), calls, self.family, self.device)
             yield seen
+            if index == self.units.layers - 1:
+                return  # nothing asks for the states after the last layer
             layer_mask = LayerMask(mask[None], self.units, index, self.family)
             states = list(seen.after(layer_mask, self._run))
 

@@ -61,7 +61,7 @@ class SecondMoments:
         wide = torch.promote_types(inputs.dtype, torch.float32)
         x = inputs.flatten(0, -2).to(self.lower.device, wide)  # (tokens, inputs)
         self.tokens += len(x)
-        self.inputs += x.sum(0, dtype=torch.float64)
+        self.inputs += x.sum(0)
         width = x.shape[1]
         step = max(_LEAST_ROWS, -(-width // _BLOCKS))
         for start in range(0, width, step):
@@ -70,8 +70,8 @@ class SecondMoments:
         if targets is not None:
             y = targets.flatten(0, -2).to(self.lower.device, wide)  # (tokens, outputs)
             self.cross += y.T @ x
-            self.targets += y.sum(0, dtype=torch.float64)
-            self.energy += y.square().sum(dtype=torch.float64)
+            self.targets += y.sum(0)
+            self.energy += y.square().sum(1).sum(dtype=torch.float64)
 
     def set_outputs(self, weight: Tensor, bias: Tensor | None = None) -> None:
         """Sets the targets to W x + b for W (outputs, inputs), so that no token is needed for them.
