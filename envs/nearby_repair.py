@@ -21,6 +21,7 @@ from pgprune.repair.least_squares import LeastSquares
 from pgprune.repair.projection import Projection
 from pgprune.repair.refit import Solution, best_weights, refit_layers
 from pgprune.repair.repair import Repair
+from pgprune.utils.progress import phase
 
 
 class NearbyRepair:
@@ -63,7 +64,8 @@ class NearbyRepair:
             problems[projection.seen.layer, projection.kind] = problem
             return best_weights(projection, problem)
 
-        refit_layers(self._lm, mask, self._windows, solve, "projection")
+        with phase("moments of the rewards' repairs"):
+            refit_layers(self._lm, mask, self._windows, solve, "projection")
         self._problems = problems  # only now, so that an error leaves the last ones whole
 
     @torch.no_grad()

@@ -8,6 +8,7 @@ from torch import Tensor
 from pgprune.masking.problem import Problem
 from pgprune.repair.config import RepairConfig, chosen_repair
 from pgprune.repair.repair import Repair, repaired
+from pgprune.utils.progress import track
 
 
 def best_repaired(
@@ -32,6 +33,6 @@ def _loss(problem: Problem, mask: Tensor, repair: Repair | None) -> float:
     lm = problem.lm
     rows = mask[None].to(lm.device)  # (1, n)
     with repaired(lm, repair or Repair()):
-        batches = problem.validation.split(8)
+        batches = track(problem.validation.split(8), "validation", unit="batches")
         losses = torch.cat([lm.losses(rows, batch) for batch in batches], dim=1)  # (1, N)
     return float(losses.double().mean())

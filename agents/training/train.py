@@ -36,7 +36,7 @@ from pgprune.runs.results import perplexities, with_repair
 from pgprune.runs.run import Run
 from pgprune.utils.ctrl_c import ctrl_c
 from pgprune.utils.memory import memory_now, peak_memory, read_once
-from pgprune.utils.progress import note, phase
+from pgprune.utils.progress import note, phase, track
 
 VALIDATIONS = 10  # in a run
 _REFITS = 10  # of the reward in a run
@@ -203,7 +203,7 @@ class Training:
         """
         mask, record, env = agent.mask(), self.record, self._env
         rows = mask[None].to(self.problem.lm.device)  # (1, n)
-        batches = self.problem.validation.split(8)
+        batches = track(self.problem.validation.split(8), "validation", unit="batches")
         losses = [env.evaluate(rows, batch) for batch in batches]  # (1, B) each
         record.validation_loss = float(torch.cat(losses, dim=1).double().mean())
         if record.validation_loss < record.best_loss or "best" not in record.masks:

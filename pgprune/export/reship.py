@@ -30,6 +30,7 @@ from pgprune.runs.model_card import perplexity_text
 from pgprune.runs.results import Perplexities, perplexities, with_repair
 from pgprune.utils.devices import choose_device
 from pgprune.utils.jsonl import finite
+from pgprune.utils.progress import phase
 
 
 def reship(loaded: LoadedRun, how: str = "auto", damping: float | None = None) -> LoadedRun:
@@ -92,7 +93,8 @@ def _calibration(loaded: LoadedRun, wanted: RepairConfig) -> Tensor:
     if wanted.repair == "none":
         return torch.empty(0, 0, dtype=torch.int64)
     data, seed = loaded.run.config("data", DataConfig), loaded.run.sections["run"]["seed"]
-    stream, _ = open_calibration(data, loaded.tokenizer, seed)
+    with phase("reading the calibration text"):
+        stream, _ = open_calibration(data, loaded.tokenizer, seed)
     return stream.head(loaded.run.repair_windows)
 
 

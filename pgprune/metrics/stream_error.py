@@ -72,7 +72,7 @@ def stream_error_refit(
     lm: MaskedLM, windows: torch.Tensor, budget: Budget, seed: int
 ) -> Importance:
     """Computes ``stream_error`` with ``refit``."""
-    return stream_error(lm, windows, budget, seed, refit=True)
+    return stream_error.score(lm, windows, budget, seed, refit=True)
 
 
 def _moments(lm: MaskedLM, seen: Observation) -> dict[str, SecondMoments]:

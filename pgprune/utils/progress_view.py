@@ -163,9 +163,10 @@ class ProgressView:
         rows = Table.grid(padding=(0, 2))
         figures = list[str]()
         for depth, phase in enumerate(self._shown()):
-            bar = ProgressBar(total=phase.total, completed=phase.done, width=24)
             label = Text("  " * depth + phase.label, "" if depth else "bold", overflow="ellipsis")
-            rows.add_row(label, bar, phase.count, phase.time)
+            width = min(24, self._screen.width // 4)
+            bar = ProgressBar(total=phase.total, completed=phase.done, width=width)
+            rows.add_row(label, bar if phase.total else "", phase.count, phase.time)
             figures += (f"[dim]{name}[/] {value}" for name, value in phase.figures.items())
         return Group(rows, Columns(figures, padding=(0, 3))) if figures else Group(rows)
 
