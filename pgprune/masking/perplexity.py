@@ -18,7 +18,7 @@ _PROBE = "It's 12,345.67 naïve  Köln cafés\n\tdef f(x): return [x] * 2  # 漢
 
 
 def perplexity(
-    lm: MaskedLM, mask: Tensor, windows: Tensor, batch_size: int = 8
+    lm: MaskedLM, mask: Tensor, windows: Tensor, batch_size: int | None = None
 ) -> float | list[float]:
     """Computes the perplexity: exp of the mean cross-entropy over all predicted tokens.
 
@@ -29,7 +29,7 @@ def perplexity(
         lm: the frozen model.
         mask: one mask (n,), or several (K, n) that are evaluated together.
         windows: token ids, (N, T) int64.
-        batch_size: windows of one call.
+        batch_size: windows of one call, as ``window_losses`` takes it.
 
     Returns:
         The perplexity, or a list of K. It is NaN if any loss is, and inf where it overflows.

@@ -25,6 +25,9 @@ FEWEST_WINDOWS = 32
 """Fewer do not tell how much windows differ."""
 
 
+_CALL_TOKENS = 1024
+
+
 class Perplexity(NamedTuple):
     """A perplexity and its standard error over windows, in the same unit."""
 
@@ -55,7 +58,7 @@ def windows_needed(losses: Tensor) -> int:
 def window_losses(
     compute: Callable[[Tensor], Tensor],
     windows: Tensor,
-    batch_size: int = 8,
+    batch_size: int | None = None,
     *,
     until_sure: bool = False,
     label: str = "perplexity",
@@ -65,7 +68,7 @@ def window_losses(
     Args:
         compute: takes token ids (B, T) and returns losses, (K, B).
         windows: token ids, (N, T) int64.
-        batch_size: windows of one call.
+        batch_size: windows of one call; None for 8, or fewer long ones.
         until_sure: whether the first windows are enough whose losses under the first of the K
             masks have a mean within ``STANDARD_ERROR``.
         label: what is shown meanwhile.
@@ -73,6 +76,8 @@ def window_losses(
     Returns:
         (K, N) float64 on the CPU, or of fewer windows with ``until_sure``.
     """
+    # Long windows one by one: memory grows with the tokens of a call.
+    batch_size = batch_size or min(8, max(1, _CALL_TOKENS // windows.shape[1]))
     found: list[Tensor] = []  # each (K, B)
     with phase(label, len(windows), "windows") as work:
         for ids in windows.split(batch_size):

@@ -108,11 +108,18 @@ def _loading(remote_code: bool) -> str:
 
 
 def _perplexities(results: Mapping[str, Any]) -> str:
-    table = results["perplexity"]
+    table, errors = results["perplexity"], results.get("standard_error", {})
     rows = [row for row in _ROWS if row in table]
     sets = list(table[rows[0]]) if rows else []
     lines = [
-        [_ROWS[row], *(perplexity_text(table[row].get(text)) for text in sets)] for row in rows
+        [
+            _ROWS[row],
+            *(
+                perplexity_text(table[row].get(text), errors.get(row, {}).get(text))
+                for text in sets
+            ),
+        ]
+        for row in rows
     ]
     return grid(["", *sets], lines).rstrip()
 
@@ -125,8 +132,9 @@ def _evaluation(results: Mapping[str, Any], sections: Mapping[str, Mapping[str, 
         f"of {evaluation['sequence_length']} tokens each of the evaluation text "
         f"({windows or 'number not recorded'}), each read on its own; BOS: {evaluation['bos']}; "
         f"evaluation text: {public_names(data['evaluation'])}. Perplexities compare only at the "
-        "same text, window length, BOS rule and tokenizer. They were measured on the masked model, "
-        "with its repair where it has one, whose logits surgery does not change beyond rounding."
+        "same text, window length, BOS rule and tokenizer; ± is the standard error over windows. "
+        "They were measured on the masked model, with its repair where it has one, whose logits "
+        "surgery does not change beyond rounding."
     )
 
 
@@ -181,6 +189,8 @@ def _is_path(item: str) -> bool:
     return item.count("/") > 1 or item.strip().startswith((".", "/", "~"))
 
 
-def perplexity_text(value: float | None) -> str:
+def perplexity_text(value: float | None, error: float | None = None) -> str:
     """Writes a perplexity for a card, where None is what results.json has for infinity."""
-    return "not finite" if value is None else f"{value:.2f}"
+    if value is None:
+        return "not finite"
+    return f"{value:.2f}" if error is None else f"{value:.2f} ± {error:.2f}"

@@ -130,6 +130,16 @@ def test_plain_text_is_cut_as_it_is_for_calibration(tmp_path, tokenizer):
     assert windows.trained.all()
 
 
+def test_a_mix_has_windows_by_weight_until_a_part_ends(tmp_path, tokenizer):
+    parts = [write(tmp_path / f"{letter}.txt", letter * 80) for letter in "ab"]
+    source = f"{parts[0]}:1,{parts[1]}:3"
+    windows = training_windows(source, tokenizer, 8, samples=12)
+    of = ["a" if "a" in decoded(ids) else "b" for ids in windows.ids]
+    assert (of.count("a"), of.count("b")) == (3, 9)
+    everything = training_windows(source, tokenizer, 8, samples=100)
+    assert len(everything.ids) < 16, "the second part has ended"
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
