@@ -65,7 +65,8 @@ def test_dense_perplexity_on_tinystories(name, expected, assets):
     model, tokenizer = load_model(ModelConfig(model=str(assets / "models" / name), device="cpu"))
     (text,) = (assets / "text" / "tinystories").glob("*.jsonl")
     assert len(text.read_text().splitlines()) == 1000
-    windows = evaluation_windows(DataConfig(evaluation=f"{text}[500:1000]"), tokenizer)
+    data = DataConfig(evaluation=f"{text}[500:1000]", evaluation_windows=400)
+    windows = evaluation_windows(data, tokenizer)
     lm = masked_lm(model)
     (value,) = (perplexity(lm, lm.units.ones(), w) for w in windows.values())
     assert bos_rule(tokenizer) == "one BOS per document"
