@@ -39,7 +39,7 @@ def check_cells(words: Words, config: CellsConfig, data: DataConfig) -> None:
     shapes = dict[str, list[LayerShape]]()
     for model in dict.fromkeys(cell.model for cell in words):
         model_config, _ = check_model(ModelConfig(model, config.device, config.dtype))
-        check_sequence_length(model_config, data.sequence_length)
+        check_sequence_length(model_config, data.longest)
         shapes[model] = shapes_of(model_config)
     calibration_parts(data.calibration)
     evaluation_documents(data.evaluation)

@@ -8,7 +8,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain, count, islice, tee
+from itertools import chain, count, islice, product, tee
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from pgprune.data.documents import evaluation_documents, iterate
+from pgprune.data.documents import Documents, evaluation_documents, iterate
 from pgprune.data.tokens import Ids, cut, encode
 from pgprune.data.windows import Windows, generator, too_short
 from pgprune.errors import PruningError
@@ -52,6 +52,22 @@ class DataConfig(Config):
         minimum=1,
         unset="as many as the dense perplexity needs for a standard error of 1 %",
     )
+    evaluation_lengths: tuple[int, ...] | None = option(
+        None,
+        "tokens of evaluation windows; every text is read at each length",
+        minimum=2,
+        unset="--sequence-length",
+    )
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of the windows that texts are evaluated in."""
+        return self.evaluation_lengths or (self.sequence_length,)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest window of all."""
+        return max(self.sequence_length, *self.lengths)
 
     @property
     def until_sure(self) -> bool:
@@ -203,23 +219,33 @@ def evaluation_sets(
 
     Returns:
         Each set by its name, of at most ``config.evaluation_windows`` windows; of at most
-        ``MOST_TOKENS`` where these are to be decided by ``until_sure``.
+        ``MOST_TOKENS`` where these are to be decided by ``until_sure``. Windows of another length
+        than ``config.sequence_length`` hold as many tokens together, and the set's name ends in
+        their length, such as ``wikitext2@2048``.
 
     Raises:
         PruningError: a text cannot be read, or is shorter than a window.
     """
-    sets, length = dict[str, EvaluationSet](), config.sequence_length
-    texts = evaluation_documents(config.evaluation)
-    for name, documents in track(texts.items(), "reading the evaluation texts"):
-        sizes: Counter[str] = Counter()
-        blocks = cut(_measured(iterate(documents), tokenizer, sizes), length)  # each (M, T)
-        most = config.evaluation_windows or max(1, MOST_TOKENS // length)
-        windows = list(islice(chain.from_iterable(blocks), most))
-        if not windows:
-            raise PruningError(too_short(f"the evaluation text {name!r}", length))
-        bytes_per_token = sizes["bytes"] / sizes["tokens"]
-        sets[name] = EvaluationSet(_stack(windows, length), bytes_per_token, not config.until_sure)
+    usual, windows = config.sequence_length, config.evaluation_windows
+    most = MOST_TOKENS if windows is None else windows * usual
+    texts = product(evaluation_documents(config.evaluation).items(), config.lengths)
+    sets = dict[str, EvaluationSet]()
+    for (name, documents), length in track(list(texts), "reading the evaluation texts"):
+        text = _evaluation_set(name, documents, tokenizer, length, max(1, most // length))
+        own = name if length == usual else f"{name}@{length}"
+        sets[own] = replace(text, decided=not config.until_sure)
     return sets
+
+
+def _evaluation_set(
+    name: str, documents: Documents, tokenizer: PreTrainedTokenizerBase, length: int, most: int
+) -> EvaluationSet:
+    sizes: Counter[str] = Counter()
+    blocks = cut(_measured(iterate(documents), tokenizer, sizes), length)  # each (M, T)
+    windows = list(islice(chain.from_iterable(blocks), most))
+    if not windows:
+        raise PruningError(too_short(f"the evaluation text {name!r}", length))
+    return EvaluationSet(_stack(windows, length), sizes["bytes"] / sizes["tokens"])
 
 
 def evaluation_windows(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> dict[str, Tensor]:

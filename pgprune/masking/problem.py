@@ -147,7 +147,7 @@ def make_problem(
             "them; leave one of the two out"
         )
     language_model, tokenizer = load_model(model)
-    check_sequence_length(language_model.config, data.sequence_length)
+    check_sequence_length(language_model.config, data.longest)
     units = PruningUnits.of(language_model, pruning.granularity, pruning.channel_block)
     budget = Budget(units, pruning.prune_rate, pruning.budget, pruning.scope, pruning.round_to)
     with phase("reading the calibration text"):

@@ -129,7 +129,8 @@ def _evaluation(results: Mapping[str, Any], sections: Mapping[str, Mapping[str, 
     windows = ", ".join(f"{n} of {text}" for text, n in evaluation.get("windows", {}).items())
     return (
         f"Perplexity: exp of the mean cross-entropy over all predicted tokens of the first windows "
-        f"of {evaluation['sequence_length']} tokens each of the evaluation text "
+        f"of {evaluation['sequence_length']} tokens each (or as the text's name says after @) of "
+        "the evaluation text "
         f"({windows or 'number not recorded'}), each read on its own; BOS: {evaluation['bos']}; "
         f"evaluation text: {public_names(data['evaluation'])}. Perplexities compare only at the "
         "same text, window length, BOS rule and tokenizer; ± is the standard error over windows. "

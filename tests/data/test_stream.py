@@ -225,6 +225,23 @@ def test_evaluation_sets_are_the_first_windows_in_text_order(tmp_path):
     assert sets["two"].dtype == torch.int64
 
 
+def test_texts_are_read_at_several_lengths_with_the_same_tokens(tmp_path):
+    (tmp_path / "one.txt").write_text(ALPHABET)
+    config = DataConfig(
+        evaluation=f"{tmp_path}/one.txt",
+        sequence_length=4,
+        evaluation_windows=3,
+        evaluation_lengths=(4, 6),
+    )
+    sets = evaluation_windows(config, TOKENIZER)
+    assert list(sets) == ["one", "one@6"]
+    assert torch.equal(sets["one"].flatten(), sets["one@6"].flatten())
+    assert [tuple(windows.shape) for windows in sets.values()] == [(3, 4), (2, 6)]
+    assert config.longest == 6
+    with pytest.raises(PruningError, match="evaluation_lengths"):
+        DataConfig(evaluation_lengths=(1,))
+
+
 def test_a_tokenizer_without_bos_gets_none(tmp_path):
     (tmp_path / "one.txt").write_text("abcd")
     config = DataConfig(evaluation=f"{tmp_path}/one.txt", sequence_length=4)
