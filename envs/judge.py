@@ -13,6 +13,7 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.models.load import fingerprint
 from pgprune.repair.repair import repaired
 from pgprune.utils.memory import within_memory
+from pgprune.utils.progress import track
 from pgprune.utils.transfer import send
 
 Evaluate = Callable[[Tensor, Tensor], Tensor]
@@ -83,7 +84,7 @@ class Judge:
             if self._repair is None:
                 return self.lm.losses(masks, input_ids, self._fill)
             losses = list[Tensor]()
-            for mask in masks:  # each has other weights, so no two share a pass
+            for mask in track(masks, "masks"):  # each has other weights, so no two share a pass
                 with repaired(self.lm, self._repair(mask)):
                     losses.append(self.lm.losses(mask[None], input_ids))
             return torch.cat(losses)

@@ -64,7 +64,7 @@ class NearbyRepair:
             problems[projection.seen.layer, projection.kind] = problem
             return best_weights(projection, problem)
 
-        with phase("moments of the rewards' repairs"):
+        with phase("moments of rewards"):
             refit_layers(self._lm, mask, self._windows, solve, "projection")
         self._problems = problems  # only now, so that an error leaves the last ones whole
 

@@ -160,7 +160,7 @@ class Training:
                 self._validate(agent)
             loss = self.record.validation_loss if validated else math.nan
             shown = self._log(run, agent, figures | {"validation/loss": loss})
-            speed = {"evaluations/s": f"{learning.rate:.1f}"}
+            speed = {"evaluations/s": f"{learning.rate:.3g}"}
             learning.reach(agent.timesteps, shown | speed)
             if agent.steps % settings.run.checkpoint_every == 0 or interrupted():
                 self._save(run, agent)

@@ -161,13 +161,17 @@ class ProgressView:
         if not self._phases:
             return Text()
         rows = Table.grid(padding=(0, 2))
-        figures = list[str]()
+        for column in ("label", "bar", "count", "time"):
+            rows.add_column(overflow="ellipsis", no_wrap=column != "label")
+        figures = list[Text]()
         for depth, phase in enumerate(self._shown()):
-            label = Text("  " * depth + phase.label, "" if depth else "bold", overflow="ellipsis")
+            label = Text("  " * depth + phase.label, "" if depth else "bold", no_wrap=True)
             width = min(24, self._screen.width // 4)
             bar = ProgressBar(total=phase.total, completed=phase.done, width=width)
             rows.add_row(label, bar if phase.total else "", phase.count, phase.time)
-            figures += (f"[dim]{name}[/] {value}" for name, value in phase.figures.items())
+            # No markup: a process may say [00:12] and mean it.
+            shown = phase.figures.items()
+            figures += (Text.assemble((name, "dim"), f" {value}") for name, value in shown)
         return Group(rows, Columns(figures, padding=(0, 3))) if figures else Group(rows)
 
 

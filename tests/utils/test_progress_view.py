@@ -41,10 +41,18 @@ def screen(view: ProgressView) -> str:
 def test_phases_within_phases_are_shown_with_figures(view):
     with phase("method wanda-sp") as outer, phase("layers", 30) as inner:
         inner.started -= 100
-        inner.reach(10, {"loss": "3.2500"})
+        inner.reach(10, {"loss": "3.2500", "cell": "[12:07] [/]"})
         outer.started -= 75
         view.show()
-    for words in ("method wanda-sp", "1:15", "layers", "10/30", "3:20 left", "loss", "3.2500"):
+    for words in (
+        "method wanda-sp",
+        "1:15",
+        "layers",
+        "10/30",
+        "3:20 left",
+        "3.2500",
+        "[12:07] [/]",
+    ):
         assert words in screen(view)
 
 
