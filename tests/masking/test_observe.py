@@ -89,6 +89,61 @@ def test_observations_may_be_read_late_and_come_in_chunks():
     torch.testing.assert_close(joined, whole, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_what_was_read_is_not_computed_again(model, executor):
+    lm, ids = masked_lm(model, executor=executor), tokens()
+    runs = dict.fromkeys(["key", "down"], 0)
+
+    def count(name):
+        def hook(module, args):
+            runs[name] += 1
+
+        return hook
+
+    layer, (_, down) = layers_of(model)[1], projections_of(model, 1)
+    layer.self_attn.k_proj.register_forward_pre_hook(count("key"))
+    down.register_forward_hook(lambda module, args, output: count("down")(module, args))
+    for _ in range(2):
+        for seen in lm.observe(lm.units.ones(), ids):
+            list(seen.attention_inputs())
+            assert len(list(seen.inputs)) == len(list(seen.inputs)) == 1
+    assert runs == {"key": 2, "down": 2}
+
+
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_what_does_not_fit_is_computed_again(case, executor, monkeypatch):
+    lm, mask = MaskedLM(case.model, case.units, executor), patterns(case.units)["some"]
+    expected = observed(lm, mask, case.ids)
+    monkeypatch.setattr("pgprune.masking.observation.KEPT_BYTES", 0)
+    torch.testing.assert_close(observed(lm, mask, case.ids), expected, rtol=0, atol=1e-10)
+
+
+def test_other_weights_of_attention_give_other_inputs_of_the_mlp():
+    model, ids = tiny_model("llama"), tokens()
+    lm = masked_lm(model)
+    output = projections_of(model, 1)[0]
+    dense, changed = output.weight, torch.nn.Parameter(2 * output.weight, requires_grad=False)
+    found = []
+    for seen in lm.observe(lm.units.ones(), ids):
+        if seen.layer == 1:
+            list(seen.inputs)
+            output.weight = changed
+        found += list(seen.inputs)
+    torch.testing.assert_close(found, plain_inputs(model, ids), rtol=0, atol=1e-12)
+    output.weight = dense
+
+
+def test_dense_states_after_each_block_are_those_of_the_layers(model):
+    lm, ids = masked_lm(model, pass_tokens=18), tokens(batch=3)  # two chunks
+    after = {}
+    for layer, _, states in lm.states(ids):
+        after.setdefault(layer, []).append(states)
+    for layer, blocks in enumerate(lm.blocks(ids)):
+        for (between, last), states in zip(blocks, after[layer], strict=True):
+            torch.testing.assert_close(last, states, rtol=0, atol=1e-12)
+            assert not torch.equal(between, last)
+
+
 def snapshot(model: torch.nn.Module) -> list:
     """Everything about a model that an evaluation could change."""
     modules = dict(model.named_modules())
