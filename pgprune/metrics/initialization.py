@@ -12,7 +12,8 @@ from pgprune.masking.budget import Budget
 from pgprune.metrics import METRICS, Importance
 from pgprune.utils.options import Config, option
 
-TRANSFORMS = ("sigmoid-norm", "score-const")
+TRANSFORMS = ("sigmoid-norm", "score-const", "rank")
+_SHARPNESS = 4.0  # of rank: a unit one deviation above the border is kept in 98 % of the masks
 PROGRESSIVE = "random-progressive"
 PROGRESSIVE_STEP = 0.05
 
@@ -70,13 +71,16 @@ def initial_probabilities(
     score, shifted so that every group starts at the target's mean and clamped to [0, 1], which
     lowers the mean a little where the target is near 1; groups are (layer, kind) where scores
     compare within a layer, else kinds. ``score-const`` (Eq. A11) is ``constant`` for what the
-    metric's mask keeps and ``1 - constant`` for the rest. ``auto`` is score-const for blocks and
-    layers: if the loss explodes without one, sigmoid-norm would make all others equal.
+    metric's mask keeps and ``1 - constant`` for the rest. ``rank``, which is ours, replaces scores
+    by normal quantiles of their ranks in the same groups: where a few scores are far above all
+    others, as in large models, sigmoid-norm gives all others nearly one probability. ``auto`` is
+    score-const for blocks and layers: if the loss explodes without one, sigmoid-norm would make all
+    others equal.
 
     Args:
         importance: of the units, by a metric.
         budget: what the probabilities are projected onto.
-        transform: ``sigmoid-norm``, ``score-const`` or ``auto``.
+        transform: ``sigmoid-norm``, ``score-const``, ``rank`` or ``auto``.
         constant: the c of score-const.
 
     Returns:
@@ -92,7 +96,8 @@ def initial_probabilities(
         kept = importance.mask(budget).to(torch.float64)
         return budget.project(kept * constant + (1 - kept) * (1 - constant))
     check_choice("init transform", transform, ["auto", *TRANSFORMS])
-    normed = partial(_sigmoid_norm, mean=budget.target_share)
+    function = _sigmoid_norm if transform == "sigmoid-norm" else _sigmoid_of_ranks
+    normed = partial(function, mean=budget.target_share)
     return budget.project(importance.transformed(budget.units, normed))
 
 
@@ -101,3 +106,12 @@ def _sigmoid_norm(scores: Tensor, mean: float) -> Tensor:
     deviation = scores.std() if len(scores) > 1 else torch.zeros(())  # one unit: the target
     sigmoid = torch.sigmoid((scores - scores.mean()) / (deviation + 1e-8))
     return (sigmoid + mean - sigmoid.mean()).clamp(0, 1)
+
+
+def _sigmoid_of_ranks(scores: Tensor, mean: float) -> Tensor:
+    """Computes sigmoid(4 (q - b)) of normal quantiles q, which is 1/2 at the border b: (m,)."""
+    place = torch.empty_like(scores)
+    place[scores.argsort(stable=True)] = torch.arange(len(scores), dtype=scores.dtype)
+    quantile = torch.special.ndtri((place + 0.5) / len(scores))
+    border = torch.special.ndtri(torch.tensor(1 - mean, dtype=scores.dtype))
+    return torch.sigmoid(_SHARPNESS * (quantile - border))

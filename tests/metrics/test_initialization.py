@@ -73,6 +73,16 @@ def test_equal_scores_start_at_the_target():
     assert actual.tolist() == pytest.approx([0.7] * UNITS.n)
 
 
+def test_ranks_start_from_the_metrics_mask_however_far_apart_scores_are():
+    budget = Budget(toy_units(layers=2, kv_heads=4, channels=20), 0.25)
+    scores = torch.arange(budget.units.n).double().exp()
+    given = importance(scores)
+    start = initial_probabilities(given, budget, "rank")
+    assert torch.equal(budget.round(start), given.mask(budget))
+    assert torch.equal(start, initial_probabilities(importance(scores.log()), budget, "rank"))
+    assert start.max() > 0.99 and start.min() < 0.01
+
+
 def test_score_const_is_one_constant_for_what_is_kept_and_its_complement_for_the_rest():
     budget = Budget(UNITS, 0.5)
     given = importance(torch.arange(UNITS.n))
