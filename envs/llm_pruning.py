@@ -96,6 +96,7 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
     | Parameter             | Type    | Default            | Description                         |
     |-----------------------|---------|--------------------|-------------------------------------|
     | `model`               | str     | `"builtin"`        | `builtin`, a hub id or a directory  |
+    | `gguf_file`           | str     | `None`             | the GGUF file of that directory     |
     | `calibration`         | str     | `"builtin"`        | text of the rewards (`DataConfig`)  |
     | `evaluation`          | str     | `"builtin"`        | text of `perplexity`, likewise      |
     | `granularity`         | str     | `"heads+channels"` | what a unit is                      |

@@ -116,10 +116,10 @@ def _results(loaded: LoadedRun, found: Perplexities, added: int) -> dict[str, An
     """Returns the run's results with the figures of what is shipped."""
     # The results of the run stay as they are on the disk.
     results, units = copy.deepcopy(loaded.run.results), loaded.units
-    before = results["perplexity"]
-    learned = {} if loaded.has_learned_mask else {"learned": before["pruned"]}
-    results["perplexity"] = before | learned | finite(found.values)
-    results["standard_error"] = results.get("standard_error", {}) | finite(found.errors)
+    for name, table in (("perplexity", found.values), ("standard_error", found.errors)):
+        before = results.get(name, {})
+        learned = {} if loaded.has_learned_mask else {"learned": before.get("pruned", {})}
+        results[name] = before | learned | finite(table)
     results["prune_rate"]["achieved"] = units.prune_rate(loaded.mask)
     counts = results["parameters"]
     counts["masked"] = counts["dense"] - units.pruned_parameters(loaded.mask)

@@ -183,7 +183,7 @@ def test_a_repair_made_on_export_is_the_one_that_the_run_would_have_made(
         f"{after:.2f} on text (as the run has left it: {before:.2f})."
     )
     card = (new / "README.md").read_text()
-    assert note in card and f"| this model | {after:.2f} |" in card
+    assert note in card and f"| this model | {after:.2f} ± " in card
     assert f"{numbers(new):,} of " in card and f"| repair | {words} |" in card
 
 
@@ -221,7 +221,7 @@ def test_another_mask_gets_a_repair_of_its_own(runs, tmp_path, heard):
         f"Perplexity: {value:.2f} on text (as the run has left it: "
     )
     card = (folder / "README.md").read_text()
-    assert of_the_repair in card and f"| this model | {value:.2f} |" in card
+    assert of_the_repair in card and f"| this model | {value:.2f} ± " in card
     assert json.loads((folder / "config.json").read_text())["model_type"] == "mistral"
     plain = ExportConfig(uniform=True, repair="none", output=str(tmp_path / "plain"))
     assert measured(run, export(FinishedRun.open(run), plain)) != pytest.approx(value)
@@ -232,7 +232,7 @@ def test_a_bias_repair_of_another_mask(runs, tmp_path):
     config = ExportConfig(round_to=2, output=str(tmp_path / "rounded"))
     folder = export(FinishedRun.open(run), config)
     card = (folder / "README.md").read_text()
-    assert f"| this model | {measured(run, folder):.2f} |" in card
+    assert f"| this model | {measured(run, folder):.2f} ± " in card
     assert f"{numbers(folder):,} of {results(run)['parameters']['dense']:,} parameters" in card
 
 

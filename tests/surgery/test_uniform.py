@@ -112,8 +112,8 @@ def test_probabilities_are_rounded_again(searched, uniform, round_to, channels, 
     results = json.loads((searched / "results.json").read_text())
     value, own = measured(run, folder), results["perplexity"]["masked"]["text"]
     assert of_the_model == (f"Perplexity: {value:.2f} on text (as the run has left it: {own:.2f}).")
-    assert f"| this model | {value:.2f} |" in card
-    assert f"| pruned by the run's own mask | {own:.2f} |" in card
+    assert f"| this model | {value:.2f} ± " in card
+    assert f"| pruned by the run's own mask | {own:.2f} ± " in card
     assert f"{numbers(folder):,} of {results['parameters']['dense']:,} parameters" in card
 
 
