@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 _NAME = 20  # columns that names need at least, before they fold
-_HEAD = 12  # columns of a head that is broken
+
+_HEAD, _WHOLE = 12, 1000  # columns of a head that is broken, and of one that is not
 
 Rows = Sequence[Sequence[str]]
 
@@ -23,7 +24,9 @@ def print_table(
     bold: Collection[int] = (),
     apart: int = 0,
 ) -> None:
-    """Prints names and numbers; heads are broken, or the table is turned, where it is too wide.
+    """Prints names and numbers; where it is too wide, the table has broken heads, or is turned.
+
+    Where that is still too wide, it becomes several tables.
 
     Args:
         head: names of the columns.
@@ -36,13 +39,23 @@ def print_table(
     columns = [" ".join(filter(None, row[:names])) for row in rows]
     turned = [[title, *(row[j] for row in rows)] for j, title in enumerate(head) if j >= names]
     tables = [
-        _table(head, rows, names, whole=True, bold=bold, apart=apart),
-        _table(head, rows, names, whole=False, bold=bold, apart=apart),
-        _table([head[0], *columns], turned, 1, whole=False, bold_columns={1 + i for i in bold}),
+        _table(head, rows, names, _WHOLE, bold=bold, apart=apart),
+        _table(head, rows, names, _HEAD, bold=bold, apart=apart),
+        _table(head, rows, names, 0, bold=bold, apart=apart),
+        _table([head[0], *columns], turned, 1, _HEAD, bold_columns={1 + i for i in bold}),
     ]
-    widths = [_least_width(table, console) for table in tables]
-    fitting = [width <= console.width for width in widths]
-    console.print(tables[fitting.index(True) if any(fitting) else widths.index(min(widths))])
+    fitting = [table for table in tables if _least_width(table) <= console.width]
+    if fitting:
+        console.print(fitting[0])
+        return
+    for few in range(len(head) - names, 0, -1):  # columns of numbers in each of several tables
+        parts = []
+        for start in range(names, len(head), few):
+            some = [[*row[:names], *row[start : start + few]] for row in [head, *rows]]
+            parts.append(_table(some[0], some[1:], names, 0, bold=bold, apart=apart))
+        if few == 1 or max(map(_least_width, parts)) <= console.width:
+            console.print(*parts)
+            return
 
 
 def number_table(head: Sequence[str], rows: Rows) -> Table:
@@ -57,13 +70,15 @@ def number_table(head: Sequence[str], rows: Rows) -> Table:
     return _empty([head[0], *(name.replace(" ", "\n") for name in head[1:])], rows, 1)
 
 
-def broken(head: str, width: int = _HEAD) -> str:
+def broken(head: str, width: int) -> str:
     """Breaks a head into lines at spaces, and after hyphens, underscores and slashes.
 
-    Lines are as long as ``width`` allows, but never break elsewhere.
+    Lines are as long as ``width`` and the longest part allow, but never break elsewhere.
     """
     lines = [""]
-    for part in filter(None, re.findall(r"[^\s/_-]*[\s/_-]?", head)):
+    parts = [part for part in re.findall(r"[^\s/_-]*[\s/_-]?", head) if part]
+    width = max(width, *(len(part.rstrip()) for part in parts)) if parts else width
+    for part in parts:
         if lines[-1] and len((lines[-1] + part).rstrip()) > width:
             lines.append("")
         lines[-1] += part
@@ -74,17 +89,16 @@ def _table(
     head: Sequence[str],
     rows: Rows,
     names: int,
+    room: int,
     *,
-    whole: bool,
     bold: Collection[int] = (),
     apart: int = 0,
     bold_columns: Collection[int] = (),
 ) -> Table:
-    """Makes a table, with heads broken to the width of their columns unless they stay whole."""
+    """Makes a table, with heads broken to the width of their numbers or to ``room`` if more."""
     heads = list(head[:names])
     for index, name in enumerate(head[names:], start=names):
-        width = max(_HEAD, *(len(row[index]) for row in rows)) if rows else _HEAD
-        heads.append(name if whole else broken(name, width))
+        heads.append(broken(name, max(room, *(len(row[index]) for row in rows), 0)))
     table = _empty(heads, rows, names)
     for number, row in enumerate(rows):
         if apart and number == len(rows) - apart:
@@ -100,7 +114,8 @@ def _empty(heads: Sequence[str], rows: Rows, names: int) -> Table:
     for index, name in enumerate(heads):
         if index < names:
             cells = [name, *(row[index] for row in rows if index < len(row))]
-            width = min(max(map(len, cells)), _NAME)
+            longest = max(len(word) for cell in cells for word in cell.split() or [""])
+            width = min(longest, _NAME)
             table.add_column(Text(name), overflow="fold", min_width=width)
             continue
         widest = max((len(row[index]) for row in rows if index < len(row)), default=0)
@@ -109,7 +124,7 @@ def _empty(heads: Sequence[str], rows: Rows, names: int) -> Table:
     return table
 
 
-def _least_width(table: Table, console: Console) -> int:
+def _least_width(table: Table) -> int:
     """Returns the width of a table whose names are folded as far as they may."""
     widths = [column.min_width or 0 for column in table.columns]
     return sum(widths) + 2 * (len(widths) - 1) + 2

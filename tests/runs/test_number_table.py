@@ -41,6 +41,15 @@ def test_a_narrow_one_turns_the_table(width):
     ]
 
 
+def test_a_table_that_fits_no_way_becomes_several():
+    head = ["perplexity", *(f"text{number}" for number in range(8))]
+    names = ("dense", "one-shot mask of the metric", "learned mask", "best", "as shipped")
+    lines = printed(60, head, [[name, *["2,601.544 ± 328"] * 8] for name in names])
+    assert max(map(len, lines)) <= 60
+    text = " ".join(lines)
+    assert text.count("2,601.544 ± 328") == 40 and all(name in text for name in head)
+
+
 def test_columns_of_names_are_joined_where_it_is_turned():
     head = ["zero-shot, %", "metric", *(f"task_number_{n}" for n in range(9))]
     lines = printed(
@@ -67,4 +76,4 @@ def test_numbers_stay_whole_and_no_dots_stand_for_names():
     ],
 )
 def test_where_heads_are_broken(head, lines):
-    assert broken(head).split("\n") == lines
+    assert broken(head, 11).split("\n") == lines

@@ -59,3 +59,13 @@ def test_at_80_columns_no_name_of_a_text_is_cut():
     for words in ("realnewslike", "wikitext", "parameters", "3,197,600", "12,345.678"):
         assert words in text
     assert "…" not in text and max(map(len, text.splitlines())) <= 80
+
+
+def test_at_80_columns_errors_leave_room_for_all_columns():
+    table = {row: {"c4": 2601.544, "wikitext2": 2599.619} for row in ("dense", "initial", "masked")}
+    errors = {row: {"c4": 328.0, "wikitext2": 702.0} for row in table}
+    out = Console(file=io.StringIO(), width=80)
+    print_results({**RESULTS, "perplexity": table, "standard_error": errors}, out)
+    lines = out.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("3,197,600" in line and "59.88%" in line for line in lines)
