@@ -109,6 +109,7 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
     | `sequence_length`     | int     | `128`              | tokens of a sequence                |
     | `calibration_samples` | int     | `None`             | revisit this many sequences only    |
     | `evaluation_windows`  | int     | `None`             | of each text; None: until sure      |
+    | `evaluation_lengths`  | tuple   | `None`             | of their windows; None: as above    |
     | `reward`              | str     | `"plain"`          | or `repaired`: pruned at the mean   |
     | `budget_penalty`      | float   | `0.0`              | weight of the excess in the reward  |
     | `horizon`             | int     | `1`                | steps of an episode                 |

@@ -218,7 +218,7 @@ def test_the_documentation_names_every_argument():
     known = {field.name for config in configs for field in fields(config)}
     known |= signature(LLMPruningVectorEnv).parameters.keys() - {"num_envs", "options"}
     rows = re.findall(
-        r"^ *\| (`.*?) *\| (?:str|int|float|bool|Problem)", LLMPruningEnv.__doc__, re.M
+        r"^ *\| (`.*?) *\| (?:str|int|float|bool|tuple|Problem)", LLMPruningEnv.__doc__, re.M
     )
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == known - {
         "shared_batch"

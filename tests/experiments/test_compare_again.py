@@ -67,7 +67,7 @@ def test_failures_are_tried_again_only_if_asked(compare, compared, tmp_path):
     assert lines(output) == before
     compare(output, *few, "--retry")
     assert len(lines(output)) == len(before) + 1
-    assert lines(output)[-1] == next(line for line in before if "error" in line)
+    assert lines(output)[-1] == next(line for line in before if '"error":' in line)
 
 
 def test_other_settings_need_another_directory(compare, compared):
