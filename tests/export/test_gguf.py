@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers.command import command
-from helpers.gguf_models import SIZE, gguf_run, small_model
+from helpers.gguf_models import NAMES, SIZE, gguf_run, small_model
 from helpers.masks import patterns
 from helpers.pruned import equal_layers, parameters
 from helpers.tiny import tokens
@@ -24,19 +24,6 @@ gguf = pytest.importorskip("gguf", reason="needs pip install 'pgprune[gguf]'")
 
 FAMILIES = ["llama", "mistral", "qwen2"]
 PATTERNS = ["some", "layer 0 and some", "all channels of layer 1", "the last layer"]
-NAMES = {
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "self_attn.o_proj": "attn_output",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-    "input_layernorm": "attn_norm",
-    "post_attention_layernorm": "ffn_norm",
-}
 
 
 def written(folder: Path, model, mask=None, tokenizer=None, **options) -> gguf.GGUFReader:

@@ -78,7 +78,7 @@ def small_model(family: str, dtype: torch.dtype = torch.float32, **changes):
     return tiny_model(family, dtype, vocab_size=SIZE, **changes)
 
 
-_NAMES = {
+NAMES = {
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
     "lm_head": "output",
@@ -137,7 +137,7 @@ def dense_gguf(path: Path, model, tokenizer=None, more=None, **keys) -> Path:
         if config.model_type == "llama" and part.endswith(("q_proj", "k_proj")):
             halves = weight.unflatten(0, (-1, 2, head_dim // 2))  # (h, 2, d / 2, ...)
             weight = halves.transpose(1, 2).flatten(0, 2)
-        writer.add_tensor(f"{stem}{_NAMES[part]}.{kind}", weight.detach().float().numpy())
+        writer.add_tensor(f"{stem}{NAMES[part]}.{kind}", weight.detach().float().numpy())
     for name, weight in (more or {}).items():
         writer.add_tensor(name, weight.numpy())
     writer.write_header_to_file()
