@@ -8,6 +8,7 @@ from pgprune.methods.base import METHODS, Method, MethodConfig, Pruned, method
 from pgprune.methods.bonsai import bonsai
 from pgprune.methods.fasp import fasp
 from pgprune.methods.flap import flap
+from pgprune.methods.gisp import gisp
 from pgprune.methods.gumbel_softmax import gumbel_softmax
 from pgprune.methods.hard_concrete import hard_concrete
 from pgprune.methods.osscar import osscar
@@ -28,6 +29,7 @@ METHODS.whole |= {
     "ziplm": ziplm,
     "osscar": osscar,
     "bonsai": bonsai,
+    "gisp": gisp,
     "gumbel-softmax": gumbel_softmax,
     "hard-concrete": hard_concrete,
     "slicegpt": slicegpt,

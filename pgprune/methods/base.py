@@ -56,7 +56,7 @@ class MethodConfig(Config):
     )
     method_samples: int = option(128, "calibration windows of the method", minimum=1)
     protect_layers: bool = option(
-        True, "llm-pruner, layerwise-taylor, magnitude: protect the outermost layers"
+        True, "llm-pruner, layerwise-taylor, magnitude, gisp: protect outer layers"
     )
     taylor: str = option(
         "element-first",
@@ -85,6 +85,9 @@ class MethodConfig(Config):
     )
     bonsai_fraction: float = option(
         FRACTION, "bonsai: share of the units that a round prunes", above=0, maximum=0.5
+    )
+    gisp_fraction: float = option(
+        0.00625, "gisp: share of the parameters (or units) that a step prunes", above=0, maximum=0.5
     )
     slice_fraction: float | None = option(
         None,

@@ -26,6 +26,7 @@ class WeightGradients:
         squares: whether to compute the mean square of the gradients of single windows too, which
             takes one backward pass for each window.
         pass_tokens: tokens of a pass, whose activations stay in memory until its backward pass.
+        mask: the units that are left, (n,); None for all. The others' gradients are zero.
 
     Attributes:
         mean: gradient of the mean loss, by parameter.
@@ -33,21 +34,26 @@ class WeightGradients:
     """
 
     def __init__(
-        self, lm: MaskedLM, windows: Tensor, squares: bool = False, pass_tokens: int = 2048
+        self,
+        lm: MaskedLM,
+        windows: Tensor,
+        squares: bool = False,
+        pass_tokens: int = 2048,
+        mask: Tensor | None = None,
     ) -> None:
         layers = decoder_layers(lm.model, family_of(lm.model.config))
         parameters = list(layers.parameters())
         self.mean = {p: _accumulator(p) for p in parameters}
         self.square = {p: _accumulator(p) for p in parameters} if squares else {}
         self._share = 1.0  # of the windows that are in the pass at hand
-        everything = torch.ones(lm.units.n)
+        kept = (lm.units.ones() if mask is None else mask).float()
         together = 1 if squares else max(1, pass_tokens // windows.shape[1])
         with _differentiable(parameters), torch.enable_grad():
             hooks = [p.register_post_accumulate_grad_hook(self._take) for p in parameters]
             try:
                 for batch in track(windows.split(together), "gradients", unit="batches"):
                     self._share = len(batch) / len(windows)
-                    soft_losses(lm, everything, batch).mean().backward()
+                    soft_losses(lm, kept, batch).mean().backward()
             finally:
                 for hook in hooks:
                     hook.remove()

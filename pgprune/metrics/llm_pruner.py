@@ -49,15 +49,17 @@ def llm_pruner(
     return Importance(taylor_scores(lm, windows, taylor), local=True, protected=protected)
 
 
-def taylor_scores(lm: MaskedLM, windows: Tensor, taylor: str) -> Tensor:
+def taylor_scores(lm: MaskedLM, windows: Tensor, taylor: str, mask: Tensor | None = None) -> Tensor:
     """Sums the salience of the weights of each unit, of any kind: (n,) float64.
 
     Args:
         lm: the frozen model.
         windows: calibration token ids, (N, T).
         taylor: one of ``TAYLOR``, see ``llm_pruner``.
+        mask: the units that are left, (n,); None for all. Those of the others are zero.
     """
-    gradients = WeightGradients(lm, windows, squares=taylor in ("element-second", "element-mixed"))
+    squares = taylor in ("element-second", "element-mixed")
+    gradients = WeightGradients(lm, windows, squares, mask=mask)
 
     def salience(parameter: nn.Parameter, dim: int | None) -> Tensor:
         weight = parameter.detach()

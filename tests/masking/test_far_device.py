@@ -21,7 +21,12 @@ from pgprune.repair.repair import repaired
 
 DEPTH = ("shortgpt", "sleb", "layerwise-ppl", "layerwise-taylor")
 CONFIG = MethodConfig(
-    method_samples=16, learning_timesteps=1, bonsai_masks=10, bonsai_windows=8, bonsai_fraction=0.25
+    method_samples=16,
+    learning_timesteps=1,
+    bonsai_masks=10,
+    bonsai_windows=8,
+    bonsai_fraction=0.25,
+    gisp_fraction=0.25,
 )
 
 

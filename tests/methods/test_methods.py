@@ -31,7 +31,13 @@ from pgprune.metrics.initialization import initial_probabilities
 from pgprune.repair.repair import repaired
 
 WINDOWS = tokens(batch=6, length=12)
-FEW = {"learning_timesteps": 1, "bonsai_masks": 10, "bonsai_windows": 2, "bonsai_fraction": 0.2}
+FEW = {
+    "learning_timesteps": 1,
+    "bonsai_masks": 10,
+    "bonsai_windows": 2,
+    "bonsai_fraction": 0.2,
+    "gisp_fraction": 0.1,
+}
 
 
 def problem_of(model, method, rate=0.34, granularity=None, **budget) -> Problem:
