@@ -1,6 +1,6 @@
 """Computes the losses of rewards, here or shared among replicas of the model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -10,6 +10,7 @@ from pgprune.envs.nearby_repair import NearbyRepair
 from pgprune.masking.layer_mask import Fill
 from pgprune.masking.mask_tree import distinct
 from pgprune.masking.masked_lm import MaskedLM
+from pgprune.models.divergence import Predictions
 from pgprune.models.load import fingerprint
 from pgprune.repair.repair import repaired
 from pgprune.utils.memory import within_memory
@@ -56,11 +57,15 @@ class Judge:
     Args:
         lm: the frozen model, whose meter counts the tokens of all replicas.
         fill: stands in place of pruned inputs, which are zero by default.
+        top: the loss is the KL divergence from the dense model's predictions, of which this many
+            tokens are told apart; None for cross-entropy.
     """
 
-    def __init__(self, lm: MaskedLM, fill: Fill | None = None) -> None:
+    def __init__(self, lm: MaskedLM, fill: Fill | None = None, top: int | None = None) -> None:
         self.lm = lm
         self._fill = fill
+        self._top = top
+        self._remembered = dict[bytes, Predictions]()
         self._repair: NearbyRepair | None = None
         self._replicas: Replicas | None = None
 
@@ -73,21 +78,56 @@ class Judge:
         if self._replicas is None or len(masks) == 1:
             return self.local(masks, input_ids)  # one mask cannot be shared
         rows, where = distinct(masks)
+        passes = len(masks) + (self._top is not None and self._kept(input_ids) is None)
         # Replicas evaluate equal masks once, but the count must not depend on who evaluates.
-        with self.lm.meter.counting(len(masks) * input_ids.numel()):
+        with self.lm.meter.counting(passes * input_ids.numel()):
             losses = self._replicas.losses(rows, input_ids, self.local)  # (rows, B)
         return send(losses[where], self.lm.device)
 
     def local(self, masks: Tensor, input_ids: Tensor) -> Tensor:
         """Computes the same losses without replicas."""
         with within_memory():
+            dense = self.dense(input_ids)
             if self._repair is None:
-                return self.lm.losses(masks, input_ids, self._fill)
+                return self.losses(masks, input_ids, dense, self._fill)
             losses = list[Tensor]()
             for mask in track(masks, "masks"):  # each has other weights, so no two share a pass
                 with repaired(self.lm, self._repair(mask)):
-                    losses.append(self.lm.losses(mask[None], input_ids))
+                    losses.append(self.losses(mask[None], input_ids, dense))
             return torch.cat(losses)
+
+    def mean(self, mask: Tensor, batches: Sequence[Tensor]) -> float:
+        """Computes the loss of a mask (n,), the mean over all sequences of batches (B, T) each."""
+        row = mask[None].to(self.lm.device)  # (1, n)
+        losses = [self(row, batch) for batch in track(batches, "validation", unit="batches")]
+        return float(torch.cat(losses, dim=1).double().mean())
+
+    def dense(self, input_ids: Tensor) -> Predictions | None:
+        """Returns the dense predictions of a batch, if the loss compares with them.
+
+        Call it while the model has its own weights. It costs one pass, except for a batch that is
+        remembered.
+        """
+        if self._top is None:
+            return None
+        return self._kept(input_ids) or self.lm.dense_predictions(input_ids, self._top)
+
+    def losses(
+        self, masks: Tensor, input_ids: Tensor, dense: Predictions | None, fill: Fill | None = None
+    ) -> Tensor:
+        """Computes losses of the model as it stands: (K, n) and (B, T) -> (K, B)."""
+        if dense is None:
+            return self.lm.losses(masks, input_ids, fill)
+        return self.lm.divergences(masks, input_ids, dense, fill)
+
+    def remember(self, batches: Sequence[Tensor]) -> None:
+        """Keeps the dense predictions of batches (B, T) that are evaluated again and again."""
+        if self._top is None:
+            return
+        with within_memory():
+            for input_ids in track(batches, "dense predictions", unit="batches"):
+                kept = self.lm.dense_predictions(input_ids, self._top)
+                self._remembered[_key(input_ids)] = kept
 
     def use(self, repair: NearbyRepair) -> None:
         """Gives each mask the weights of a repair from now on."""
@@ -116,3 +156,11 @@ class Judge:
         if self._replicas is not None:
             self._replicas.close()
         self._replicas = None
+
+    def _kept(self, input_ids: Tensor) -> Predictions | None:
+        return self._remembered.get(_key(input_ids)) if self._remembered else None
+
+
+def _key(input_ids: Tensor) -> bytes:
+    """Identifies a batch by its shape and content."""
+    return repr(tuple(input_ids.shape)).encode() + input_ids.numpy(force=True).tobytes()

@@ -63,6 +63,11 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
     the dense model, measured once on the first calibration windows. With `granularity="blocks"` a
     pruned block adds its mean output; `layers` have no repaired reward.
 
+    With `loss="kl"` the cross-entropy gives way to the Kullback-Leibler divergence of the masked
+    model's next-token predictions from those of the dense model, whose 128 most likely tokens are
+    told apart and all others count as one. Each batch takes one more pass, of the dense model. The
+    dense mask has the reward 0. Perplexities stay those of the text.
+
     ## Starting State
 
     The unpruned model: all kept shares are one; the last entry is the target, as always.
@@ -73,8 +78,8 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
 
     The episode terminates after `horizon` steps, by default after one. It is never truncated.
 
-    `info` of a step carries `loss` (the cross-entropy), `kept_shares` (of each group) and
-    `excess`.
+    `info` of a step carries `loss` (cross-entropy or KL divergence), `kept_shares` (of each group)
+    and `excess`.
 
     ## Arguments
 
@@ -111,6 +116,7 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
     | `evaluation_windows`  | int     | `None`             | of each text; None: until sure      |
     | `evaluation_lengths`  | tuple   | `None`             | of their windows; None: as above    |
     | `reward`              | str     | `"plain"`          | or `repaired`: pruned at the mean   |
+    | `loss`                | str     | `"cross-entropy"`  | or `kl`: to dense predictions       |
     | `budget_penalty`      | float   | `0.0`              | weight of the excess in the reward  |
     | `horizon`             | int     | `1`                | steps of an episode                 |
     | `executor`            | str     | `"auto"`           | `masked` or `sliced` evaluation     |

@@ -1,4 +1,7 @@
-"""Chooses what rewards measure: the loss of a mask as it is, or after a bias repair.
+"""Chooses what rewards measure: which loss, of a mask as it is or after a bias repair.
+
+Cross-entropy asks what the text says next, the KL divergence what the dense model says next. The
+second needs one pass of the dense model a batch, and nothing of the text but where it is read.
 
 A projection that loses the inputs x_P loses W_P x_P from its output. A bias repair adds the mean of
 this, W_P mu_P, as a bias. The loss is the same if pruned inputs are not zero but their means mu. So
@@ -8,6 +11,7 @@ its repair.
 
 from torch import Tensor
 
+from pgprune.envs.judge import Judge
 from pgprune.errors import PruningError, check_choice
 from pgprune.masking.layer_mask import Fill
 from pgprune.masking.masked_lm import MaskedLM
@@ -15,22 +19,41 @@ from pgprune.masking.problem import Problem
 from pgprune.metrics.flap import dense_moments
 
 REWARDS = ("plain", "repaired")
+LOSSES = ("cross-entropy", "kl")
+
+TOP = 128
+"""Tokens that the KL divergence tells apart, the most likely ones of the dense model."""
 
 _WINDOWS = 128  # of calibration text for the means
 
 
-def check_reward(reward: str, granularity: str) -> None:
+def check_reward(reward: str, loss: str, granularity: str) -> None:
     """Makes sure that a reward fits masks over units of a granularity.
 
     Raises:
-        PruningError: an unknown reward, or units that a bias repair leaves as they are.
+        PruningError: an unknown reward or loss, or units that a bias repair leaves as they are.
     """
     check_choice("reward", reward, REWARDS)
+    check_choice("loss", loss, LOSSES)
     if reward == "repaired" and granularity == "layers":
         raise PruningError(
             "reward repaired is about biases that make up for what is pruned, but a pruned layer "
             "has none; choose reward plain or a granularity other than layers"
         )
+
+
+def reward_judge(problem: Problem, reward: str, loss: str) -> Judge:
+    """Makes what computes the losses of rewards.
+
+    Args:
+        problem: as ``reward_fill`` takes it.
+        reward: ``plain`` or ``repaired``.
+        loss: ``cross-entropy`` or ``kl``.
+
+    Raises:
+        PruningError: as ``reward_fill``.
+    """
+    return Judge(problem.lm, reward_fill(problem, reward), TOP if loss == "kl" else None)
 
 
 def reward_fill(problem: Problem, reward: str) -> Fill | None:

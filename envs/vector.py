@@ -16,8 +16,7 @@ from torch import Tensor
 
 from pgprune.data.stream import evaluation_windows, first_windows
 from pgprune.envs import rendering
-from pgprune.envs.judge import Judge
-from pgprune.envs.reward import check_reward, reward_fill
+from pgprune.envs.reward import check_reward, reward_judge
 from pgprune.errors import PruningError, check_choice
 from pgprune.masking.perplexity import perplexity
 from pgprune.masking.problem import Problem, PruningConfig
@@ -51,6 +50,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         num_envs: int = 1,
         *,
         reward: str = "plain",
+        loss: str = "cross-entropy",
         budget_penalty: float = 0.0,
         horizon: int = 1,
         shared_batch: bool = True,
@@ -64,6 +64,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         Args:
             num_envs: K, the masks of a step.
             reward: see the table in ``LLMPruningEnv``, as for all that follows.
+            loss: what the reward is minus of.
             budget_penalty: weight of the excess in the reward.
             horizon: steps of an episode.
             shared_batch: all rows share one batch; else each row has its own stream.
@@ -78,7 +79,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         """
         self._check_arguments(num_envs, horizon, budget_penalty, render_mode)
         granularity = options.get("granularity", PruningConfig.granularity)
-        check_reward(reward, problem.units.granularity if problem else granularity)
+        check_reward(reward, loss, problem.units.granularity if problem else granularity)
         if problem is None:
             problem = Problem.make(seed or 0, num_envs, **options)
         elif options:
@@ -89,7 +90,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         self.units = problem.units
         self.budget = problem.budget
         self.num_envs = num_envs
-        self.judge = Judge(problem.lm, reward_fill(problem, reward))  # the losses of rewards
+        self.judge = reward_judge(problem, reward, loss)
         self.horizon = horizon
         self.budget_penalty = budget_penalty
         self.shared_batch = shared_batch

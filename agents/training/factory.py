@@ -21,7 +21,7 @@ def check_agent(settings: Settings) -> None:
     """
     granularity = settings.pruning.granularity
     METRICS[settings.metric].check(granularity)
-    check_reward(settings.agent.reward, granularity)
+    check_reward(settings.agent.reward, settings.agent.loss, granularity)
     if settings.refits:
         check_refits(granularity)
     if (package := settings.entry.package) is not None:

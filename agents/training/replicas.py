@@ -77,7 +77,8 @@ def judge_of(text: str) -> Judge:
 def make_env(settings: Settings, problem: Problem) -> LLMPruningVectorEnv:
     """Makes the environment of a run; ``Judge.use`` lets it evaluate with refitted weights."""
     reward = "plain" if settings.refits else settings.agent.reward
-    return LLMPruningVectorEnv(settings.masks, reward=reward, problem=problem)
+    loss = settings.agent.loss
+    return LLMPruningVectorEnv(settings.masks, reward=reward, loss=loss, problem=problem)
 
 
 def _check_devices(settings: Settings) -> None:

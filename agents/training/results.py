@@ -49,6 +49,7 @@ def summarise(
     return {
         "agent": settings.agent.agent,
         "reward": settings.agent.reward,
+        "loss": settings.agent.loss,
         **shared,
         "parameters": {
             **shared["parameters"],

@@ -9,7 +9,7 @@ from pgprune.agents.actions import KINDS, chosen_action
 from pgprune.agents.registry import AGENTS, Entry, section_of
 from pgprune.agents.reinforce import ReinforceConfig, default_learning_rate
 from pgprune.data.stream import DataConfig
-from pgprune.envs.reward import REWARDS
+from pgprune.envs.reward import LOSSES, REWARDS
 from pgprune.errors import PruningError
 from pgprune.masking.problem import PruningConfig
 from pgprune.metrics.initialization import PROGRESSIVE, InitConfig, metric_name
@@ -40,6 +40,11 @@ class AgentConfig(Config):
         "plain",
         "loss of the masked model (plain) or after a bias or weight repair (repaired)",
         choices=list(REWARDS),
+    )
+    loss: str = option(
+        "cross-entropy",
+        "of rewards: against the text, or KL divergence from the dense model (kl)",
+        choices=list(LOSSES),
     )
     reward_refit: int | None = option(
         None,

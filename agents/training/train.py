@@ -36,7 +36,7 @@ from pgprune.runs.results import perplexities, with_repair
 from pgprune.runs.run import Run
 from pgprune.utils.ctrl_c import ctrl_c
 from pgprune.utils.memory import memory_now, peak_memory, read_once
-from pgprune.utils.progress import note, phase, track
+from pgprune.utils.progress import note, phase
 
 VALIDATIONS = 10  # in a run
 _REFITS = 10  # of the reward in a run
@@ -69,6 +69,7 @@ class Training:
         self._loaded = memory_now(self.problem.lm.device)
         self.windows = evaluation_windows(settings.data, self.problem.tokenizer)
         self._metric_windows = self.problem.stream.head(settings.init.init_samples)
+        self._validation = self.problem.validation.split(8)  # (B, T) each
         self._env = make_env(settings, self.problem)
         if replicas is not None:
             self._env.judge.share(replicas)
@@ -128,6 +129,7 @@ class Training:
         settings = self.settings
         run.resumable = settings.entry.no_resume is None
         checkpoint = run.load_checkpoint()
+        self._env.judge.remember(self._validation)  # a resumed run counted its tokens before
         if checkpoint is None:
             agent = make_agent(settings, self._env, self._initialise())
             self._reward_repaired(agent)
@@ -199,13 +201,10 @@ class Training:
     def _validate(self, agent: Agent) -> None:
         """Evaluates the rounded mask on the validation windows and keeps the best so far.
 
-        The loss is the one of rewards (perhaps repaired), unlike in the reported perplexities.
+        The loss is that of rewards (perhaps KL, perhaps repaired), unlike in reported perplexities.
         """
-        mask, record, env = agent.mask(), self.record, self._env
-        rows = mask[None].to(self.problem.lm.device)  # (1, n)
-        batches = track(self.problem.validation.split(8), "validation", unit="batches")
-        losses = [env.evaluate(rows, batch) for batch in batches]  # (1, B) each
-        record.validation_loss = float(torch.cat(losses, dim=1).double().mean())
+        mask, record = agent.mask(), self.record
+        record.validation_loss = self._env.judge.mean(mask, self._validation)
         if record.validation_loss < record.best_loss or "best" not in record.masks:
             record.best_loss = record.validation_loss
             record.masks["best"] = mask
@@ -267,8 +266,8 @@ class Training:
         masks, start = [agent.mask()], self.record.masks["initial"]
         if self._repaired_reward is not None and not torch.equal(masks[0], start):
             masks.append(start.clone())
-        windows, settings = self._metric_windows, self.settings
-        mask, repair = best_repaired(self.problem, masks, windows, settings.repair)
+        judge, windows, config = self._env.judge, self._metric_windows, self.settings.repair
+        mask, repair = best_repaired(judge, masks, windows, self._validation, config)
         if mask is not masks[0]:
             note("after repair, the mask it started from is the better one, and is kept")
         return mask, repair

@@ -5,6 +5,7 @@ code is copied and all families share this code.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 
 import torch
@@ -19,6 +20,7 @@ from pgprune.masking.mask_tree import distinct, run_tree
 from pgprune.masking.observation import Observation
 from pgprune.masking.token_meter import TokenMeter
 from pgprune.masking.units import PruningUnits
+from pgprune.models.divergence import Predictions, divergences, predictions
 from pgprune.models.families import decoder_layers, family_of, linear_at
 from pgprune.models.losses import LogitsMemory, token_losses
 from pgprune.utils.progress import track
@@ -101,7 +103,25 @@ class MaskedLM:
         Returns:
             (K, B) float32 in nats (float64 for a float64 model), on the model's device.
         """
-        return self._in_passes(masks, input_ids, lambda few: self._losses(few, input_ids, fill))
+        targets = send(input_ids, self.device)[:, 1:].flatten()  # (B*(T-1),)
+        compute = partial(token_losses, self.model, targets=targets, compiled=self._compile_head)
+        return self._means(masks, input_ids, fill, compute)
+
+    @torch.no_grad()
+    def divergences(
+        self, masks: Tensor, input_ids: Tensor, dense: Predictions, fill: Fill | None = None
+    ) -> Tensor:
+        """Mean KL divergence from the ``dense_predictions`` of a batch; else as ``losses``."""
+        compute = partial(divergences, self.model, dense=dense)
+        return self._means(masks, input_ids, fill, compute)
+
+    @torch.no_grad()
+    def dense_predictions(self, input_ids: Tensor, top: int) -> Predictions:
+        """Keeps the ``top`` most likely next tokens of the dense model, at B*(T-1) places."""
+        self.meter.add(input_ids.numel())
+        dense = send(self.units.ones()[None], self.device)
+        states = self._hidden(dense, input_ids)[0, :, :-1].flatten(0, 1)  # (B*(T-1), D)
+        return predictions(self.model, states, top, memory=self._logits_memory)
 
     @torch.no_grad()
     def logits(self, masks: Tensor, input_ids: Tensor) -> Tensor:
@@ -219,22 +239,18 @@ class MaskedLM:
         results = [result for few in rows.split(together) for result in compute(few)]
         return torch.stack([results[row] for row in where])
 
-    def _losses(self, masks: Tensor, input_ids: Tensor, fill: Fill | None) -> Tensor:
-        """Computes the losses of one pass, (K, B)."""
-        targets = send(input_ids, self.device)[:, 1:]  # (B, T-1)
-        hidden = self._hidden(masks, input_ids, fill)[:, :, :-1]  # (K, B, T-1, D)
-        # Mask by mask, so that a mask's loss does not depend on the other masks of the pass.
-        rows = [
-            token_losses(
-                self.model,
-                states.flatten(0, 1),
-                targets.flatten(),
-                compiled=self._compile_head,
-                memory=self._logits_memory,
-            )
-            for states in hidden
-        ]
-        return torch.stack(rows).view(-1, *targets.shape).mean(dim=2).to(self.device)
+    def _means(
+        self, masks: Tensor, input_ids: Tensor, fill: Fill | None, compute: Callable[..., Tensor]
+    ) -> Tensor:
+        """Computes losses, (K, B); ``compute`` takes states (N, D) and ``memory``, returns (N,)."""
+
+        def of_pass(few: Tensor) -> Tensor:
+            hidden = self._hidden(few, input_ids, fill)[:, :, :-1]  # (K, B, T-1, D)
+            # Mask by mask, so that a mask's loss does not depend on the other masks of the pass.
+            rows = [compute(each.flatten(0, 1), memory=self._logits_memory) for each in hidden]
+            return torch.stack(rows).view(hidden.shape[:-1]).mean(dim=2).to(self.device)
+
+        return self._in_passes(masks, input_ids, of_pass)
 
     def _hidden(self, masks: Tensor, input_ids: Tensor, fill: Fill | None = None) -> Tensor:
         """Computes the hidden states after the final norm under masks (K, n): (K, B, T, D)."""

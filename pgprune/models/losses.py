@@ -1,8 +1,8 @@
 """Next-token losses that never hold the logits of more than a chunk of tokens."""
 
 from collections.abc import Callable
-from functools import cache, partial
-from typing import Any
+from functools import cache
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from pgprune.errors import PruningError, first_line
+
+T = TypeVar("T")
 
 LOGITS_BYTES = 64 * 2**20
 """Size of one chunk of float32 logits. The loss needs about three times as much."""
@@ -62,14 +64,51 @@ def token_losses(
     Raises:
         PruningError: head and loss cannot be compiled here.
     """
+    if compiled:
+        head = model.get_output_embeddings()  # type: ignore[operator]
+        size = chunk or chunk_tokens(head.weight.shape[0])
+        chunks = zip(hidden.split(size), targets.split(size), strict=True)
+        return torch.cat([_compiled_losses(head, *each) for each in chunks])
+    return torch.cat(each_chunk(model, hidden, _losses, targets, chunk=chunk, memory=memory))
+
+
+def each_chunk(
+    model: nn.Module,
+    hidden: Tensor,
+    compute: Callable[..., T],
+    *beside: Tensor,
+    chunk: int | None = None,
+    memory: LogitsMemory | None = None,
+) -> list[T]:
+    """Computes something from the log-probabilities of next tokens, chunk by chunk.
+
+    Args:
+        model: a causal LM, for its head.
+        hidden: last hidden states after the final norm, (N, D).
+        compute: takes log-probabilities (c, vocabulary), in at least float32, and the same rows of
+            ``beside``. It may write to the log-probabilities if nothing needs their gradients.
+        *beside: what belongs to the tokens, (N, ...) each.
+        chunk: tokens whose logits are in memory together; None for ``chunk_tokens``.
+        memory: for logits; None for new memory.
+
+    Returns:
+        What was computed of each chunk.
+    """
     head = model.get_output_embeddings()  # type: ignore[operator]
     chunk = chunk or chunk_tokens(head.weight.shape[0])
-    losses = _compiled_losses if compiled else _losses
-    if not compiled and _works_in_place(head, hidden):
-        # The only tensor of this size is the logits, so a chunk may be twice as large.
-        losses, chunk = partial(_losses_in_place, memory=memory or LogitsMemory()), 2 * chunk
-    chunks = zip(hidden.split(chunk), targets.split(chunk), strict=True)
-    return torch.cat([losses(head, states, following) for states, following in chunks])
+    memory = memory or LogitsMemory()
+    in_place = _works_in_place(head, hidden)
+    if in_place:
+        chunk *= 2  # the only tensor of this size is the logits
+
+    def of(states: Tensor) -> Tensor:
+        if in_place:
+            return _log_probabilities_in_place(head, states, memory)
+        return _widened(head(states)).log_softmax(1)
+
+    split = (tensor.split(chunk) for tensor in (hidden, *beside))
+    # Not in a variable, which would hold the log-probabilities of one chunk beside the next.
+    return [compute(of(states), *rows) for states, *rows in zip(*split, strict=True)]
 
 
 @torch.no_grad()
@@ -105,8 +144,9 @@ def next_token_logits(
     return head(output.last_hidden_state[:, -1].contiguous()), output.past_key_values
 
 
-def _losses(head: nn.Module, hidden: Tensor, targets: Tensor) -> Tensor:
-    return _cross_entropy(head(hidden), targets)
+def _losses(log_probabilities: Tensor, targets: Tensor) -> Tensor:
+    """Picks the losses of the tokens that follow: (N, vocabulary) and (N,) -> (N,)."""
+    return F.nll_loss(log_probabilities, targets.to(log_probabilities.device), reduction="none")
 
 
 def _works_in_place(head: nn.Module, hidden: Tensor) -> bool:
@@ -117,17 +157,14 @@ def _works_in_place(head: nn.Module, hidden: Tensor) -> bool:
     return on_cpu and head.weight.dtype in (torch.float32, torch.float64)
 
 
-def _losses_in_place(
-    head: nn.Linear, hidden: Tensor, targets: Tensor, memory: LogitsMemory
-) -> Tensor:
-    """Computes ``_losses`` up to rounding; log-probabilities overwrite the logits."""
+def _log_probabilities_in_place(head: nn.Linear, hidden: Tensor, memory: LogitsMemory) -> Tensor:
+    """Computes log-probabilities (N, vocabulary), which overwrite the logits."""
     logits = memory.take(len(hidden), len(head.weight), head.weight.dtype)  # (N, vocabulary)
     if head.bias is None:
         torch.mm(hidden, head.weight.T, out=logits)
     else:
         torch.addmm(head.bias, hidden, head.weight.T, out=logits)
-    torch.log_softmax(logits, 1, out=logits)  # in place
-    return F.nll_loss(logits, targets.to(logits.device), reduction="none")  # (N,)
+    return torch.log_softmax(logits, 1, out=logits)  # in place
 
 
 def _compiled_losses(head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -148,11 +185,12 @@ def compiled_head_and_loss() -> Callable[[Tensor, Tensor, Tensor | None, Tensor]
     """Compiles the losses of hidden states by the head's weight and bias, and targets."""
 
     def losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-        return _cross_entropy(F.linear(hidden, weight, bias), targets)
+        logits = _widened(F.linear(hidden, weight, bias))
+        return F.cross_entropy(logits, targets.to(logits.device), reduction="none")
 
     return torch.compile(losses)
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return F.cross_entropy(logits, targets.to(logits.device), reduction="none")
+def _widened(logits: Tensor) -> Tensor:
+    """Converts logits to at least float32."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))

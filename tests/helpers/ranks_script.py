@@ -42,7 +42,7 @@ def judge_of(trouble: str) -> Judge:
     return judge
 
 
-def late(masks: torch.Tensor, input_ids: torch.Tensor) -> torch.Tensor:
+def late(masks: torch.Tensor, input_ids: torch.Tensor, fill: None) -> torch.Tensor:
     time.sleep(3)
     return torch.zeros(len(masks), len(input_ids))
 

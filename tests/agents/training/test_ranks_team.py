@@ -81,9 +81,17 @@ def test_masks_evaluated_as_one_batch_have_the_same_losses_but_for_rounding(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reward", ["--repair=bias", "--repair=least-squares"])
-def test_replicas_judge_masks_as_repaired(reward, options, tmp_path):
-    rewarded = [*options, reward, "--reward=repaired", "--agent=auto", "--population=4", SLICED]
+@pytest.mark.parametrize(
+    "reward",
+    [
+        ["--reward=repaired", "--repair=bias"],
+        ["--reward=repaired", "--repair=least-squares"],
+        ["--loss=kl"],
+    ],
+    ids=" ".join,
+)
+def test_replicas_judge_masks_as_the_rewards_do(reward, options, tmp_path):
+    rewarded = [*options, *reward, "--agent=auto", "--population=4", SLICED]
     one, two = tmp_path / "one", tmp_path / "two"
     assert train(*rewarded, f"--output={one}") == 0
     finished(*rewarded, f"--output={two}")

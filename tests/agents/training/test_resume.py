@@ -18,10 +18,12 @@ CASES = [
     ("auto", ["--allocation=1"]),  # single units from the fifth step on
     ("auto", REPAIRED),
     ("evolution", REPAIRED),
+    ("auto", ["--loss=kl"]),
     ("reinforce", ["--sampling=antithetic"]),
     ("reinforce", ["--control=dense"]),
     ("reinforce", [*REPAIRED, "--repair=bias"]),
     ("reinforce", [*REPAIRED, "--repair=least-squares"]),
+    ("reinforce", [*REPAIRED, "--repair=least-squares", "--loss=kl"]),
 ]
 
 
