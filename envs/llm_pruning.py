@@ -33,9 +33,10 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
 
     `MultiBinary(n)`: one bit for each of the `n` units, 1 keeps and 0 prunes it. The `granularity`
     says what they are: `heads+channels` (groups of attention heads that share a key and value head,
-    and MLP channels), `heads`, `channels`, `blocks` (attention and MLP blocks) or `layers`. Their
-    order, groups and parameters are in `env.unwrapped.units`. Actions of any numeric type are taken
-    if they hold only zeros and ones.
+    and MLP channels), `values+channels` (value dimensions of these groups, and MLP channels),
+    `heads`, `values`, `channels`, `blocks` (attention and MLP blocks) or `layers`. Their order,
+    groups and parameters are in `env.unwrapped.units`. Actions of any numeric type are taken if
+    they hold only zeros and ones.
 
     An agent that does not know the budget uses `budget_penalty` or one of the wrappers
     `ScoreAction` (scores in, the budget's exact mask out) and `DensityAction` (how much each layer

@@ -74,14 +74,15 @@ class NearbyRepair:
         repair = Repair()
         for group in self._lm.units.groups:
             kept = mask[group.start : group.stop].bool()  # (units of the group,)
-            problem = self._problems.get((group.layer, group.kind))
+            key = (group.layer, group.projection)
+            problem = self._problems.get(key)
             if problem is None or kept.all():
                 continue  # dense weights are the best for all inputs
-            dense = self._lm.projection(group.layer, group.kind)
+            dense = self._lm.projection(*key)
             weight = problem.refit(kept)  # (outputs, inputs), zero for pruned inputs
-            repair.weights[group.layer, group.kind] = weight.to(dense)
+            repair.weights[key] = problem.in_place(weight).to(dense)
             if (bias := problem.bias(weight)) is not None:
-                repair.biases[group.layer, group.kind] = bias.to(dense)
+                repair.biases[key] = bias.to(dense)
         return repair
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from pgprune.errors import PruningError
 from pgprune.masking.budget import Budget
 from pgprune.masking.problem import PruningConfig
-from pgprune.masking.rounding import check_round_to
+from pgprune.masking.rounding import check_round_to, check_whole_heads
 from pgprune.masking.units import PruningUnits
 from pgprune.runs.finished import LoadedRun
 from pgprune.surgery.architecture import stock_type
@@ -37,6 +37,8 @@ def reround(loaded: LoadedRun, uniform: bool, round_to: int) -> LoadedRun:
     """
     units = loaded.units
     check_round_to(units, round_to)
+    if uniform:
+        check_whole_heads(units)
     mask = loaded.mask
     if not _fits(units, mask, uniform, round_to):
         # The same budget as in the run, so that as many parameters go.

@@ -114,8 +114,9 @@ def _ghosts(loaded: LoadedRun, parameters: int) -> Iterator[str]:
     if parameters != counted:
         yield (
             f"Portable: no layer lacks attention or MLP, so this file holds {parameters:,} "
-            f"parameters instead of {counted:,}. What was missing is a kv group or a few channels "
-            "of zeros, which change no logits; layers that did nothing are left out."
+            f"parameters instead of {counted:,}. What was missing comes as zeros: a kv group, "
+            "value dimensions or a few channels. Zeros change no logits; layers that did nothing "
+            "are left out."
         )
 
 

@@ -83,7 +83,7 @@ def projections(model: PreTrainedModel) -> list[str]:
         f"{family.layers}.{index}.{path}"
         for index, layer in enumerate(decoder_layers(model, family))
         for path, module in layer.named_modules()
-        if path in paths and isinstance(module, nn.Linear)
+        if path.removesuffix(".linear") in paths and isinstance(module, nn.Linear)
     ]
     if not paths_of_linears:
         raise PruningError(

@@ -5,11 +5,12 @@ A copy of this file is in every pruned model, so that plain transformers (5.15 o
     AutoModelForCausalLM.from_pretrained(DIRECTORY, trust_remote_code=True)
 
 Nothing is reimplemented: the layers are the stock ones of transformers, built from the ``config``
-of each layer, and all weights have their stock names. ``config.per_layer_config`` holds the values
-of a layer that differ: ``num_attention_heads``, ``num_key_value_heads``, ``intermediate_size``
-(``ffn_dim`` for OPT), ``skip`` for an attention or MLP block that is pruned with its norm, and
-``biases`` for projections that have a bias here but not in the dense model. A block of 0 heads or 0
-channels is not skipped: the bias of its output projection still acts.
+of each layer, and weights have their stock names (but see ``keep_values``).
+``config.per_layer_config`` holds the values of a layer that differ: ``num_attention_heads``,
+``num_key_value_heads``, ``intermediate_size`` (``ffn_dim`` for OPT), ``skip`` for an attention or
+MLP block that is pruned with its norm, ``biases`` for projections that have a bias here but not in
+the dense model, and ``value_dims``, how many value dimensions each kv head keeps, if it is not all.
+A block of 0 heads or 0 channels is not skipped: the bias of its output projection still acts.
 """
 
 import copy
@@ -18,50 +19,14 @@ from typing import Any, cast
 
 import torch
 import transformers
-from torch import Tensor, nn
+from torch import nn
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.mistral import modeling_mistral as mistral
 from transformers.models.opt import modeling_opt as opt
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
-
-class Constant(nn.Module):
-    """A projection without inputs, which returns its bias or zero."""
-
-    bias: nn.Parameter | None
-
-    def __init__(self, projection: nn.Linear | None = None) -> None:
-        super().__init__()
-        self.register_parameter("bias", None if projection is None else projection.bias)
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Returns the bias, or zero, at every position: (..., D) -> (..., D)."""
-        return torch.zeros_like(hidden_states) + (0 if self.bias is None else self.bias)
-
-
-class Headless(nn.Module):
-    """Attention without heads, which returns the output bias if there is one."""
-
-    # With "Attention" in its name, transformers would refuse to change the attention kernel.
-
-    def __init__(self, attention: nn.Module | None = None, output: str = "o_proj") -> None:
-        super().__init__()
-        children = {} if attention is None else dict(attention.named_children())
-        for name, child in children.items():
-            if not isinstance(child, nn.Linear):  # norms of queries and keys
-                self.add_module(name, child)
-        self.layer_idx: int | None = None  # slot of the cache that holds the text's length
-        self.output = output
-        self.add_module(output, Constant(children.get(output)))  # type: ignore[arg-type]
-
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
-        """Returns an output (B, T, D) and no attention weights, as stock attention does."""
-        cache = kwargs.get("past_key_values")
-        if cache is not None and self.layer_idx is not None:
-            length = hidden_states[:, None, :, :1]  # (B, 1, T, 1): only T matters
-            cache.update(length, length, self.layer_idx)
-        return self.get_submodule(self.output)(hidden_states), None
+from .layer_parts import Constant, Headless, keep_values
 
 
 def _with_biases(layer: nn.Module, own: Any) -> nn.Module:
@@ -84,6 +49,8 @@ def _gated_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Mo
         layer.self_attn, layer.input_layernorm = Headless(), nn.Identity()
     elif not heads:
         layer.self_attn = Headless(layer.self_attn)
+    else:
+        keep_values(layer.self_attn, getattr(own, "value_dims", ()))
     if "mlp" in skip:
         layer.mlp, layer.post_attention_layernorm = Constant(), nn.Identity()
     elif not channels:
@@ -109,6 +76,8 @@ def _opt_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Modu
             setattr(attention, name, nn.Linear(own.hidden_size, width, bias=own.enable_bias))
         bias = attention.out_proj.bias is not None
         attention.out_proj = nn.Linear(width, own.hidden_size, bias=bias)
+    if heads and "attention" not in skip:
+        keep_values(layer.self_attn, getattr(own, "value_dims", ()), "out_proj")
     if "mlp" in skip:
         layer.fc1, layer.fc2, layer.final_layer_norm = nn.Identity(), Constant(), nn.Identity()
     elif not channels:

@@ -71,6 +71,8 @@ def _kept_weights(shape: LayerShape, units: PruningUnits, prune_rate: float) -> 
     weights = 0
     if "heads" in units.kinds:
         weights += shape.kv_heads * shape.kv_group_cost
+    if "values" in units.kinds:
+        weights += shape.kv_heads * shape.head_dim * shape.value_cost
     if "channels" in units.kinds:
         weights += shape.channels * shape.channel_cost
     return (1 - prune_rate) * weights

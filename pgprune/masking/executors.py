@@ -74,11 +74,13 @@ def run_sliced(
         weights += _sliced_heads(layer, mask, rows)
         attention = _head_count(layer, mask, rows.heads)
         if call.attention is not None:
-            kept = call.attention.index_select(-1, rows.queries.to(call.attention.device))
+            kept = call.attention.index_select(-1, rows.columns.to(call.attention.device))
             weights = weights[-1:]  # the output projection
             attention = attending(replace(call, attention=kept), mask.family)
+        elif rows.values is not None:
+            attention = _narrow_values(layer, mask.family, rows, attention)
     elif rows.heads is not None:
-        constant = _constant(layer, mask, mask.family.output, rows.queries)
+        constant = _constant(layer, mask, mask.family.output, rows.columns)
         attention = _no_attention(layer, mask.family, constant)
     else:
         attention = attending(call, mask.family)
@@ -165,13 +167,16 @@ def _multiply_outputs(
 
 def _sliced_heads(layer: nn.Module, mask: LayerMask, rows: KeptRows) -> list[KeptWeight]:
     """Returns the kept weights of the attention projections."""
-    family, keys, queries = mask.family, rows.keys, rows.queries
-    constant = _constant(layer, mask, family.output, queries)
-    return [
+    family, keys, queries, columns = mask.family, rows.keys, rows.queries, rows.columns
+    values = keys if rows.values is None else rows.values.rows
+    constant = _constant(layer, mask, family.output, columns)
+    weights = [
         KeptWeight(linear_at(layer, family.key), keys, len(keys)),
-        KeptWeight(linear_at(layer, family.value), keys, len(keys)),
         KeptWeight(linear_at(layer, family.query), queries, len(queries)),
-        KeptWeight(linear_at(layer, family.output), queries, len(queries), True, constant),
+    ]
+    return (weights if rows.heads != mask.shape.kv_heads else []) + [
+        KeptWeight(linear_at(layer, family.value), values, len(values)),
+        KeptWeight(linear_at(layer, family.output), columns, len(columns), True, constant),
     ]
 
 
@@ -226,6 +231,36 @@ def _head_count(layer: nn.Module, mask: LayerMask, kv_heads: int) -> Iterator[No
         yield
     finally:
         setattr(attention, name, dense)
+
+
+@contextmanager
+def _narrow_values(
+    layer: nn.Module, family: Family, rows: KeptRows, attention: AbstractContextManager[None]
+) -> Iterator[None]:
+    """Gives attention zeros for pruned value dimensions, and the output projection kept ones only.
+
+    Attention itself runs at the full width of a head, with any kernel.
+    """
+    values, width = rows.values, len(rows.keys)
+    assert values is not None
+
+    def spread(module: nn.Module, args: tuple[Tensor, ...], kept: Tensor) -> Tensor:
+        zeros = kept.new_zeros(*kept.shape[:-1], width)
+        return zeros.index_copy_(-1, values.slots.to(kept.device), kept)
+
+    def narrow(module: nn.Module, args: tuple[Tensor, ...]) -> Tensor:
+        return args[0].index_select(-1, values.places.to(args[0].device))
+
+    hooks = [
+        linear_at(layer, family.value).register_forward_hook(spread),
+        linear_at(layer, family.output).register_forward_pre_hook(narrow),
+    ]
+    try:
+        with attention:
+            yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _no_attention(

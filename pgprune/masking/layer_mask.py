@@ -26,20 +26,45 @@ The kind is ``heads`` for the attention output projection and ``channels`` for t
 
 
 @dataclass(frozen=True)
+class ValueRows:
+    """Value dimensions that one mask keeps in kv heads of which it prunes some, (r,) int64 each.
+
+    Attributes:
+        rows: of the value projection.
+        slots: their places among all value dimensions of the kept kv heads.
+        columns: of the output projection.
+        places: their places among all head dimensions of the kept query heads.
+    """
+
+    rows: Tensor
+    slots: Tensor
+    columns: Tensor
+    places: Tensor
+
+
+@dataclass(frozen=True)
 class KeptRows:
     """Rows of a layer's projections that one mask keeps, (r,) int64 each.
 
     Attributes:
-        heads: number of kept kv heads; None if all are kept.
+        heads: number of kept kv heads; None if all are kept as a whole.
         keys: rows of the key and value projections, empty if ``heads`` is None.
         queries: rows of the query and columns of the output projection, likewise.
+        values: in place of rows of the value and columns of the output projection, where value
+            dimensions of kept kv heads are pruned.
         channels: rows of the expanding and columns of the down projection; None for all.
     """
 
     heads: int | None
     keys: Tensor
     queries: Tensor
+    values: ValueRows | None
     channels: Tensor | None
+
+    @property
+    def columns(self) -> Tensor:
+        """Columns of the output projection, (r,); empty if ``heads`` is None."""
+        return self.queries if self.values is None else self.values.columns
 
 
 class LayerMask:
@@ -85,20 +110,29 @@ class LayerMask:
             )
 
     def kept(self, kind: str, block: str) -> Tensor | None:
-        """Indices of the heads or channels that one mask keeps; None where it keeps all."""
+        """Indices of the units of a kind that one mask keeps; None where it keeps all.
+
+        Of ``heads``, those that keep a value dimension where these are the units.
+        """
         if block in self.by_kind:  # a pruned block keeps none of its units
             return None if self.by_kind[block][0, 0] else torch.empty(0, dtype=torch.int64)
-        if kind not in self.by_kind:
+        bits = self.by_kind.get(kind)
+        if kind == "heads" and "values" in self.by_kind:
+            bits = self.by_kind["values"].unflatten(1, (self.shape.kv_heads, -1)).any(2)
+        if bits is None:
             return None
-        kept = np.flatnonzero(self.by_kind[kind][0].numpy(force=True))
-        return None if len(kept) == self.by_kind[kind].shape[1] else torch.from_numpy(kept)
+        kept = np.flatnonzero(bits[0].numpy(force=True))
+        return None if len(kept) == bits.shape[1] else torch.from_numpy(kept)
 
     def output_columns(self) -> Tensor | None:
         """Returns the masks of the attention output projection's inputs, (K, query heads * d)."""
-        if "heads" not in self.by_kind:
-            return None
-        width = self.shape.query_heads_per_group * self.shape.head_dim
-        return self.by_kind["heads"].repeat_interleave(width, dim=1)
+        group, width = self.shape.query_heads_per_group, self.shape.head_dim
+        if "heads" in self.by_kind:
+            return self.by_kind["heads"].repeat_interleave(group * width, dim=1)
+        if "values" in self.by_kind:  # each for all query heads of its kv head
+            values = self.by_kind["values"].unflatten(1, (-1, 1, width))
+            return values.expand(-1, -1, group, -1).flatten(1)
+        return None
 
     @property
     def key(self) -> tuple[bytes, ...]:
@@ -119,11 +153,17 @@ def prepare(masks: Sequence[LayerMask], device: torch.device) -> None:
     on_host: dict[tuple[int, str], Rows] = {}
     for index, mask in enumerate(masks):
         groups, channels = mask.kept("heads", "attention"), mask.kept("channels", "mlp")
+        values = mask.kept("values", "attention")
+        if groups is None and values is not None:
+            groups = torch.arange(mask.shape.kv_heads)
         heads.append(None if groups is None else len(groups))
         kept = np.empty(0, np.int64) if groups is None else groups.numpy()
         query_width = mask.shape.head_dim * mask.shape.query_heads_per_group
         on_host[index, "keys"] = rows_of_groups(kept, mask.shape.head_dim)
         on_host[index, "queries"] = rows_of_groups(kept, query_width)
+        if values is not None:
+            for name, rows in _value_rows(mask, values.numpy(), kept).items():
+                on_host[index, name] = rows
         if channels is not None:
             on_host[index, "channels"] = channels.numpy()
     flat = send(torch.from_numpy(np.concatenate(list(on_host.values()))), device)
@@ -131,7 +171,33 @@ def prepare(masks: Sequence[LayerMask], device: torch.device) -> None:
     on_device = dict(zip(on_host, flat.split(sizes), strict=True))
     for index, mask in enumerate(masks):
         keys, queries = on_device[index, "keys"], on_device[index, "queries"]
-        mask.prepared = KeptRows(heads[index], keys, queries, on_device.get((index, "channels")))
+        values_here = None
+        if (index, "rows") in on_device:
+            names = ("rows", "slots", "columns", "places")
+            values_here = ValueRows(*(on_device[index, name] for name in names))
+        channels_here = on_device.get((index, "channels"))
+        mask.prepared = KeptRows(heads[index], keys, queries, values_here, channels_here)
+
+
+def _value_rows(mask: LayerMask, values: Rows, groups: Rows) -> dict[str, Rows]:
+    """Returns the fields of ``ValueRows`` for kept value dimensions (r,) of kv heads (h,)."""
+    shape = mask.shape
+    columns = columns_of_values(values, shape.head_dim, shape.query_heads_per_group)
+    keys = rows_of_groups(groups, shape.head_dim)
+    queries = rows_of_groups(groups, shape.head_dim * shape.query_heads_per_group)
+    return {
+        "rows": values,
+        "slots": np.searchsorted(keys, values),
+        "columns": columns,
+        "places": np.searchsorted(queries, columns),
+    }
+
+
+def columns_of_values(values: Rows, head_dim: int, group: int) -> Rows:
+    """Returns the columns of o of value dimensions (r,), for all ``group`` query heads of each."""
+    heads, dimensions = np.divmod(values, head_dim)
+    queries = heads[:, None] * group + np.arange(group)  # (r, group)
+    return np.sort((queries * head_dim + dimensions[:, None]).ravel())
 
 
 def rows_of_groups(groups: Rows, width: int) -> Rows:

@@ -73,7 +73,7 @@ class MaskedLM:
         self.family = family_of(model.config)
         self._layers = decoder_layers(model, self.family)
         self._driver = LayerDriver(model.get_submodule(self.family.layers.rpartition(".")[0]))
-        if executor == "sliced" and {"heads", "channels"} & set(units.kinds):
+        if executor == "sliced" and {"heads", "values", "channels"} & set(units.kinds):
             lay_out(self._layers, self.family)
 
     @property

@@ -48,12 +48,28 @@ def check_round_to(units: PruningUnits, round_to: int) -> None:
             )
 
 
+def check_whole_heads(units: PruningUnits) -> None:
+    """Checks that a stock architecture can hold the heads that masks leave.
+
+    Raises:
+        PruningError: the units are value dimensions.
+    """
+    if "values" in units.kinds:
+        raise PruningError(
+            f"no stock architecture has fewer value dimensions than a head is wide, which "
+            f"granularity {units.granularity} gives; choose granularity heads+channels, or export "
+            "with --portable, which fills them up with zeros"
+        )
+
+
 def check_uniform(units: PruningUnits, budget: str) -> None:
     """Checks that all layers can keep equally many units of each kind.
 
     Raises:
-        PruningError: the units are whole blocks or layers, or the budget lets kinds trade.
+        PruningError: the units are value dimensions, whole blocks or layers, or the budget lets
+            kinds trade.
     """
+    check_whole_heads(units)
     if not {"heads", "channels"}.issuperset(units.kinds):
         raise PruningError(
             f"scope uniform is about numbers of heads and channels, but granularity "

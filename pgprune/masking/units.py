@@ -16,6 +16,8 @@ GRANULARITIES: dict[str, tuple[str, ...]] = {
     "heads+channels": ("heads", "channels"),
     "heads": ("heads",),
     "channels": ("channels",),
+    "values+channels": ("values", "channels"),
+    "values": ("values",),
     "blocks": ("attention", "mlp"),
     "layers": ("layer",),
 }
@@ -33,6 +35,8 @@ class LayerShape:
         channels: width of the MLP.
         kv_group_cost: parameters of one kv group: its rows of q, k, v with their biases, and its
             columns of the output projection.
+        value_cost: parameters of one value dimension of a kv head: its row of v with its bias, and
+            its columns of the output projection, one for each query head.
         channel_cost: parameters of one channel.
         attention_cost: parameters of the whole attention block, norms and biases included.
         mlp_cost: parameters of the whole MLP block, norm and biases included.
@@ -43,9 +47,15 @@ class LayerShape:
     head_dim: int
     channels: int
     kv_group_cost: int
+    value_cost: int
     channel_cost: int
     attention_cost: int
     mlp_cost: int
+
+    @property
+    def query_key_cost(self) -> int:
+        """Parameters of a kv group that are none of its value dimensions: rows of q and k."""
+        return self.kv_group_cost - self.head_dim * self.value_cost
 
 
 @dataclass(frozen=True)
@@ -56,6 +66,11 @@ class Group:
     kind: str
     start: int
     stop: int
+
+    @property
+    def projection(self) -> str:
+        """Projection that has the units in its inputs: ``heads``, the output, or ``channels``."""
+        return "heads" if self.kind == "values" else self.kind
 
 
 class PruningUnits:
@@ -152,12 +167,36 @@ class PruningUnits:
         return int(self.cost[mask.cpu().bool()].sum())
 
     def pruned_parameters(self, mask: Tensor) -> int:
-        """Counts the parameters of the units that a mask (n,) prunes."""
-        return self.prunable - self.kept_parameters(mask)
+        """Counts the parameters that are gone without the units that a mask (n,) prunes.
+
+        These are their own and, of kv heads that keep no value dimension, those of q and k.
+        """
+        return self.prunable - self.kept_parameters(mask) + self._idle_parameters(mask.cpu())
 
     def prune_rate(self, mask: Tensor) -> float:
         """Computes the share of the prunable parameters that a mask (n,) prunes."""
         return 1 - self.kept_parameters(mask) / self.prunable
+
+    def _idle_parameters(self, mask: Tensor) -> int:
+        """Counts the rows of q and k of kv heads that keep no value dimension."""
+        idle = 0
+        for group in (group for group in self.groups if group.kind == "values"):
+            shape = self.shapes[group.layer]
+            dimensions = mask[group.start : group.stop].view(shape.kv_heads, shape.head_dim)
+            idle += int((~dimensions.bool().any(1)).sum()) * shape.query_key_cost
+        return idle
+
+    def input_order(self, group: Group) -> Tensor | None:
+        """Orders the inputs of a group's projection unit by unit, (inputs,); None if they are so.
+
+        A value dimension has one input for each query head of its kv head.
+        """
+        shape = self.shapes[group.layer]
+        if group.kind != "values" or shape.query_heads_per_group == 1:
+            return None
+        inputs = torch.arange(shape.kv_heads * shape.query_heads_per_group * shape.head_dim)
+        heads = inputs.view(shape.kv_heads, shape.query_heads_per_group, shape.head_dim)
+        return heads.transpose(1, 2).flatten()
 
     def ones(self) -> Tensor:
         """Returns the mask that keeps everything, (n,) uint8."""
@@ -173,7 +212,8 @@ class PruningUnits:
             raise PruningError(f"the mask must have shape ({self.n},), got {tuple(mask.shape)}")
 
     def __str__(self) -> str:
-        names = {"heads": "kv groups", "attention": "attention blocks", "mlp": "MLP blocks"}
+        names = {"heads": "kv groups", "values": "value dimensions"}
+        names |= {"attention": "attention blocks", "mlp": "MLP blocks"}
         counts = torch.bincount(self.kind, minlength=len(self.kinds)).tolist()
         return " + ".join(
             f"{count:,} {names.get(kind, kind.removesuffix('s') + 's')}"
@@ -217,13 +257,15 @@ def layer_shapes(model: nn.Module) -> Iterator[LayerShape]:
         kv_heads = key.out_features // head_dim
         per_group = query.out_features // key.out_features  # query heads of a kv head
         # A kv group owns its rows of k and v, the rows of its query heads, and their columns of o.
-        rows = head_dim * (_row_cost(key) + _row_cost(value) + per_group * _row_cost(query))
+        value_cost = _row_cost(value) + per_group * output.out_features
+        rows = _row_cost(key) + per_group * _row_cost(query)
         yield LayerShape(
             kv_heads=kv_heads,
             query_heads_per_group=per_group,
             head_dim=head_dim,
             channels=down.in_features,
-            kv_group_cost=rows + per_group * head_dim * output.out_features,
+            kv_group_cost=head_dim * (rows + value_cost),
+            value_cost=value_cost,
             channel_cost=sum(_row_cost(linear) for linear in expand) + down.out_features,
             attention_cost=_parameters(attention, layer, family.attention_norms),
             mlp_cost=sum(p.numel() for linear in (*expand, down) for p in linear.parameters())
@@ -231,10 +273,16 @@ def layer_shapes(model: nn.Module) -> Iterator[LayerShape]:
         )
 
 
+def by_unit(inputs: Tensor, order: Tensor | None) -> Tensor:
+    """Arranges inputs or columns (..., inputs) in the order of ``PruningUnits.input_order``."""
+    return inputs if order is None else inputs.index_select(-1, order.to(inputs.device))
+
+
 def _count_and_cost(shape: LayerShape, kind: str, channel_block: int) -> tuple[int, int]:
     """Returns the number of units of a kind in a layer, and the parameters of one."""
     return {
         "heads": (shape.kv_heads, shape.kv_group_cost),
+        "values": (shape.kv_heads * shape.head_dim, shape.value_cost),
         "channels": (shape.channels // channel_block, shape.channel_cost * channel_block),
         "attention": (1, shape.attention_cost),
         "mlp": (1, shape.mlp_cost),

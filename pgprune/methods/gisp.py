@@ -65,7 +65,7 @@ def gisp(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> 
 def normalised_scores(lm: MaskedLM, windows: Tensor, mask: Tensor) -> Tensor:
     """Computes the sum of |w g| of each unit over its size: (n,) float64, 0 for pruned units.
 
-    The size of a kv group is the number of its weights. That of a channel is the width of the MLP
+    The size of a kv group or a value dimension is the number of its weights. That of a channel is the width of the MLP
     times the number of its projections, as in the released code, and not the number of its weights.
 
     Args:
@@ -84,7 +84,7 @@ def normalised_scores(lm: MaskedLM, windows: Tensor, mask: Tensor) -> Tensor:
         )
     for group in lm.units.groups:
         shape = lm.units.shapes[group.layer]
-        size = shape.kv_group_cost
+        size = shape.value_cost if group.kind == "values" else shape.kv_group_cost
         if group.kind == "channels":
             size = (3 if lm.gated else 2) * shape.channels * lm.units.channel_block
         scores[group.start : group.stop] /= size

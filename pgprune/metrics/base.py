@@ -15,7 +15,7 @@ from pgprune.metrics.importance import Importance
 from pgprune.utils.progress import phase
 
 ALL = tuple(GRANULARITIES)
-FINE = ("heads+channels", "heads", "channels")
+FINE = ("heads+channels", "heads", "channels", "values+channels", "values")
 DEPTH = ("layers", "blocks")
 """Sets of granularities for metrics and methods; the first one is a method's default."""
 
@@ -114,10 +114,10 @@ def per_unit(lm: MaskedLM, group: Group, score: Tensor) -> Tensor:
     """Turns scores of inputs, (inputs,), into scores of a group's units, (units,).
 
     A channel block adds up its channels; a kv group adds up the dimensions of each of its query
-    heads and averages over these.
+    heads and averages over these, as a value dimension does.
     """
     shape = lm.units.shapes[group.layer]
     if group.kind == "channels":
         return score.view(-1, lm.units.channel_block).sum(1)
     heads = score.view(shape.kv_heads, shape.query_heads_per_group, shape.head_dim)
-    return heads.sum(2).mean(1)
+    return heads.mean(1).flatten() if group.kind == "values" else heads.sum(2).mean(1)

@@ -8,7 +8,7 @@ from torch import Tensor
 from pgprune.errors import PruningError
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.masking.units import Group
+from pgprune.masking.units import Group, by_unit
 from pgprune.metrics.base import FINE, metric
 from pgprune.metrics.importance import Importance
 
@@ -90,7 +90,8 @@ def flap(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance
 
     The score of input j is its fluctuation times the square sum of its column of weights, squared
     once more for the output projection, and standardised over the inputs of its layer. A kv group
-    is the mean over its query heads' dimensions, a channel block over its channels. Scores then
+    is the mean over its query heads' dimensions, a value dimension over its
+    query heads, a channel block over its channels. Scores then
     compare across layers and kinds. The budget of FLAP is ``parameters``: a head there counts 512/3
     channels, which is (2g+2)d/3 for g query heads of d dimensions in a kv group without biases.
 
@@ -110,7 +111,7 @@ def flap_importance(
     """Computes FLAP's importance from the result of ``dense_moments``."""
     scores = torch.zeros(lm.units.n, dtype=torch.float64)
     for group in lm.units.groups:
-        varied = moments[group.layer, group.kind].fluctuation(fluctuation)
+        varied = moments[group.layer, group.projection].fluctuation(fluctuation)
         scores[group.start : group.stop] = _group_scores(lm, group, varied)
     return Importance(scores)
 
@@ -130,11 +131,12 @@ def check_windows(windows: Tensor) -> None:
 
 def _group_scores(lm: MaskedLM, group: Group, fluctuation: Tensor) -> Tensor:
     """Scores the units of a group from the fluctuation of all its inputs, (inputs,)."""
-    weight = lm.projection(group.layer, group.kind)
+    weight = lm.projection(group.layer, group.projection)
     columns = torch.stack([part.double().square().sum(0) for part in weight.split(512)]).sum(0)
     score = fluctuation * columns.cpu()  # S_j = Var(x_j) |W_:j|^2, (inputs,)
-    if group.kind == "heads":
+    if group.projection == "heads":
         score = score.square()  # as the released code does for attention only
     deviation = score.std()
     standard = (score - score.mean()) / deviation.where(deviation > 0, 1)
+    standard = by_unit(standard, lm.units.input_order(group))
     return standard.view(group.stop - group.start, -1).mean(1)

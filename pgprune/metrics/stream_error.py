@@ -56,7 +56,7 @@ def stream_error(
     Raises:
         PruningError: activations that overflow.
     """
-    groups = {(group.layer, group.kind): group for group in lm.units.groups}
+    groups = {(group.layer, group.projection): group for group in lm.units.groups}
     scores = torch.empty(lm.units.n, dtype=torch.float64)
     for seen in lm.observe(lm.units.ones(), windows):
         for kind, moments in _moments(lm, seen).items():
@@ -93,10 +93,11 @@ def _moments(lm: MaskedLM, seen: Observation) -> dict[str, SecondMoments]:
 
 def _errors(lm: MaskedLM, group: Group, moments: SecondMoments, refit: bool) -> torch.Tensor:
     """Computes log r of the units of a group, (units,) float64."""
-    weight, units = lm.projection(group.layer, group.kind), group.stop - group.start
+    weight, units = lm.projection(group.layer, group.projection), group.stop - group.start
     name = f"the {group.kind} of layer {group.layer}"
     width = weight.shape[1] // units
-    squares = LeastSquares(moments, weight, width, damping=DAMPING, name=name)
+    places = lm.units.input_order(group)
+    squares = LeastSquares(moments, weight, width, damping=DAMPING, name=name, order=places)
     order, costs = zip(*removals(squares, refit), strict=True)
     # A later removal may cost less; the largest rise so far keeps the order of removal.
     rises = torch.tensor(costs, dtype=torch.float64).cummax(0).values

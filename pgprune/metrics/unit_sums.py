@@ -31,8 +31,12 @@ def unit_sums(lm: MaskedLM, salience: Salience) -> Tensor:
         here = slice(group.start, group.stop)
         for parameter, dim in _parts(layers[group.layer], family, group.kind):
             values = salience(parameter, dim).to("cpu", torch.float64)
-            # Rows of q are group_size times those of k: a view by units adds up either.
-            sums[here] += values.view(group.stop - group.start, -1).sum(1)
+            if group.kind == "values":  # a column of o for each query head of a kv head
+                shape = lm.units.shapes[group.layer]
+                sums[here] += values.view(shape.kv_heads, -1, shape.head_dim).sum(1).flatten()
+            else:
+                # Rows of q are group_size times those of k: a view by units adds up either.
+                sums[here] += values.view(group.stop - group.start, -1).sum(1)
     return sums
 
 
@@ -48,10 +52,11 @@ def _parts(
     layer: nn.Module, family: Family, kind: str
 ) -> Iterator[tuple[nn.Parameter, int | None]]:
     """Yields the parameters that units of a kind are made of, each with the units' dimension."""
-    if kind in ("heads", "channels"):
+    if kind in ("heads", "values", "channels"):
         attention = (family.query, family.key, family.value)
         rows, column = {
             "heads": (attention, family.output),
+            "values": ((family.value,), family.output),
             "channels": (family.expand, family.down),
         }[kind]
         for path in rows:

@@ -47,6 +47,6 @@ def layer_scores(
         squares["heads"].append(square_sum(attention_input))
         squares["channels"].append(square_sum(mlp_input))
     for group in (g for g in lm.units.groups if g.layer == observation.layer):
-        column = mean_absolute(lm.projection(group.layer, group.kind))  # (inputs,)
-        energy = torch.stack(squares[group.kind]).sum(0) / tokens  # mean of x^2
+        column = mean_absolute(lm.projection(group.layer, group.projection))  # (inputs,)
+        energy = torch.stack(squares[group.projection]).sum(0) / tokens  # mean of x^2
         yield group, per_unit(lm, group, column * energy.sqrt()).cpu()

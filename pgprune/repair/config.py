@@ -72,7 +72,7 @@ def adds_biases(model: nn.Module, units: PruningUnits, how: str, own: Repair | N
     """
     if how == "auto":
         return added_parameters(model, own) > 0
-    kinds = [kind for kind in KINDS if kind in units.kinds]
+    kinds = {group.projection for group in units.groups}.intersection(KINDS)
     keys = ((layer, kind) for layer in range(units.layers) for kind in kinds)
     return how == "bias" and any(_lacks_bias(model, key) for key in keys)
 

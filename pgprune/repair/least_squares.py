@@ -8,12 +8,13 @@ diagonal are computed.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pgprune.errors import PruningError
+from pgprune.masking.units import by_unit
 
 _LEAST_ROWS = 64
 _BLOCKS = 4  # of rows of x x^T: with m of them, (m + 1) / 2m of the products are computed
@@ -55,6 +56,12 @@ class SecondMoments:
         """Sum of x x^T, (inputs, inputs) float64."""
         gram = self.lower.tril()
         return gram.add_(gram.tril(-1).T)
+
+    def ordered(self, order: Tensor) -> "SecondMoments":
+        """Returns the moments of the inputs in another order, (inputs,)."""
+        order = order.to(self.lower.device)
+        gram = self.gram[order[:, None], order]
+        return replace(self, lower=gram, cross=self.cross[:, order], inputs=self.inputs[order])
 
     def add(self, inputs: Tensor, targets: Tensor | None = None) -> None:
         """Adds tokens: x (..., inputs) and y (..., outputs); without y, call ``set_outputs``."""
@@ -103,9 +110,11 @@ class LeastSquares:
         ridge: r itself, in place of the relative damping.
         biased: whether a bias is fitted too; x and y are then differences from their means.
         name: of the projection, for errors.
+        order: of the inputs, (inputs,), that makes those of a unit neighbours; None if they are.
 
     Attributes:
-        weight: W in float64.
+        weight: W in float64. Its inputs and those of ``gram``, ``cross`` and ``squares`` are in
+            the given order, and so are all weights that methods take and return.
         gram: sum x x^T + r, (inputs, inputs) float64.
         cross: sum y x^T + r W, (outputs, inputs) float64.
         energy: the error of no weights at all, sum |y|^2 + r |W|^2.
@@ -127,7 +136,10 @@ class LeastSquares:
         ridge: float | None = None,
         biased: bool = False,
         name: str = "a projection",
+        order: Tensor | None = None,
     ) -> None:
+        if order is not None:
+            moments, weight = moments.ordered(order), by_unit(weight, order)
         gram = moments.gram
         # A sum with an infinity or a NaN in it is one; float64 sums of float32 do not overflow.
         if not math.isfinite(float(gram.sum() + moments.cross.sum()) + (ridge or 0.0)):
@@ -152,6 +164,7 @@ class LeastSquares:
         self.width = width
         self.units = len(self.gram) // width
         self._moments = moments if biased else None
+        self._order = order
         self._name = name
 
     def everything(self) -> Tensor:
@@ -174,6 +187,12 @@ class LeastSquares:
         weight = torch.zeros_like(self.cross)
         weight[:, index] = torch.cholesky_solve(self.cross[:, index].T, self.factor(index)).T
         return weight
+
+    def in_place(self, weight: Tensor) -> Tensor:
+        """Puts the columns of weights (outputs, inputs) where the projection has them."""
+        if self._order is None:
+            return weight
+        return torch.empty_like(weight).index_copy_(1, self._order.to(weight.device), weight)
 
     def bias(self, weight: Tensor) -> Tensor | None:
         """Computes the bias for weights V (outputs, inputs), mean of y - V x; None if unbiased."""

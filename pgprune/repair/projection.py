@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,13 @@ class Projection:
     @property
     def kept_inputs(self) -> Tensor:
         """The kept inputs, (inputs,) bool."""
-        return self.kept.repeat_interleave(self.linear.in_features // len(self.kept))
+        kept = self.kept.repeat_interleave(self.linear.in_features // len(self.kept))
+        order = self._order
+        return kept if order is None else torch.empty_like(kept).index_copy_(0, order, kept)
+
+    @property
+    def _order(self) -> Tensor | None:
+        return None if self.group is None else self.lm.units.input_order(self.group)
 
     @property
     def gone(self) -> bool:
@@ -106,7 +113,7 @@ class Projection:
             moments.add(inputs, targets)
         if self.wanted is None:
             moments.set_outputs(linear.weight, linear.bias)
-        return self._problem(moments, linear.weight, len(self.kept), damping=damping)
+        return self._problem(moments, linear.weight, damping=damping, order=self._order)
 
     def least_squares_of_kept(self, damping: float) -> LeastSquares:
         """Builds the problem of the weights of its kept inputs, damped as that of all inputs.
@@ -128,18 +135,16 @@ class Projection:
         if self.linear.bias is not None:  # sum of |x - m|^2
             total -= (moments.inputs.square().sum() + sums.square().sum()) / moments.tokens
         ridge = damping * float(total) / len(kept) or float(damping > 0)
-        return self._problem(moments, kept_weight, int(self.kept.sum()), ridge=ridge)
+        return self._problem(moments, kept_weight, ridge=ridge)
 
-    def _problem(
-        self, moments: SecondMoments, weight: Tensor, units: int, **damping: float
-    ) -> LeastSquares:
+    def _problem(self, moments: SecondMoments, weight: Tensor, **options: Any) -> LeastSquares:
         return LeastSquares(
             moments,
             weight,
             width=self.linear.in_features // len(self.kept),
             biased=self.linear.bias is not None,
             name=f"the {BLOCKS[self.kind]} output of layer {self.seen.layer}",
-            **damping,
+            **options,
         )
 
     def gated_mlp(self, damping: float) -> GatedMLP:
@@ -189,8 +194,8 @@ def run_linear(linear: nn.Linear, inputs: Tensor) -> Tensor:
 
 
 def group_of(units: PruningUnits, layer: int, kind: str) -> Group | None:
-    """Returns the group of a layer's units of a kind, or None without such units."""
-    groups = (group for group in units.groups if (group.layer, group.kind) == (layer, kind))
+    """Returns the group of a layer's units in a projection or block, or None without such units."""
+    groups = (group for group in units.groups if (group.layer, group.projection) == (layer, kind))
     return next(groups, None)
 
 

@@ -83,7 +83,7 @@ def best_weights(projection: Projection, problem: LeastSquares) -> Solution:
     inputs = projection.linear.in_features
     if len(problem.gram) == inputs:
         weight = problem.refit(projection.kept)
-        return {projection.kind: (weight, problem.bias(weight))}
+        return {projection.kind: (problem.in_place(weight), problem.bias(weight))}
     few = problem.refit(problem.everything())
     kept = projection.kept_inputs.nonzero().flatten().to(few.device)
     weight = few.new_zeros(len(few), inputs).index_copy(1, kept, few)

@@ -38,6 +38,7 @@ class PrunedLayer:
         skip: the blocks that are pruned with their norms: of ``attention`` and ``mlp``.
         weights: copies of the weights, by their names in a stock layer.
         biases: projections that have a bias here and none in the dense model.
+        value_dims: how many value dimensions each kv head keeps; empty if all keep all.
     """
 
     index: int
@@ -46,6 +47,7 @@ class PrunedLayer:
     skip: tuple[str, ...]
     weights: dict[str, Tensor]
     biases: tuple[str, ...] = ()
+    value_dims: tuple[int, ...] = ()
 
 
 def assemble(
@@ -133,6 +135,8 @@ def _config(
     values["head_dim"] = units.shapes[0].head_dim
     if any("biases" in override for override in overrides):
         values["biases"] = []  # transformers needs a value for the layers without added biases
+    if any("value_dims" in override for override in overrides):
+        values["value_dims"] = []
     config: PretrainedConfig = classes.config(
         **values,
         per_layer_config={new: values for new, values in enumerate(overrides) if values},
@@ -145,8 +149,8 @@ def _config(
 def _stock(dense: PretrainedConfig, units: PruningUnits, layers: list[PrunedLayer]) -> str | None:
     """Returns the stock architecture that holds the layers, or None."""
     (kv_heads, channels), *others = {(layer.kv_heads, layer.channels) for layer in layers}
-    # Layers that differ, lack a block or have added biases need a class of ours.
-    if others or not kv_heads or not channels or any(layer.biases for layer in layers):
+    # Layers that differ, lack a block or have added biases or fewer values need a class of ours.
+    if others or not kv_heads or not channels or any(x.biases or x.value_dims for x in layers):
         return None
     # The stand-in, Mistral, has no biases.
     biases = any(name.endswith(".bias") for layer in layers for name in layer.weights)
@@ -167,6 +171,8 @@ def _overrides(
         values[family.channel_count] = layer.channels
     if layer.biases:
         values["biases"] = list(layer.biases)
+    if layer.value_dims:
+        values["value_dims"] = list(layer.value_dims)
     return values
 
 
@@ -191,7 +197,10 @@ def _weights(
             yield name, parameter.clone()
     for new, layer in enumerate(layers):
         for name, weight in layer.weights.items():
-            yield f"{family.layers}.{new}.{name}", weight
+            path, _, kind = name.rpartition(".")
+            if layer.value_dims and path in (family.value, family.output):
+                path = f"{path}.linear"  # see keep_values of the code that travels
+            yield f"{family.layers}.{new}.{path}.{kind}", weight
 
 
 def savable_generation_config(model: PreTrainedModel, config: PretrainedConfig) -> GenerationConfig:

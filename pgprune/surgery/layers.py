@@ -1,11 +1,12 @@
 """Surgery: makes physically smaller layers of a mask, and a model with the same logits.
 
-It cuts what a mask prunes out of the weights: kv groups with their query heads, MLP channels, whole
-blocks with their norms. Empty layers are dropped and the others renumbered. The removed parameters
-are exactly those that the units count: a layer whose heads are all pruned keeps its norm, because
-the cost of heads and channels includes neither norms nor the biases of the output and down
-projections; the cost of a block or layer includes everything. A repair brings other weights for
-kept units, and perhaps biases that the dense model lacks.
+It cuts what a mask prunes out of the weights: kv groups with their query heads, value dimensions,
+MLP channels, whole blocks with their norms. A kv group without value dimensions is cut as a whole.
+Empty layers are dropped and the others renumbered. The removed parameters are exactly those that
+the units count: a layer whose heads are all pruned keeps its norm, because the cost of heads and
+channels includes neither norms nor the biases of the output and down projections; the cost of a
+block or layer includes everything. A repair brings other weights for kept units, and perhaps biases
+that the dense model lacks.
 """
 
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgprune.errors import PruningError
-from pgprune.masking.layer_mask import LayerMask, rows_of_groups
+from pgprune.masking.layer_mask import LayerMask, columns_of_values, rows_of_groups
 from pgprune.masking.units import LayerShape, PruningUnits
 from pgprune.models.families import Family, decoder_layers, family_of
 from pgprune.repair.repair import Repair
@@ -30,12 +31,14 @@ class LayerPlan:
     Attributes:
         index: of the layer in the dense model.
         heads: indices of the kept kv groups, (h,); None if all are kept or the block is pruned.
+        values: indices of the kept value dimensions of all kv heads, (r,); None likewise.
         channels: indices of the kept channels, (c,); None if all are kept or the block is pruned.
         skip: the blocks that are pruned with their norms: of ``attention`` and ``mlp``.
     """
 
     index: int
     heads: Tensor | None
+    values: Tensor | None
     channels: Tensor | None
     skip: tuple[str, ...]
 
@@ -51,10 +54,13 @@ def plan_layers(units: PruningUnits, mask: Tensor, family: Family) -> list[Layer
     for index in range(units.layers):
         layer_mask = LayerMask(mask.cpu()[None], units, index, family)
         skip = tuple(block for block in ("attention", "mlp") if _is_pruned(layer_mask, block))
-        heads = None if "attention" in skip else layer_mask.kept("heads", "attention")
+        heads, values = (
+            None if "attention" in skip else layer_mask.kept(kind, "attention")
+            for kind in ("heads", "values")
+        )
         channels = None if "mlp" in skip else layer_mask.kept("channels", "mlp")
         if len(skip) < 2:  # else nothing of the layer is kept
-            plans.append(LayerPlan(index, heads, channels, skip))
+            plans.append(LayerPlan(index, heads, values, channels, skip))
     if not plans:
         raise PruningError("the mask prunes every layer, so no model is left; prune less")
     return plans
@@ -121,7 +127,7 @@ def zero_pruned(model: PreTrainedModel, units: PruningUnits, mask: Tensor) -> Pr
     layers = decoder_layers(model, family)
     plans = {plan.index: plan for plan in plan_layers(units, mask, family)}
     for index, layer in enumerate(layers):
-        plan = plans.get(index, LayerPlan(index, None, None, ("attention", "mlp")))
+        plan = plans.get(index, LayerPlan(index, None, None, None, ("attention", "mlp")))
         gone = block_names(plan.skip, family)
         for name, parameter in layer.named_parameters():
             if name.startswith(gone):
@@ -129,6 +135,7 @@ def zero_pruned(model: PreTrainedModel, units: PruningUnits, mask: Tensor) -> Pr
         shape = units.shapes[index]
         for kept, total, cuts in (
             (plan.heads, shape.kv_heads, head_cuts),
+            (plan.values, shape.kv_heads * shape.head_dim, value_cuts),
             (plan.channels, shape.channels, channel_cuts),
         ):
             if kept is not None:
@@ -159,7 +166,17 @@ def _pruned_layer(
         skip=plan.skip,
         weights=weights,
         biases=tuple(name.rpartition(".")[0] for name in weights if name not in dense_names),
+        value_dims=_value_dims(plan, shape),
     )
+
+
+def _value_dims(plan: LayerPlan, shape: LayerShape) -> tuple[int, ...]:
+    """Counts the value dimensions that each kept kv head keeps; empty if they keep all."""
+    if plan.values is None:
+        return ()
+    counts = torch.bincount(plan.values // shape.head_dim, minlength=shape.kv_heads)
+    kept = counts[counts > 0].tolist()
+    return () if set(kept) <= {shape.head_dim} else tuple(kept)
 
 
 def layer_weights(
@@ -177,13 +194,20 @@ def layer_weights(
     dense |= {name: new.to(dense.get(name, like), copy=True) for name, new in changes.items()}
     skipped = block_names(plan.skip, family)
     weights = {name: weight for name, weight in dense.items() if not name.startswith(skipped)}
-    for kept, cuts in ((plan.heads, head_cuts), (plan.channels, channel_cuts)):
-        for name, dim, index in cuts(kept, shape, family, layer) if kept is not None else ():
-            # index_select copies, so the result shares no memory with the dense model.
-            if len(index):
-                weights[name] = weights[name].index_select(dim, index.to(weights[name].device))
-            else:
-                del weights[name]  # a matrix without rows or columns
+    cuts = {}
+    for kept, cuts_of in (
+        (plan.heads, head_cuts),
+        (plan.values, value_cuts),  # in place of the heads' cuts of v and o
+        (plan.channels, channel_cuts),
+    ):
+        for name, dim, index in cuts_of(kept, shape, family, layer) if kept is not None else ():
+            cuts[name] = dim, index
+    for name, (dim, index) in cuts.items():
+        # index_select copies, so the result shares no memory with the dense model.
+        if len(index):
+            weights[name] = weights[name].index_select(dim, index.to(weights[name].device))
+        else:
+            del weights[name]  # a matrix without rows or columns
     return {  # a parameter that was neither cut nor replaced is still that of the dense model
         name: weight.clone() if isinstance(weight, nn.Parameter) else weight
         for name, weight in weights.items()
@@ -213,6 +237,14 @@ def head_cuts(groups: Tensor, shape: LayerShape, family: Family, layer: nn.Modul
         for name, _ in layer.get_submodule(path).named_parameters():
             yield f"{path}.{name}", 0, index
     yield f"{family.output}.weight", 1, queries  # (D, query heads * d)
+
+
+def value_cuts(values: Tensor, shape: LayerShape, family: Family, layer: nn.Module) -> Cuts:
+    """Yields where value dimensions (r,) are: names of parameters, dimensions, indices."""
+    for name, _ in layer.get_submodule(family.value).named_parameters():
+        yield f"{family.value}.{name}", 0, values
+    columns = columns_of_values(values.numpy(), shape.head_dim, shape.query_heads_per_group)
+    yield f"{family.output}.weight", 1, torch.from_numpy(columns)  # (D, query heads * d)
 
 
 def channel_cuts(channels: Tensor, shape: LayerShape, family: Family, layer: nn.Module) -> Cuts:

@@ -3,7 +3,8 @@
 The Transformers backends of vLLM and SGLang refuse a layer without attention, and llama.cpp
 miscomputes some. A layer with attention only, followed by a layer with an MLP only, equals one
 whole layer of a pre-norm decoder. A block that is then still missing becomes a ghost: one kv group
-or a few channels of zeros, with norms of ones, which adds nothing to the residual stream.
+or a few channels of zeros, with norms of ones, which adds nothing to the residual stream. Value
+dimensions that are pruned come back as zeros, because all heads of a layer must be equally wide.
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pgprune.masking.layer_mask import columns_of_values
 from pgprune.masking.units import LayerShape, PruningUnits
 from pgprune.models.families import Family, decoder_layers, family_of
 from pgprune.repair.repair import Repair
@@ -45,7 +47,10 @@ def portable_layers(
     """
     family = family_of(model.config)
     dense = decoder_layers(model, family)
-    acting = [_acting(layer, family) for layer in pruned_layers(model, units, mask, repair)]
+    acting = [
+        _widened(_acting(layer, family), units.shapes[layer.index], family)
+        for layer in pruned_layers(model, units, mask, repair)
+    ]
     # A model needs at least one layer, even if none computes anything.
     kept = [layer for layer in acting if layer.weights] or acting[:1]
     return [
@@ -78,6 +83,26 @@ def _acting(layer: PrunedLayer, family: Family) -> PrunedLayer:
     prefixes = block_names(skip, family)
     weights = {name: w for name, w in layer.weights.items() if not name.startswith(prefixes)}
     return replace(layer, skip=skip, weights=weights)
+
+
+def _widened(layer: PrunedLayer, shape: LayerShape, family: Family) -> PrunedLayer:
+    """Gives kv heads zeros after the value dimensions that they keep."""
+    if not layer.value_dims:
+        return layer
+    first = torch.arange(layer.kv_heads * shape.head_dim).view(-1, shape.head_dim)
+    heads = zip(first, layer.value_dims, strict=True)
+    values = torch.cat([rows[:kept] for rows, kept in heads])  # (r,)
+    columns = columns_of_values(values.numpy(), shape.head_dim, shape.query_heads_per_group)
+    size = layer.kv_heads * shape.head_dim
+    weights = dict(layer.weights)
+    for name in [name for name in weights if name.startswith(f"{family.value}.")]:
+        rows = weights[name].new_zeros(size, *weights[name].shape[1:])
+        weights[name] = rows.index_copy_(0, values.to(rows.device), weights[name])
+    name = f"{family.output}.weight"
+    narrow = weights[name]  # (D, queries * r)
+    wide = narrow.new_zeros(len(narrow), size * shape.query_heads_per_group)
+    weights[name] = wide.index_copy_(1, torch.from_numpy(columns).to(wide.device), narrow)
+    return replace(layer, weights=weights, value_dims=())
 
 
 def _merged(layers: list[PrunedLayer]) -> Iterator[PrunedLayer]:

@@ -42,7 +42,7 @@ def losses_with(lm: MaskedLM, mask: torch.Tensor, found: Repair) -> torch.Tensor
         return lm.losses(mask[None], WINDOWS)
 
 
-@pytest.mark.parametrize("granularity", ["heads+channels", "heads", "channels"])
+@pytest.mark.parametrize("granularity", ["heads+channels", "heads", "channels", "values"])
 def test_the_mask_that_is_followed_gets_its_own_repair(model, granularity):
     lm = masked_lm(model, granularity)
     nearby = NearbyRepair(lm, WINDOWS, DAMPING)

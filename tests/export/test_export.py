@@ -22,7 +22,13 @@ from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
 from pgprune.utils.files import new_directory
 
-PATTERNS = ["some", "all heads of layer 1", "layer 0 and some", "the last layer and some"]
+PATTERNS = [
+    ("heads+channels", "some"),
+    ("heads+channels", "all heads of layer 1"),
+    ("heads+channels", "layer 0 and some"),
+    ("heads+channels", "the last layer and some"),
+    ("values+channels", "the first kv head and some"),
+]
 
 
 @pytest.fixture
@@ -30,9 +36,9 @@ def run(tmp_path) -> Run:
     return run_of_pattern(tmp_path, "some")
 
 
-@pytest.mark.parametrize("name", PATTERNS)
-def test_the_round_trip(model, name, tmp_path):
-    units = PruningUnits.of(model)
+@pytest.mark.parametrize(("granularity", "name"), PATTERNS)
+def test_the_round_trip(model, granularity, name, tmp_path):
+    units = PruningUnits.of(model, granularity)
     mask = patterns(units)[name]
     expected = MaskedLM(model, units).logits(mask[None], tokens())[0]
     run = finished_run(tmp_path, model, units, mask)
@@ -49,12 +55,15 @@ def test_the_round_trip(model, name, tmp_path):
         "generation_config.json",
         "model.safetensors",
         "modeling_pgprune.py",
+        "layer_parts.py",
         "tokenizer.json",
         "tokenizer_config.json",
         "README.md",
     }
     names = load_file(directory / "model.safetensors").keys()
-    assert names <= model.state_dict().keys()
+    stock = {name.replace("_proj.linear.", "_proj.") for name in names}
+    assert stock <= model.state_dict().keys()
+    assert (stock == names) == (granularity == "heads+channels")
 
 
 @pytest.mark.parametrize("granularity", ["layers", "blocks"])

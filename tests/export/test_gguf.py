@@ -91,6 +91,20 @@ def test_every_weight_is_in_the_file(family, name, tmp_path):
         assert min(counts) > 0  # llama.cpp miscomputes what is missing
 
 
+def test_pruned_value_dimensions_come_as_zeros(tmp_path):
+    """llama.cpp's deci wants heads of one width."""
+    model = small_model("llama")
+    units = PruningUnits.of(model, "values")
+    mask = units.ones()
+    mask[3:6] = 0  # of kv head 0 in layer 0, whose head_dim is 8
+    file = reader(export(gguf_run(tmp_path, model, units, mask, None), ExportConfig(format="gguf")))
+    assert values(file)["deci.attention.value_length"] == 8
+    rows = model.model.layers[0].self_attn.v_proj.weight[:8][mask[:8].bool()]
+    found = weights(file)["blk.0.attn_v.weight"]
+    assert torch.equal(found[:5], rows) and not found[5:8].any() and found[8:].any()
+    assert parameters_in(tmp_path / "run" / "gguf") == parameters(model)
+
+
 @pytest.mark.parametrize("family", ["mistral", "qwen2"])
 def test_biases_of_a_repair_are_in_the_file(family, tmp_path):
     model = small_model(family)

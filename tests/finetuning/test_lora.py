@@ -50,9 +50,18 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return all(torch.equal(first[name], second[name]) for name in first | second)
 
 
-@pytest.mark.parametrize("pattern", ["nothing", "some", "layer 0 and some", "all heads of layer 1"])
-def test_merged_is_what_was_trained(model, pattern):
-    units = PruningUnits.of(model)
+@pytest.mark.parametrize(
+    ("granularity", "pattern"),
+    [
+        ("heads+channels", "nothing"),
+        ("heads+channels", "some"),
+        ("heads+channels", "layer 0 and some"),
+        ("heads+channels", "all heads of layer 1"),
+        ("values+channels", "some"),
+    ],
+)
+def test_merged_is_what_was_trained(model, granularity, pattern):
+    units = PruningUnits.of(model, granularity)
     model = prune(model, units, patterns(units)[pattern]).requires_grad_(False)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     changing = {f"{path}.weight" for path in projections(model)}

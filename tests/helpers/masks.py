@@ -31,6 +31,11 @@ def patterns(units: PruningUnits) -> dict[str, torch.Tensor]:
         pruned[f"some {kind}"] = some & of_kind
         pruned[f"the first {kind} of each layer"] = torch.isin(torch.arange(units.n), first)
         pruned[f"all {kind} of layer 1"] = of_kind & (units.layer == 1)
+    if "values" in units.kinds:  # a kv head goes with its last value dimension
+        first = torch.cat([torch.arange(units.shapes[0].head_dim) + g.start for g in units.groups])
+        pruned["the first kv head and some"] = some | (
+            torch.isin(torch.arange(units.n), first) & (units.kind == units.kinds.index("values"))
+        )
     for layer, name in ((0, "layer 0"), (1, "layer 1"), (2, "the last layer")):
         pruned[name] = units.layer == layer
         pruned[f"{name} and some"] = (units.layer == layer) | some

@@ -4,6 +4,8 @@ import copy
 
 import torch
 
+from helpers.tiny import inputs_of_unit
+
 
 def gradients_of(model, windows) -> list[dict[str, torch.Tensor]]:
     """The gradient of the loss of each window, by the parameter's name."""
@@ -58,6 +60,9 @@ def naive_scores(model, units, worth) -> torch.Tensor:
                 for query in range(unit * per_group, (unit + 1) * per_group):
                     own += [row("self_attn.q_proj", query * d + i) for i in range(d)]
                     own += [column(output, query * d + i) for i in range(d)]
+            elif group.kind == "values":
+                inputs = inputs_of_unit(units, group, unit)
+                own = [row("self_attn.v_proj", unit), *(column(output, i) for i in inputs)]
             elif group.kind == "channels":
                 block = range(unit * units.channel_block, (unit + 1) * units.channel_block)
                 own = [row(module, channel) for module in expand for channel in block]

@@ -25,7 +25,7 @@ from pgprune.data.windows import TextWindows
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.problem import Problem
-from pgprune.masking.units import LayerShape, PruningUnits
+from pgprune.masking.units import Group, LayerShape, PruningUnits
 
 ID = "pgprune/LLMPruning-v0"
 VOCABULARY = 48
@@ -95,23 +95,30 @@ def projections_of(model: PreTrainedModel, layer: int) -> tuple[nn.Linear, nn.Li
     return tuple(layers_of(model)[layer].get_submodule(path) for path in paths)
 
 
+def inputs_of_unit(units: PruningUnits, group: Group, unit: int) -> list[int]:
+    """The inputs of the output or down projection that a head, value or channel unit masks."""
+    shape = units.shapes[group.layer]
+    size, queries = shape.head_dim, shape.query_heads_per_group
+    if group.kind == "values":
+        head, dimension = divmod(unit, size)
+        return [(head * queries + query) * size + dimension for query in range(queries)]
+    width = {"heads": queries * size, "channels": units.channel_block}[group.kind]
+    return list(range(unit * width, (unit + 1) * width))
+
+
 def zeroed(model: PreTrainedModel, units: PruningUnits, mask: torch.Tensor) -> PreTrainedModel:
     """A plain copy of the model in which the weights of pruned units are zero."""
     model = copy.deepcopy(model)
-    config = model.config
-    kv_heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
     for group in units.groups:
         output, down = projections_of(model, group.layer)
-        widths = {"heads": output.in_features // kv_heads, "channels": units.channel_block}
         blocks = {"attention": [output], "mlp": [down], "layer": [output, down]}
         for j, keep in enumerate(mask[group.start : group.stop]):
             if keep:
                 continue
             with torch.no_grad():
-                if group.kind in widths:
-                    width = widths[group.kind]
-                    projection = output if group.kind == "heads" else down
-                    projection.weight[:, j * width : (j + 1) * width] = 0
+                if group.kind not in blocks:
+                    projection = down if group.kind == "channels" else output
+                    projection.weight[:, inputs_of_unit(units, group, j)] = 0
                 for projection in blocks.get(group.kind, []):
                     for parameter in projection.parameters():
                         parameter.zero_()
@@ -135,6 +142,7 @@ def toy_units(
         head_dim=4,
         channels=channels,
         kv_group_cost=7,
+        value_cost=1,
         channel_cost=3,
         attention_cost=7 * kv_heads + 1,
         mlp_cost=3 * channels + 1,

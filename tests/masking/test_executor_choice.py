@@ -16,6 +16,7 @@ def units(hidden, channels, heads, layers=4, granularity="heads+channels") -> Pr
         head_dim=head_dim,
         channels=channels,
         kv_group_cost=4 * head_dim * hidden,
+        value_cost=2 * hidden,
         channel_cost=3 * hidden,
         attention_cost=4 * hidden**2 + hidden,
         mlp_cost=3 * hidden * channels + hidden,

@@ -16,6 +16,8 @@ GRANULARITIES = [
     ("heads+channels", 4),
     ("heads", 1),
     ("channels", 1),
+    ("values+channels", 4),
+    ("values", 1),
     ("blocks", 1),
     ("layers", 1),
 ]
@@ -33,7 +35,7 @@ def test_logits_equal_those_of_a_model_without_the_pruned_weights(
 
 
 @TRITON
-@pytest.mark.parametrize(("granularity", "channel_block"), GRANULARITIES[:2])
+@pytest.mark.parametrize(("granularity", "channel_block"), [GRANULARITIES[i] for i in (0, 1, 4)])
 def test_logits_by_kernels_equal_them_too(model, granularity, channel_block):
     case = case_of(model, granularity, channel_block)
     error = case.logits("sliced", kernels="triton") - case.reference()

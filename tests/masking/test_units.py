@@ -43,6 +43,8 @@ def test_flat_order_is_layer_by_layer_kind_by_kind():
         ("heads+channels", {"heads": 2, "channels": 12}),
         ("heads", {"heads": 2}),
         ("channels", {"channels": 12}),
+        ("values+channels", {"values": 16, "channels": 12}),
+        ("values", {"values": 16}),
         ("blocks", {"attention": 1, "mlp": 1}),
         ("layers", {"layer": 1}),
     ],
@@ -93,6 +95,24 @@ def test_units_of_one_kind_cost_the_same_and_blocks_of_channels_in_proportion(mo
         assert len(single.cost[group.start : group.stop].unique()) == 1
 
 
+def test_a_value_dimension_costs_its_row_of_v_and_its_columns_of_o(model):
+    units = PruningUnits.of(model, "values")
+    shape, layer = units.shapes[0], layers_of(model)[0]
+    value, output = layer.self_attn.v_proj, projections_of(model, 0)[0]
+    assert units.n == 3 * value.out_features
+    assert units.prunable == 3 * (numel([value]) + output.weight.numel())
+    assert shape.kv_group_cost == shape.query_key_cost + shape.head_dim * shape.value_cost
+
+
+def test_queries_and_keys_go_with_the_last_value_dimension_of_their_kv_head(model):
+    units, shape = PruningUnits.of(model, "values+channels"), PruningUnits.of(model).shapes[0]
+    mask = units.ones()
+    mask[1 : shape.head_dim] = 0  # one is left of kv head 0 of layer 0
+    assert units.pruned_parameters(mask) == (shape.head_dim - 1) * shape.value_cost
+    mask[0] = 0
+    assert units.pruned_parameters(mask) == shape.kv_group_cost
+
+
 def test_kept_shares_parameters_and_prune_rate():
     units = toy_units(layers=2, kv_heads=2, channels=3)
     mask = torch.tensor([1, 0, 1, 1, 0, 0, 0, 1, 1, 1], dtype=torch.uint8)
@@ -110,7 +130,11 @@ def test_kept_shares_parameters_and_prune_rate():
         (GPT2LMHeadModel(SMALL), "heads", "'gpt2'.*llama, mistral, opt, qwen2, qwen3"),
         (torch.nn.Linear(2, 2), "heads", "family None"),
         (tiny_model("opt", do_layer_norm_before=False), "heads", "opt-350m"),
-        (tiny_model("llama"), "neurons", r"'neurons'.*heads\+channels, heads, channels, blocks"),
+        (
+            tiny_model("llama"),
+            "neurons",
+            r"'neurons'.*heads\+channels, heads, channels, values\+channels",
+        ),
     ],
 )
 def test_unknown_families_variants_and_granularities_are_refused(model, granularity, message):

@@ -214,8 +214,9 @@ WINDOWS = tokens(batch=6, length=20)
 
 
 @pytest.mark.parametrize("method", SOLVERS)
-def test_methods_keep_each_layers_share_and_repair_what_they_keep(method, model):
-    problem = tiny_problem(model)
+@pytest.mark.parametrize("granularity", ["heads+channels", "values+channels"])
+def test_methods_keep_each_layers_share_and_repair_what_they_keep(method, granularity, model):
+    problem = tiny_problem(model, granularity)
     lm, units = problem.lm, problem.units
     pruned = solve(method, problem)
     mask, repair = pruned.mask, pruned.repair

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from helpers.inputs import inputs_of
-from helpers.tiny import layers_of, projections_of, tiny_model, tokens, zeroed
+from helpers.tiny import inputs_of_unit, layers_of, projections_of, tiny_model, tokens, zeroed
 from pgprune import PruningError
 from pgprune.masking.budget import Budget
 from pgprune.masking.executors import EXECUTORS
@@ -24,18 +24,17 @@ def problem(model, granularity="heads+channels", rate=0.5, **options):
 
 def naive_wanda_sp(model, ids, units, keep):
     """Layer by layer: score the dense layer in a model whose earlier layers are pruned."""
-    kv_heads = getattr(model.config, "num_key_value_heads", model.config.num_attention_heads)
-    per_group = model.config.num_attention_heads // kv_heads
+    per_group = units.shapes[0].query_heads_per_group
     mask, scores = units.ones(), torch.zeros(units.n, dtype=torch.float64)
     for layer in range(len(layers_of(model))):
         pruned = zeroed(model, units, mask)
         for group in (group for group in units.groups if group.layer == layer):
             projection = projections_of(pruned, layer)[group.kind == "channels"]
-            x = inputs_of(pruned, ids)[layer, group.kind].flatten(0, -2)
+            x = inputs_of(pruned, ids)[layer, group.projection].flatten(0, -2)
             metric = projection.weight.abs().mean(0) * x.square().mean(0).sqrt()  # (inputs,)
-            parts = metric.chunk(group.stop - group.start)
-            unit = torch.stack([part.sum() for part in parts])
-            scores[group.start : group.stop] = unit / (per_group if group.kind == "heads" else 1)
+            parts = [inputs_of_unit(units, group, j) for j in range(group.stop - group.start)]
+            unit = torch.stack([metric[part].sum() for part in parts])
+            scores[group.start : group.stop] = unit / (1 if group.kind == "channels" else per_group)
         for group in (group for group in units.groups if group.layer == layer):
             here = slice(group.start, group.stop)
             pruned_ones = scores[here].argsort()[: round((1 - keep) * (here.stop - here.start))]
@@ -46,7 +45,13 @@ def naive_wanda_sp(model, ids, units, keep):
 @pytest.mark.parametrize("executor", EXECUTORS)
 @pytest.mark.parametrize(
     ("granularity", "channel_block"),
-    [("heads+channels", 1), ("heads+channels", 3), ("heads", 1), ("channels", 1)],
+    [
+        ("heads+channels", 1),
+        ("heads+channels", 3),
+        ("heads", 1),
+        ("channels", 1),
+        ("values+channels", 1),
+    ],
 )
 def test_wanda_sp_is_column_norms_times_activations_on_pruned_inputs(
     model, executor, granularity, channel_block

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from helpers.inputs import inputs_of
-from helpers.tiny import layers_of, projections_of, tiny_model, tokens
+from helpers.tiny import inputs_of_unit, layers_of, projections_of, tiny_model, tokens
 from pgprune import PruningError
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
@@ -33,20 +33,24 @@ def released(x: torch.Tensor) -> torch.Tensor:
 def naive_flap(model, units, how) -> torch.Tensor:
     scores, inputs = [], inputs_of(model, WINDOWS)
     for group in units.groups:
-        x = inputs[group.layer, group.kind]
+        x = inputs[group.layer, group.projection]
         weight = projections_of(model, group.layer)[group.kind == "channels"].weight.detach()
         fluctuation = x.flatten(0, 1).var(0) if how == "variance" else released(x)
         score = fluctuation * weight.norm(dim=0) ** 2
-        score = score**2 if group.kind == "heads" else score
+        score = score if group.kind == "channels" else score**2
         standard = (score - score.mean()) / score.std()
-        scores += [float(part.mean()) for part in standard.chunk(group.stop - group.start)]
+        for unit in range(group.stop - group.start):
+            scores.append(float(standard[inputs_of_unit(units, group, unit)].mean()))
     return torch.tensor(scores, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("how", ["variance", "released"])
-@pytest.mark.parametrize("channel_block", [1, 3])
-def test_flap_is_standardised_fluctuation(model, how, channel_block):
-    lm = masked(model, channel_block=channel_block)
+@pytest.mark.parametrize(
+    ("granularity", "channel_block"),
+    [("heads+channels", 1), ("heads+channels", 3), ("values+channels", 1)],
+)
+def test_flap_is_standardised_fluctuation(model, how, granularity, channel_block):
+    lm = masked(model, granularity, channel_block)
     expected = naive_flap(model, lm.units, how)
     budget = Budget(lm.units, 0.4, "parameters")
     importance = flap_importance(lm, dense_moments(lm, WINDOWS), how)

@@ -39,7 +39,7 @@ def test_layerwise_taylor_adds_up_everything_that_a_block_has(model, granularity
     assert not importance.local
 
 
-@pytest.mark.parametrize("granularity", ["heads+channels", "blocks", "layers"])
+@pytest.mark.parametrize("granularity", ["heads+channels", "values", "blocks", "layers"])
 def test_magnitude_adds_up_absolute_weights_and_reads_no_text(model, granularity):
     lm = masked_lm(model, granularity)
     weights = {name: weight.abs() for name, weight in model.named_parameters()}
@@ -47,7 +47,7 @@ def test_magnitude_adds_up_absolute_weights_and_reads_no_text(model, granularity
     importance = METRICS["magnitude"](lm, WINDOWS, budget, 0)
     expected = naive_scores(model, lm.units, weights)
     torch.testing.assert_close(importance.scores, expected)
-    fine = granularity == "heads+channels"
+    fine = granularity in ("heads+channels", "values")
     assert torch.equal(
         importance.mask(budget), (budget.local() if fine else budget).round(expected)
     )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers.tiny import layers_of, projections_of, tiny_model, tokens
+from helpers.tiny import inputs_of_unit, layers_of, projections_of, tiny_model, tokens
 from pgprune import PruningError
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
@@ -92,10 +92,11 @@ def naive_scores(model, units: PruningUnits, refit: bool) -> torch.Tensor:
             hook.remove()
         state, x = seen["state"].flatten(0, -2), seen["x"].flatten(0, -2)
         x = x / state.square().mean(-1, keepdim=True).sqrt()
-        moments = SecondMoments.of(linear.weight)
-        moments.add(x, x @ linear.weight.T)
-        width = x.shape[1] // (group.stop - group.start)
-        squares = LeastSquares(moments, linear.weight.detach(), width, damping=DAMPING)
+        parts = [inputs_of_unit(units, group, unit) for unit in range(group.stop - group.start)]
+        x, weight = x[:, sum(parts, [])], linear.weight[:, sum(parts, [])].detach()
+        moments = SecondMoments.of(weight)
+        moments.add(x, x @ weight.T)
+        squares = LeastSquares(moments, weight, len(parts[0]), damping=DAMPING)
         rise, largest = torch.empty(group.stop - group.start, dtype=torch.float64), 0.0
         for unit, cost in removals(squares, refit):
             rise[unit] = largest = max(largest, cost)
@@ -104,9 +105,12 @@ def naive_scores(model, units: PruningUnits, refit: bool) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("name", "refit"), [("stream-error", False), ("stream-error-refit", True)])
-@pytest.mark.parametrize("channel_block", [1, 4])
-def test_scores_equal_those_of_a_plain_model(model, name, refit, channel_block):
-    units = PruningUnits.of(model, channel_block=channel_block)
+@pytest.mark.parametrize(
+    ("granularity", "channel_block"),
+    [("heads+channels", 1), ("heads+channels", 4), ("values", 1)],
+)
+def test_scores_equal_those_of_a_plain_model(model, name, refit, granularity, channel_block):
+    units = PruningUnits.of(model, granularity, channel_block)
     lm, budget = MaskedLM(model, units), Budget(units, 0.5)
     found = METRICS[name](lm, WINDOWS, budget, 0)
     expected = naive_scores(model, units, refit)

@@ -22,26 +22,31 @@ from pgprune.repair.fit import fit_repair
 from pgprune.repair.repair import repaired
 from pgprune.runs.files import RunFile
 
-CODE = "modeling_pgprune.py"
+CODE, PARTS = "modeling_pgprune.py", "layer_parts.py"
 
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """An exported model of each family, with the logits that it must have beside it.
 
-    All have a bias repair, for which some families have biases and others get some.
+    All have a bias repair, for which some families have biases and others get some. Two more have
+    lost value dimensions.
     """
     folders = {}
-    for family in CONFIGS:
-        folder = tmp_path_factory.mktemp(family)
-        model = tiny_model(family)
-        units = PruningUnits.of(model)
-        mask = patterns(units)["layer 0 and some"]
+    names = {family: ("heads+channels", "layer 0 and some") for family in CONFIGS}
+    fewer_values = ("values+channels", "the first kv head and some")
+    for name, (granularity, pattern) in (
+        names | {"llama-values": fewer_values, "opt-values": fewer_values}
+    ).items():
+        folder = tmp_path_factory.mktemp(name)
+        model = tiny_model(name.removesuffix("-values"))
+        units = PruningUnits.of(model, granularity)
+        mask = patterns(units)[pattern]
         run = finished_run(folder, model, units, mask)
         lm = MaskedLM(model, units)
         found = fit_repair(lm, mask, tokens(batch=6, length=20), "bias")
         found.save(run.path / RunFile.REPAIR)
-        folders[family] = export(run, ExportConfig(output=str(folder / "hf")))
+        folders[name] = export(run, ExportConfig(output=str(folder / "hf")))
         with repaired(lm, found):
             expected = lm.logits(mask[None], tokens())[0]
         save_file({"logits": expected}, folder / "expected.safetensors")
@@ -108,7 +113,8 @@ def test_a_registered_model_needs_no_remote_code(exported, code):
 
 
 def test_the_auto_map_is_complete_and_in_the_order_that_vllm_needs(exported):
-    for family, folder in exported.items():
+    for family in CONFIGS:
+        folder = exported[family]
         config = json.loads((folder / "config.json").read_text())
         assert config["model_type"] == f"pgprune_{family}"
         assert config["architectures"] == [f"{PREFIXES[family]}ForCausalLM"]
@@ -121,17 +127,23 @@ def test_a_loaded_model_saves_everything_again(exported, tmp_path):
     for folder in exported.values():
         again = tmp_path / folder.parent.name
         AutoModelForCausalLM.from_pretrained(folder).save_pretrained(again)
-        assert (again / CODE).read_bytes() == (folder / CODE).read_bytes()
+        for code in (CODE, PARTS):
+            assert (again / code).read_bytes() == (folder / code).read_bytes()
         configs = [json.loads((path / "config.json").read_text()) for path in (folder, again)]
         assert configs[0] == configs[1]
         assert_close(logits(again), logits(folder))
 
 
 def test_the_code_imports_nothing_of_ours(exported):
-    text = (exported["llama"] / CODE).read_text()
-    imports = [line for line in text.splitlines() if line.startswith(("import", "from"))]
-    assert imports
-    assert not [line for line in imports if "pgprune" in line or "from ." in line]
+    """But the file beside it, which travels with it."""
+    for code, beside in (
+        (CODE, ["from .layer_parts import Constant, Headless, keep_values"]),
+        (PARTS, []),
+    ):
+        text = (exported["llama"] / code).read_text()
+        imports = [line for line in text.splitlines() if line.startswith(("import", "from"))]
+        assert imports
+        assert [line for line in imports if "pgprune" in line or "from ." in line] == beside
 
 
 def test_cache_slots():

@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from helpers.masks import patterns
-from helpers.tiny import layers_of, masked_lm, projections_of, tiny_model, tokens, zeroed
+from helpers.tiny import (
+    inputs_of_unit,
+    layers_of,
+    masked_lm,
+    projections_of,
+    tiny_model,
+    tokens,
+    zeroed,
+)
 from pgprune import PruningError
 from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.masking.executors import EXECUTORS
@@ -49,8 +57,9 @@ def kept_inputs(linear, units, layer, kind, mask) -> torch.Tensor | None:
     blocks = {"heads": ("attention", "layer"), "channels": ("mlp", "layer")}[kind]
     for group in (group for group in units.groups if group.layer == layer):
         part = mask[group.start : group.stop].bool()
-        if group.kind == kind:
-            kept = part.repeat_interleave(linear.in_features // len(part))
+        if group.projection == kind:
+            for unit, keep in enumerate(part):
+                kept[inputs_of_unit(units, group, unit)] = keep
         elif group.kind in blocks and not part[0]:
             return None
     return kept
@@ -100,7 +109,7 @@ def same_model(lm, mask, found, expected) -> None:
         torch.testing.assert_close(lm.logits(mask[None], WINDOWS)[0], logits, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("granularity", ["heads+channels", "heads", "blocks", "layers"])
+@pytest.mark.parametrize("granularity", ["heads+channels", "heads", "values", "blocks", "layers"])
 def test_least_squares_is_what_a_reference_solver_finds(model, granularity):
     lm = masked_lm(model, granularity)
     lm.pass_tokens = 50  # several chunks of windows

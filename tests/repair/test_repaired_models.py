@@ -47,10 +47,11 @@ def repaired_run(folder, model, mask, how) -> tuple[FinishedRun, torch.Tensor]:
     return run, expected
 
 
+@pytest.mark.parametrize("granularity", ["heads+channels", "values+channels"])
 @pytest.mark.parametrize("how", ["bias", "least-squares"])
-def test_surgery_with_a_repair_is_the_masked_model_with_it(model, how):
-    lm, ids = masked_lm(model), tokens()
-    for name in PATTERNS:
+def test_surgery_with_a_repair_is_the_masked_model_with_it(model, how, granularity):
+    lm, ids = masked_lm(model, granularity), tokens()
+    for name in PATTERNS if granularity == "heads+channels" else ["the first kv head and some"]:
         mask = patterns(lm.units)[name]
         found = fit_repair(lm, mask, WINDOWS, how)
         expected = logits_with(lm, mask, found)

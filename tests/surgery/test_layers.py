@@ -17,7 +17,7 @@ from pgprune.models.families import family_of
 from pgprune.models.registration import PREFIXES
 from pgprune.surgery.layers import plan_layers, prune, zero_pruned
 
-GRANULARITIES = ["heads+channels", "blocks", "layers"]
+GRANULARITIES = ["heads+channels", "values+channels", "blocks", "layers"]
 
 
 def surgeries(case: Case):
@@ -194,7 +194,12 @@ def test_settings_of_sampling_without_sampling_can_be_saved(tmp_path):
 
 @pytest.mark.parametrize(
     ("granularity", "pattern"),
-    [("heads+channels", "layer 1 and some"), ("blocks", "layer 1"), ("layers", "layer 1")],
+    [
+        ("heads+channels", "layer 1 and some"),
+        ("values+channels", "the first kv head and some"),
+        ("blocks", "layer 1"),
+        ("layers", "layer 1"),
+    ],
 )
 def test_zeros_in_the_dense_shapes(model, granularity, pattern):
     units, ids = PruningUnits.of(model, granularity), tokens()
@@ -203,7 +208,7 @@ def test_zeros_in_the_dense_shapes(model, granularity, pattern):
     zeros = zero_pruned(model, units, mask)
     expected = lm.logits(mask[None], ids)[0]
     torch.testing.assert_close(zeros(ids).logits, expected, rtol=0, atol=1e-10)
-    if granularity == "heads+channels":
+    if granularity.endswith("+channels"):
         left = sum(int(p.count_nonzero()) for p in zeros.parameters())
         assert left == parameters(lm.model) - units.pruned_parameters(mask)
 

@@ -33,7 +33,7 @@ def sizes(layers: list[PrunedLayer]) -> list[tuple[int, int, int]]:
     return [(layer.index, layer.kv_heads, layer.channels) for layer in layers]
 
 
-@pytest.mark.parametrize("granularity", ["heads+channels", "blocks"])
+@pytest.mark.parametrize("granularity", ["heads+channels", "values+channels", "blocks"])
 def test_logits_with_and_without_a_cache_are_those_of_the_mask(model, granularity):
     case = case_of(model, granularity)
     for name, mask, expected in zip(case.names, case.masks, case.logits("masked"), strict=True):

@@ -17,6 +17,7 @@ from helpers.tiny import tiny_arguments, tiny_model, tokens
 from pgprune import PruningError
 from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.export.export import ExportConfig, export
+from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.load import ModelConfig, load_model
@@ -192,6 +193,13 @@ def refuses(run: Run, message: str, **options) -> None:
     with pytest.raises(PruningError, match=message):
         export(run, ExportConfig(**({"uniform": True} | options)))
     assert sorted(run.path.rglob("*")) == before
+
+
+def test_no_stock_model_has_fewer_value_dimensions(tmp_path):
+    run = run_of_pattern(tmp_path, "some", granularity="values+channels")
+    refuses(run, "no stock architecture has fewer value dimensions .* --portable")
+    with pytest.raises(PruningError, match="no stock architecture has fewer value dimensions"):
+        Budget(PruningUnits.of(tiny_model("llama"), "values"), 0.5, scope="uniform")
 
 
 def test_equal_layers_of_fewer_heads_are_no_stock_opt(tmp_path):
