@@ -65,8 +65,9 @@ def gisp(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> 
 def normalised_scores(lm: MaskedLM, windows: Tensor, mask: Tensor) -> Tensor:
     """Computes the sum of |w g| of each unit over its size: (n,) float64, 0 for pruned units.
 
-    The size of a kv group or a value dimension is the number of its weights. That of a channel is the width of the MLP
-    times the number of its projections, as in the released code, and not the number of its weights.
+    The size of a kv group or a value dimension is the number of its weights. That of a channel is
+    the width of the MLP times the number of its projections, as in the released code, and not the
+    number of its weights.
 
     Args:
         lm: the frozen model.
