@@ -12,6 +12,7 @@ from pgprune.methods.gisp import gisp
 from pgprune.methods.gumbel_softmax import gumbel_softmax
 from pgprune.methods.hard_concrete import hard_concrete
 from pgprune.methods.osscar import osscar
+from pgprune.methods.putri import putri
 from pgprune.methods.sleb import sleb
 from pgprune.methods.slicegpt import slicegpt
 from pgprune.methods.spap import spap
@@ -24,6 +25,7 @@ METHODS.whole |= {
     "flap": flap,  # the metric of this name, and biases
     "sleb": sleb,
     "2ssp": two_ssp,
+    "putri": putri,
     "fasp": fasp,
     "spap": spap,
     "ziplm": ziplm,

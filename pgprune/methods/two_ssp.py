@@ -13,7 +13,8 @@ from pgprune.methods.greedy import losses_without
 from pgprune.metrics.importance import ranks
 
 _ALPHA = 1.5  # of the paper: the larger MLPs are, the fewer attention blocks are removed
-_STAGE_TWO_TOKENS = 2048  # the one window of the original
+STAGE_TWO_TOKENS = 2048
+"""Tokens that attention is removed by: the one window of the original."""
 
 
 class Split(NamedTuple):
@@ -50,7 +51,7 @@ def two_ssp(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) 
     norms[~heads] = _channel_norms(problem, windows)
     scores[~heads] = ranks(units, norms)[~heads]
     mask = (heads | (scores > 1 - split.kept_channels)).to(torch.uint8)
-    few = windows[: math.ceil(_STAGE_TWO_TOKENS / windows.shape[1])]
+    few = windows[: math.ceil(STAGE_TWO_TOKENS / windows.shape[1])]
     left = list(range(units.layers))
     removed: list[int] = []
     for _ in range(split.attention_blocks):

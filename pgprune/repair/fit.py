@@ -1,6 +1,6 @@
 """Fits a repair: weights or biases of what a mask keeps, in closed form, without gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from pgprune.errors import PruningError, check_choice
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import Group
 from pgprune.repair.least_squares import LeastSquares
-from pgprune.repair.projection import Projection
+from pgprune.repair.projection import KINDS, Projection
 from pgprune.repair.refit import Solution, best_in_turns, best_weights, mean_bias, refit_layers
 from pgprune.repair.repair import Repair
 from pgprune.utils.progress import phase
@@ -77,6 +77,7 @@ def choose_and_refit(
     target: str = "projection",
     damping: float = DAMPING,
     alternating: bool = False,
+    kinds: Container[str] = KINDS,
 ) -> tuple[Tensor, Repair]:
     """Prunes and refits projection by projection, each on what the refitted ones before it give.
 
@@ -87,6 +88,7 @@ def choose_and_refit(
         target: as in ``refit_layers``.
         damping: as in ``fit_repair``.
         alternating: whether gated MLPs are refitted in turns, as by that repair.
+        kinds: of projections that are pruned and refitted; the others stay as they are.
 
     Returns:
         The mask, (n,) uint8, and the repair.
@@ -100,7 +102,7 @@ def choose_and_refit(
 
     def solve(projection: Projection) -> Solution:
         group = projection.group
-        if group is None:
+        if group is None or projection.kind not in kinds:
             return {}
         problem = projection.least_squares(damping)  # of all inputs, as any may be kept
         mask[group.start : group.stop] = choose(problem, group).to(mask)

@@ -37,7 +37,7 @@ def problem_of(name: str, far: bool) -> Problem:
     if far:
         take(lm.model)
     problem = toy_problem(lm)
-    kind = "parameters" if name == "2ssp" else "per-kind"
+    kind = "parameters" if name in ("2ssp", "putri") else "per-kind"
     budget = Budget(lm.units, 0.33 if name in DEPTH else 0.5, kind)
     return replace(problem, budget=budget)
 
