@@ -65,7 +65,7 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
     pruned block adds its mean output; `layers` have no repaired reward.
 
     With `loss="kl"` the cross-entropy gives way to the Kullback-Leibler divergence of the masked
-    model's next-token predictions from those of the dense model, whose 128 most likely tokens are
+    model's next-token predictions from those of the dense model, whose 512 most likely tokens are
     told apart and all others count as one. Each batch takes one more pass, of the dense model. The
     dense mask has the reward 0. Perplexities stay those of the text.
 

@@ -21,7 +21,7 @@ from pgprune.metrics.flap import dense_moments
 REWARDS = ("plain", "repaired")
 LOSSES = ("cross-entropy", "kl")
 
-TOP = 128
+TOP = 512
 """Tokens that the KL divergence tells apart, the most likely ones of the dense model."""
 
 _WINDOWS = 128  # of calibration text for the means

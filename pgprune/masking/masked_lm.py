@@ -118,9 +118,9 @@ class MaskedLM:
     @torch.no_grad()
     def dense_predictions(self, input_ids: Tensor, top: int) -> Predictions:
         """Keeps the ``top`` most likely next tokens of the dense model, at B*(T-1) places."""
-        self.meter.add(input_ids.numel())
-        dense = send(self.units.ones()[None], self.device)
-        states = self._hidden(dense, input_ids)[0, :, :-1].flatten(0, 1)  # (B*(T-1), D)
+        dense = self.units.ones()[None]
+        (hidden,) = self._in_passes(dense, input_ids, lambda few: self._hidden(few, input_ids))
+        states = hidden[:, :-1].flatten(0, 1)  # (B*(T-1), D)
         return predictions(self.model, states, top, memory=self._logits_memory)
 
     @torch.no_grad()

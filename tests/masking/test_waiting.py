@@ -47,6 +47,18 @@ def test_an_evaluation_of_masks_on_the_host_does_not_wait(model, executor):
     torch.testing.assert_close(losses.held, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_nor_does_their_divergence_from_the_dense_model(model, executor):
+    lm = MaskedLM(model, units := PruningUnits.of(model), executor)
+    masks = all_patterns(units)
+    expected = lm.divergences(masks, tokens(), lm.dense_predictions(tokens(), 5))
+    take(model)
+    with FarDevice() as device:
+        found = lm.divergences(masks, tokens(), lm.dense_predictions(tokens(), 5))
+    assert device.waits == []
+    torch.testing.assert_close(found.held, expected, rtol=1e-12, atol=1e-12)
+
+
 def env_of(masks: int, executor: str = "sliced", far: bool = True) -> LLMPruningVectorEnv:
     lm = masked_lm(tiny_model("llama"), executor=executor)
     if far:
