@@ -135,7 +135,7 @@ class Baseline:
         note(f"{method} on {self.problem.units}; executor {lm.executor}")
         decided = {
             "executor": lm.executor,
-            "model_fingerprint": fingerprint(*lm.model.parameters()),
+            "model_fingerprint": self.problem.model_fingerprint,
             "text_fingerprint": fingerprint(self._calibration),
         }
         started = time.monotonic()
@@ -191,7 +191,7 @@ class Baseline:
 
     def _write(self, run: Run, pruned: Pruned, results: dict[str, Any]) -> None:
         units, budget = self.problem.units, self.problem.budget
-        tensors: dict[str, Tensor] = {"mask": pruned.mask}
+        tensors: dict[str, Tensor] = {"mask": pruned.mask} | self.problem.basis()
         if pruned.importance is not None:
             tensors["scores"] = pruned.importance.scores
         run.write_mask(tensors, units.describe())

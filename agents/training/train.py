@@ -84,7 +84,7 @@ class Training:
         return {
             "executor": self.problem.lm.executor,
             "learning_rate": self.settings.learning_rate,
-            "model_fingerprint": fingerprint(*self.problem.lm.model.parameters()),
+            "model_fingerprint": self.problem.model_fingerprint,
             "text_fingerprint": fingerprint(first_batch, self.problem.validation),
             "validation": "held out",
         }
@@ -284,6 +284,7 @@ class Training:
             samples = sample_text(lm, mask, self.problem.tokenizer, self.windows, repair)
         self._count()
         tensors = {**masks, "mask": mask, "probabilities": agent.probabilities}
+        tensors |= self.problem.basis()
         del tensors["masked"]
         if repair is not None:
             with run.saving():

@@ -20,13 +20,16 @@ from pgprune.masking.executors import EXECUTORS
 from pgprune.masking.kept_weights import KERNELS, check_kernels
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import GRANULARITIES, PruningUnits
-from pgprune.models.load import ModelConfig, load_model
+from pgprune.models.load import ModelConfig, fingerprint, load_model
+from pgprune.models.value_rotation import fit_rotations, rotate_values
 from pgprune.utils.devices import choose_device
 from pgprune.utils.options import Config, option
 from pgprune.utils.progress import phase
 
 TOKENS_PER_TIMESTEP = 1024
 """Tokens of one mask evaluation: one mask on the paper's batch of 8 x 128 tokens."""
+
+_ROTATION_WINDOWS = 128  # of calibration text, or as many as there are
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class PruningConfig(Config):
     prune_rate: float = option(0.4, "share of the prunable parameters to remove", above=0, below=1)
     granularity: str = option(
         "heads+channels", "units that a mask bit keeps or prunes", choices=list(GRANULARITIES)
+    )
+    rotate_values: bool = option(
+        True, "value dimensions: change their basis first, so that few carry most"
     )
     channel_block: int = option(1, "neighbouring MLP channels per unit", minimum=1)
     budget: str = option(
@@ -78,6 +84,9 @@ class Problem:
         validation: windows that the stream never gives, (V, T).
         tokenizer: of the model.
         data: options of calibration and evaluation text.
+        model_fingerprint: of the model as it was loaded.
+        rotations: basis of the value dimensions of each layer and kv head in the model, as
+            ``fit_rotations`` returns it; None for that of the model as it was loaded.
     """
 
     lm: MaskedLM
@@ -87,6 +96,12 @@ class Problem:
     validation: Tensor
     tokenizer: PreTrainedTokenizerBase
     data: DataConfig
+    model_fingerprint: str = ""
+    rotations: Tensor | None = None
+
+    def basis(self) -> dict[str, Tensor]:
+        """Returns what a saved mask needs to be read again beside its units: ``rotations``."""
+        return {} if self.rotations is None else {"rotations": self.rotations}
 
     @classmethod
     def make(cls, seed: int = 0, masks_per_step: int = 2, **options: Any) -> "Problem":
@@ -152,6 +167,12 @@ def make_problem(
     budget = Budget(units, pruning.prune_rate, pruning.budget, pruning.scope, pruning.round_to)
     with phase("reading the calibration text"):
         stream, validation = open_calibration(data, tokenizer, seed, parts)
+    loaded = fingerprint(*language_model.parameters())
+    rotations = None
+    if pruning.rotate_values and "values" in units.kinds:
+        windows = stream.first(_ROTATION_WINDOWS)
+        rotations = fit_rotations(language_model, windows)
+        rotate_values(language_model, rotations)
     executor = pruning.executor
     if executor == "auto" and pruning.kernels != "plain":
         executor = "sliced"
@@ -166,4 +187,6 @@ def make_problem(
             language_model.device.type,
         )
     lm = MaskedLM(language_model, units, executor, pruning.kernels, pruning.compile_head)
-    return Problem(lm, units, budget, stream, validation, tokenizer, data)
+    if rotations is not None:
+        lm.meter.add(windows.numel())
+    return Problem(lm, units, budget, stream, validation, tokenizer, data, loaded, rotations)

@@ -13,6 +13,7 @@ from pgprune.data.stream import DataConfig, evaluation_windows, first_windows
 from pgprune.errors import PruningError, first_line
 from pgprune.masking.units import PruningUnits
 from pgprune.models.load import ModelConfig, fingerprint, load_model
+from pgprune.models.value_rotation import rotate_values
 from pgprune.repair.repair import Repair, check_repair
 from pgprune.runs.files import RunFile
 from pgprune.runs.learned_mask import LearnedMask
@@ -107,6 +108,8 @@ class FinishedRun(Run):
         )
         units = PruningUnits.of(model, learned.granularity, learned.channel_block)
         self._check_model(asked.model, model, units, learned)
+        if learned.rotations is not None:
+            rotate_values(model, learned.rotations)
         slices, repair = self.slices(), self.repair()
         if repair is not None:
             check_repair(model, repair)

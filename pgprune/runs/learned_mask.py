@@ -24,6 +24,8 @@ class LearnedMask:
             they tie with a preference for what the initial mask keeps, or a method's scores. None
             where the run kept neither.
         probable: whether the scores are probabilities, which compare between layers.
+        rotations: basis of the value dimensions that the mask is over, as ``fit_rotations`` returns
+            it; None for that of the model as it is loaded.
     """
 
     mask: Tensor
@@ -32,6 +34,7 @@ class LearnedMask:
     parameters: int
     scores: Tensor | None
     probable: bool
+    rotations: Tensor | None = None
 
     @classmethod
     def read(cls, path: Path) -> "LearnedMask":
@@ -57,6 +60,7 @@ class LearnedMask:
                 int(described["parameters"]),
                 _scores(tensors),
                 "probabilities" in tensors,
+                tensors.get("rotations"),
             )
             if mask.ndim == 1 and bool(((mask == 0) | (mask == 1)).all()):
                 return learned

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 
 from helpers.command import as_options, command, refused, results
 from helpers.finished_run import logits, numbers
+from helpers.tiny import tokens
 from pgprune.errors import PruningError
 from pgprune.experiments.baseline import Baseline, BaselineSettings, fitting
-from pgprune.masking.problem import PruningConfig
+from pgprune.masking.problem import Problem, PruningConfig
 from pgprune.methods import METHODS
 from pgprune.metrics import METRICS
 from pgprune.models import window_losses
@@ -39,6 +40,19 @@ def flap(few, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "flap"
     assert prune(*few, "--method=flap", f"--output={run}") == 0
     return run
+
+
+def test_rotated_values_are_exported_as_they_were_measured(few, arguments, tmp_path):
+    options = {"granularity": "values+channels"}
+    run = tmp_path / "run"
+    assert prune(*few, *as_options(options), f"--output={run}", "--export=hf") == 0
+    mask = load_file(run / "mask.safetensors")["mask"]
+    again = Problem.make(**arguments | options | {"prune_rate": 0.34})
+    expected = again.lm.logits(mask[None], tokens())[0]
+    torch.testing.assert_close(logits(run / "hf"), expected, rtol=0, atol=1e-10)
+    unrotated = Problem.make(**arguments | options | {"rotate_values": False})
+    assert (unrotated.lm.logits(mask[None], tokens())[0] - expected).abs().max() > 1e-3
+    assert numbers(run / "hf") == results(run)["parameters"]["pruned"]
 
 
 def test_a_run_leaves_what_the_design_says(flap):
