@@ -26,6 +26,7 @@ from pgprune.masking.kept_weights import (
 )
 from pgprune.masking.layer_mask import KeptRows, LayerMask
 from pgprune.models.families import Family, linear_at
+from pgprune.utils.transfer import send
 
 
 @dataclass(frozen=True)
@@ -169,14 +170,13 @@ def _sliced_heads(layer: nn.Module, mask: LayerMask, rows: KeptRows) -> list[Kep
     """Returns the kept weights of the attention projections."""
     family, keys, queries, columns = mask.family, rows.keys, rows.queries, rows.columns
     values = keys if rows.values is None else rows.values.rows
-    constant = _constant(layer, mask, family.output, columns)
     weights = [
         KeptWeight(linear_at(layer, family.key), keys, len(keys)),
         KeptWeight(linear_at(layer, family.query), queries, len(queries)),
     ]
     return (weights if rows.heads != mask.shape.kv_heads else []) + [
         KeptWeight(linear_at(layer, family.value), values, len(values)),
-        KeptWeight(linear_at(layer, family.output), columns, len(columns), True, constant),
+        _last(layer, mask, family.output, columns, len(columns)),
     ]
 
 
@@ -185,9 +185,15 @@ def _sliced_channels(layer: nn.Module, mask: LayerMask, kept: Tensor) -> list[Ke
     family = mask.family
     down = linear_at(layer, family.down)
     size = aligned(len(kept), down.weight.dtype)
-    constant = _constant(layer, mask, family.down, kept)
     rows = [KeptWeight(linear_at(layer, path), kept, size) for path in family.expand]
-    return [*rows, KeptWeight(down, kept, size, True, constant)]
+    return [*rows, _last(layer, mask, family.down, kept, size)]
+
+
+def _last(layer: nn.Module, mask: LayerMask, path: str, kept: Tensor, size: int) -> KeptWeight:
+    """Returns the kept columns of the projection that ends a block."""
+    refitted, constant = mask.refitted(path), _constant(layer, mask, path, kept)
+    weight = None if refitted is None else refitted[0]
+    return KeptWeight(linear_at(layer, path), kept, size, True, constant, weight)
 
 
 def _constant(layer: nn.Module, mask: LayerMask, path: str, kept: Tensor) -> Tensor | None:
@@ -196,6 +202,8 @@ def _constant(layer: nn.Module, mask: LayerMask, path: str, kept: Tensor) -> Ten
     It is the bias, unless the block is pruned as a whole, plus what the fill of pruned inputs adds.
     """
     projection = linear_at(layer, path)
+    if (refitted := mask.refitted(path)) is not None and refitted[1] is not None:
+        return send(refitted[1], projection.weight.device)
     if path in mask.fill:  # W fill + b over the pruned inputs
         fill = mask.fill[path]  # (inputs,)
         return projection(fill.index_fill(0, kept.to(fill.device), 0))

@@ -15,10 +15,12 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgprune.errors import PruningError
 from pgprune.models.families import Family, linear_at
+from pgprune.utils.transfer import send
 
 _LINE_BYTES = 64  # the width of a wide gathered matrix is a multiple of this
 _LEAST_LINES = 16  # narrower ones stay as they are, so at most a sixteenth of the rows is zero
@@ -33,6 +35,7 @@ class KeptWeight(NamedTuple):
         size: rows or columns of the result, at least r; those beyond r are zero.
         columns: whether columns are kept, else rows.
         constant: added to the output where columns are kept, (D,), bias included; None for nothing.
+        refitted: the kept columns with other values, (D, r); None for those of the weight.
     """
 
     projection: nn.Linear
@@ -40,6 +43,7 @@ class KeptWeight(NamedTuple):
     size: int
     columns: bool = False
     constant: Tensor | None = None
+    refitted: Tensor | None = None
 
 
 Products = Callable[[Sequence[KeptWeight]], AbstractContextManager[None]]
@@ -65,10 +69,18 @@ def _gathered_parameters(kept: KeptWeight, dense: Mapping[str, Any]) -> dict[str
     """Returns the parameters of a projection after gathering, by name."""
     weight, bias = dense["weight"], dense["bias"]
     if kept.columns:  # stored transposed, see lay_out: columns are rows in memory
-        gathered = {"weight": gather(weight.t(), kept.kept, kept.size).t()}
+        gathered = {"weight": _columns_of(kept, weight)}
         return gathered if kept.constant is None else gathered | {"bias": kept.constant}
     gathered = {"weight": gather(weight, kept.kept, kept.size)}
     return gathered if bias is None else gathered | {"bias": gather(bias, kept.kept, kept.size)}
+
+
+def _columns_of(kept: KeptWeight, weight: Tensor) -> Tensor:
+    """Returns the kept columns of a weight, or their other values: (D, size)."""
+    if kept.refitted is None:
+        return gather(weight.t(), kept.kept, kept.size).t()
+    columns = send(kept.refitted, weight.device)  # (D, r)
+    return F.pad(columns, (0, kept.size - columns.shape[1]))
 
 
 @contextmanager
@@ -77,7 +89,7 @@ def indexed(weights: Sequence[KeptWeight]) -> Iterator[None]:
     from pgprune.masking.kernels import columns_product, rows_product  # these import Triton
 
     with ExitStack() as stack:
-        for projection, kept, size, columns, constant in weights:
+        for projection, kept, size, columns, constant, _ in weights:
             weight, index = projection.weight, kept.to(projection.weight.device)
             if columns:
                 product = partial(columns_product, weight=weight, columns=index, bias=constant)

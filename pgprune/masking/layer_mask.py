@@ -4,7 +4,7 @@ The sliced executor needs row indices on the model's device. NumPy computes them
 a call on a small array costs little, and one copy sends those of all masks and layers of a pass.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,11 @@ Fill = Mapping[tuple[int, str], Tensor]
 """Values that pruned inputs of a projection take in place of zero, by layer and kind: (inputs,).
 
 The kind is ``heads`` for the attention output projection and ``channels`` for the down projection.
+"""
+
+Refit = Callable[[int, str, int], tuple[Tensor, Tensor | None]]
+"""Weights of a projection for the inputs that a mask keeps: layer, kind and number of kept units
+to a weight (D, kept inputs), whose columns are in the order of the inputs, and a bias (D,) or None.
 """
 
 
@@ -76,12 +81,15 @@ class LayerMask:
         index: the layer.
         family: where the layer's projections are.
         fill: values of pruned inputs; None for zero.
+        refit: weights of a single mask's kept inputs in place of dense ones; None for these.
 
     Attributes:
         by_kind: the masks of this layer's units by their kind, (K, units of the kind); a block of
             channels is repeated for each channel, (K, channels).
         shape: of the layer.
+        index: of the layer.
         family: of the model.
+        refit: as given.
         fill: values of pruned inputs, by the path of their projection; empty for zero.
         prepared: rows of a single mask on the device, set by ``prepare`` or ``rows``.
     """
@@ -93,8 +101,11 @@ class LayerMask:
         index: int,
         family: Family,
         fill: Fill | None = None,
+        refit: Refit | None = None,
     ) -> None:
+        self.index = index
         self.family = family
+        self.refit = refit
         kinds = {family.output: "heads", family.down: "channels"}
         self.fill = {path: fill[index, kind] for path, kind in kinds.items()} if fill else {}
         self.shape = units.shapes[index]
@@ -133,6 +144,14 @@ class LayerMask:
             values = self.by_kind["values"].unflatten(1, (-1, 1, width))
             return values.expand(-1, -1, group, -1).flatten(1)
         return None
+
+    def refitted(self, path: str) -> tuple[Tensor, Tensor | None] | None:
+        """Returns weight and bias of a projection for what a single mask keeps; None if dense."""
+        kinds = ("channels",) if path == self.family.down else ("heads", "values")
+        found = [kind for kind in kinds if kind in self.by_kind]
+        if self.refit is None or not found:
+            return None
+        return self.refit(self.index, found[0], int(self.by_kind[found[0]].sum()))
 
     @property
     def key(self) -> tuple[bytes, ...]:

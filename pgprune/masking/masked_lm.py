@@ -5,6 +5,7 @@ code is copied and all families share this code.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 
@@ -12,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from pgprune.errors import PruningError
-from pgprune.masking.executors import LayerCall, executor_of
+from pgprune.masking.executors import LayerCall, executor_of, run_sliced
 from pgprune.masking.kept_weights import lay_out
 from pgprune.masking.layer_driver import LayerDriver, RunLayers
-from pgprune.masking.layer_mask import Fill, LayerMask, prepare
+from pgprune.masking.layer_mask import Fill, LayerMask, Refit, prepare
 from pgprune.masking.mask_tree import distinct, run_tree
 from pgprune.masking.observation import Observation
 from pgprune.masking.token_meter import TokenMeter
@@ -68,6 +69,7 @@ class MaskedLM:
         self.pass_tokens = pass_tokens
         self._compile_head = compile_head
         self._logits_memory = LogitsMemory()
+        self._refit: Refit | None = None
         self._run = executor_of(executor, kernels, self.device)
         self.meter = TokenMeter()
         self.family = family_of(model.config)
@@ -90,6 +92,15 @@ class MaskedLM:
     def parameters(self) -> int:
         """Number of parameters of the dense model; tied ones count once."""
         return sum(parameter.numel() for parameter in self.model.parameters())
+
+    @contextmanager
+    def refitted(self, refit: Refit) -> Iterator[None]:
+        """Gives masks other weights for what they keep; they run one after another, sliced."""
+        self._refit = refit
+        try:
+            yield
+        finally:
+            self._refit = None
 
     @torch.no_grad()
     def losses(self, masks: Tensor, input_ids: Tensor, fill: Fill | None = None) -> Tensor:
@@ -231,7 +242,7 @@ class MaskedLM:
                 f"masks must have shape (K, {self.units.n}), got {tuple(masks.shape)}"
             )
         self.meter.add(len(masks) * input_ids.numel())
-        if self.executor == "masked":
+        if self.executor == "masked" and self._refit is None:
             together = max(1, self.pass_tokens // input_ids.numel())
             return torch.cat([compute(few) for few in send(masks, self.device).split(together)])
         together = max(1, _TREE_TOKENS // input_ids.numel())
@@ -254,13 +265,14 @@ class MaskedLM:
 
     def _hidden(self, masks: Tensor, input_ids: Tensor, fill: Fill | None = None) -> Tensor:
         """Computes the hidden states after the final norm under masks (K, n): (K, B, T, D)."""
-        run, units, family = self._run, self.units, self.family
+        refit, units, family = self._refit, self.units, self.family
+        run = self._run if refit is None else run_sliced
         layers = range(units.layers)
         ids = send(input_ids, self.device)
 
         def run_tree_of_masks(hidden: Tensor, calls: list[LayerCall]) -> Tensor:
             by_layer = [
-                [LayerMask(mask[None], units, index, family, fill) for index in layers]
+                [LayerMask(mask[None], units, index, family, fill, refit) for index in layers]
                 for mask in masks
             ]
             prepare(list(chain.from_iterable(by_layer)), self.device)
@@ -272,7 +284,7 @@ class MaskedLM:
                 states = run(call, states, LayerMask(masks, units, index, family, fill))
             return states.flatten(0, 1)
 
-        if self.executor == "sliced":
+        if self.executor == "sliced" or refit is not None:
             hidden = self._decode(ids, run_tree_of_masks)
         else:
             hidden = self._decode(ids.repeat(len(masks), 1), run_batch_of_masks)  # (K*B, T, D)

@@ -1,0 +1,174 @@
+"""Levels: for each layer and kind, what is kept at a few counts of units, with refitted weights.
+
+The units of a projection's inputs have one order of removal, so a level is a number of kept units.
+Its weights are those that are best for them on the dense model's inputs. They depend on no other
+layer, so they are solved once, and any mixture of levels is an ordinary forward pass of weights
+that can be shipped as they are (after Li et al. 2025, Tyr-the-Pruner, arXiv 2503.09657, which
+prunes such levels with errors of earlier layers in them, and by another solver).
+
+The weights of a layer are in one file. A process maps the files into memory and reads what it
+evaluates, so that levels do not have to fit into memory.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from pgprune.errors import PruningError
+from pgprune.masking.units import Group, PruningUnits
+from pgprune.repair.repair import Repair
+from pgprune.utils.files import tensor_bytes, write_file
+
+_GROUPS = "groups.safetensors"
+
+
+@dataclass(frozen=True)
+class GroupLevels:
+    """The levels of one group.
+
+    Attributes:
+        kept: units kept at each level, (levels,) int64, falling from all of them to 0.
+        order: the group's units, those removed last first, (units,) int64.
+        errors: squared error of the output at each level over the square of the output, (levels,)
+            float64, rising from 0.
+        width: inputs of the projection in a unit.
+    """
+
+    kept: Tensor
+    order: Tensor
+    errors: Tensor
+    width: int
+
+
+class Levels:
+    """The levels of all groups of a model.
+
+    Args:
+        units: of the model.
+        groups: the levels of each group, in the order of ``units.groups``.
+        folder: with the weights, a file for each layer.
+
+    Attributes:
+        units: as given.
+        groups: as given.
+    """
+
+    def __init__(self, units: PruningUnits, groups: Sequence[GroupLevels], folder: Path) -> None:
+        self.units = units
+        self.groups = list(groups)
+        self._folder = folder
+        self._index = {(group.layer, group.kind): i for i, group in enumerate(units.groups)}
+
+    def masks(self, choices: Tensor) -> Tensor:
+        """Makes masks of levels: (K, groups) int64 -> (K, n) uint8."""
+        masks = torch.zeros(len(choices), self.units.n, dtype=torch.uint8)
+        for row, choice in zip(masks, choices.tolist(), strict=True):
+            for group, levels, level in zip(self.units.groups, self.groups, choice, strict=True):
+                row[group.start + levels.order[: int(levels.kept[level])]] = 1
+        return masks
+
+    def below(self, masks: Tensor) -> Tensor:
+        """Finds the levels that keep as many units of each group as masks (K, n), or fewer.
+
+        Returns:
+            (K, groups) int64.
+        """
+        counts = self.units.kept_counts(masks.cpu()).long()  # (K, groups)
+        found = [
+            (levels.kept > count[:, None]).sum(1)  # levels that keep more
+            for levels, count in zip(self.groups, counts.T, strict=True)
+        ]
+        return torch.stack(found, dim=1)
+
+    def weight(self, layer: int, kind: str, kept: int) -> tuple[Tensor, Tensor | None] | None:
+        """Returns the weight (D, kept inputs) and bias (D,) of a level; None if it keeps all.
+
+        Raises:
+            PruningError: the file of the layer is missing or damaged.
+        """
+        if kept == int(self.groups[self._index[layer, kind]].kept[0]):
+            return None
+        try:
+            with safe_open(self._path(layer), "pt") as file:
+                bias = f"{kind}.{kept}.bias"
+                found = file.get_tensor(bias) if bias in file.keys() else None  # noqa: SIM118
+                return file.get_tensor(f"{kind}.{kept}.weight"), found
+        except (SafetensorError, OSError) as error:
+            raise PruningError(
+                f"the levels in {str(self._path(layer))!r} are missing or damaged; start a new run"
+            ) from error
+
+    def repair(self, choice: Tensor) -> Repair:
+        """Returns the weights of a level of each group, (groups,), as the repair of their mask."""
+        repair = Repair()
+        for group, levels, level in zip(
+            self.units.groups, self.groups, choice.tolist(), strict=True
+        ):
+            kept = int(levels.kept[level])
+            found = self.weight(group.layer, group.kind, kept)
+            if found is None:
+                continue
+            weight, bias = found
+            index = self._inputs(group, levels, kept)
+            full = weight.new_zeros(len(weight), levels.width * len(levels.order))
+            repair.weights[group.layer, group.projection] = full.index_copy(1, index, weight)
+            if bias is not None:
+                repair.biases[group.layer, group.projection] = bias
+        return repair
+
+    def _inputs(self, group: Group, levels: GroupLevels, kept: int) -> Tensor:
+        """Returns the inputs of the projection that a level keeps, (i,) ascending."""
+        width, order = levels.width, self.units.input_order(group)
+        index = (levels.order[:kept, None] * width + torch.arange(width)).flatten()
+        return (index if order is None else order[index]).sort().values
+
+    def save(self) -> None:
+        """Writes what is not of a single layer, which completes the folder.
+
+        Raises:
+            OSError: the disk is full or refuses.
+        """
+        tensors = dict[str, Tensor]()
+        for i, levels in enumerate(self.groups):
+            width = torch.tensor(levels.width)
+            values = {"kept": levels.kept, "order": levels.order, "errors": levels.errors}
+            tensors |= {f"{i}.{name}": value for name, value in (values | {"width": width}).items()}
+        write_file(self._folder / _GROUPS, tensor_bytes(tensors))
+
+    @classmethod
+    def load(cls, units: PruningUnits, folder: Path) -> "Levels | None":
+        """Reads the levels in a folder; None if they are not complete.
+
+        Raises:
+            PruningError: they are damaged, or of other units.
+        """
+        path = folder / _GROUPS
+        if not path.exists():
+            return None
+        try:
+            tensors = load_file(path)
+            groups = [
+                GroupLevels(
+                    *(tensors[f"{i}.{name}"] for name in ("kept", "order", "errors")),
+                    int(tensors[f"{i}.width"]),
+                )
+                for i in range(len(units.groups))
+            ]
+        except (SafetensorError, OSError, LookupError) as error:
+            raise PruningError(
+                f"the levels in {str(folder)!r} are damaged or of another model; start a new run"
+            ) from error
+        return cls(units, groups, folder)
+
+    def _path(self, layer: int) -> Path:
+        return path_of(self._folder, layer)
+
+
+def path_of(folder: Path, layer: int) -> Path:
+    """Returns the file with the weights of a layer's levels."""
+    return folder / f"{layer}.safetensors"
