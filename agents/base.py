@@ -236,6 +236,10 @@ class Agent(ABC):
                 f"{self.budget.units.n}; take the model and granularity it was saved with"
             )
 
+    def finalists(self) -> list[Tensor]:
+        """Returns the masks, (n,) uint8, of which a run ships the best one after repair."""
+        return [self.mask()]
+
     def predict(
         self, observation: Any = None, state: Any = None, deterministic: bool = True
     ) -> tuple[npt.NDArray[np.int8], Any]:

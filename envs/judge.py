@@ -12,6 +12,7 @@ from pgprune.masking.mask_tree import distinct
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.models.divergence import Predictions
 from pgprune.models.load import fingerprint
+from pgprune.repair.levels import Levels
 from pgprune.repair.repair import repaired
 from pgprune.utils.memory import within_memory
 from pgprune.utils.progress import track
@@ -59,6 +60,10 @@ class Judge:
         fill: stands in place of pruned inputs, which are zero by default.
         top: the loss is the KL divergence from the dense model's predictions, of which this many
             tokens are told apart; None for cross-entropy.
+
+    Attributes:
+        lm: as given.
+        levels: give each mask the weights of the levels that it reaches; None for other weights.
     """
 
     def __init__(self, lm: MaskedLM, fill: Fill | None = None, top: int | None = None) -> None:
@@ -67,6 +72,7 @@ class Judge:
         self._top = top
         self._remembered = dict[bytes, Predictions]()
         self._repair: NearbyRepair | None = None
+        self.levels: Levels | None = None
         self._replicas: Replicas | None = None
 
     def __call__(self, masks: Tensor, input_ids: Tensor) -> Tensor:
@@ -88,6 +94,10 @@ class Judge:
         """Computes the same losses without replicas."""
         with within_memory():
             dense = self.dense(input_ids)
+            if self.levels is not None:
+                masks = self.levels.masks(self.levels.below(masks))
+                with self.lm.refitted(self.levels.weight):
+                    return self.losses(masks, input_ids, dense)
             if self._repair is None:
                 return self.losses(masks, input_ids, dense, self._fill)
             losses = list[Tensor]()

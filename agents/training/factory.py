@@ -1,7 +1,7 @@
 """Creates an agent from a run's settings, and checks early that this will work."""
 
 from pgprune.agents.base import Agent, load_package
-from pgprune.agents.training.settings import Settings
+from pgprune.agents.training.settings import LEVELS, Settings
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.envs.nearby_repair import check_units as check_refits
 from pgprune.envs.reward import check_reward
@@ -21,8 +21,8 @@ def check_agent(settings: Settings) -> None:
     """
     granularity = settings.pruning.granularity
     METRICS[settings.metric].check(granularity)
-    check_reward(settings.agent.reward, settings.agent.loss, granularity)
-    if settings.refits:
+    check_reward(settings.reward_of_env, settings.agent.loss, granularity)
+    if settings.refits or settings.agent.reward == LEVELS:
         check_refits(granularity)
     if (package := settings.entry.package) is not None:
         load_package(settings.agent.agent, *package)

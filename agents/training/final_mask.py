@@ -11,7 +11,7 @@ from pgprune.repair.repair import Repair, repaired
 from pgprune.utils.progress import track
 
 
-def best_repaired(
+def final_mask(
     judge: Judge,
     masks: Sequence[Tensor],
     windows: Tensor,
@@ -21,8 +21,9 @@ def best_repaired(
     """Finds the mask with the lowest validation loss after repair, the first of equal ones.
 
     Args:
-        judge: computes the loss of rewards.
-        masks: (n,) each; a single one is not evaluated.
+        judge: computes the loss of rewards. If it has levels, those of the first mask compete too,
+            with their own weights.
+        masks: (n,) each; equal ones are repaired once, and a single one is not evaluated.
         windows: calibration token ids to repair on, (N, T).
         validation: batches of token ids to choose by, (B, T) each.
         config: of the repair.
@@ -30,10 +31,18 @@ def best_repaired(
     Returns:
         The mask and its repair.
     """
-    found = [(mask, chosen_repair(judge.lm, mask, windows, config)) for mask in masks]
+    different = [mask for i, mask in enumerate(masks) if not _is_among(mask, masks[:i])]
+    found = [(mask, chosen_repair(judge.lm, mask, windows, config)) for mask in different]
+    if judge.levels is not None:
+        choices = judge.levels.below(masks[0][None])  # (1, groups)
+        found.append((judge.levels.masks(choices)[0], judge.levels.repair(choices[0])))
     if len(found) == 1:
         return found[0]
     return min(found, key=lambda each: _loss(judge, validation, *each))
+
+
+def _is_among(mask: Tensor, masks: Sequence[Tensor]) -> bool:
+    return any(torch.equal(mask, other) for other in masks)
 
 
 def _loss(judge: Judge, validation: Sequence[Tensor], mask: Tensor, repair: Repair | None) -> float:

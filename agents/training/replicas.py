@@ -76,8 +76,7 @@ def judge_of(text: str) -> Judge:
 
 def make_env(settings: Settings, problem: Problem) -> LLMPruningVectorEnv:
     """Makes the environment of a run; ``Judge.use`` lets it evaluate with refitted weights."""
-    reward = "plain" if settings.refits else settings.agent.reward
-    loss = settings.agent.loss
+    reward, loss = settings.reward_of_env, settings.agent.loss
     return LLMPruningVectorEnv(settings.masks, reward=reward, loss=loss, problem=problem)
 
 

@@ -20,6 +20,8 @@ from pgprune.runs.settings import RunConfig, Sections
 from pgprune.utils.command_line import given
 from pgprune.utils.options import Config, option
 
+LEVELS = "levels"
+
 
 @dataclass(frozen=True)
 class AgentConfig(Config):
@@ -38,8 +40,8 @@ class AgentConfig(Config):
     )
     reward: str = option(
         "plain",
-        "loss of the masked model (plain) or after a bias or weight repair (repaired)",
-        choices=list(REWARDS),
+        "loss as masked (plain), after a repair (repaired), or of levels of refitted weights",
+        choices=[*REWARDS, LEVELS],
     )
     loss: str = option(
         "cross-entropy",
@@ -144,6 +146,11 @@ class Settings(Sections):
     def refits(self) -> bool:
         """Returns whether rewards are computed with weights that are refitted to the policy."""
         return self.agent.reward == "repaired" and self.repair.repair != "bias"
+
+    @property
+    def reward_of_env(self) -> str:
+        """Returns the reward that the environment is made with, before weights are refitted."""
+        return "plain" if self.refits or self.agent.reward == LEVELS else self.agent.reward
 
     @property
     def masks(self) -> int:

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from pgprune.agents.base import Agent
 from pgprune.agents.training.factory import check_action, check_agent, make_agent
-from pgprune.agents.training.final_mask import best_repaired
+from pgprune.agents.training.final_mask import final_mask
+from pgprune.agents.training.levels import levels_of, start_of_search
 from pgprune.agents.training.repaired_reward import REFIT_WINDOWS, RepairedReward
 from pgprune.agents.training.replicas import make_env
 from pgprune.agents.training.results import plot, summarise
 from pgprune.agents.training.run_state import Record, training_figures
-from pgprune.agents.training.settings import Settings
+from pgprune.agents.training.settings import LEVELS, Settings
 from pgprune.data.stream import evaluation_windows, first_windows
 from pgprune.envs.judge import Replicas
 from pgprune.errors import PruningError
@@ -128,6 +129,9 @@ class Training:
         """
         settings = self.settings
         run.resumable = settings.entry.no_resume is None
+        if settings.agent.reward == LEVELS:
+            windows, damping = self._metric_windows, settings.repair.repair_damping
+            self._env.judge.levels = levels_of(run, self.problem, windows, damping)
         checkpoint = run.load_checkpoint()
         self._env.judge.remember(self._validation)  # a resumed run counted its tokens before
         if checkpoint is None:
@@ -178,8 +182,7 @@ class Training:
         """Evaluates the dense model and the metric's mask; returns the importance of units."""
         problem = self.problem
         note(f"{problem.units}; executor {problem.lm.executor}")
-        metric, seed = METRICS[self.settings.metric], self.settings.run.seed
-        importance = metric(problem.lm, self._metric_windows, problem.budget, seed)
+        importance = self._importance()
         initial = self.record.masks["initial"] = importance.mask(problem.budget)
         rows = {"dense": problem.units.ones(), "initial": initial}
         with self._evaluating():
@@ -188,6 +191,14 @@ class Training:
         self.record.add(found)
         self.windows = first_windows(self.windows, found.windows)
         return importance
+
+    def _importance(self) -> Importance:
+        """Returns the importance of units, by the metric or by the levels that search starts at."""
+        problem, levels = self.problem, self._env.judge.levels
+        if levels is not None and self.settings.agent.agent == "auto":
+            return start_of_search(levels, problem.budget)
+        metric, seed = METRICS[self.settings.metric], self.settings.run.seed
+        return metric(problem.lm, self._metric_windows, problem.budget, seed)
 
     def _reward_repaired(self, agent: Agent) -> None:
         """Makes rewards count refitted weights, if the settings ask for it."""
@@ -261,16 +272,16 @@ class Training:
         """Returns the agent's mask and its repair.
 
         Rewards of refitted masks come near a repair and are not the same. So the mask that the
-        agent started from is kept if it is the better one of the two after repair.
+        agent started from is kept if it is the better one after repair.
         """
-        masks, start = [agent.mask()], self.record.masks["initial"]
-        if self._repaired_reward is not None and not torch.equal(masks[0], start):
-            masks.append(start.clone())
-        judge, windows, config = self._env.judge, self._metric_windows, self.settings.repair
-        mask, repair = best_repaired(judge, masks, windows, self._validation, config)
-        if mask is not masks[0]:
+        masks, start, judge = agent.finalists(), self.record.masks["initial"], self._env.judge
+        if self._repaired_reward is not None or judge.levels is not None:
+            masks.append(start)
+        windows, config = self._metric_windows, self.settings.repair
+        mask, repair = final_mask(judge, masks, windows, self._validation, config)
+        if torch.equal(mask, start) and not torch.equal(mask, masks[0]):
             note("after repair, the mask it started from is the better one, and is kept")
-        return mask, repair
+        return mask.clone(), repair
 
     def _finish(self, run: Run, agent: Agent, completed: bool) -> dict[str, Any]:
         masks = self.record.masks

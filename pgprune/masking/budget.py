@@ -99,6 +99,10 @@ class Budget:
         """Returns the same budget at another prune rate."""
         return Budget(self.units, prune_rate, self.kind, self.scope, self.round_to)
 
+    def chunk(self, kind: str) -> int:
+        """Returns how many units of a kind are kept together in a layer."""
+        return int(self._chunk[self.units.kind == self.units.kinds.index(kind)][0])
+
     def local(self) -> "Budget":
         """Returns the budget by which every kind keeps its share in every layer.
 

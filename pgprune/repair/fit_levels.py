@@ -69,7 +69,7 @@ def fit_levels(
 
     with phase("levels"):
         refit_layers(lm, lm.units.ones(), windows, solve, "projection")
-        levels = Levels(lm.units, groups, folder)
+        levels = Levels(lm.units, groups, folder, lm.device)
         levels.save()
     return levels
 

@@ -24,6 +24,9 @@ from pgprune.masking.units import Group, PruningUnits
 from pgprune.repair.repair import Repair
 from pgprune.utils.files import tensor_bytes, write_file
 
+Weights = tuple[Tensor, Tensor | None]
+"""A weight (D, kept inputs) and a bias (D,), None where there is none."""
+
 _GROUPS = "groups.safetensors"
 
 
@@ -52,16 +55,25 @@ class Levels:
         units: of the model.
         groups: the levels of each group, in the order of ``units.groups``.
         folder: with the weights, a file for each layer.
+        device: where weights are read to; those read last stay there, one level of each group.
 
     Attributes:
         units: as given.
         groups: as given.
     """
 
-    def __init__(self, units: PruningUnits, groups: Sequence[GroupLevels], folder: Path) -> None:
+    def __init__(
+        self,
+        units: PruningUnits,
+        groups: Sequence[GroupLevels],
+        folder: Path,
+        device: torch.device | None = None,
+    ) -> None:
         self.units = units
         self.groups = list(groups)
         self._folder = folder
+        self._device = device or torch.device("cpu")
+        self._last: dict[tuple[int, str], tuple[int, Weights]] = {}
         self._index = {(group.layer, group.kind): i for i, group in enumerate(units.groups)}
 
     def masks(self, choices: Tensor) -> Tensor:
@@ -85,7 +97,7 @@ class Levels:
         ]
         return torch.stack(found, dim=1)
 
-    def weight(self, layer: int, kind: str, kept: int) -> tuple[Tensor, Tensor | None] | None:
+    def weight(self, layer: int, kind: str, kept: int) -> Weights | None:
         """Returns the weight (D, kept inputs) and bias (D,) of a level; None if it keeps all.
 
         Raises:
@@ -93,14 +105,19 @@ class Levels:
         """
         if kept == int(self.groups[self._index[layer, kind]].kept[0]):
             return None
+        if self._last.get((layer, kind), (-1,))[0] != kept:
+            self._last[layer, kind] = kept, self._read(layer, kind, kept)
+        return self._last[layer, kind][1]
+
+    def _read(self, layer: int, kind: str, kept: int) -> Weights:
+        bias, device = f"{kind}.{kept}.bias", str(self._device)
         try:
-            with safe_open(self._path(layer), "pt") as file:
-                bias = f"{kind}.{kept}.bias"
+            with safe_open(path_of(self._folder, layer), "pt", device) as file:
                 found = file.get_tensor(bias) if bias in file.keys() else None  # noqa: SIM118
                 return file.get_tensor(f"{kind}.{kept}.weight"), found
         except (SafetensorError, OSError) as error:
             raise PruningError(
-                f"the levels in {str(self._path(layer))!r} are missing or damaged; start a new run"
+                f"the levels in {str(path_of(self._folder, layer))!r} are missing or damaged; start a new run"
             ) from error
 
     def repair(self, choice: Tensor) -> Repair:
@@ -113,7 +130,8 @@ class Levels:
             found = self.weight(group.layer, group.kind, kept)
             if found is None:
                 continue
-            weight, bias = found
+            weight, bias = (None if part is None else part.cpu() for part in found)
+            assert weight is not None
             index = self._inputs(group, levels, kept)
             full = weight.new_zeros(len(weight), levels.width * len(levels.order))
             repair.weights[group.layer, group.projection] = full.index_copy(1, index, weight)
@@ -141,7 +159,9 @@ class Levels:
         write_file(self._folder / _GROUPS, tensor_bytes(tensors))
 
     @classmethod
-    def load(cls, units: PruningUnits, folder: Path) -> "Levels | None":
+    def load(
+        cls, units: PruningUnits, folder: Path, device: torch.device | None = None
+    ) -> "Levels | None":
         """Reads the levels in a folder; None if they are not complete.
 
         Raises:
@@ -163,10 +183,7 @@ class Levels:
             raise PruningError(
                 f"the levels in {str(folder)!r} are damaged or of another model; start a new run"
             ) from error
-        return cls(units, groups, folder)
-
-    def _path(self, layer: int) -> Path:
-        return path_of(self._folder, layer)
+        return cls(units, groups, folder, device)
 
 
 def path_of(folder: Path, layer: int) -> Path:

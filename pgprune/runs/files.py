@@ -14,6 +14,7 @@ class RunFile(StrEnum):
     CHECKPOINT = "checkpoint/checkpoint.safetensors"
     MASK = "mask.safetensors"
     REPAIR = "repair.safetensors"
+    LEVELS = "levels"
     SLICES = "slices.json"
     PLOTS = "plots"
     EVALUATIONS = "evaluations.jsonl"

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from helpers.inputs import inputs_of
 from helpers.masks import TRITON
 from helpers.tiny import masked_lm, projections_of, tiny_model, tokens
-
 from pgprune.errors import PruningError
 from pgprune.masking.layer_mask import LayerMask
 from pgprune.masking.masked_lm import MaskedLM
