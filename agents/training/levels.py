@@ -1,12 +1,12 @@
-"""The levels of a run: fitted once, and kept in its directory."""
+"""The levels of a run: fitted once and kept in its directory; and what agents start from."""
 
 from torch import Tensor
 
 from pgprune.agents.level_grid import grid
 from pgprune.agents.level_search import scores_of_levels
-from pgprune.masking.budget import Budget
+from pgprune.agents.training.settings import Settings
 from pgprune.masking.problem import Problem
-from pgprune.metrics import Importance
+from pgprune.metrics import METRICS, Importance
 from pgprune.repair.fit_levels import fit_levels
 from pgprune.repair.levels import Levels
 from pgprune.runs.files import RunFile
@@ -27,7 +27,19 @@ def levels_of(run: Run, problem: Problem, windows: Tensor, damping: float) -> Le
         return fit_levels(problem.lm, windows, kept, folder, damping)
 
 
-def start_of_search(levels: Levels, budget: Budget) -> Importance:
-    """Returns an importance whose mask is the one that the search of levels starts from."""
-    _, start = grid(budget)
+def start_of(
+    settings: Settings, problem: Problem, windows: Tensor, levels: Levels | None
+) -> Importance:
+    """Returns the importance that an agent starts from: of the metric, or of its levels.
+
+    Args:
+        settings: of the run.
+        problem: the model and its budget.
+        windows: calibration token ids of the metric, (N, T).
+        levels: that are searched; None for none.
+    """
+    if levels is None or settings.agent.agent != "auto":
+        metric, seed = METRICS[settings.metric], settings.run.seed
+        return metric(problem.lm, windows, problem.budget, seed)
+    _, start = grid(problem.budget)
     return Importance(scores_of_levels(levels, start))

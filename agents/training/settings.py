@@ -19,6 +19,7 @@ from pgprune.runs.run import Run
 from pgprune.runs.settings import RunConfig, Sections
 from pgprune.utils.command_line import given
 from pgprune.utils.options import Config, option
+from pgprune.utils.process_ids import world_size
 
 LEVELS = "levels"
 
@@ -131,12 +132,14 @@ class Settings(Sections):
                 f"agent {agent} learns how much each layer keeps, which scope {scope} fixes; "
                 "choose agent reinforce, or scope global"
             )
+        if settings.agent.reward == LEVELS:
+            _check_levels(settings)
         if settings.agent.reward == "plain":
             return settings
         if settings.repair.repair == "none":
             raise PruningError(
-                "--reward repaired judges masks as they will be repaired, but --repair is none; "
-                "choose --repair least-squares or --reward plain"
+                f"--reward {settings.agent.reward} judges masks as they will be repaired, but "
+                "--repair is none; choose --repair least-squares or --reward plain"
             )
         if settings.repair.repair != "auto":
             return settings
@@ -206,6 +209,29 @@ class Settings(Sections):
     def name(self) -> str:
         """Returns the default name of a run with these settings."""
         return self.run.name(self.agent.agent, self.model.model, self.pruning.prune_rate)
+
+
+def _check_levels(settings: Settings) -> None:
+    """Refuses what levels of refitted weights do not go with.
+
+    Raises:
+        PruningError: another repair, replicas, or layers whose share is fixed.
+    """
+    if settings.repair.repair == "bias":
+        raise PruningError(
+            "--reward levels is about refitted weights, but --repair is bias; choose --repair "
+            "least-squares, or --reward repaired"
+        )
+    if settings.run.ray_actors is not None or world_size() > 1:
+        raise PruningError(
+            "--reward levels evaluates in one process, and several are asked for; leave out "
+            "--ray-actors and torchrun, or choose --reward repaired"
+        )
+    if settings.pruning.scope != "global":
+        raise PruningError(
+            f"--reward levels is about how much each layer keeps, which scope "
+            f"{settings.pruning.scope} fixes; choose scope global, or --reward repaired"
+        )
 
 
 def check_resume(arguments: argparse.Namespace) -> None:

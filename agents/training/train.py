@@ -16,7 +16,7 @@ from torch import Tensor
 from pgprune.agents.base import Agent
 from pgprune.agents.training.factory import check_action, check_agent, make_agent
 from pgprune.agents.training.final_mask import final_mask
-from pgprune.agents.training.levels import levels_of, start_of_search
+from pgprune.agents.training.levels import levels_of, start_of
 from pgprune.agents.training.repaired_reward import REFIT_WINDOWS, RepairedReward
 from pgprune.agents.training.replicas import make_env
 from pgprune.agents.training.results import plot, summarise
@@ -29,7 +29,7 @@ from pgprune.evaluation.sample import sample_text
 from pgprune.export.export import check_format
 from pgprune.masking.problem import make_problem
 from pgprune.masking.token_meter import TokenMeter
-from pgprune.metrics import METRICS, Importance
+from pgprune.metrics import Importance
 from pgprune.models.load import fingerprint
 from pgprune.repair.repair import Repair
 from pgprune.runs.files import RunFile
@@ -130,8 +130,9 @@ class Training:
         settings = self.settings
         run.resumable = settings.entry.no_resume is None
         if settings.agent.reward == LEVELS:
-            windows, damping = self._metric_windows, settings.repair.repair_damping
-            self._env.judge.levels = levels_of(run, self.problem, windows, damping)
+            damping = settings.repair.repair_damping
+            fitted = levels_of(run, self.problem, self._metric_windows, damping)
+            self._env.judge.levels = fitted
         checkpoint = run.load_checkpoint()
         self._env.judge.remember(self._validation)  # a resumed run counted its tokens before
         if checkpoint is None:
@@ -182,7 +183,8 @@ class Training:
         """Evaluates the dense model and the metric's mask; returns the importance of units."""
         problem = self.problem
         note(f"{problem.units}; executor {problem.lm.executor}")
-        importance = self._importance()
+        levels = self._env.judge.levels
+        importance = start_of(self.settings, problem, self._metric_windows, levels)
         initial = self.record.masks["initial"] = importance.mask(problem.budget)
         rows = {"dense": problem.units.ones(), "initial": initial}
         with self._evaluating():
@@ -191,14 +193,6 @@ class Training:
         self.record.add(found)
         self.windows = first_windows(self.windows, found.windows)
         return importance
-
-    def _importance(self) -> Importance:
-        """Returns the importance of units, by the metric or by the levels that search starts at."""
-        problem, levels = self.problem, self._env.judge.levels
-        if levels is not None and self.settings.agent.agent == "auto":
-            return start_of_search(levels, problem.budget)
-        metric, seed = METRICS[self.settings.metric], self.settings.run.seed
-        return metric(problem.lm, self._metric_windows, problem.budget, seed)
 
     def _reward_repaired(self, agent: Agent) -> None:
         """Makes rewards count refitted weights, if the settings ask for it."""
@@ -269,10 +263,9 @@ class Training:
         self.record.evaluation_tokens += self.problem.lm.meter.tokens - tokens
 
     def _final_mask(self, agent: Agent) -> tuple[Tensor, Repair | None]:
-        """Returns the agent's mask and its repair.
+        """Returns the agent's mask and its repair, or the start's if it is better after repair.
 
-        Rewards of refitted masks come near a repair and are not the same. So the mask that the
-        agent started from is kept if it is the better one after repair.
+        Rewards of refitted masks come near a repair and are not the same.
         """
         masks, start, judge = agent.finalists(), self.record.masks["initial"], self._env.judge
         if self._repaired_reward is not None or judge.levels is not None:

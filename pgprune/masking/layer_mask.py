@@ -24,9 +24,10 @@ Fill = Mapping[tuple[int, str], Tensor]
 The kind is ``heads`` for the attention output projection and ``channels`` for the down projection.
 """
 
-Refit = Callable[[int, str, int], tuple[Tensor, Tensor | None]]
+Refit = Callable[[int, str, int], tuple[Tensor, Tensor | None] | None]
 """Weights of a projection for the inputs that a mask keeps: layer, kind and number of kept units
-to a weight (D, kept inputs), whose columns are in the order of the inputs, and a bias (D,) or None.
+to a weight (D, kept inputs), whose columns are in the order of the inputs, and a bias (D,) or None;
+None for dense weights.
 """
 
 

@@ -40,10 +40,8 @@ class MaskedLM:
             and runs all K masks as one batch; ``sliced`` computes the kept units only, one mask
             after another. Both give the same losses.
         kernels: how the sliced executor multiplies, ``plain`` or ``triton`` (experimental).
-        compile_head: whether ``torch.compile`` fuses head and loss, whose shapes are the same for
-            all masks (experimental).
-        pass_tokens: tokens that run through the layers together, so that memory does not grow with
-            the number of masks.
+        compile_head: whether ``torch.compile`` fuses head and loss (experimental).
+        pass_tokens: run through the layers together; memory does not grow with the masks.
 
     Attributes:
         family: where the model's projections are.
@@ -181,9 +179,8 @@ class MaskedLM:
     def blocks(self, input_ids: Tensor) -> Iterator[list[tuple[Tensor, Tensor]]]:
         """Yields, layer by layer, the dense states after attention and after the MLP.
 
-        Returns:
-            A pair for each chunk of the sequences, (b, T, D) each, in at least float32, on the
-            host, which has room for those of all the text.
+        They are a pair for each chunk of the sequences, (b, T, D) each, in at least float32, on the
+        host, which has room for those of all the text.
         """
         self.meter.add(input_ids.numel())
         chunks = [self._capture(chunk) for chunk in self._chunks(input_ids)]
@@ -211,11 +208,6 @@ class MaskedLM:
                 for hook in hooks:
                     hook.remove()
             yield blocks
-
-    @property
-    def gated(self) -> bool:
-        """Whether MLPs multiply a gate with the outputs of an up projection."""
-        return len(self.family.expand) > 1
 
     def linear(self, layer: int, kind: str) -> nn.Linear:
         """Returns the projection whose inputs are ``heads`` or ``channels``, or the ``up`` one."""
@@ -245,9 +237,9 @@ class MaskedLM:
         if self.executor == "masked" and self._refit is None:
             together = max(1, self.pass_tokens // input_ids.numel())
             return torch.cat([compute(few) for few in send(masks, self.device).split(together)])
-        together = max(1, _TREE_TOKENS // input_ids.numel())
         rows, where = distinct(masks)  # equal masks are evaluated once
-        results = [result for few in rows.split(together) for result in compute(few)]
+        together = rows.split(max(1, _TREE_TOKENS // input_ids.numel()))
+        results = [result for few in together for result in compute(few)]
         return torch.stack([results[row] for row in where])
 
     def _means(

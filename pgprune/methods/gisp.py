@@ -87,6 +87,6 @@ def normalised_scores(lm: MaskedLM, windows: Tensor, mask: Tensor) -> Tensor:
         shape = lm.units.shapes[group.layer]
         size = shape.value_cost if group.kind == "values" else shape.kv_group_cost
         if group.kind == "channels":
-            size = (3 if lm.gated else 2) * shape.channels * lm.units.channel_block
+            size = (3 if lm.family.gated else 2) * shape.channels * lm.units.channel_block
         scores[group.start : group.stop] /= size
     return scores

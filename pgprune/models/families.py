@@ -58,13 +58,18 @@ class Family:
     gguf: str | None = None
 
     @property
+    def gated(self) -> bool:
+        """Whether MLPs multiply a gate with the outputs of an up projection."""
+        return len(self.expand) > 1
+
+    @property
     def projections(self) -> dict[str, str]:
         """Paths of the projections that a repair refits, by the kind of unit that they belong to.
 
         A mask prunes inputs of the output (``heads``) and the down projection (``channels``), and
         outputs of the up projection of a gated MLP (``up``).
         """
-        gated = {"up": self.expand[-1]} if len(self.expand) > 1 else {}
+        gated = {"up": self.expand[-1]} if self.gated else {}
         return {"heads": self.output, "channels": self.down} | gated
 
 

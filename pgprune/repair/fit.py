@@ -122,7 +122,7 @@ def _bias(projection: Projection) -> Solution:
 
 def _alternates(projection: Projection) -> bool:
     """Tells if a projection has kept channels of a gated MLP."""
-    gated = projection.lm.gated and projection.kind == "channels"
+    gated = projection.lm.family.gated and projection.kind == "channels"
     return gated and bool(projection.kept.any())
 
 

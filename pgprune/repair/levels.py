@@ -117,7 +117,8 @@ class Levels:
                 return file.get_tensor(f"{kind}.{kept}.weight"), found
         except (SafetensorError, OSError) as error:
             raise PruningError(
-                f"the levels in {str(path_of(self._folder, layer))!r} are missing or damaged; start a new run"
+                f"the levels of layer {layer} in {str(self._folder)!r} are missing or damaged; "
+                "start a new run"
             ) from error
 
     def repair(self, choice: Tensor) -> Repair:
@@ -174,7 +175,9 @@ class Levels:
             tensors = load_file(path)
             groups = [
                 GroupLevels(
-                    *(tensors[f"{i}.{name}"] for name in ("kept", "order", "errors")),
+                    tensors[f"{i}.kept"],
+                    tensors[f"{i}.order"],
+                    tensors[f"{i}.errors"],
                     int(tensors[f"{i}.width"]),
                 )
                 for i in range(len(units.groups))

@@ -8,7 +8,7 @@ from helpers.command import results, train
 from helpers.masks import all_patterns
 from helpers.tiny import VOCABULARY, masked_lm, tokens, zeroed
 from pgprune import PruningError
-from pgprune.agents.training.final_mask import best_repaired
+from pgprune.agents.training.final_mask import final_mask
 from pgprune.agents.training.settings import Settings
 from pgprune.envs import LLMPruningEnv, LLMPruningVectorEnv
 from pgprune.envs.judge import Judge
@@ -189,9 +189,9 @@ def test_the_shipped_mask_is_chosen_by_it(problem):
     masks = [problem.budget.round(row) for row in noise]
     judge = Judge(problem.lm, top=TOP)
     config = RepairConfig(repair="bias")
-    mask, _ = best_repaired(judge, masks, windows, batches, config)
+    mask, _ = final_mask(judge, masks, windows, batches, config)
 
-    alone = [best_repaired(judge, [each], windows, batches, config) for each in masks]
+    alone = [final_mask(judge, [each], windows, batches, config) for each in masks]
     dense = [problem.lm.dense_predictions(batch, TOP) for batch in batches]
     losses = []
     for each, repair in alone:

@@ -237,7 +237,7 @@ def test_methods_keep_each_layers_share_and_repair_what_they_keep(method, granul
         expected = plain(WINDOWS).logits
     with repaired(lm, repair):
         torch.testing.assert_close(lm.logits(mask[None], WINDOWS)[0], expected)
-    assert len(repair.weights) == 9 if method == "spap" and lm.gated else 6
+    assert len(repair.weights) == 9 if method == "spap" and lm.family.gated else 6
 
 
 @pytest.mark.parametrize("method", SOLVERS)

@@ -97,11 +97,11 @@ def test_repair_in_turns_is_nearer_to_the_dense_model_where_mlps_are_gated(model
     for how in ("least-squares", "alternating"):
         found = fit_repair(lm, mask, ids, how)
         assert set(found.weights) == {(2, "channels"), (2, "up")} - {
-            (2, "up") for _ in [0] if how == "least-squares" or not lm.gated
+            (2, "up") for _ in [0] if how == "least-squares" or not lm.family.gated
         }
         with repaired(lm, found):
             distances.append(float((lm.logits(mask[None], ids) - wanted).square().mean()))
-    assert distances[1] < 0.95 * distances[0] if lm.gated else distances[1] == distances[0]
+    assert distances[1] < 0.95 * distances[0] if lm.family.gated else distances[1] == distances[0]
 
 
 def test_a_repair_in_turns_is_the_layer_fitted_on_its_own(model):

@@ -1,0 +1,158 @@
+"""The search among levels: where it starts, what it learns, and a whole run."""
+
+import shutil
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from helpers.command import assert_same_run, results, train
+from helpers.layered import left_to_gain
+from helpers.tiny import AdditiveLM, toy_problem, toy_units
+from pgprune import PruningError
+from pgprune.agents.level_grid import grid, start_shares
+from pgprune.agents.level_search import LevelSearch
+from pgprune.envs import LLMPruningVectorEnv
+from pgprune.masking.budget import Budget
+from pgprune.repair.levels import GroupLevels, Levels
+
+UNITS = toy_units(layers=6, channels=40)
+
+
+@dataclass
+class LevelLM(AdditiveLM):
+    """An additive loss whose model takes refitted weights, and ignores them."""
+
+    def refitted(self, refit: object) -> nullcontext[None]:
+        return nullcontext()
+
+
+def searching(budget_kind: str = "parameters", seed: int = 0) -> LevelSearch:
+    """A search over units of which the later layers are worth less."""
+    generator = torch.Generator().manual_seed(seed)
+    worth = torch.rand(UNITS.n, generator=generator).double() / (1 + UNITS.layer)
+    lm = LevelLM(UNITS, worth)
+    problem = replace(toy_problem(lm), budget=Budget(UNITS, 0.4, budget_kind))
+    env = LLMPruningVectorEnv(10, problem=problem)
+    kept, _ = grid(env.budget)
+    groups = []
+    for group, counts in zip(UNITS.groups, kept, strict=True):
+        own = worth[group.start : group.stop]
+        order = own.argsort(descending=True)
+        lost = own[order].flip(0).cumsum(0)
+        errors = torch.cat([torch.zeros(1).double(), lost])[len(order) - counts]
+        groups.append(GroupLevels(counts, order, errors / own.sum(), 1))
+    env.judge.levels = Levels(UNITS, groups, Path("nowhere"))
+    return LevelSearch(env, seed)
+
+
+@pytest.mark.parametrize("budget", ["per-kind", "parameters"])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_it_finds_how_much_layers_keep(budget, seed):
+    agent = searching(budget, seed)
+    start = agent.mask()
+    agent.learn(12)
+    # What single units could gain is out of its reach, as levels have the order of their group.
+    assert left_to_gain(agent.env.problem.lm, agent.mask(), start, agent.budget) < 0.25
+
+
+def test_masks_are_on_the_budget_and_what_it_allows_is_kept():
+    agent = searching()
+    agent.learn(3, lambda agent, _: assert_on_budget(agent))
+    assert_on_budget(agent)
+
+
+def assert_on_budget(agent: LevelSearch) -> None:
+    for mask in agent.finalists():
+        assert agent.budget.excess(mask[None]) == 0
+        left = agent.budget.pools[0].capacity - int(agent.budget.cost[mask.bool()].sum())
+        assert left < int(agent.budget.cost.min())
+
+
+def test_a_search_goes_on_where_it_was_saved(tmp_path):
+    whole = searching().learn(6)
+    saved = searching()
+    saved.learn(6, lambda agent, _: agent.steps < 9)
+    saved.save(tmp_path / "agent.safetensors")
+    resumed = searching()
+    resumed.load(tmp_path / "agent.safetensors")
+    resumed.learn(6)
+    assert torch.equal(resumed.choice, whole.choice)
+    assert torch.equal(resumed.sums, whole.sums)
+
+
+def test_a_worse_choice_is_taken_back():
+    agent = searching()
+    agent.previous = agent.choice.clone()
+    agent.choice = agent.choice.clone()
+    agent.choice[1] += 1
+    agent.sums[:, -1, 0] = torch.tensor([0.2, 0.4, 2.0])  # it was better by 0.2, twice
+    before = agent.previous.clone()
+    agent._improve()
+    assert torch.equal(agent.choice, before)
+
+
+@given(
+    st.sampled_from(["per-kind", "units", "parameters"]), st.floats(0.05, 0.45), st.integers(4, 80)
+)
+def test_levels_are_whole_steps_around_the_start(budget, rate, channels):
+    units = toy_units(channels=channels)
+    allowed = Budget(units, rate, budget)
+    kept, start = grid(allowed)
+    step = max(1, round(channels / 16))
+    for group, counts, level in zip(units.groups, kept, start.tolist(), strict=True):
+        assert counts[0] == group.stop - group.start
+        assert counts[-1] == 0
+        assert bool((counts.diff() < 0).all())
+        if group.kind == "channels":
+            inner = counts[1:-1]
+            assert bool(((inner - counts[level]) % step == 0).all()) or level == 0
+    first = [int(counts[level]) for counts, level in zip(kept, start.tolist(), strict=True)]
+    for pool in allowed.pools:
+        members = set(units.group[pool.members].tolist())
+        costs = [first[g] * int(allowed.cost[units.groups[g].start]) for g in members]
+        assert sum(costs) <= pool.capacity
+
+
+def test_channels_pay_first_where_they_can():
+    shares = start_shares(Budget(UNITS, 0.2, "parameters"))
+    by_kind = [shares[k :: len(UNITS.kinds)] for k in range(2)]
+    assert bool((by_kind[0] == 1).all())
+    total, channels = int(UNITS.cost.sum()), int(UNITS.cost[UNITS.kind == 1].sum())
+    torch.testing.assert_close(by_kind[1], torch.full((6,), 1 - 0.2 * total / channels).double())
+    assert bool((start_shares(Budget(UNITS, 0.95, "parameters")) < 0.1).all())
+
+
+LEVELS = ("--agent=auto", "--reward=levels", "--budget=parameters", "--prune-rate=0.3")
+
+
+def test_a_run_ships_levels_and_can_be_resumed(options, tmp_path):
+    whole, cut = (tmp_path / name for name in ("whole", "cut"))
+    few = [*options, *LEVELS, "--total-timesteps=2", "--checkpoint-every=1"]
+    assert train(*few, f"--output={whole}") == 0
+    assert (whole / "levels" / "groups.safetensors").is_file()
+    assert (whole / "repair.safetensors").is_file()
+    assert results(whole)["prune_rate"]["achieved"] >= 0.3
+    shutil.copytree(whole, cut)
+    (cut / "results.json").unlink()
+    assert train(f"--resume={cut}") == 0
+    assert_same_run(whole, cut)
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--repair=bias", "refitted weights"),
+        ("--repair=none", "--repair is none"),
+        ("--scope=local", "scope local"),
+        ("--granularity=blocks", "granularity blocks"),
+        ("--ray-actors=2", "one process"),
+    ],
+)
+def test_what_levels_do_not_go_with(option, message, options, tmp_path):
+    with pytest.raises(PruningError, match=message):
+        train(*options, *LEVELS, option, f"--output={tmp_path / 'run'}")
