@@ -25,13 +25,10 @@ from torch import Tensor
 
 from pgprune.agents.base import Agent, lowest
 from pgprune.agents.estimators import advantages, cosine, gradient, sample
-from pgprune.agents.level_search import LevelSearch
 from pgprune.agents.logits import on_budget
 from pgprune.agents.offsets import masks_of, scores_of
-from pgprune.envs import LLMPruningVectorEnv
 from pgprune.errors import PruningError
 from pgprune.metrics import Importance
-from pgprune.metrics.initialization import InitConfig
 from pgprune.utils.options import Config, option
 
 _ALLOCATION = 300  # evaluations, after which offsets hardly improve
@@ -111,21 +108,6 @@ class Auto(Agent):
         self.deviation = torch.full_like(self.mean, self.config.deviation)
         self.average = torch.zeros_like(self.mean)
         self.keep = torch.empty(0, dtype=torch.float64)
-
-    @classmethod
-    def from_settings(
-        cls,
-        env: LLMPruningVectorEnv,
-        config: Any,
-        importance: Importance,
-        init: InitConfig,
-        seed: int,
-        action: str | None = None,
-    ) -> Agent:
-        """Makes the agent of a run: one that searches levels where the environment has them."""
-        if env.judge.levels is not None:
-            return LevelSearch(env, seed)
-        return super().from_settings(env, config, importance, init, seed, action)
 
     @property
     def probabilities(self) -> Tensor:

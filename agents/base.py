@@ -237,7 +237,7 @@ class Agent(ABC):
             )
 
     def finalists(self) -> list[Tensor]:
-        """Returns the masks, (n,) uint8, of which a run ships the best one after repair."""
+        """Returns masks (n,) of which a run ships the best one after repair."""
         return [self.mask()]
 
     def predict(
@@ -254,11 +254,7 @@ class Agent(ABC):
         return mask.cpu().numpy().astype(np.int8), state
 
     def save(self, path: str | Path) -> None:
-        """Writes the agent's state to one safetensors file.
-
-        Raises:
-            PruningError: the file cannot be written.
-        """
+        """Writes the agent's state to one safetensors file, or raises a PruningError."""
         tensors, values = self.state()
         with saving(Path(path), "choose another place"):
             write_file(Path(path), tensor_bytes(tensors, {"state": json.dumps(values)}))

@@ -21,8 +21,8 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from pgprune.agents.base import COUNTS, Agent, lowest
-from pgprune.agents.knapsack import cheapest
-from pgprune.agents.level_grid import grid, groups_of
+from pgprune.agents.levels.grid import grid, groups_of
+from pgprune.agents.levels.knapsack import cheapest
 from pgprune.repair.levels import Levels
 
 SHARES = (0.5, 0.25, 0.25)

@@ -1,6 +1,7 @@
 """Creates an agent from a run's settings, and checks early that this will work."""
 
 from pgprune.agents.base import Agent, load_package
+from pgprune.agents.level_search import LevelSearch
 from pgprune.agents.training.settings import LEVELS, Settings
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.envs.nearby_repair import check_units as check_refits
@@ -22,7 +23,7 @@ def check_agent(settings: Settings) -> None:
     granularity = settings.pruning.granularity
     METRICS[settings.metric].check(granularity)
     check_reward(settings.reward_of_env, settings.agent.loss, granularity)
-    if settings.refits or settings.agent.reward == LEVELS:
+    if settings.refits or settings.reward == LEVELS:
         check_refits(granularity)
     if (package := settings.entry.package) is not None:
         load_package(settings.agent.agent, *package)
@@ -41,6 +42,11 @@ def check_action(settings: Settings, units: PruningUnits) -> None:
     settings.entry.agent.check_units(units, settings.action)
 
 
+def searches_levels(settings: Settings) -> bool:
+    """Tells if the recommended agent is the search among levels; other agents only reach them."""
+    return settings.agent.agent == "auto" and settings.reward == LEVELS
+
+
 def make_agent(settings: Settings, env: LLMPruningVectorEnv, importance: Importance) -> Agent:
     """Creates the agent of a run, before its first step.
 
@@ -52,6 +58,8 @@ def make_agent(settings: Settings, env: LLMPruningVectorEnv, importance: Importa
     Raises:
         PruningError: the agent does not fit the environment.
     """
+    if searches_levels(settings):
+        return LevelSearch(env, settings.run.seed)
     return settings.entry.agent.from_settings(
         env, settings.own, importance, settings.init, settings.run.seed, settings.action
     )

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pgprune.envs.judge import Judge
 from pgprune.repair.config import RepairConfig, chosen_repair
+from pgprune.repair.levels import Levels
 from pgprune.repair.repair import Repair, repaired
 from pgprune.utils.progress import track
 
@@ -21,8 +22,8 @@ def final_mask(
     """Finds the mask with the lowest validation loss after repair, the first of equal ones.
 
     Args:
-        judge: computes the loss of rewards. If it has levels, those of the first mask compete too,
-            with their own weights.
+        judge: computes the loss of rewards. If it has levels, the masks compete with the weights
+            of these, and the best one with them and with a repair of its own.
         masks: (n,) each; equal ones are repaired once, and a single one is not evaluated.
         windows: calibration token ids to repair on, (N, T).
         validation: batches of token ids to choose by, (B, T) each.
@@ -31,14 +32,30 @@ def final_mask(
     Returns:
         The mask and its repair.
     """
-    different = [mask for i, mask in enumerate(masks) if not _is_among(mask, masks[:i])]
-    found = [(mask, chosen_repair(judge.lm, mask, windows, config)) for mask in different]
     if judge.levels is not None:
-        choices = judge.levels.below(masks[0][None])  # (1, groups)
-        found.append((judge.levels.masks(choices)[0], judge.levels.repair(choices[0])))
+        found = _of_levels(judge, judge.levels, masks, windows, validation, config)
+    else:
+        different = [mask for i, mask in enumerate(masks) if not _is_among(mask, masks[:i])]
+        found = [(mask, chosen_repair(judge.lm, mask, windows, config)) for mask in different]
     if len(found) == 1:
         return found[0]
     return min(found, key=lambda each: _loss(judge, validation, *each))
+
+
+def _of_levels(
+    judge: Judge,
+    levels: Levels,
+    masks: Sequence[Tensor],
+    windows: Tensor,
+    validation: Sequence[Tensor],
+    config: RepairConfig,
+) -> list[tuple[Tensor, Repair | None]]:
+    """Returns the best of the masks with the weights of its levels, and with those of a repair."""
+    best = min(masks, key=lambda mask: judge.mean(mask, validation))
+    (choice,) = levels.below(best[None])  # (groups,)
+    (searched,) = levels.masks(choice[None])
+    refitted = chosen_repair(judge.lm, best, windows, config)
+    return [(searched, levels.repair(choice)), (best, refitted)]
 
 
 def _is_among(mask: Tensor, masks: Sequence[Tensor]) -> bool:

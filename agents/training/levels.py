@@ -2,8 +2,9 @@
 
 from torch import Tensor
 
-from pgprune.agents.level_grid import grid
 from pgprune.agents.level_search import scores_of_levels
+from pgprune.agents.levels.grid import grid
+from pgprune.agents.training.factory import searches_levels
 from pgprune.agents.training.settings import Settings
 from pgprune.masking.problem import Problem
 from pgprune.metrics import METRICS, Importance
@@ -38,7 +39,7 @@ def start_of(
         windows: calibration token ids of the metric, (N, T).
         levels: that are searched; None for none.
     """
-    if levels is None or settings.agent.agent != "auto":
+    if levels is None or not searches_levels(settings):
         metric, seed = METRICS[settings.metric], settings.run.seed
         return metric(problem.lm, windows, problem.budget, seed)
     _, start = grid(problem.budget)

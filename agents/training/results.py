@@ -48,7 +48,7 @@ def summarise(
     dense = shared["parameters"]["dense"]
     return {
         "agent": settings.agent.agent,
-        "reward": settings.agent.reward,
+        "reward": settings.reward,
         "loss": settings.agent.loss,
         **shared,
         "parameters": {

@@ -40,9 +40,9 @@ class AgentConfig(Config):
         unset=", ".join(f"{name}: {it.actions[0]}" for name, it in AGENTS.items() if it.actions),
     )
     reward: str = option(
-        "plain",
-        "loss as masked (plain), after a repair (repaired), or of levels of refitted weights",
-        choices=[*REWARDS, LEVELS],
+        "auto",
+        "loss as masked, after a repair, or of levels of refitted weights; auto: see docs",
+        choices=["auto", *REWARDS, LEVELS],
     )
     loss: str = option(
         "cross-entropy",
@@ -132,13 +132,13 @@ class Settings(Sections):
                 f"agent {agent} learns how much each layer keeps, which scope {scope} fixes; "
                 "choose agent reinforce, or scope global"
             )
-        if settings.agent.reward == LEVELS:
+        if settings.reward == LEVELS:
             _check_levels(settings)
-        if settings.agent.reward == "plain":
+        if settings.reward == "plain":
             return settings
         if settings.repair.repair == "none":
             raise PruningError(
-                f"--reward {settings.agent.reward} judges masks as they will be repaired, but "
+                f"--reward {settings.reward} judges masks as they will be repaired, but "
                 "--repair is none; choose --repair least-squares or --reward plain"
             )
         if settings.repair.repair != "auto":
@@ -146,14 +146,28 @@ class Settings(Sections):
         return replace(settings, repair=replace(settings.repair, repair="least-squares"))
 
     @property
+    def reward(self) -> str:
+        """Returns the reward that was asked for, or what ``auto`` stands for.
+
+        The recommended agent searches levels where their weights, or better ones, will be shipped.
+        """
+        if self.agent.reward != "auto":
+            return self.agent.reward
+        shipped = self.repair.repair in ("least-squares", "alternating")
+        fine = self.pruning.granularity not in ("blocks", "layers")
+        alone = self.run.ray_actors is None and world_size() == 1
+        searched = self.agent.agent == "auto" and self.pruning.scope == "global"
+        return LEVELS if searched and shipped and fine and alone else "plain"
+
+    @property
     def refits(self) -> bool:
         """Returns whether rewards are computed with weights that are refitted to the policy."""
-        return self.agent.reward == "repaired" and self.repair.repair != "bias"
+        return self.reward == "repaired" and self.repair.repair != "bias"
 
     @property
     def reward_of_env(self) -> str:
         """Returns the reward that the environment is made with, before weights are refitted."""
-        return "plain" if self.refits or self.agent.reward == LEVELS else self.agent.reward
+        return "plain" if self.refits or self.reward == LEVELS else self.reward
 
     @property
     def masks(self) -> int:

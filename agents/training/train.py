@@ -129,10 +129,9 @@ class Training:
         """
         settings = self.settings
         run.resumable = settings.entry.no_resume is None
-        if settings.agent.reward == LEVELS:
-            damping = settings.repair.repair_damping
-            fitted = levels_of(run, self.problem, self._metric_windows, damping)
-            self._env.judge.levels = fitted
+        if settings.reward == LEVELS:
+            windows, damping = self._metric_windows, settings.repair.repair_damping
+            self._env.judge.levels = levels_of(run, self.problem, windows, damping)
         checkpoint = run.load_checkpoint()
         self._env.judge.remember(self._validation)  # a resumed run counted its tokens before
         if checkpoint is None:
@@ -183,8 +182,7 @@ class Training:
         """Evaluates the dense model and the metric's mask; returns the importance of units."""
         problem = self.problem
         note(f"{problem.units}; executor {problem.lm.executor}")
-        levels = self._env.judge.levels
-        importance = start_of(self.settings, problem, self._metric_windows, levels)
+        importance = start_of(self.settings, problem, self._metric_windows, self._env.judge.levels)
         initial = self.record.masks["initial"] = importance.mask(problem.budget)
         rows = {"dense": problem.units.ones(), "initial": initial}
         with self._evaluating():

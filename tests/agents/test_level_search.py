@@ -14,8 +14,8 @@ from helpers.command import assert_same_run, results, train
 from helpers.layered import left_to_gain
 from helpers.tiny import AdditiveLM, toy_problem, toy_units
 from pgprune import PruningError
-from pgprune.agents.level_grid import grid, start_shares
 from pgprune.agents.level_search import LevelSearch
+from pgprune.agents.levels.grid import grid, start_shares
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.masking.budget import Budget
 from pgprune.repair.levels import GroupLevels, Levels

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pgprune.agents.knapsack import cheapest
+from pgprune.agents.levels.knapsack import cheapest
 
 CONVEX = st.lists(st.floats(0.01, 1), min_size=3, max_size=3)
 
