@@ -5,7 +5,7 @@ from torch import Tensor
 from pgprune.agents.level_search import scores_of_levels
 from pgprune.agents.levels.grid import grid
 from pgprune.agents.training.factory import searches_levels
-from pgprune.agents.training.settings import Settings
+from pgprune.agents.training.settings import LEVELS, Settings
 from pgprune.masking.problem import Problem
 from pgprune.metrics import METRICS, Importance
 from pgprune.repair.fit_levels import fit_levels
@@ -14,18 +14,23 @@ from pgprune.runs.files import RunFile
 from pgprune.runs.run import Run
 
 
-def levels_of(run: Run, problem: Problem, windows: Tensor, damping: float) -> Levels:
+def levels_of(run: Run, settings: Settings, problem: Problem, windows: Tensor) -> Levels | None:
     """Reads the levels of a run, or fits them on calibration windows (N, T) and keeps them there.
+
+    Returns:
+        Them; None where the rewards are about something else.
 
     Raises:
         PruningError: they are damaged, activations overflow, or the disk is full.
     """
+    if settings.reward != LEVELS:
+        return None
     folder = run.path / RunFile.LEVELS
     if (found := Levels.load(problem.units, folder, problem.lm.device)) is not None:
         return found
     kept, _ = grid(problem.budget)
     with run.saving():
-        return fit_levels(problem.lm, windows, kept, folder, damping)
+        return fit_levels(problem.lm, windows, kept, folder, settings.repair.repair_damping)
 
 
 def start_of(

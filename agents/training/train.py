@@ -21,7 +21,7 @@ from pgprune.agents.training.repaired_reward import REFIT_WINDOWS, RepairedRewar
 from pgprune.agents.training.replicas import make_env
 from pgprune.agents.training.results import plot, summarise
 from pgprune.agents.training.run_state import Record, training_figures
-from pgprune.agents.training.settings import LEVELS, Settings
+from pgprune.agents.training.settings import Settings
 from pgprune.data.stream import evaluation_windows, first_windows
 from pgprune.envs.judge import Replicas
 from pgprune.errors import PruningError
@@ -129,9 +129,7 @@ class Training:
         """
         settings = self.settings
         run.resumable = settings.entry.no_resume is None
-        if settings.reward == LEVELS:
-            windows, damping = self._metric_windows, settings.repair.repair_damping
-            self._env.judge.levels = levels_of(run, self.problem, windows, damping)
+        self._env.judge.levels = levels_of(run, settings, self.problem, self._metric_windows)
         checkpoint = run.load_checkpoint()
         self._env.judge.remember(self._validation)  # a resumed run counted its tokens before
         if checkpoint is None:
@@ -270,7 +268,7 @@ class Training:
             masks.append(start)
         windows, config = self._metric_windows, self.settings.repair
         mask, repair = final_mask(judge, masks, windows, self._validation, config)
-        if torch.equal(mask, start) and not torch.equal(mask, masks[0]):
+        if mask is start and not torch.equal(start, masks[0]):
             note("after repair, the mask it started from is the better one, and is kept")
         return mask.clone(), repair
 
