@@ -16,6 +16,7 @@ from pgprune.experiments.cells import (
     ZeroShotTasks,
     check_method,
     check_names,
+    parts,
 )
 from pgprune.experiments.hyperparameters import (
     BENCHMARK_SETTINGS,
@@ -32,6 +33,7 @@ _VARIANTS = (
     *("auto", "auto:reward=repaired"),
     *("reinforce", "reinforce:init=llm-pruner", "reinforce:granularity=layers"),
 )
+_LOSS = "cross-entropy"  # of scores
 _OF_BENCHMARK = ("granularity", "quiet", "device", "dtype")
 
 
@@ -226,11 +228,17 @@ def agent_cells(
         reference: whether random masks are measured too.
 
     Raises:
-        PruningError: an unknown agent, a task that is none, or two models of one name.
+        PruningError: an unknown agent or one without a score, a task that is none, or two models
+            of one name.
     """
     named = [name for agent in agents for name in (AGENTS if agent == "all" else [agent])]
     for agent in named:
         check_method(agent, AGENTS, "agent", _OF_BENCHMARK)
+        if reference and parts(agent)[1].get("loss", _LOSS) != _LOSS:
+            raise PruningError(
+                f"agent {agent!r} has another loss than random masks, so it has no score; compare "
+                "perplexities by pgprune compare, or leave loss out"
+            )
     parsed = [task_of(task) for task in tasks]
     check_names(model for model, _, _ in parsed)
     # Random masks come first, so that the first table already has scores.

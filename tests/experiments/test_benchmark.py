@@ -159,6 +159,7 @@ def test_failures_have_a_sentence_and_are_tried_again_only_if_asked(benchmark, t
         (["--agents", "auto:seed=1"], "seed in agent 'auto:seed=1'"),
         (["--agents", "auto:deviation=-1"], "agent 'auto:deviation=-1': .*deviation"),
         (["--agents", "auto:nonsense=1"], "agent 'auto:nonsense=1': unrecognized arguments"),
+        (["--agents", "auto", "auto:loss=kl"], "'auto:loss=kl' has another loss than random masks"),
         (["--agents", "sac:action=mask"], "action mask does not fit agent sac"),
         (["--tasks", "builtin"], "task 'builtin' is not MODEL:RATE or MODEL:RATE:GRANULARITY"),
         (["--tasks", "builtin:1.5"], "task 'builtin:1.5' is not MODEL:RATE"),
