@@ -23,6 +23,10 @@ from pgprune.surgery.slice_model import slice_model
 from pgprune.surgery.stream_slices import Slices
 
 _HALF = ("bfloat16", "float16")
+_ROTATED = (
+    "Before pruning, value dimensions were put into another basis than they have in the base "
+    "model, which changes nothing that it computes."
+)
 
 
 class FinishedRun(Run):
@@ -108,9 +112,11 @@ class FinishedRun(Run):
         )
         units = PruningUnits.of(model, learned.granularity, learned.channel_block)
         self._check_model(asked.model, model, units, learned)
+        slices, repair = self.slices(), self.repair()
+        notes: tuple[str, ...] = () if slices is None else (str(slices),)
         if learned.rotations is not None:
             rotate_values(model, learned.rotations)
-        slices, repair = self.slices(), self.repair()
+            notes += (_ROTATED,)
         if repair is not None:
             check_repair(model, repair)
         return LoadedRun(
@@ -123,7 +129,7 @@ class FinishedRun(Run):
             repair=repair,
             slices=slices,
             round_to=self.sections.get("pruning", {}).get("round_to", 1),
-            notes=() if slices is None else (str(slices),),
+            notes=notes,
         )
 
     def _check_model(

@@ -53,6 +53,7 @@ def test_rotated_values_are_exported_as_they_were_measured(few, arguments, tmp_p
     unrotated = Problem.make(**arguments | options | {"rotate_values": False})
     assert (unrotated.lm.logits(mask[None], tokens())[0] - expected).abs().max() > 1e-3
     assert numbers(run / "hf") == results(run)["parameters"]["pruned"]
+    assert "into another basis" in (run / "hf" / "README.md").read_text()
 
 
 def test_a_run_leaves_what_the_design_says(flap):
