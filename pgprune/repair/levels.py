@@ -23,6 +23,7 @@ from pgprune.errors import PruningError
 from pgprune.masking.units import Group, PruningUnits
 from pgprune.repair.repair import Repair
 from pgprune.utils.files import tensor_bytes, write_file
+from pgprune.utils.transfer import send
 
 Weights = tuple[Tensor, Tensor | None]
 """A weight (D, kept inputs) and a bias (D,), None where there is none."""
@@ -110,11 +111,12 @@ class Levels:
         return self._last[layer, kind][1]
 
     def _read(self, layer: int, kind: str, kept: int) -> Weights:
-        bias, device = f"{kind}.{kept}.bias", str(self._device)
+        bias, device = f"{kind}.{kept}.bias", self._device
         try:
-            with safe_open(path_of(self._folder, layer), "pt", device) as file:
-                found = file.get_tensor(bias) if bias in file.keys() else None  # noqa: SIM118
-                return file.get_tensor(f"{kind}.{kept}.weight"), found
+            with safe_open(path_of(self._folder, layer), "pt") as file:
+                weight = send(file.get_tensor(f"{kind}.{kept}.weight"), device)
+                there = bias in file.keys()  # noqa: SIM118
+                return weight, send(file.get_tensor(bias), device) if there else None
         except (SafetensorError, OSError) as error:
             raise PruningError(
                 f"the levels of layer {layer} in {str(self._folder)!r} are missing or damaged; "

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from helpers.far_device import FarDevice, take
 from helpers.inputs import inputs_of
 from helpers.masks import TRITON
 from helpers.tiny import masked_lm, projections_of, tiny_model, tokens
@@ -139,3 +140,19 @@ def test_damaged_levels_are_refused(tmp_path):
     (tmp_path / "groups.safetensors").write_bytes(b"nothing")
     with pytest.raises(PruningError, match="damaged"):
         Levels.load(lm.units, tmp_path)
+
+
+@pytest.mark.parametrize("granularity", ["heads+channels", "values+channels"])
+def test_on_a_gpu_they_are_what_they_are_on_the_host(granularity, tmp_path):
+    def losses(far: bool) -> torch.Tensor:
+        model = tiny_model("llama", torch.float32)
+        lm = masked_lm(model, granularity, executor="sliced")
+        if far:
+            take(lm.model)
+        levels = levels_of(lm, tmp_path / str(far))
+        with lm.refitted(levels.weight):
+            return lm.losses(levels.masks(some_choices(levels)), IDS).cpu()
+
+    near = losses(far=False)
+    with FarDevice():
+        torch.testing.assert_close(losses(far=True), near)
