@@ -22,7 +22,10 @@ FINEST = "heads+channels"
 RANDOM = "random-search:init=random,total-timesteps=1"
 """The method that measures masks of random scores, against which agents are scored."""
 
-_CHOSEN = ("agent", "method", "model", "prune_rate", "seed", "output", "resume", "export")
+_CHOSEN = (
+    *("agent", "method", "model", "prune_rate", "seed", "output", "resume", "export"),
+    *("evaluation", "evaluation_windows", "evaluation_lengths", "sequence_length"),  # of columns
+)
 _MOST_WORKERS = 8  # each loads a model
 
 

@@ -11,6 +11,7 @@ from pgprune.methods.flap import flap
 from pgprune.methods.gisp import gisp
 from pgprune.methods.gumbel_softmax import gumbel_softmax
 from pgprune.methods.hard_concrete import hard_concrete
+from pgprune.methods.olica import olica
 from pgprune.methods.osscar import osscar
 from pgprune.methods.putri import putri
 from pgprune.methods.sleb import sleb
@@ -26,6 +27,7 @@ METHODS.whole |= {
     "sleb": sleb,
     "2ssp": two_ssp,
     "putri": putri,
+    "olica": olica,
     "fasp": fasp,
     "spap": spap,
     "ziplm": ziplm,

@@ -9,9 +9,9 @@ from pgprune.errors import PruningError
 from pgprune.masking.problem import Problem
 from pgprune.masking.units import Group
 from pgprune.methods.base import MethodConfig, Pruned, method
-from pgprune.methods.greedy import losses_without
 from pgprune.methods.two_ssp import STAGE_TWO_TOKENS, split_rate
 from pgprune.metrics.importance import ranks
+from pgprune.metrics.layerwise_ppl import losses_without
 from pgprune.repair.fit import choose_and_refit
 from pgprune.repair.least_squares import LeastSquares
 from pgprune.repair.repair import repaired

@@ -7,9 +7,9 @@ from pgprune.errors import PruningError
 from pgprune.masking.budget import Budget
 from pgprune.masking.problem import Problem
 from pgprune.methods.base import MethodConfig, Pruned, method
-from pgprune.methods.greedy import losses_without
 from pgprune.metrics.base import DEPTH
 from pgprune.metrics.importance import protected_units
+from pgprune.metrics.layerwise_ppl import losses_without
 
 
 @method("sleb", DEPTH)

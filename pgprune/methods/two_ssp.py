@@ -9,8 +9,8 @@ from torch import Tensor
 from pgprune.masking.problem import Problem
 from pgprune.masking.units import PruningUnits
 from pgprune.methods.base import MethodConfig, Pruned, method
-from pgprune.methods.greedy import losses_without
 from pgprune.metrics.importance import ranks
+from pgprune.metrics.layerwise_ppl import losses_without
 
 _ALPHA = 1.5  # of the paper: the larger MLPs are, the fewer attention blocks are removed
 STAGE_TWO_TOKENS = 2048

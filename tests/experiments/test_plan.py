@@ -77,6 +77,13 @@ def test_two_models_of_one_name_are_refused(tmp_path):
         cells_of(models=models)
 
 
+def test_a_method_does_not_choose_the_windows_that_all_are_compared_on():
+    for option in ("sequence-length=256", "evaluation-lengths=64", "evaluation-windows=9"):
+        field = option.partition("=")[0].replace("-", "_")
+        with pytest.raises(PruningError, match=f"{field} in method .* chosen by the comparison"):
+            cells_of(methods=("flap", f"wanda-sp:{option}"))
+
+
 def test_a_torn_line_does_not_count_and_harms_no_other(tmp_path):
     path = tmp_path / "comparison.jsonl"
     cells = [Cell("random", "builtin", 0.3, seed) for seed in (0, 1)]

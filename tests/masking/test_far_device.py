@@ -31,13 +31,13 @@ CONFIG = MethodConfig(
 
 
 def problem_of(name: str, far: bool) -> Problem:
-    """A problem that suits a metric or method, of a grouped model with biases."""
-    granularity = "layers" if name in DEPTH else "heads+channels"
+    """A problem that suits a metric, method or repair, of a grouped model with biases."""
+    method = METHODS[name if name in METHODS else "wanda-sp"]
+    granularity, kind = method.granularities[0], method.budgets[0]
     lm = masked_lm(tiny_model("llama", torch.float32), granularity, executor="sliced")
     if far:
         take(lm.model)
     problem = toy_problem(lm)
-    kind = "parameters" if name in ("2ssp", "putri") else "per-kind"
     budget = Budget(lm.units, 0.33 if name in DEPTH else 0.5, kind)
     return replace(problem, budget=budget)
 
