@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from helpers.command import results, train
 from helpers.masks import all_patterns
-from helpers.tiny import VOCABULARY, masked_lm, tokens, zeroed
+from helpers.tiny import VOCABULARY, masked_lm, tiny_model, tokens, zeroed
 from pgprune import PruningError
 from pgprune.agents.training.final_mask import final_mask
 from pgprune.agents.training.settings import Settings
@@ -18,6 +18,7 @@ from pgprune.masking.executors import EXECUTORS
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.repair.config import RepairConfig
+from pgprune.repair.fit_levels import fit_levels
 from pgprune.repair.repair import repaired
 from pgprune.runs.run import Run
 
@@ -136,6 +137,19 @@ def test_repaired_masks_are_compared_with_the_dense_model_as_it_is(problem):
     with repaired(lm, repair(mask)):
         expected = lm.divergences(mask[None], ids, dense)
     assert torch.equal(judge(mask[None], ids), expected)
+
+
+def test_levels_are_compared_with_the_dense_model_as_it_is(tmp_path):
+    lm = masked_lm(tiny_model("llama"))
+    kept = [torch.tensor([size, size // 2, 0]) for size in lm.units.sizes.long().tolist()]
+    judge = Judge(lm, top=5)
+    judge.levels = levels = fit_levels(lm, tokens(5, 16), kept, tmp_path)
+    masks = levels.masks(torch.stack([torch.arange(len(kept)) % 3, torch.zeros(len(kept)).long()]))
+    found, dense = judge(masks, IDS), lm.dense_predictions(IDS, 5)
+    with lm.refitted(levels.weight):
+        torch.testing.assert_close(found, lm.divergences(masks, IDS, dense), rtol=0, atol=1e-12)
+    assert found[0].min() > 0.01
+    assert found[1].abs().max() < 1e-12
 
 
 @pytest.mark.parametrize("shared_batch", [True, False])
