@@ -176,24 +176,19 @@ class MaskedLM:
                 yield index, before, hidden
 
     @torch.no_grad()
-    def blocks(self, input_ids: Tensor) -> Iterator[list[tuple[Tensor, Tensor]]]:
-        """Yields, layer by layer, the dense states after attention and after the MLP.
+    def blocks(self, input_ids: Tensor) -> Iterator[list[Tensor]]:
+        """Yields the dense states after attention of a layer, then after its MLP, layer by layer.
 
-        They are a pair for each chunk of the sequences, (b, T, D) each, in at least float32, on the
-        host, which has room for those of all the text.
+        There is one (b, T, D) for each chunk of the sequences, in at least float32, on the host.
         """
         self.meter.add(input_ids.numel())
         chunks = [self._capture(chunk) for chunk in self._chunks(input_ids)]
         states = [hidden.cpu() for hidden, _ in chunks]
         added: list[Tensor] = []  # by attention and MLP of a layer, to one chunk
-
-        def keep(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            added.append(output)
-
         for index, layer in enumerate(self._layers):
             projections = (linear_at(layer, p) for p in (self.family.output, self.family.down))
-            hooks = [projection.register_forward_hook(keep) for projection in projections]
-            blocks = []
+            hooks = [p.register_forward_hook(lambda *call: added.append(call[2])) for p in projections]
+            between, after = list[Tensor](), list[Tensor]()
             try:
                 for chunk, (_, calls) in enumerate(chunks):
                     before = send(states[chunk], self.device)
@@ -201,13 +196,16 @@ class MaskedLM:
                     wide = torch.promote_types(before.dtype, torch.float32)
                     attention, mlp = (part.view_as(before) for part in added)
                     added.clear()
-                    between = before.to(attention.device, wide) + attention
-                    after = between.to(mlp.device) + mlp
-                    blocks.append((between.cpu(), after.cpu()))
+                    between.append(before.to(attention.device, wide).add(attention).cpu())
+                    same = before.dtype == wide  # in which the layer has added them up
+                    sums = states[chunk] if same else between[-1].to(mlp.device).add(mlp).cpu()
+                    after.append(sums)
             finally:
                 for hook in hooks:
                     hook.remove()
-            yield blocks
+            yield between
+            del between
+            yield after
 
     def linear(self, layer: int, kind: str) -> nn.Linear:
         """Returns the projection whose inputs are ``heads`` or ``channels``, or the ``up`` one."""

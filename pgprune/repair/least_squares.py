@@ -93,6 +93,19 @@ class SecondMoments:
         self.targets = linear + self.tokens * shift
         self.energy = (product * weight).sum() + shift @ (linear + self.targets)
 
+    def error(self, weight: Tensor, bias: Tensor | None = None) -> float:
+        """Computes sum |V x + b - y|^2 of these tokens for V (outputs, inputs): a quadratic form.
+
+        It is tr((V G - 2 C) V^T) + E + b^T (2 V s - 2 t + n b), with G = sum x x^T, C = sum y x^T,
+        s = sum x, t = sum y and E = sum |y|^2 over n tokens.
+        """
+        weight = weight.to(self.lower)
+        error = ((weight @ self.gram - 2 * self.cross) * weight).sum() + self.energy
+        if bias is not None:
+            shift = bias.to(self.lower)
+            error += shift @ (2 * (weight @ self.inputs - self.targets) + self.tokens * shift)
+        return float(error)
+
 
 class LeastSquares:
     """The best weights of a projection for the inputs that it keeps.

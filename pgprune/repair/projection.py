@@ -1,9 +1,9 @@
 """A projection of the pruned model with its inputs there and its targets."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +22,20 @@ BLOCKS = {"heads": "attention", "channels": "mlp"}
 """The block whose last projection it is, by kind."""
 
 
+class KeptMoments(NamedTuple):
+    """Second moments of what a projection keeps.
+
+    Attributes:
+        moments: of the kept inputs and the targets.
+        weight: the dense weights of the kept inputs, (outputs, kept inputs).
+        energy: sum of |x|^2 over tokens, with pruned inputs; of x - mean x where there is a bias.
+    """
+
+    moments: SecondMoments
+    weight: Tensor
+    energy: float
+
+
 @dataclass(frozen=True)
 class Projection:
     """A projection of the pruned model that will be refitted.
@@ -33,6 +47,7 @@ class Projection:
         kind: ``heads`` for the attention output projection, ``channels`` for the down projection.
         wanted: the dense model's hidden states after the block, one (b, T, D) for each chunk;
             None if the target is the projection's own output with dense weights.
+        held_out: the same projection on text that no solution is fitted to; None without any.
     """
 
     lm: MaskedLM
@@ -40,6 +55,7 @@ class Projection:
     seen: Observation
     kind: str
     wanted: Sequence[Tensor] | None
+    held_out: "Projection | None" = None
 
     @property
     def linear(self) -> nn.Linear:
@@ -120,6 +136,17 @@ class Projection:
 
         ``wanted`` must be there.
         """
+        return next(self.dampings_of_kept([damping]))
+
+    def dampings_of_kept(self, dampings: Iterable[float]) -> Iterator[LeastSquares]:
+        """Yields the problem of its kept inputs under each damping; tokens are read once."""
+        kept, inputs = self.kept_moments(), self.linear.in_features
+        for damping in dampings:
+            ridge = damping * kept.energy / inputs or float(damping > 0)
+            yield self._problem(kept.moments, kept.weight, ridge=ridge)
+
+    def kept_moments(self) -> KeptMoments:
+        """Adds up the second moments of its kept inputs and of its targets."""
         weight, kept = self.linear.weight, self.kept_inputs
         here, gone = (part.nonzero().flatten().to(weight.device) for part in (kept, ~kept))
         kept_weight = weight.t().index_select(0, here).t()  # as they may lie in memory
@@ -134,8 +161,7 @@ class Projection:
         total = moments.lower.diagonal().sum() + squares.sum()  # sum of |x|^2, pruned inputs too
         if self.linear.bias is not None:  # sum of |x - m|^2
             total -= (moments.inputs.square().sum() + sums.square().sum()) / moments.tokens
-        ridge = damping * float(total) / len(kept) or float(damping > 0)
-        return self._problem(moments, kept_weight, ridge=ridge)
+        return KeptMoments(moments, kept_weight, float(total))
 
     def _problem(self, moments: SecondMoments, weight: Tensor, **options: Any) -> LeastSquares:
         return LeastSquares(

@@ -6,12 +6,15 @@ are refitted already. One projection's problem is in memory at a time.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from itertools import repeat
 
 import torch
 from torch import Tensor, nn
 
 from pgprune.errors import PruningError
 from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.observation import Observation
 from pgprune.repair.least_squares import LeastSquares
 from pgprune.repair.projection import KINDS, Projection, run_linear, wide
 
@@ -28,6 +31,7 @@ def refit_layers(
     windows: Tensor,
     solve: Callable[[Projection], Solution],
     target: str,
+    held_out: Tensor | None = None,
 ) -> None:
     """Solves for all projections that are not gone, layer by layer.
 
@@ -42,23 +46,34 @@ def refit_layers(
         target: the wanted output of a projection: ``projection``, its output for the same inputs
             with dense weights; ``stream``, the difference from the hidden states without it to
             those of the dense model.
+        held_out: more windows (M, T), which run through the refitted layers for the projections'
+            ``held_out``; ``solve`` may compare solutions there, and fits none to them.
 
     Raises:
         PruningError: no calibration text.
     """
-    if not windows.numel():
+    texts = [windows] if held_out is None else [windows, held_out]
+    if not all(text.numel() for text in texts):
         raise PruningError("there is no calibration text to refit on; give some windows")
-    dense = lm.blocks(windows) if target == "stream" else None
-    lm.meter.add(windows.numel() * (2 if dense else 1))  # MLPs run after the refit of attention
+    stream = target == "stream"
+    dense = [lm.blocks(text) if stream else repeat(None) for text in texts]
+    for text in texts:
+        lm.meter.add(text.numel() * (2 if stream else 1))  # MLPs run after the refit of attention
+
+    def changes(kind: str, *seen: Observation) -> list[tuple[str, Change]]:
+        # In a function, so that the wanted states are freed before more are computed.
+        views = zip(seen, dense, strict=True)
+        first, *rest = (Projection(lm, mask, view, kind, next(states)) for view, states in views)
+        projection = replace(first, held_out=rest[0]) if rest else first
+        solution = {} if projection.gone else solve(projection)
+        return [*_pruned(projection).items(), *solution.items()]
+
     with ExitStack() as refitted:
         # Pruned columns are zeros in what the solutions leave, so no mask has to act.
-        for seen in lm.observe(lm.units.ones(), windows):
+        for seen, *held in zip(*(lm.observe(lm.units.ones(), text) for text in texts), strict=True):
             refitted.close()  # observe has run the previous layer with its refitted weights
-            wanted = list(zip(*next(dense), strict=True)) if dense else (None, None)
-            for kind, states in zip(KINDS, wanted, strict=True):
-                projection = Projection(lm, mask, seen, kind, states)
-                solution = {} if projection.gone else solve(projection)
-                for name, change in [*_pruned(projection).items(), *solution.items()]:
+            for kind in KINDS:
+                for name, change in changes(kind, seen, *held):
                     refitted.enter_context(holding(lm.linear(seen.layer, name), *change))
 
 
@@ -80,14 +95,19 @@ def best_weights(projection: Projection, problem: LeastSquares) -> Solution:
         projection: whose weights they are.
         problem: of all its inputs, or of the kept ones only.
     """
-    inputs = projection.linear.in_features
-    if len(problem.gram) == inputs:
-        weight = problem.refit(projection.kept)
-        return {projection.kind: (problem.in_place(weight), problem.bias(weight))}
-    few = problem.refit(problem.everything())
-    kept = projection.kept_inputs.nonzero().flatten().to(few.device)
-    weight = few.new_zeros(len(few), inputs).index_copy(1, kept, few)
-    return {projection.kind: (weight, problem.bias(few))}
+    if len(problem.gram) < projection.linear.in_features:
+        few = problem.refit(problem.everything())
+        return of_kept(projection, few, problem.bias(few))
+    weight = problem.refit(projection.kept)
+    return {projection.kind: (problem.in_place(weight), problem.bias(weight))}
+
+
+def of_kept(projection: Projection, few: Tensor, bias: Tensor | None) -> Solution:
+    """Makes a solution of weights (outputs, kept inputs), with zeros for pruned inputs."""
+    kept = projection.kept_inputs.to(few.device)
+    weight = few.new_zeros(len(few), len(kept))
+    weight[:, kept] = few
+    return {projection.kind: (weight, bias)}
 
 
 def best_in_turns(projection: Projection, damping: float) -> Solution:
