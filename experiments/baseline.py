@@ -19,7 +19,8 @@ from pgprune.export.export import check_format
 from pgprune.masking.problem import TOKENS_PER_TIMESTEP, PruningConfig, make_problem
 from pgprune.methods import METHODS, MethodConfig, Pruned
 from pgprune.models.load import ModelConfig, fingerprint
-from pgprune.repair.config import RepairConfig, chosen_repair
+from pgprune.repair.choice import ChosenRepair, chosen_repair
+from pgprune.repair.config import RepairConfig
 from pgprune.runs.files import RunFile
 from pgprune.runs.plots import plot_kept_shares
 from pgprune.runs.results import NOTHING, Perplexities, facts, perplexities, with_repair
@@ -116,7 +117,9 @@ class Baseline:
         read_once(self.problem.lm.model.parameters())
         self._loaded = memory_now(self.problem.lm.device)
         self.windows = evaluation_windows(settings.data, self.problem.tokenizer)  # (N, T) each
-        self._calibration = self.problem.stream.head(settings.method.method_samples)  # (N, T)
+        samples, head = settings.method.method_samples, self.problem.stream.head
+        self._calibration = head(samples)  # (N, T)
+        self._repair_text = head(settings.repair.repair_samples or samples)  # (N, T)
 
     def run(self, command: Sequence[str]) -> tuple[Run, dict[str, Any]]:
         """Prunes, evaluates, and writes everything.
@@ -140,12 +143,13 @@ class Baseline:
         }
         started = time.monotonic()
         pruned = METHODS[method](self.problem, self._calibration, seed, settings.method)
-        repair = chosen_repair(lm, pruned.mask, self._calibration, settings.repair, pruned.repair)
-        pruned = replace(pruned, repair=repair)
+        held_out, own = self.problem.validation, pruned.repair
+        chosen = chosen_repair(lm, pruned.mask, self._repair_text, held_out, settings.repair, own)
+        pruned = replace(pruned, repair=chosen.repair)
         cost = {"seconds": time.monotonic() - started, "tokens": lm.meter.tokens}
         note(f"{method} took {cost['seconds']:.1f} seconds and {lm.meter.tokens:,} tokens")
         # The run is created last: what fails or is interrupted leaves no directory.
-        results = self._results(pruned, cost)
+        results = self._results(pruned, chosen, cost)
         run = Run.create(settings.run.output, settings.sections(decided), command, settings.name)
         with run:
             self._write(run, pruned, results)
@@ -165,7 +169,9 @@ class Baseline:
         with stream_sliced(lm.model, pruned.slices):
             return found | perplexities(lm, {"pruned": pruned.mask}, self.windows)
 
-    def _results(self, pruned: Pruned, cost: dict[str, Any]) -> dict[str, Any]:
+    def _results(
+        self, pruned: Pruned, chosen: ChosenRepair, cost: dict[str, Any]
+    ) -> dict[str, Any]:
         """Evaluates, and returns the content of results.json."""
         settings, problem, lm = self.settings, self.problem, self.problem.lm
         found = self._evaluate(pruned)
@@ -181,6 +187,7 @@ class Baseline:
             "perplexity": found.values,
             "standard_error": found.errors,
             "mask_evaluations": math.ceil(cost["tokens"] / TOKENS_PER_TIMESTEP),
+            "repair": chosen.facts(),
             "method_cost": cost,
             "notes": pruned.notes,
             "tokens": lm.meter.tokens,

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from pgprune.envs.judge import Judge
-from pgprune.repair.config import RepairConfig, chosen_repair
+from pgprune.repair.choice import ChosenRepair, chosen_repair, judged
+from pgprune.repair.config import RepairConfig
 from pgprune.repair.levels import Levels
 from pgprune.repair.repair import Repair, repaired
 from pgprune.utils.progress import track
@@ -18,13 +19,13 @@ def final_mask(
     windows: Tensor,
     validation: Sequence[Tensor],
     config: RepairConfig,
-) -> tuple[Tensor, Repair | None]:
-    """Finds the mask with the lowest validation loss after repair, the first of equal ones.
+) -> tuple[Tensor, ChosenRepair]:
+    """Finds the mask with the lowest validation loss as it ships, the first of equal ones.
 
     Args:
         judge: computes the loss of rewards. If it has levels, the masks compete with the weights
             of these, and the best one with them and with a repair of its own.
-        masks: (n,) each; equal ones are repaired once, and a single one is not evaluated.
+        masks: (n,) each; equal ones are repaired once, and a single one is not compared.
         windows: calibration token ids to repair on, (N, T).
         validation: batches of token ids to choose by, (B, T) each.
         config: of the repair.
@@ -32,14 +33,15 @@ def final_mask(
     Returns:
         The mask and its repair.
     """
+    lm, held_out = judge.lm, torch.cat(list(validation))
     if judge.levels is not None:
         found = _of_levels(judge, judge.levels, masks, windows, validation, config)
     else:
         different = [mask for i, mask in enumerate(masks) if not _is_among(mask, masks[:i])]
-        found = [(mask, chosen_repair(judge.lm, mask, windows, config)) for mask in different]
+        found = [(mask, chosen_repair(lm, mask, windows, held_out, config)) for mask in different]
     if len(found) == 1:
         return found[0]
-    return min(found, key=lambda each: _loss(judge, validation, *each))
+    return min(found, key=lambda each: _loss(judge, validation, each[0], each[1].repair))
 
 
 def _of_levels(
@@ -49,13 +51,14 @@ def _of_levels(
     windows: Tensor,
     validation: Sequence[Tensor],
     config: RepairConfig,
-) -> list[tuple[Tensor, Repair | None]]:
+) -> list[tuple[Tensor, ChosenRepair]]:
     """Returns the best of the masks with the weights of its levels, and with those of a repair."""
     best = min(masks, key=lambda mask: judge.mean(mask, validation))
     (choice,) = levels.below(best[None])  # (groups,)
     (searched,) = levels.masks(choice[None])
-    refitted = chosen_repair(judge.lm, best, windows, config)
-    return [(searched, levels.repair(choice)), (best, refitted)]
+    lm, held_out = judge.lm, torch.cat(list(validation))
+    of_levels = judged(lm, searched, levels.repair(choice), held_out, config.repair)
+    return [(searched, of_levels), (best, chosen_repair(lm, best, windows, held_out, config))]
 
 
 def _is_among(mask: Tensor, masks: Sequence[Tensor]) -> bool:

@@ -70,7 +70,7 @@ def judge_of(text: str) -> Judge:
     env = make_env(settings, problem)
     if settings.refits:
         windows = problem.stream.head(settings.init.init_samples)[:REFIT_WINDOWS]
-        env.judge.use(NearbyRepair(problem.lm, windows, settings.repair.repair_damping))
+        env.judge.use(NearbyRepair(problem.lm, windows, settings.repair.damping))
     return env.judge
 
 

@@ -15,7 +15,7 @@ from pgprune.agents.training.settings import Settings
 from pgprune.errors import PruningError
 from pgprune.export.export import ExportConfig, export
 from pgprune.masking.problem import Problem
-from pgprune.repair.repair import Repair
+from pgprune.repair.choice import ChosenRepair
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
 from pgprune.runs.plots import plot_kept_shares, plot_learning_curve
@@ -30,7 +30,7 @@ def summarise(
     record: Record,
     agent: Agent,
     completed: bool,
-    repair: Repair | None = None,
+    chosen: ChosenRepair,
 ) -> dict[str, Any]:
     """Returns the content of results.json.
 
@@ -41,10 +41,10 @@ def summarise(
         record: perplexities, masks (``initial`` and ``masked``) and costs.
         agent: after its last step.
         completed: whether it did all its steps.
-        repair: what comes with the mask.
+        chosen: what comes with the mask.
     """
     mask, initial = record.masks["masked"], record.masks["initial"]
-    shared = facts(problem, settings.model.model, mask, windows, settings.run.seed, repair)
+    shared = facts(problem, settings.model.model, mask, windows, settings.run.seed, chosen.repair)
     dense = shared["parameters"]["dense"]
     return {
         "agent": settings.agent.agent,
@@ -55,6 +55,7 @@ def summarise(
             **shared["parameters"],
             "initial": dense - problem.units.pruned_parameters(initial),
         },
+        "repair": chosen.facts(),
         "perplexity": record.perplexity,
         "standard_error": record.standard_error,
         "validation_loss": {"last": record.validation_loss, "best": record.best_loss},

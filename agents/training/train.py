@@ -31,7 +31,7 @@ from pgprune.masking.problem import make_problem
 from pgprune.masking.token_meter import TokenMeter
 from pgprune.metrics import Importance
 from pgprune.models.load import fingerprint
-from pgprune.repair.repair import Repair
+from pgprune.repair.choice import ChosenRepair
 from pgprune.runs.files import RunFile
 from pgprune.runs.results import perplexities, with_repair
 from pgprune.runs.run import Run
@@ -69,7 +69,10 @@ class Training:
         read_once(self.problem.lm.model.parameters())
         self._loaded = memory_now(self.problem.lm.device)
         self.windows = evaluation_windows(settings.data, self.problem.tokenizer)
-        self._metric_windows = self.problem.stream.head(settings.init.init_samples)
+        samples = settings.init.init_samples
+        self._metric_windows = self.problem.stream.head(samples)
+        samples = settings.repair.repair_samples or samples
+        self._repair_windows = self.problem.stream.head(samples)
         self._validation = self.problem.validation.split(8)  # (B, T) each
         self._env = make_env(settings, self.problem)
         if replicas is not None:
@@ -196,7 +199,7 @@ class Training:
         if settings.refits:
             steps = agent.steps_for(settings.run.total_timesteps)
             every = settings.agent.reward_refit or max(1, steps // _REFITS)
-            windows, damping = self._metric_windows[:REFIT_WINDOWS], settings.repair.repair_damping
+            windows, damping = self._metric_windows[:REFIT_WINDOWS], settings.repair.damping
             self._repaired_reward = RepairedReward(self._env, windows, damping, every)
 
     def _validate(self, agent: Agent) -> None:
@@ -258,24 +261,24 @@ class Training:
         self.record.evaluation_seconds += time.monotonic() - started
         self.record.evaluation_tokens += self.problem.lm.meter.tokens - tokens
 
-    def _final_mask(self, agent: Agent) -> tuple[Tensor, Repair | None]:
-        """Returns the agent's mask and its repair, or the start's if it is better after repair.
+    def _final_mask(self, agent: Agent) -> tuple[Tensor, ChosenRepair]:
+        """Returns the agent's mask and its repair, or the start's if it is better as they ship.
 
         Rewards of refitted masks come near a repair and are not the same.
         """
         masks, start, judge = agent.finalists(), self.record.masks["initial"], self._env.judge
         if self._repaired_reward is not None or judge.levels is not None:
             masks.append(start)
-        windows, config = self._metric_windows, self.settings.repair
-        mask, repair = final_mask(judge, masks, windows, self._validation, config)
+        windows, config = self._repair_windows, self.settings.repair
+        mask, chosen = final_mask(judge, masks, windows, self._validation, config)
         if mask is start and not torch.equal(start, masks[0]):
             note("after repair, the mask it started from is the better one, and is kept")
-        return mask.clone(), repair
+        return mask.clone(), chosen
 
     def _finish(self, run: Run, agent: Agent, completed: bool) -> dict[str, Any]:
         masks = self.record.masks
-        mask, repair = self._final_mask(agent)
-        masks["masked"] = mask
+        mask, chosen = self._final_mask(agent)
+        masks["masked"], repair = mask, chosen.repair
         lm, settings = self.problem.lm, self.settings
         rows = {name: masks[name] for name in ("masked", "best")}
         with self._evaluating():
@@ -292,7 +295,7 @@ class Training:
         run.write_mask(tensors, self.problem.units.describe())
         plot(run, self.problem, self.record)
         results = summarise(
-            settings, self.problem, self.windows, self.record, agent, completed, repair
+            settings, self.problem, self.windows, self.record, agent, completed, chosen
         )
         results["samples"] = samples
         run.write_results(results)

@@ -62,11 +62,15 @@ class ExportConfig(Config):
         "repair of kept weights: the run's own (auto), none, or a new one",
         choices=["auto", "none", *REPAIRS],
     )
-    repair_damping: float | None = option(
+    repair_damping: float | str | None = option(
         None,
-        "new repair: damping, relative to the mean square of an input",
+        "new repair: damping relative to an input's mean square, or auto (held out)",
         minimum=0,
+        words=("auto",),
         unset="the run's own",
+    )
+    repair_samples: int | None = option(
+        None, "new repair: calibration windows", minimum=1, unset="the run's own"
     )
     vocab_gguf: str | None = option(
         None,
@@ -108,7 +112,7 @@ def export(run: FinishedRun, config: ExportConfig) -> Path:
     known = len(loaded.notes)  # which the run has told already
     if config.uniform or config.round_to is not None:
         loaded = reround(loaded, config.uniform, config.round_to or loaded.round_to)
-    loaded = reship(loaded, config.repair, config.repair_damping)
+    loaded = reship(loaded, config.repair, config.repair_damping, config.repair_samples)
     for sentence in loaded.notes[known:]:
         note(sentence)
     # Last: a repair is computed and evaluated in the number format of the run.
@@ -209,11 +213,12 @@ def _check_sliced(run: FinishedRun, config: ExportConfig) -> None:
 
 def _check_repair(config: ExportConfig, loaded: LoadedRun) -> None:
     """Refuses a repair that the format cannot hold, before it is made."""
-    if config.repair == "auto" and config.repair_damping is not None:
-        raise PruningError(
-            "--repair-damping is for a repair that is made now, but --repair auto takes the run's "
-            "own; choose --repair least-squares or alternating, or leave it out"
-        )
+    for name in ("damping", "samples"):
+        if config.repair == "auto" and getattr(config, f"repair_{name}") is not None:
+            raise PruningError(
+                f"--repair-{name} is for a repair that is made now, but --repair auto takes the "
+                "run's own; choose --repair least-squares or alternating, or leave it out"
+            )
     if adds_biases(loaded.model, loaded.units, config.repair, loaded.repair):
         _check_biases(config.format, config.uniform, loaded.model.config)
 

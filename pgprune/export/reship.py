@@ -17,13 +17,8 @@ from pgprune.data.calibration import open_calibration
 from pgprune.data.stream import DataConfig
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.models.load import ModelConfig, choose_dtype, move_model
-from pgprune.repair.config import (
-    RepairConfig,
-    added_parameters,
-    chosen_repair,
-    describe,
-    repair_name,
-)
+from pgprune.repair.choice import ChosenRepair, chosen_repair
+from pgprune.repair.config import RepairConfig, added_parameters, describe, repair_name
 from pgprune.repair.repair import Repair
 from pgprune.runs.finished import FinishedRun, LoadedRun
 from pgprune.runs.model_card import perplexity_text
@@ -33,13 +28,19 @@ from pgprune.utils.jsonl import finite
 from pgprune.utils.progress import phase
 
 
-def reship(loaded: LoadedRun, how: str = "auto", damping: float | None = None) -> LoadedRun:
+def reship(
+    loaded: LoadedRun,
+    how: str = "auto",
+    damping: float | str | None = None,
+    samples: int | None = None,
+) -> LoadedRun:
     """Repairs and evaluates a run for an export that differs from what the run has measured.
 
     Args:
         loaded: the run, perhaps with another mask than the learned one.
         how: the repair; ``auto`` is the run's own, made again where the mask is another one.
         damping: of that repair; None takes the run's.
+        samples: calibration windows of that repair; None takes the run's.
 
     Returns:
         The run itself where it is as the run has measured it; else with its repair, figures in
@@ -51,19 +52,22 @@ def reship(loaded: LoadedRun, how: str = "auto", damping: float | None = None) -
     unchanged = how == "auto" or (how == "none" and loaded.repair is None)
     if (loaded.has_learned_mask and unchanged) or loaded.slices is not None:
         return loaded
-    wanted = _wanted(loaded, how, damping)
+    wanted = _wanted(loaded, how, damping, samples)
     with _masked_lm(loaded) as lm:
         # A repair is refitted on the dense model, in the number format of the run.
-        new = chosen_repair(lm, loaded.mask, _calibration(loaded, wanted), wanted)
-        found = _perplexity(loaded, lm, new)
-        added = added_parameters(lm.model, new)
+        chosen = chosen_repair(lm, loaded.mask, *_calibration(loaded, wanted), wanted)
+        found = _perplexity(loaded, lm, chosen.repair)
+        added = added_parameters(lm.model, chosen.repair)
     sections = loaded.run.sections | {"repair": asdict(wanted)}
-    run = FinishedRun(loaded.run.path, sections, _results(loaded, found, added))
-    note = _note(loaded, run.results, wanted)
-    return replace(loaded, run=run, repair=new, notes=(*loaded.notes, note))
+    results = _results(loaded, found, added) | {"repair": chosen.facts()}
+    run = FinishedRun(loaded.run.path, sections, results)
+    note = _note(loaded, results, wanted, chosen)
+    return replace(loaded, run=run, repair=chosen.repair, notes=(*loaded.notes, note))
 
 
-def _wanted(loaded: LoadedRun, how: str, damping: float | None) -> RepairConfig:
+def _wanted(
+    loaded: LoadedRun, how: str, damping: float | str | None, samples: int | None
+) -> RepairConfig:
     """Chooses the repair to make: like the run's own where nothing else is asked for."""
     asked = RepairConfig()
     if "repair" in loaded.run.sections:
@@ -71,7 +75,11 @@ def _wanted(loaded: LoadedRun, how: str, damping: float | None) -> RepairConfig:
     if how == "auto":
         # A repair that a method brings fits its mask only; another mask gets the nearest option.
         how = repair_name(loaded.repair) if asked.repair == "auto" else asked.repair
-    return RepairConfig(how, asked.repair_damping if damping is None else damping)
+    return RepairConfig(
+        how,
+        asked.repair_damping if damping is None else damping,
+        samples or asked.repair_samples,
+    )
 
 
 @contextmanager
@@ -88,14 +96,14 @@ def _masked_lm(loaded: LoadedRun) -> Iterator[MaskedLM]:
     move_model(loaded.model.to(before), torch.device("cpu"))  # type: ignore[arg-type]
 
 
-def _calibration(loaded: LoadedRun, wanted: RepairConfig) -> Tensor:
-    """Reads the windows that the run has repaired on, or would have, (N, T)."""
+def _calibration(loaded: LoadedRun, wanted: RepairConfig) -> tuple[Tensor, Tensor]:
+    """Reads windows to repair on, as the run has or would have, and those held out, (N, T) each."""
     if wanted.repair == "none":
-        return torch.empty(0, 0, dtype=torch.int64)
+        return torch.empty(0, 0, dtype=torch.int64), torch.empty(0, 0, dtype=torch.int64)
     data, seed = loaded.run.config("data", DataConfig), loaded.run.sections["run"]["seed"]
     with phase("reading the calibration text"):
-        stream, _ = open_calibration(data, loaded.tokenizer, seed)
-    return stream.head(loaded.run.repair_windows)
+        stream, held_out = open_calibration(data, loaded.tokenizer, seed)
+    return stream.head(wanted.repair_samples or loaded.run.repair_windows), held_out
 
 
 def _perplexity(loaded: LoadedRun, lm: MaskedLM, repair: Repair | None) -> Perplexities:
@@ -127,9 +135,13 @@ def _results(loaded: LoadedRun, found: Perplexities, added: int) -> dict[str, An
     return results
 
 
-def _note(loaded: LoadedRun, after: dict[str, Any], wanted: RepairConfig) -> str:
+def _note(
+    loaded: LoadedRun, after: dict[str, Any], wanted: RepairConfig, chosen: ChosenRepair
+) -> str:
     """Says which repair this is, and what came of it."""
-    if wanted.repair != "none":
+    if chosen.losses and chosen.repair is None:
+        repair = f"Not repaired: {describe(wanted)} does harm on held-out calibration text. "
+    elif wanted.repair != "none":
         repair = f"Repaired for this export, on the run's calibration text: {describe(wanted)}. "
     else:
         repair = "Without the run's repair. " if loaded.repair is not None else ""

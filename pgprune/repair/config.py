@@ -2,12 +2,11 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
-from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.families import projection_of
-from pgprune.repair.fit import DAMPING, REPAIRS, fit_repair
+from pgprune.repair.fit import DAMPING, REPAIRS
 from pgprune.repair.projection import KINDS
 from pgprune.repair.repair import Repair
 from pgprune.utils.options import Config, option
@@ -22,28 +21,28 @@ class RepairConfig(Config):
         "closed-form repair of kept weights; auto is the method's own, mostly none",
         choices=["auto", "none", *REPAIRS],
     )
-    repair_damping: float = option(
-        DAMPING, "least-squares: damping, relative to the mean square of an input", minimum=0
+    repair_damping: float | str = option(
+        DAMPING,
+        "damping of weights relative to an input's mean square, or auto (held out)",
+        minimum=0,
+        words=("auto",),
+    )
+    repair_samples: int | None = option(
+        None,
+        "calibration windows of the repair",
+        minimum=1,
+        unset="those of the metric or method",
     )
 
+    @property
+    def chooses_damping(self) -> bool:
+        """Whether held-out windows choose the damping."""
+        return self.repair_damping == "auto"
 
-def chosen_repair(
-    lm: MaskedLM, mask: Tensor, windows: Tensor, config: RepairConfig, own: Repair | None = None
-) -> Repair | None:
-    """Fits the repair that the options ask for; None for no repair.
-
-    Args:
-        lm: the frozen model.
-        mask: (n,) of zeros and ones.
-        windows: calibration token ids, (N, T).
-        config: the options.
-        own: the repair that the method brings, taken where the option is ``auto``.
-    """
-    if config.repair == "auto":
-        return own  # of the method
-    if config.repair == "none":
-        return None
-    return fit_repair(lm, mask, windows, config.repair, config.repair_damping)
+    @property
+    def damping(self) -> float:
+        """The damping where held-out windows do not choose it."""
+        return DAMPING if isinstance(self.repair_damping, str) else self.repair_damping
 
 
 def repair_name(repair: Repair | None) -> str:
@@ -57,8 +56,10 @@ def repair_name(repair: Repair | None) -> str:
 
 def describe(config: RepairConfig) -> str:
     """Describes a repair in a few words."""
-    damped = config.repair in ("least-squares", "alternating")
-    return f"{config.repair}, damping {config.repair_damping:g}" if damped else config.repair
+    if config.repair not in ("least-squares", "alternating"):
+        return config.repair
+    chosen = "by held-out text" if config.chooses_damping else f"{config.damping:g}"
+    return f"{config.repair}, damping {chosen}"
 
 
 def adds_biases(model: nn.Module, units: PruningUnits, how: str, own: Repair | None = None) -> bool:

@@ -1,5 +1,7 @@
 """Fits a repair: weights or biases of what a mask keeps, in closed form, without gradients."""
 
+import math
+from collections import Counter
 from collections.abc import Callable, Container
 
 import torch
@@ -8,11 +10,19 @@ from torch import Tensor
 from pgprune.errors import PruningError, check_choice
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import Group
+from pgprune.repair.damping import best_damped
 from pgprune.repair.least_squares import LeastSquares
 from pgprune.repair.projection import KINDS, Projection
-from pgprune.repair.refit import Solution, best_in_turns, best_weights, mean_bias, refit_layers
+from pgprune.repair.refit import (
+    Solution,
+    best_in_turns,
+    best_weights,
+    mean_bias,
+    of_kept,
+    refit_layers,
+)
 from pgprune.repair.repair import Repair
-from pgprune.utils.progress import phase
+from pgprune.utils.progress import note, phase
 
 REPAIRS = ("bias", "least-squares", "alternating")
 """Every way to fit a repair, by name."""
@@ -22,7 +32,12 @@ DAMPING = 1e-2
 
 @torch.no_grad()
 def fit_repair(
-    lm: MaskedLM, mask: Tensor, windows: Tensor, how: str, damping: float = DAMPING
+    lm: MaskedLM,
+    mask: Tensor,
+    windows: Tensor,
+    how: str,
+    damping: float = DAMPING,
+    held_out: Tensor | None = None,
 ) -> Repair:
     """Refits what a mask keeps, layer by layer on the activations of the pruned, repaired model.
 
@@ -43,7 +58,10 @@ def fit_repair(
         mask: (n,) of zeros and ones, 1 keeps.
         windows: calibration token ids, (N, T).
         how: ``bias``, ``least-squares`` or ``alternating``.
-        damping: of the last two, relative to the mean square of an input.
+        damping: of the last two, relative to the mean square of an input: how strongly weights are
+            drawn to the dense ones.
+        held_out: more windows (M, T), which choose the damping of each projection, or that it keeps
+            its dense weights (``pgprune.repair.damping``); None for ``damping`` in all.
 
     Returns:
         The repair, in the model's number format.
@@ -56,17 +74,32 @@ def fit_repair(
     lm.units.check_mask(mask)
     _check_damping(damping)
 
+    chosen = Counter[float]()  # projections by their damping
+
     def solve(projection: Projection) -> Solution:
         if projection.intact:
             return {}
+        best = None if projection.held_out is None else best_damped(projection)
+        if best is not None:
+            chosen[best.damping] += 1
+            if math.isinf(best.damping):
+                return {}
         if how == "alternating" and _alternates(projection):
-            return best_in_turns(projection, damping)
+            return best_in_turns(projection, damping if best is None else best.damping)
+        if best is not None:
+            return of_kept(projection, best.weight, best.bias)
         return best_weights(projection, projection.least_squares_of_kept(damping))
 
     with phase(f"repair {how}"):
         if how == "bias":
             return _refit(lm, mask, windows, _bias, "projection")
-        return _refit(lm, mask, windows, solve, "stream")
+        repair = _refit(lm, mask, windows, solve, "stream", held_out)
+    if chosen:
+        words = (f"{each:g} in {n:,}" for each, n in sorted(chosen.items()))
+        note(
+            f"dampings of {chosen.total():,} projections, inf for dense weights: {', '.join(words)}"
+        )
+    return repair
 
 
 @torch.no_grad()
@@ -132,6 +165,7 @@ def _refit(
     windows: Tensor,
     solve: Callable[[Projection], Solution],
     target: str,
+    held_out: Tensor | None = None,
 ) -> Repair:
     """Runs ``refit_layers`` and collects the solutions, on the CPU in the model's number format."""
     repair = Repair()
@@ -145,7 +179,7 @@ def _refit(
                 repair.biases[projection.seen.layer, kind] = bias.to("cpu", lm.dtype)
         return solution
 
-    refit_layers(lm, mask, windows, solve_and_collect, target)
+    refit_layers(lm, mask, windows, solve_and_collect, target, held_out)
     return repair
 
 

@@ -54,7 +54,9 @@ class FinishedRun(Run):
 
     @property
     def repair_windows(self) -> int:
-        """Calibration windows that a repair reads: those of the method, or of the agent's start."""
+        """Calibration windows that a repair reads: its own, or those of the method or the start."""
+        if own := self.sections.get("repair", {}).get("repair_samples"):
+            return int(own)
         samples = self.sections.get("init", {}).get("init_samples", 128)
         return int(self.sections.get("method", {}).get("method_samples", samples))
 

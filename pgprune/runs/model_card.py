@@ -164,7 +164,8 @@ def _repair(results: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]
     if config.repair == "auto":  # of a method that brings one, or of none
         brought = "masked" in table and table["pruned"] != table["masked"]
         return "the method's own" if brought else "none"
-    return describe(config)
+    dropped = not results.get("repair", {}).get("shipped", True) and config.repair != "none"
+    return f"none; {describe(config)} does harm on held-out text" if dropped else describe(config)
 
 
 def base_name(run: Run) -> str:

@@ -40,15 +40,16 @@ class OptionType(NamedTuple):
 def option(default: Any, help: str, **limits: Any) -> Any:
     """Defines a field of a ``Config``: an int, float, str or bool, or ``tuple[...]`` of these.
 
-    Each may also be ``| None``. A tuple is a list of values on the command line (``--rates 0.3
-    0.5``) and in YAML, and its limits hold for each value.
+    Each may also be ``| None``, and a number ``| str`` if some ``words`` may stand in its place. A
+    tuple is a list of values on the command line (``--rates 0.3 0.5``) and in YAML, and its limits
+    hold for each value.
 
     Args:
         default: the value where nothing is given.
         help: what it means, in one line of at most 76 characters.
         limits: ``choices``, a container or a function that returns one, read whenever a value is
             checked or the help is shown; ``minimum`` and ``maximum`` (inclusive); ``above`` and
-            ``below`` (exclusive); ``unset``: what a default of None means, in words.
+            ``below`` (exclusive); ``words``; ``unset``: what a default of None means.
     """
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 
@@ -140,6 +141,8 @@ def typed_fields(config: type[Config]) -> list[tuple[Field[Any], OptionType]]:
 def _option_type(hint: Any) -> OptionType:
     members = get_args(hint) if isinstance(hint, UnionType) else (hint,)
     plain = [member for member in members if member is not type(None)]
+    if len(plain) == 2 and str in plain:  # a number, or one of some words
+        plain.remove(str)
     many = len(plain) == 1 and get_origin(plain[0]) is tuple
     if many:
         plain = [item for item in get_args(plain[0]) if item is not Ellipsis]
@@ -147,7 +150,7 @@ def _option_type(hint: Any) -> OptionType:
         raise TypeError(
             f"a setting is an int, float, str or bool, a tuple of one of these, or None: {hint}"
         )
-    return OptionType(plain[0], many, len(members) == 2)
+    return OptionType(plain[0], many, type(None) in members)
 
 
 def choices_of(field: Field[Any]) -> Collection[Any] | None:
@@ -173,6 +176,8 @@ def check(field: Field[Any], kind: OptionType, value: Any) -> Any:
 
 def check_item(field: Field[Any], kind: type, value: Any) -> Any:
     """Returns one value, or one of a list, as the field's type; raises as ``check`` does."""
+    if isinstance(value, str) and value in field.metadata.get("words", ()):
+        return value
     if kind is float and type(value) is int:
         value = float(value)
     choices = choices_of(field)
@@ -199,4 +204,5 @@ def _wanted(field: Field[Any], kind: type) -> str:
     limits = [
         f"{word} {field.metadata[key]}" for key, word in words.items() if key in field.metadata
     ]
-    return " ".join([_KINDS[kind], " and ".join(limits)]).strip()
+    number = " ".join([_KINDS[kind], " and ".join(limits)]).strip()
+    return " or ".join([number, *field.metadata.get("words", ())])

@@ -154,6 +154,8 @@ def test_every_phase_that_may_take_long_is_told(few, tmp_path, heard):
         "  layers",
         "repair least-squares",
         "  layers",
+        "held-out windows",
+        "held-out windows",
         "perplexity of dense, masked",
         "  text",
         "perplexity of pruned",

@@ -159,6 +159,17 @@ def letters_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
+@torch.no_grad()
+def text_of(model: PreTrainedModel, windows: int = 240, length: int = 16) -> str:
+    """Windows of letters that a model of 26 tokens draws: what comes nearer to it has less loss."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(26, (windows, 1), generator=generator)
+    for _ in range(length - 1):
+        likely = model(ids).logits[:, -1].softmax(-1)
+        ids = torch.cat([ids, torch.multinomial(likely, 1, generator=generator)], dim=1)
+    return "".join(chr(ord("a") + i) for i in ids.flatten().tolist())
+
+
 def tiny_arguments(directory: Path) -> dict[str, Any]:
     """Writes a random Llama of 3 layers (2 kv groups and 6 channels each) and a text to read."""
     tiny_model("llama", intermediate_size=6).save_pretrained(directory / "model")
