@@ -182,17 +182,18 @@ class MaskedLM:
         There is one (b, T, D) for each chunk of the sequences, in at least float32, on the host.
         """
         self.meter.add(input_ids.numel())
-        chunks = [self._capture(chunk) for chunk in self._chunks(input_ids)]
-        states = [hidden.cpu() for hidden, _ in chunks]
+        captured = [self._capture(chunk) for chunk in self._chunks(input_ids)]
+        states, calls = [hidden.cpu() for hidden, _ in captured], [each for _, each in captured]
+        del captured  # the embeddings
         added: list[Tensor] = []  # by attention and MLP of a layer, to one chunk
         for index, layer in enumerate(self._layers):
             projections = (linear_at(layer, p) for p in (self.family.output, self.family.down))
             hooks = [p.register_forward_hook(lambda *call: added.append(call[2])) for p in projections]
             between, after = list[Tensor](), list[Tensor]()
             try:
-                for chunk, (_, calls) in enumerate(chunks):
+                for chunk, of_layers in enumerate(calls):
                     before = send(states[chunk], self.device)
-                    states[chunk] = calls[index](before).cpu()
+                    states[chunk] = of_layers[index](before).cpu()
                     wide = torch.promote_types(before.dtype, torch.float32)
                     attention, mlp = (part.view_as(before) for part in added)
                     added.clear()

@@ -17,6 +17,7 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.observation import Observation
 from pgprune.repair.least_squares import LeastSquares
 from pgprune.repair.projection import KINDS, Projection, run_linear, wide
+from pgprune.utils.memory import give_back
 
 Change = tuple[Tensor | None, Tensor | None]
 """A projection's new weight (outputs, inputs) and bias (outputs,), None where it stays."""
@@ -72,6 +73,7 @@ def refit_layers(
         # Pruned columns are zeros in what the solutions leave, so no mask has to act.
         for seen, *held in zip(*(lm.observe(lm.units.ones(), text) for text in texts), strict=True):
             refitted.close()  # observe has run the previous layer with its refitted weights
+            give_back()  # states of all the text come and go, and would leave holes in memory
             for kind in KINDS:
                 for name, change in changes(kind, seen, *held):
                     refitted.enter_context(holding(lm.linear(seen.layer, name), *change))

@@ -3,7 +3,7 @@
 import ctypes
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -82,12 +82,17 @@ def memory_of(work: Callable[[], object], device: torch.device) -> int | None:
     return int(status.split()[0]) * 1024 - before
 
 
+def give_back() -> None:
+    """Gives pages of freed tensors back to the system, where its C library can (Linux)."""
+    with suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def _forget_peak() -> bool:
     """Resets the host's peak to the memory in use; returns whether it succeeded."""
+    give_back()  # pages that stay with the process would hide new allocations
     try:
-        # Pages of freed tensors that stay with the process would hide new allocations.
-        ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
-    except (OSError, AttributeError):
+    except OSError:
         return False
     return True

@@ -137,6 +137,53 @@ def test_a_run_killed_before_its_results_has_the_same_repair_when_it_is_resumed(
     assert same_repair(undisturbed / RunFile.REPAIR, run / RunFile.REPAIR)
 
 
+def test_a_repair_on_its_own_windows_and_damping_is_the_same_when_it_is_resumed(
+    runs, repaired_options, tmp_path, monkeypatch
+):
+    words = ["--repair=least-squares", "--repair-samples=40", "--repair-damping=auto", "--quiet"]
+    assert train(*repaired_options, *words, f"--output={tmp_path / 'undisturbed'}") == 0
+    with monkeypatch.context() as patched, pytest.raises(Crash):
+        patched.setattr(Run, "write_mask", lambda *_: (_ for _ in ()).throw(Crash))
+        train(*repaired_options, *words, f"--output={tmp_path / 'run'}")
+    assert train(f"--resume={tmp_path / 'run'}", "--quiet") == 0
+    repairs = [path / RunFile.REPAIR for path in (tmp_path / "undisturbed", tmp_path / "run")]
+    assert same_repair(*repairs)
+    assert not same_repair(repairs[0], runs["least-squares"] / RunFile.REPAIR)
+    settings = Settings.from_run(Run.open(tmp_path / "run"))
+    assert settings.repair == RepairConfig("least-squares", "auto", 40)
+    assert FinishedRun.open(tmp_path / "run").repair_windows == 40
+    held_out = results(tmp_path / "run")["repair"]["held_out_loss"]
+    assert held_out["repaired"] < held_out["masked"]
+    assert "damping by held-out text |" in card_of(tmp_path / "run", tmp_path / "hf")
+
+
+def card_of(run: Path, output: Path, **options: Any) -> str:
+    """The model card of a run's export."""
+    return (
+        export(FinishedRun.open(run), ExportConfig(output=str(output), **options)) / "README.md"
+    ).read_text()
+
+
+def test_a_repair_that_does_harm_is_not_shipped(runs, repaired_options, tmp_path, heard):
+    run, harm = tmp_path / "run", "none; least-squares, damping 0.001 does harm on held-out text"
+    few = ["--repair=least-squares", "--repair-damping=0.001", "--repair-samples=1"]
+    assert train(*repaired_options, *few, f"--output={run}") == 0
+    found = results(run)
+    assert found["repair"]["asked"] == "least-squares" and found["repair"]["shipped"] is False
+    losses = found["repair"]["held_out_loss"]
+    assert losses["repaired"] > losses["masked"]
+    assert found["perplexity"] == results(runs["none"])["perplexity"]
+    assert not (run / RunFile.REPAIR).exists()
+    assert f"| repair | {harm} |" in card_of(run, tmp_path / "hf")
+    words = {"repair": "least-squares", "repair_damping": 0.001, "repair_samples": 1}
+    card = card_of(runs["none"], tmp_path / "again", **words)
+    assert f"| repair | {harm} |" in card
+    refusal, note = heard.notes[-2:]
+    assert refusal.startswith("the mask ships without repair least-squares, which does harm on")
+    assert note.startswith("Not repaired: least-squares, damping 0.001 does harm on held-out")
+    assert note in card
+
+
 def test_a_run_of_an_earlier_version_goes_on_and_is_exported(runs, tmp_path):
     run = Path(shutil.copytree(runs["none"], tmp_path / "run"))
     sections = yaml.safe_load((run / "config.yaml").read_text())

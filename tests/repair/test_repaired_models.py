@@ -212,4 +212,6 @@ def test_a_repair_that_is_missing_damaged_or_of_another_model(tmp_path):
 def test_damping_without_a_repair_to_make(tmp_path):
     model = tiny_model("llama")
     run, _ = repaired_run(tmp_path, model, patterns(PruningUnits.of(model))["some"], "bias")
-    refuses(run, "--repair-damping is for a repair that is made now", repair_damping=0.1)
+    for name, value in (("damping", 0.1), ("damping", "auto"), ("samples", 8)):
+        message = f"--repair-{name} is for a repair that is made now"
+        refuses(run, message, **{f"repair_{name}": value})

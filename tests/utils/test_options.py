@@ -157,6 +157,19 @@ def test_a_file_that_is_not_sections_of_settings(text):
         load_yaml(text, "config.yaml")
 
 
+def test_a_word_may_stand_for_a_number():
+    step = option(0.1, "step size", above=0, words=("auto",))
+    wordy = dataclass(frozen=True)(
+        type("Wordy", (Config,), {"__annotations__": {"step": float | str}, "step": step})
+    )
+    for value, words in (("auto", ["--step=auto"]), (2.0, ["--step=2"]), (0.1, [])):
+        read = from_arguments(wordy, ArgumentParser(None, wordy).parse_args(words))
+        assert read == wordy(value) == from_dict(wordy, {"step": value})
+    for value in ("fast", 0, "0.1"):
+        with pytest.raises(PruningError, match=r"must be a number above 0 or auto, not"):
+            wordy(value)
+
+
 def test_a_type_that_no_option_can_have():
     strange = dataclass(type("Strange", (), {"__annotations__": {"x": list}, "x": None}))
     with pytest.raises(TypeError, match="a setting is"):
