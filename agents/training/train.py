@@ -69,10 +69,9 @@ class Training:
         read_once(self.problem.lm.model.parameters())
         self._loaded = memory_now(self.problem.lm.device)
         self.windows = evaluation_windows(settings.data, self.problem.tokenizer)
-        samples = settings.init.init_samples
-        self._metric_windows = self.problem.stream.head(samples)
-        samples = settings.repair.repair_samples or samples
-        self._repair_windows = self.problem.stream.head(samples)
+        samples, head = settings.init.init_samples, self.problem.stream.head
+        self._metric_windows = head(samples)
+        self._repair_windows = head(settings.repair.repair_samples or samples)
         self._validation = self.problem.validation.split(8)  # (B, T) each
         self._env = make_env(settings, self.problem)
         if replicas is not None:
@@ -289,9 +288,8 @@ class Training:
         tensors = {**masks, "mask": mask, "probabilities": agent.probabilities}
         tensors |= self.problem.basis()
         del tensors["masked"]
-        if repair is not None:
-            with run.saving():
-                repair.save(run.path / RunFile.REPAIR)
+        with run.saving():
+            chosen.save(run.path / RunFile.REPAIR)
         run.write_mask(tensors, self.problem.units.describe())
         plot(run, self.problem, self.record)
         results = summarise(

@@ -1,7 +1,7 @@
 """Fits the repair that the options ask for, and ships it only if held-out text says so."""
 
-import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,11 +29,16 @@ class ChosenRepair:
     repair: Repair | None = None
     losses: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def loss(self) -> float:
-        """The held-out loss of what is shipped; NaN where nothing was fitted."""
-        shipped = "masked" if self.repair is None else "repaired"
-        return self.losses.get(shipped, math.nan)
+    def save(self, path: Path) -> None:
+        """Writes the repair, or removes the one that a run left when it was interrupted.
+
+        Raises:
+            OSError: the disk is full or refuses.
+        """
+        if self.repair is None:
+            path.unlink(missing_ok=True)
+        else:
+            self.repair.save(path)
 
     def facts(self) -> dict[str, Any]:
         """Returns what results.json says of it."""
@@ -71,8 +76,8 @@ def chosen_repair(
         return ChosenRepair(how, own if how == "auto" else None)
     choosing = held_out if config.chooses_damping else None
     repair = fit_repair(lm, mask, windows, how, config.damping, choosing)
-    losses = {"masked": loss(lm, mask, Repair(), held_out)}
-    losses["repaired"] = loss(lm, mask, repair, held_out)
+    losses = {"masked": _loss(lm, mask, Repair(), held_out)}
+    losses["repaired"] = _loss(lm, mask, repair, held_out)
     if losses["repaired"] <= losses["masked"]:
         return ChosenRepair(how, repair, losses)
     note(
@@ -82,8 +87,7 @@ def chosen_repair(
     return ChosenRepair(how, None, losses)
 
 
-def loss(lm: MaskedLM, mask: Tensor, repair: Repair, windows: Tensor) -> float:
-    """Computes the mean loss of a repaired mask (n,) on windows (N, T)."""
+def _loss(lm: MaskedLM, mask: Tensor, repair: Repair, windows: Tensor) -> float:
     rows = mask[None].to(lm.device)  # (1, n)
     with repaired(lm, repair):
         batches = track(windows.split(8), "held-out windows", unit="batches")
