@@ -30,7 +30,7 @@ def levels_of(run: Run, settings: Settings, problem: Problem, windows: Tensor) -
         return found
     kept, _ = grid(problem.budget)
     with run.saving():
-        return fit_levels(problem.lm, windows, kept, folder, settings.repair.repair_damping)
+        return fit_levels(problem.lm, windows, kept, folder, settings.repair.damping)
 
 
 def start_of(

@@ -131,7 +131,7 @@ class Training:
         """
         settings = self.settings
         run.resumable = settings.entry.no_resume is None
-        self._env.judge.levels = levels_of(run, settings, self.problem, self._metric_windows)
+        self._env.judge.levels = levels_of(run, settings, self.problem, self._repair_windows)
         checkpoint = run.load_checkpoint()
         self._env.judge.remember(self._validation)  # a resumed run counted its tokens before
         if checkpoint is None:

@@ -187,8 +187,8 @@ class MaskedLM:
         del captured  # the embeddings
         added: list[Tensor] = []  # by attention and MLP of a layer, to one chunk
         for index, layer in enumerate(self._layers):
-            projections = (linear_at(layer, p) for p in (self.family.output, self.family.down))
-            hooks = [p.register_forward_hook(lambda *call: added.append(call[2])) for p in projections]
+            parts = (linear_at(layer, p) for p in (self.family.output, self.family.down))
+            hooks = [p.register_forward_hook(lambda *call: added.append(call[2])) for p in parts]
             between, after = list[Tensor](), list[Tensor]()
             try:
                 for chunk, of_layers in enumerate(calls):

@@ -76,15 +76,25 @@ def chosen_repair(
         return ChosenRepair(how, own if how == "auto" else None)
     choosing = held_out if config.chooses_damping else None
     repair = fit_repair(lm, mask, windows, how, config.damping, choosing)
+    return judged(lm, mask, repair, held_out, how)
+
+
+def judged(
+    lm: MaskedLM, mask: Tensor, repair: Repair, held_out: Tensor, asked: str
+) -> ChosenRepair:
+    """Ships a repair of a mask (n,) unless its loss on held-out windows (M, T) is the higher one.
+
+    The choice of ``RepairConfig`` that was ``asked`` for names the repair.
+    """
     losses = {"masked": _loss(lm, mask, Repair(), held_out)}
     losses["repaired"] = _loss(lm, mask, repair, held_out)
     if losses["repaired"] <= losses["masked"]:
-        return ChosenRepair(how, repair, losses)
+        return ChosenRepair(asked, repair, losses)
     note(
-        f"the mask ships without repair {how}, which does harm on held-out windows of calibration "
-        f"text: loss {losses['repaired']:.4f}, without it {losses['masked']:.4f}"
+        f"the mask ships without repair {asked}, which does harm on held-out windows of "
+        f"calibration text: loss {losses['repaired']:.4f}, without it {losses['masked']:.4f}"
     )
-    return ChosenRepair(how, None, losses)
+    return ChosenRepair(asked, None, losses)
 
 
 def _loss(lm: MaskedLM, mask: Tensor, repair: Repair, windows: Tensor) -> float:
