@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from helpers.command import Crash, as_options, assert_same_run, command, results, train
 from helpers.finished_run import numbers
-from helpers.tiny import text_of, tiny_arguments, tiny_model, tokens
+from helpers.tiny import tiny_arguments, tokens
 from pgprune import PruningError
 from pgprune.agents.training.settings import Settings
 from pgprune.data.stream import DataConfig, evaluation_windows
@@ -31,10 +31,7 @@ from pgprune.runs.run import Run
 def repaired_options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Of a short run on a model without biases."""
     folder = tmp_path_factory.mktemp("mistral")
-    arguments: dict[str, Any] = tiny_arguments(folder)
-    model = tiny_model("mistral", intermediate_size=6, vocab_size=26)
-    model.save_pretrained(folder / "model")
-    (folder / "text.txt").write_text(text_of(model))  # on random letters repairs do harm
+    arguments: dict[str, Any] = tiny_arguments(folder, "mistral", likely=True)
     arguments |= {"evaluation_windows": 8, "init_samples": 16, "checkpoint_every": 7}
     arguments |= {"total_timesteps": 2}
     return as_options(arguments)

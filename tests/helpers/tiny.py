@@ -170,12 +170,17 @@ def text_of(model: PreTrainedModel, windows: int = 240, length: int = 16) -> str
     return "".join(chr(ord("a") + i) for i in ids.flatten().tolist())
 
 
-def tiny_arguments(directory: Path) -> dict[str, Any]:
-    """Writes a random Llama of 3 layers (2 kv groups and 6 channels each) and a text to read."""
-    tiny_model("llama", intermediate_size=6).save_pretrained(directory / "model")
+def tiny_arguments(directory: Path, family: str = "llama", likely: bool = False) -> dict[str, Any]:
+    """Writes a random model of 3 layers (2 kv groups and 6 channels each) and a text to read.
+
+    The text is random letters, on which a repair does harm, or else likely for the model.
+    """
+    model = tiny_model(family, intermediate_size=6, **({"vocab_size": 26} if likely else {}))
+    model.save_pretrained(directory / "model")
     letters_tokenizer().save_pretrained(directory / "model")
     letters = np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), (40, 100))
-    (directory / "text.txt").write_text("\n".join("".join(line) for line in letters))
+    random_text = "\n".join("".join(line) for line in letters)
+    (directory / "text.txt").write_text(text_of(model) if likely else random_text)
     return {
         "model": str(directory / "model"),
         "calibration": str(directory / "text.txt"),
