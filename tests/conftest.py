@@ -83,6 +83,13 @@ def options(arguments: dict[str, Any]) -> list[str]:
 
 
 @pytest.fixture(scope="session")
+def likely(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """The same with a text that is likely for the model, so that repairs do good and ship."""
+    folder = tmp_path_factory.mktemp("likely")
+    return [*options, *as_options(tiny_arguments(folder, likely=True))]
+
+
+@pytest.fixture(scope="session")
 def undisturbed(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of the command that nothing happened to."""
     run = tmp_path_factory.mktemp("runs") / "undisturbed"

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.command import as_options, assert_same_run, results, train
+from helpers.command import assert_same_run, results, train
 from helpers.layered import left_to_gain
-from helpers.tiny import AdditiveLM, tiny_arguments, toy_problem, toy_units
+from helpers.tiny import AdditiveLM, toy_problem, toy_units
 from pgprune import PruningError
 from pgprune.agents.level_search import LevelSearch
 from pgprune.agents.levels.grid import grid, start_shares
@@ -130,11 +130,9 @@ def test_channels_pay_first_where_they_can():
 LEVELS = ("--agent=auto", "--reward=levels", "--budget=parameters", "--prune-rate=0.3")
 
 
-def test_a_run_ships_levels_and_can_be_resumed(tmp_path):
+def test_a_run_ships_levels_and_can_be_resumed(likely, tmp_path):
     whole, cut = (tmp_path / name for name in ("whole", "cut"))
-    likely = tiny_arguments(tmp_path, likely=True)  # of random letters, the mask alone would ship
-    few = as_options(likely | {"evaluation_windows": 8, "init_samples": 16})
-    few += [*LEVELS, "--total-timesteps=2", "--checkpoint-every=1"]
+    few = [*likely, *LEVELS, "--total-timesteps=2", "--checkpoint-every=1"]
     assert train(*few, f"--output={whole}") == 0
     assert (whole / "levels" / "groups.safetensors").is_file()
     assert (whole / "repair.safetensors").is_file()

@@ -112,9 +112,9 @@ def test_rewards_follow_the_answer(problem):
         assert not torch.allclose(losses, problem.lm.losses(mask[None], batch)[0])
 
 
-def test_a_run_ships_what_it_was_rewarded_for(options, tmp_path):
+def test_a_run_ships_what_it_was_rewarded_for(likely, tmp_path):
     run = tmp_path / "run"
-    assert train(*options, f"--output={run}", "--reward=repaired") == 0
+    assert train(*likely, f"--output={run}", "--reward=repaired") == 0
     assert Settings.from_run(Run.open(run)).repair.repair == "least-squares"
     found = results(run)["perplexity"]
     assert found["pruned"] != found["masked"]
