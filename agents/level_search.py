@@ -21,8 +21,8 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor
 
 from pgprune.agents.base import COUNTS, Agent, lowest
-from pgprune.agents.levels.grid import grid, groups_of
-from pgprune.agents.levels.knapsack import cheapest
+from pgprune.agents.levels.start import best
+from pgprune.metrics import Importance
 from pgprune.repair.levels import Levels
 
 SHARES = (0.5, 0.25, 0.25)
@@ -39,6 +39,7 @@ class LevelSearch(Agent):
 
     Args:
         env: the vector environment, whose judge has levels on the grid of its budget.
+        importance: its mask on the budget is the start; see ``scores_of_levels``.
         seed: of the calibration stream.
 
     Attributes:
@@ -52,12 +53,14 @@ class LevelSearch(Agent):
     saved_tensors = ("scores", "choice", "previous", "sums")
     saved_values = (*COUNTS, "round", "cursor")
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], seed: int = 0) -> None:
+    def __init__(
+        self, env: VectorEnv[Any, Any, Any], importance: Importance, seed: int = 0
+    ) -> None:
         super().__init__(env, None, seed)
         levels = self.env.judge.levels
         assert levels is not None
         self.levels = levels
-        _, self.choice = grid(self.budget)
+        self.choice = levels.below(importance.mask(self.budget)[None])[0]
         self.previous = self.choice.clone()
         self.scores = torch.zeros(self.budget.units.n, dtype=torch.float64)
         most = max(len(group.kept) for group in levels.groups)
@@ -132,13 +135,9 @@ class LevelSearch(Agent):
             self.choice = self.previous.clone()
         else:
             rises = self._rises()
-            values = [self._values(group, rises[group]) for group in range(len(self.choice))]
             self.previous = self.choice.clone()
-            for pool in self.budget.pools:
-                members = groups_of(self.budget, pool).tolist()
-                costs = [self._costs(group) for group in members]
-                found = cheapest([values[group] for group in members], costs, pool.capacity)
-                self.choice[members] = torch.tensor(found)
+            values = [self._values(group, rises[group]) for group in range(len(self.choice))]
+            self.choice = best(self.levels, self.budget, values.__getitem__)
         self.sums.zero_()
         self.round, self.cursor = min(self.round + 1, len(SHARES) - 1), 0
 
@@ -185,11 +184,6 @@ class LevelSearch(Agent):
         fewer = levels > self.choice[:, None]
         rises = torch.where(fewer, means.clamp(min=0), means.clamp(max=0))
         return rises.where(count > 0, torch.inf)
-
-    def _costs(self, group: int) -> Tensor:
-        """Returns what the budget counts at each level of a group, (levels,) int64."""
-        first = self.budget.units.groups[group].start
-        return self.levels.groups[group].kept * self.budget.cost[first]
 
     def _on_budget(self, choice: Tensor) -> Tensor:
         """Rounds a choice (groups,) to a mask on the budget, (n,) uint8."""

@@ -59,7 +59,7 @@ def make_agent(settings: Settings, env: LLMPruningVectorEnv, importance: Importa
         PruningError: the agent does not fit the environment.
     """
     if searches_levels(settings):
-        return LevelSearch(env, settings.run.seed)
+        return LevelSearch(env, importance, settings.run.seed)
     return settings.entry.agent.from_settings(
         env, settings.own, importance, settings.init, settings.run.seed, settings.action
     )

@@ -4,14 +4,18 @@ from torch import Tensor
 
 from pgprune.agents.level_search import scores_of_levels
 from pgprune.agents.levels.grid import grid
+from pgprune.agents.levels.start import starts
 from pgprune.agents.training.factory import searches_levels
 from pgprune.agents.training.settings import LEVELS, Settings
+from pgprune.envs.judge import Judge
 from pgprune.masking.problem import Problem
 from pgprune.metrics import METRICS, Importance
 from pgprune.repair.fit_levels import fit_levels
 from pgprune.repair.levels import Levels
 from pgprune.runs.files import RunFile
 from pgprune.runs.run import Run
+
+_WINDOWS = 32  # that choose the start
 
 
 def levels_of(run: Run, settings: Settings, problem: Problem, windows: Tensor) -> Levels | None:
@@ -33,19 +37,20 @@ def levels_of(run: Run, settings: Settings, problem: Problem, windows: Tensor) -
         return fit_levels(problem.lm, windows, kept, folder, settings.repair.damping)
 
 
-def start_of(
-    settings: Settings, problem: Problem, windows: Tensor, levels: Levels | None
-) -> Importance:
+def start_of(settings: Settings, problem: Problem, windows: Tensor, judge: Judge) -> Importance:
     """Returns the importance that an agent starts from: of the metric, or of its levels.
+
+    The search of levels starts from the best of a few choices on a few windows.
 
     Args:
         settings: of the run.
         problem: the model and its budget.
         windows: calibration token ids of the metric, (N, T).
-        levels: that are searched; None for none.
+        judge: computes the loss of rewards.
     """
-    if levels is None or not searches_levels(settings):
+    if judge.levels is None or not searches_levels(settings):
         metric, seed = METRICS[settings.metric], settings.run.seed
         return metric(problem.lm, windows, problem.budget, seed)
-    _, start = grid(problem.budget)
-    return Importance(scores_of_levels(levels, start))
+    choices = starts(judge.levels, problem.budget)  # (S, groups)
+    losses = judge(judge.levels.masks(choices), windows[:_WINDOWS])  # (S, B)
+    return Importance(scores_of_levels(judge.levels, choices[losses.mean(dim=1).argmin()]))

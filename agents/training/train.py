@@ -182,7 +182,7 @@ class Training:
         """Evaluates the dense model and the metric's mask; returns the importance of units."""
         problem = self.problem
         note(f"{problem.units}; executor {problem.lm.executor}")
-        importance = start_of(self.settings, problem, self._metric_windows, self._env.judge.levels)
+        importance = start_of(self.settings, problem, self._metric_windows, self._env.judge)
         initial = self.record.masks["initial"] = importance.mask(problem.budget)
         rows = {"dense": problem.units.ones(), "initial": initial}
         with self._evaluating():

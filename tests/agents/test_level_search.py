@@ -14,10 +14,12 @@ from helpers.command import assert_same_run, results, train
 from helpers.layered import left_to_gain
 from helpers.tiny import AdditiveLM, toy_problem, toy_units
 from pgprune import PruningError
-from pgprune.agents.level_search import LevelSearch
+from pgprune.agents.level_search import LevelSearch, scores_of_levels
 from pgprune.agents.levels.grid import grid, start_shares
+from pgprune.agents.levels.start import starts
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.masking.budget import Budget
+from pgprune.metrics import Importance
 from pgprune.repair.levels import GroupLevels, Levels
 
 UNITS = toy_units(layers=6, channels=40)
@@ -47,7 +49,8 @@ def searching(budget_kind: str = "parameters", seed: int = 0) -> LevelSearch:
         errors = torch.cat([torch.zeros(1).double(), lost])[len(order) - counts]
         groups.append(GroupLevels(counts, order, errors / own.sum(), 1))
     env.judge.levels = Levels(UNITS, groups, Path("nowhere"))
-    return LevelSearch(env, seed)
+    _, start = grid(env.budget)
+    return LevelSearch(env, Importance(scores_of_levels(env.judge.levels, start)), seed)
 
 
 @pytest.mark.parametrize("budget", ["per-kind", "parameters"])
@@ -116,6 +119,20 @@ def test_levels_are_whole_steps_around_the_start(budget, rate, channels):
         members = set(units.group[pool.members].tolist())
         costs = [first[g] * int(allowed.cost[units.groups[g].start]) for g in members]
         assert sum(costs) <= pool.capacity
+
+
+@pytest.mark.parametrize("budget", ["per-kind", "parameters"])
+def test_starts_are_within_the_budget_and_differ(budget):
+    agent = searching(budget)
+    choices = starts(agent.levels, agent.budget)
+    assert not agent.budget.excess(agent.levels.masks(choices)).any()
+    errors = [
+        sum(float(of.errors[level]) for of, level in zip(agent.levels.groups, choice, strict=True))
+        for choice in choices
+    ]
+    assert errors[1] == min(errors)
+    assert errors[1] <= errors[3] <= errors[0]
+    assert errors[1] < errors[0]
 
 
 def test_channels_pay_first_where_they_can():
