@@ -22,6 +22,7 @@ PAGES = [
     ("tuning", "benchmark", "benchmarks/tune_agents.py", "benchmark/tuning.md"),
     ("gpu", "gpu", "benchmarks/gpu.py", "performance.md"),
     ("gpu", "gpu", "benchmarks/gpu.py", "real_model.md"),
+    ("real_model", "real_model", "benchmarks/real_model.py", "real_model.md"),
 ]
 MARKERS = {  # of each record file: the places that it fills
     "comparison": {"comparison"},
@@ -30,6 +31,7 @@ MARKERS = {  # of each record file: the places that it fills
     "against_reinforce": {"against"},
     "tuning": {"tuning"},
     "gpu": {"gpu", "gpu-learning"},
+    "real_model": {"real-model"},
 }
 
 
