@@ -25,8 +25,9 @@ run: $(INSTALLED)
 real: $(REAL)
 	if [ -d $(REAL_RUN) ]; then $(BIN)/pgprune train --resume $(REAL_RUN) --export hf; \
 	else $(BIN)/pgprune train --agent auto --model smollm2 --prune-rate 0.2 \
-		--calibration "builtin:prose:1,builtin:code:1" --repair least-squares \
-		--total-timesteps 100 --export hf --output $(REAL_RUN) $(ARGS); fi
+		--budget parameters --calibration "builtin:prose:1,builtin:code:1" \
+		--repair least-squares --total-timesteps 200 --evaluation-windows 100 \
+		--export hf --output $(REAL_RUN) $(ARGS); fi
 	test -d $(REAL_RUN)/gguf || $(BIN)/pgprune export $(REAL_RUN) --format gguf
 
 test: $(DEVELOPED)

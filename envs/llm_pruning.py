@@ -171,6 +171,7 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
         self.units = self._row.units
         self.budget = self._row.budget
         self.stream = self._row.stream
+        self.judge = self._row.judge
         self.render_mode = render_mode
         self.action_space = self._row.single_action_space
         self.observation_space = self._row.single_observation_space

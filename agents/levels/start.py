@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pgprune.agents.levels.grid import grid, groups_of
 from pgprune.agents.levels.knapsack import cheapest
 from pgprune.masking.budget import Budget
+from pgprune.repair.level_grid import grid, groups_of
 from pgprune.repair.levels import Levels
 
 

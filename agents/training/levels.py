@@ -3,7 +3,6 @@
 from torch import Tensor
 
 from pgprune.agents.level_search import scores_of_levels
-from pgprune.agents.levels.grid import grid
 from pgprune.agents.levels.start import starts
 from pgprune.agents.training.factory import searches_levels
 from pgprune.agents.training.settings import LEVELS, Settings
@@ -11,6 +10,7 @@ from pgprune.envs.judge import Judge
 from pgprune.masking.problem import Problem
 from pgprune.metrics import METRICS, Importance
 from pgprune.repair.fit_levels import fit_levels
+from pgprune.repair.level_grid import grid
 from pgprune.repair.levels import Levels
 from pgprune.runs.files import RunFile
 from pgprune.runs.run import Run

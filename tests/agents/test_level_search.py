@@ -15,11 +15,11 @@ from helpers.layered import left_to_gain
 from helpers.tiny import AdditiveLM, toy_problem, toy_units
 from pgprune import PruningError
 from pgprune.agents.level_search import LevelSearch, scores_of_levels
-from pgprune.agents.levels.grid import grid, start_shares
 from pgprune.agents.levels.start import starts
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.masking.budget import Budget
 from pgprune.metrics import Importance
+from pgprune.repair.level_grid import grid, start_shares
 from pgprune.repair.levels import GroupLevels, Levels
 
 UNITS = toy_units(layers=6, channels=40)
