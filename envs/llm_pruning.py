@@ -106,6 +106,7 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
     | `calibration`         | str     | `"builtin"`        | text of the rewards (`DataConfig`)  |
     | `evaluation`          | str     | `"builtin"`        | text of `perplexity`, likewise      |
     | `granularity`         | str     | `"heads+channels"` | what a unit is                      |
+    | `rotate_values`       | bool    | `True`             | values: change of basis first       |
     | `channel_block`       | int     | `1`                | neighbouring channels in one unit   |
     | `prune_rate`          | float   | `0.4`              | share to remove                     |
     | `budget`              | str     | `"per-kind"`       | or `units` or `parameters`          |

@@ -60,8 +60,8 @@ def sources() -> dict[str, Path]:
     found = {}
     for package in SETUPTOOLS["packages"]:
         folder = ROOT / SETUPTOOLS["package-dir"].get(package, package.replace(".", "/"))
-        if package == "pgprune.agents.training":
-            folder = ROOT / "agents" / "training"
+        if package.startswith("pgprune.agents."):
+            folder = ROOT / package.removeprefix("pgprune.").replace(".", "/")
         files = [*folder.glob("*.py")]
         for pattern in SETUPTOOLS["package-data"].get(package, []):
             files += [file for file in folder.glob(pattern) if file.is_file()]

@@ -41,7 +41,7 @@ class AgentConfig(Config):
     )
     reward: str = option(
         "auto",
-        "loss as masked, after a repair, or of levels of refitted weights; auto: see docs",
+        "loss of what: the mask, its repair, or levels of refitted weights",
         choices=["auto", *REWARDS, LEVELS],
     )
     loss: str = option(

@@ -19,7 +19,7 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.repair.config import RepairConfig
 from pgprune.repair.fit_levels import fit_levels
-from pgprune.repair.repair import repaired
+from pgprune.repair.repair import Repair, repaired
 from pgprune.runs.run import Run
 
 IDS = tokens(batch=2)
@@ -208,8 +208,8 @@ def test_the_shipped_mask_is_chosen_by_it(problem):
     alone = [final_mask(judge, [each], windows, batches, config) for each in masks]
     dense = [problem.lm.dense_predictions(batch, TOP) for batch in batches]
     losses = []
-    for each, repair in alone:
-        with repaired(problem.lm, repair):
+    for each, chosen in alone:
+        with repaired(problem.lm, chosen.repair or Repair()):
             pairs = zip(batches, dense, strict=True)
             rows = [problem.lm.divergences(each[None], *pair) for pair in pairs]
         losses.append(float(torch.cat(rows, dim=1).mean()))

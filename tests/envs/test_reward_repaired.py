@@ -163,7 +163,8 @@ def test_a_run_learns_repaired_and_reports_plain(options, tmp_path, problem):
     assert (found["reward"], plain["reward"]) == ("repaired", "plain")
     for row in ("dense", "initial"):
         assert found["perplexity"][row] == plain["perplexity"][row]
-    assert found["tokens"] == plain["tokens"] + 2 * 128 * 16  # the means, once
+    cost, plain_cost = (each["method_cost"]["tokens"] for each in (found, plain))
+    assert cost == plain_cost + 2 * 128 * 16  # the means, once
 
     settings = Settings.from_run(Run.open(run))
     assert settings.agent.reward == "repaired"
