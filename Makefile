@@ -21,11 +21,12 @@ run: $(INSTALLED)
 	$(BIN)/pgprune train --agent reinforce --model builtin --evaluation-windows 400 \
 		--export hf $(ARGS)
 
-# Interrupted, it goes on where it was; the run is written once for transformers and once as GGUF.
+# Channels alone: a kv group of this model is a third of a layer's attention. 26.67 % of them are 20 %
+# of heads and channels. Interrupted, it goes on where it was; the run is written once for transformers and once as GGUF.
 real: $(REAL)
 	if [ -d $(REAL_RUN) ]; then $(BIN)/pgprune train --resume $(REAL_RUN) --export hf; \
-	else $(BIN)/pgprune train --agent auto --model smollm2 --prune-rate 0.2 \
-		--budget parameters --calibration "builtin:prose:1,builtin:code:1" \
+	else $(BIN)/pgprune train --agent auto --model smollm2 --granularity channels \
+		--prune-rate 0.2667 --calibration "builtin:prose:1,builtin:code:1" \
 		--repair least-squares --total-timesteps 200 --evaluation-windows 100 \
 		--export hf --output $(REAL_RUN) $(ARGS); fi
 	test -d $(REAL_RUN)/gguf || $(BIN)/pgprune export $(REAL_RUN) --format gguf
