@@ -4,8 +4,8 @@ A new method is one file here, with a function under ``@method(...)``, and one l
 metric is a method already. ``Method`` documents the arguments that all methods share.
 """
 
-from pgprune.methods.base import METHODS, Method, MethodConfig, Pruned, method
 from pgprune.methods.bonsai import bonsai
+from pgprune.methods.common.base import METHODS, Method, MethodConfig, Pruned, method
 from pgprune.methods.fasp import fasp
 from pgprune.methods.flap import flap
 from pgprune.methods.gisp import gisp

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 from pgprune.masking.problem import Problem
-from pgprune.methods.base import MethodConfig, Pruned, method
+from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.metrics.base import FINE
 from pgprune.metrics.fasp import score_and_refit
 

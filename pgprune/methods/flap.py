@@ -5,7 +5,7 @@ from torch import Tensor
 from pgprune.masking.layer_mask import LayerMask
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.problem import Problem
-from pgprune.methods.base import MethodConfig, Pruned, method
+from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.metrics.base import FINE
 from pgprune.metrics.flap import Moments, check_windows, dense_moments, flap_importance
 from pgprune.models.families import family_of

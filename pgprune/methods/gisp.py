@@ -6,7 +6,7 @@ from torch import Tensor
 from pgprune.errors import PruningError
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.problem import Problem
-from pgprune.methods.base import MethodConfig, Pruned, method
+from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.metrics.base import FINE
 from pgprune.metrics.bonsai import rates_of_rounds
 from pgprune.metrics.importance import Importance, protected_units

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from pgprune.masking.budget import Budget
 from pgprune.masking.problem import Problem
 from pgprune.masking.soft_losses import soft_losses
-from pgprune.methods.base import MethodConfig, Pruned, method
-from pgprune.methods.learning import steps_for, stopwatch
+from pgprune.methods.common.base import MethodConfig, Pruned, method
+from pgprune.methods.common.learning import steps_for, stopwatch
 from pgprune.metrics import Importance
 from pgprune.metrics.base import ALL
 from pgprune.utils.progress import track

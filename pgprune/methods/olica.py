@@ -11,7 +11,7 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.observation import Observation
 from pgprune.masking.problem import Problem
 from pgprune.masking.units import Group, PruningUnits
-from pgprune.methods.base import MethodConfig, Pruned, method
+from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.metrics.base import per_unit, square_sum
 from pgprune.metrics.importance import ranks
 from pgprune.models.families import decoder_layers, linear_at

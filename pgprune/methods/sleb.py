@@ -6,7 +6,7 @@ from torch import Tensor
 from pgprune.errors import PruningError
 from pgprune.masking.budget import Budget
 from pgprune.masking.problem import Problem
-from pgprune.methods.base import MethodConfig, Pruned, method
+from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.metrics.base import DEPTH
 from pgprune.metrics.importance import protected_units
 from pgprune.metrics.layerwise_ppl import losses_without

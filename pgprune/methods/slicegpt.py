@@ -12,7 +12,7 @@ from pgprune.errors import PruningError
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.observation import Observation
 from pgprune.masking.problem import Problem
-from pgprune.methods.base import MethodConfig, Pruned, method
+from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.models.families import decoder_layers, family_of
 from pgprune.surgery.slice_model import sliced_parameters
 from pgprune.surgery.stream_slices import Slices, centred, project, projection_hooks

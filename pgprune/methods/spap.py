@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pgprune.masking.problem import Problem
-from pgprune.methods.base import MethodConfig, Pruned, method
-from pgprune.methods.local_solver import prune_locally
+from pgprune.methods.common.base import MethodConfig, Pruned, method
+from pgprune.methods.common.local_solver import prune_locally
 from pgprune.metrics.base import FINE
 from pgprune.repair.least_squares import LeastSquares
 from pgprune.repair.sweep import Sweep

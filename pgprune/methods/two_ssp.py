@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pgprune.masking.problem import Problem
 from pgprune.masking.units import PruningUnits
-from pgprune.methods.base import MethodConfig, Pruned, method
+from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.metrics.importance import ranks
 from pgprune.metrics.layerwise_ppl import losses_without
 

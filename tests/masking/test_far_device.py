@@ -14,7 +14,7 @@ from helpers.tiny import masked_lm, tiny_model, tokens, toy_problem
 from pgprune.masking.budget import Budget
 from pgprune.masking.problem import Problem
 from pgprune.methods import METHODS
-from pgprune.methods.base import MethodConfig
+from pgprune.methods.common.base import MethodConfig
 from pgprune.metrics import METRICS
 from pgprune.repair.fit import REPAIRS, fit_repair
 from pgprune.repair.repair import repaired

@@ -21,7 +21,7 @@ from pgprune.masking.kept_weights import check_kernels
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.problem import PruningConfig, make_problem
 from pgprune.masking.units import PruningUnits
-from pgprune.methods.base import MethodConfig
+from pgprune.methods.common.base import MethodConfig
 from pgprune.models.load import ModelConfig
 from pgprune.runs.settings import RunConfig
 

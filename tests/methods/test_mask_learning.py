@@ -12,10 +12,10 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.problem import Problem
 from pgprune.masking.soft_losses import soft_losses
 from pgprune.masking.units import PruningUnits
-from pgprune.methods.base import MethodConfig
+from pgprune.methods.common.base import MethodConfig
+from pgprune.methods.common.learning import steps_for
 from pgprune.methods.gumbel_softmax import gumbel_softmax, straight_through
 from pgprune.methods.hard_concrete import hard_concrete, kept_shares, stretched
-from pgprune.methods.learning import steps_for
 
 GRANULARITIES = ["heads+channels", "blocks", "layers"]
 METHODS = pytest.mark.parametrize(

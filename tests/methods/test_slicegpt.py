@@ -9,7 +9,7 @@ from helpers.pruned import logits_of, parameters, sliced
 from helpers.tiny import exact_norms, tiny_model, tokens
 from pgprune import PruningError
 from pgprune.masking.units import PruningUnits
-from pgprune.methods.base import MethodConfig
+from pgprune.methods.common.base import MethodConfig
 from pgprune.methods.slicegpt import principal, slicegpt, width_for, width_of
 from pgprune.models.families import decoder_layers, family_of
 from pgprune.surgery.slice_model import slice_model, sliced_config, sliced_parameters

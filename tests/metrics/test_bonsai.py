@@ -8,8 +8,8 @@ from helpers.tiny import AdditiveLM, masked_lm, tiny_model, tokens, toy_problem,
 from pgprune import PruningError
 from pgprune.masking.budget import Budget
 from pgprune.masking.problem import Problem
-from pgprune.methods.base import MethodConfig
 from pgprune.methods.bonsai import bonsai
+from pgprune.methods.common.base import MethodConfig
 from pgprune.metrics import METRICS
 from pgprune.metrics.bonsai import find_candidates, sample_pairs, wanda_prior
 from pgprune.metrics.ridge import ridge

@@ -17,7 +17,7 @@ from pgprune import PruningError
 from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.experiments.baseline import Baseline, BaselineSettings
 from pgprune.export.export import ExportConfig, export, parameters_in
-from pgprune.methods.base import MethodConfig
+from pgprune.methods.common.base import MethodConfig
 from pgprune.models.load import ModelConfig, load_model
 from pgprune.models.window_losses import model_perplexity
 from pgprune.runs.any_model import load_any

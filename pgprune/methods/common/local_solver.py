@@ -7,7 +7,7 @@ from torch import Tensor
 
 from pgprune.masking.problem import Problem
 from pgprune.masking.units import Group
-from pgprune.methods.base import Pruned
+from pgprune.methods.common.base import Pruned
 from pgprune.repair.fit import choose_and_refit
 from pgprune.repair.least_squares import LeastSquares
 

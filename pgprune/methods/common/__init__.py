@@ -1,0 +1,1 @@
+"""What methods are made of: their definition and options, and loops that several share."""
