@@ -256,7 +256,7 @@ class Agent(ABC):
     def save(self, path: str | Path) -> None:
         """Writes the agent's state to one safetensors file, or raises a PruningError."""
         tensors, values = self.state()
-        with saving(Path(path), "choose another place"):
+        with saving(Path(path), " or choose another place"):
             write_file(Path(path), tensor_bytes(tensors, {"state": json.dumps(values)}))
 
     def load(self, path: str | Path) -> "Agent":

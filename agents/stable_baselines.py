@@ -20,11 +20,11 @@ from pgprune.agents.base import Agent, load_package, lowest
 from pgprune.agents.logits import logits_of, on_budget
 from pgprune.agents.offsets import importance_of
 from pgprune.envs import VectorDensityAction, VectorScoreAction
+from pgprune.envs.randomness import Randomness
 from pgprune.errors import PruningError
 from pgprune.metrics import Importance
 from pgprune.metrics.initialization import initial_probabilities
 from pgprune.utils.options import Config
-from pgprune.utils.randomness import Randomness
 
 NO_RESUME = (
     "a checkpoint holds the policy, but not the optimizer, the replay buffer and the random state "

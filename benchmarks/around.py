@@ -29,12 +29,12 @@ from pgprune.evaluation.timing import CLOCKS, Clock, Spread, machine
 from pgprune.masking.problem import Problem
 from pgprune.methods import METHODS, MethodConfig
 from pgprune.repair.fit import REPAIRS, fit_repair
+from pgprune.runs.versions import versions
 from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
 from pgprune.utils.files import check_new, new_directory, saving, write_file
 from pgprune.utils.markdown import check_page, grid, renew_page
 from pgprune.utils.memory import memory_of, read_once
 from pgprune.utils.options import Config, option
-from pgprune.utils.versions import versions
 
 _MARKER = "around"
 _BATCH = 8  # windows of the plain forward pass
@@ -107,7 +107,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     console.print(markdown(report), markup=False, soft_wrap=True)
     if config.output is not None:
-        with saving(Path(config.output), "choose another --output"):
+        with saving(Path(config.output), " or choose another --output"):
             with new_directory(Path(config.output)) as directory:
                 record = json.dumps(report, indent=2) + "\n"
                 write_file(directory / "around.json", record.encode())

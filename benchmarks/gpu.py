@@ -31,13 +31,13 @@ from gpu_report import MARKERS, blocks
 
 from pgprune.errors import PruningError
 from pgprune.evaluation.timing import machine
+from pgprune.runs.versions import versions
 from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
 from pgprune.utils.devices import choose_device
 from pgprune.utils.files import check_place, read_text, write_file
 from pgprune.utils.jsonl import Record, add_line, close_line, read_lines
 from pgprune.utils.markdown import has_place, renew
 from pgprune.utils.options import Config, option
-from pgprune.utils.versions import versions
 
 
 @dataclass(frozen=True)

@@ -30,13 +30,13 @@ from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.load import ModelConfig
+from pgprune.runs.versions import versions
 from pgprune.surgery.random_models import SHAPES
 from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
 from pgprune.utils.devices import choose_device
 from pgprune.utils.files import check_new, new_directory
 from pgprune.utils.options import Config, dump_yaml, from_dict, load_yaml, option, same_option
 from pgprune.utils.process_ids import local_rank, rank, world_size
-from pgprune.utils.versions import versions
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pgprune.evaluation.timing import Spread, machine
+from pgprune.runs.versions import versions
 from pgprune.utils.figures import save_figure
 from pgprune.utils.files import new_directory, saving, write_file
 from pgprune.utils.markdown import grid
-from pgprune.utils.versions import versions
 
 _MIB = 2**20
 _CURVES = {
@@ -141,7 +141,7 @@ def write_report(report: Mapping[str, Any], output: Path) -> None:
     Raises:
         PruningError: it exists by now, or cannot be written.
     """
-    with saving(output, "choose another --output"), new_directory(output) as directory:
+    with saving(output, " or choose another --output"), new_directory(output) as directory:
         write_file(directory / "speed.json", (json.dumps(report, indent=2) + "\n").encode())
         write_file(directory / "speed.md", markdown(report).encode())
         plot(report["shapes"], directory / "speed.png")

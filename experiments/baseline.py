@@ -202,7 +202,7 @@ class Baseline:
         if pruned.importance is not None:
             tensors["scores"] = pruned.importance.scores
         run.write_mask(tensors, units.describe())
-        with saving(run.path, "free some space and prune again"):
+        with saving(run.path, " and prune again"):
             if pruned.repair is not None:
                 pruned.repair.save(run.path / RunFile.REPAIR)
             if pruned.slices is not None:

@@ -122,7 +122,7 @@ def check_same(
                 )
     wanted = {**known, **settings, **sections}
     if wanted != known:
-        with saving(path, "choose another --output"):
+        with saving(path, " or choose another --output"):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_file(path, (json.dumps(wanted, indent=2) + "\n").encode())
 

@@ -28,7 +28,7 @@ def publish(text: str, config: CellsConfig) -> str:
         PruningError: the page cannot be written.
     """
     page = page_of(config)
-    with saving(page, "free some space and repeat the command with --report"):
+    with saving(page, " and repeat the command with --report"):
         # A page of --into exists already, which the command has checked at its start.
         if config.into is None:
             page.parent.mkdir(parents=True, exist_ok=True)

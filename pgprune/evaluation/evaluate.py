@@ -29,12 +29,12 @@ from pgprune.models.window_losses import model_losses, perplexity_of, window_los
 from pgprune.runs.any_model import LoadedModel, check_source, load_any, short_name
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
+from pgprune.runs.versions import versions
 from pgprune.utils.files import check_place, saving
 from pgprune.utils.jsonl import Record, add_line
 from pgprune.utils.memory import within_memory
 from pgprune.utils.options import Config, option, same_option
 from pgprune.utils.progress import phase, track
-from pgprune.utils.versions import versions
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class Evaluation:
     def _store(self, record: Record, run: FinishedRun | None) -> None:
         paths = [run.path / RunFile.EVALUATIONS] if run is not None else []
         paths += [Path(self._config.output)] if self._config.output is not None else []
-        remedy = "free some space or choose another --output"
+        remedy = " or choose another --output"
         for path in paths:
             with saving(path, remedy):
                 path.parent.mkdir(parents=True, exist_ok=True)

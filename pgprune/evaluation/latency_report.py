@@ -15,10 +15,10 @@ from rich.text import Text
 from pgprune.evaluation.latency import LatencyConfig, Measurement, Models
 from pgprune.evaluation.timing import Spread, machine, weight_bytes
 from pgprune.runs.number_table import number_table
+from pgprune.runs.versions import versions
 from pgprune.utils.figures import BEST, GREY, INITIAL, LEARNED, save_figure
 from pgprune.utils.files import new_directory, saving, write_file
 from pgprune.utils.markdown import grid
-from pgprune.utils.versions import versions
 
 _MIB = 2**20
 _MODEL_COLUMNS = ("model", "parameters", "weights (MiB)", "share")
@@ -99,7 +99,7 @@ def write_report(report: Mapping[str, Any], output: Path) -> None:
         PruningError: it exists by now, or cannot be written.
     """
     text = json.dumps(report, indent=2) + "\n"
-    with saving(output, "choose another --output"), new_directory(output) as directory:
+    with saving(output, " or choose another --output"), new_directory(output) as directory:
         write_file(directory / "benchmark.json", text.encode())
         write_file(directory / "benchmark.md", markdown(report).encode())
         # A figure of gains over the reference needs another model.

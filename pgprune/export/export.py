@@ -118,7 +118,7 @@ def export(run: FinishedRun, config: ExportConfig) -> Path:
     # Last: a repair is computed and evaluated in the number format of the run.
     if config.dtype != "auto":
         loaded.model.to(DTYPES[config.dtype])  # type: ignore[arg-type]
-    remedy = "free some space or choose another --output"
+    remedy = " or choose another --output"
     # A new directory appears complete or not at all, also where the disk is full.
     with saving(output, remedy), new_directory(output) as directory, phase(f"writing {output}"):
         write(loaded, directory)

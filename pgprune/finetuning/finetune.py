@@ -31,11 +31,11 @@ from pgprune.models.load import fingerprint
 from pgprune.models.window_losses import model_losses
 from pgprune.runs.any_model import LoadedModel, check_source, load_any, run_at
 from pgprune.runs.results import Perplexities, measured
+from pgprune.runs.versions import versions
 from pgprune.utils.ctrl_c import ctrl_c
 from pgprune.utils.files import check_new, read_checkpoint, saving, write_checkpoint
 from pgprune.utils.memory import peak_memory
 from pgprune.utils.progress import note, phase
-from pgprune.utils.versions import versions
 
 _SHOWN_UPDATES = 20  # whose mean loss is shown
 
@@ -226,7 +226,7 @@ class Finetuning:
         }
 
     def _save_checkpoint(self, tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None:
-        remedy = "free some space, then repeat the same command with --resume"
+        remedy = ", then repeat the same command with --resume"
         with saving(self._checkpoint, remedy):
             self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
             write_checkpoint(self._checkpoint, tensors, record)

@@ -40,7 +40,7 @@ def write_finetuned(
     # transformers refuses to save settings that it would only warn of when it loads them.
     model.generation_config = savable_generation_config(model, model.config)
     text = json.dumps(finite(_published(loaded, record)), indent=2, allow_nan=False) + "\n"
-    remedy = "free some space or choose another --output"
+    remedy = " or choose another --output"
     with saving(output, remedy), new_directory(output) as directory:
         model.save_pretrained(directory)
         loaded.tokenizer.save_pretrained(directory)
@@ -57,7 +57,7 @@ def add_to_run(run: FinishedRun | None, record: Mapping[str, Any]) -> None:
         PruningError: the disk is full or refuses.
     """
     if run is not None:
-        remedy = "the finetuned model is complete; free some space"
+        remedy = "; the finetuned model is complete"
         add_line(run.path / RunFile.EVALUATIONS, record, remedy)
 
 

@@ -13,7 +13,7 @@ from pgprune.repair.levels import GroupLevels, Levels, path_of
 from pgprune.repair.projection import Projection
 from pgprune.repair.refit import Solution, refit_layers
 from pgprune.repair.removal import removals
-from pgprune.utils.files import tensor_bytes, write_file
+from pgprune.utils.files import make_folder, tensor_bytes, write_file
 from pgprune.utils.progress import phase
 
 
@@ -41,7 +41,7 @@ def fit_levels(
         PruningError: no calibration text, or activations that overflow.
         OSError: the disk is full or refuses.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     groups, tensors = list[GroupLevels](), dict[str, Tensor]()
     last = lm.units.kinds[-1]
 

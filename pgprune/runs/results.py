@@ -15,8 +15,8 @@ from pgprune.masking.problem import Problem
 from pgprune.models.window_losses import perplexity_of, window_losses
 from pgprune.repair.config import added_parameters
 from pgprune.repair.repair import Repair, repaired
+from pgprune.runs.versions import versions
 from pgprune.utils.progress import track
-from pgprune.utils.versions import versions
 
 Table = dict[str, dict[str, float]]
 """Figures by row (dense, initial, masked, ...) and evaluation set."""

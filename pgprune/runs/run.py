@@ -9,8 +9,8 @@ how much of it counts, and resuming cuts off the rest.
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,10 +19,12 @@ from torch import Tensor
 from pgprune.errors import PruningError
 from pgprune.runs.files import RunFile
 from pgprune.runs.progress import ProgressLog
+from pgprune.runs.versions import versions
 from pgprune.utils.files import (
     check_new,
     check_place,
     make_directory,
+    make_folder,
     read_checkpoint,
     read_text,
     saving,
@@ -32,7 +34,6 @@ from pgprune.utils.files import (
 )
 from pgprune.utils.jsonl import finite
 from pgprune.utils.options import C, Config, dump_yaml, from_dict, load_yaml
-from pgprune.utils.versions import versions
 
 RUNS = Path("runs")
 
@@ -83,7 +84,7 @@ class Run:
                 f"{name} {version}\n" for name, version in versions().items()
             ),
         }
-        with saving(path, "free some space or choose another --output"):
+        with saving(path, " or choose another --output"):
             return cls.open(make_directory(path, files, numbered=output is None))
 
     @classmethod
@@ -149,7 +150,7 @@ class Run:
                 "fingerprint": self._fingerprint(),
                 "progress_bytes": self._progress.flush(),
             }
-            self._checkpoint.parent.mkdir(exist_ok=True)
+            make_folder(self._checkpoint.parent)
             write_checkpoint(self._checkpoint, tensors, record)
             # For people only: after a kill it may be one checkpoint behind.
             readable = json.dumps(record, indent=2) + "\n"
@@ -214,12 +215,20 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def saving(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def saving(self) -> Iterator[None]:
         """Turns what the disk refuses, in its ``with``, into a ``PruningError`` with a remedy."""
-        if not self.resumable:
-            return saving(self.path, "free some space, then start a new run")
-        remedy = f"free some space, then resume with --resume {shlex.quote(str(self.path))}"
-        return saving(self.path, f"what was saved before is intact: {remedy}")
+        resume = f"resume with --resume {shlex.quote(str(self.path))}"
+        then = f"{resume}; what was saved before is intact" if self.resumable else "start a new run"
+        try:
+            with saving(self.path, f", then {then}"):
+                yield
+        except PruningError:
+            if (self.path / RunFile.CONFIG).exists():
+                raise
+            raise PruningError(
+                f"{self.path} was removed while a command wrote to it; start a new run"
+            ) from None
 
     def _fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(self.sections, sort_keys=True).encode()).hexdigest()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from pgprune.utils.files import saving, write_file
+from pgprune.utils.files import make_folder, saving, write_file
 from pgprune.utils.progress import phase
 
 LEARNED, INITIAL, BEST, GREY = "#1f5fa8", "#f0a04b", "#2a9d57", "#888888"
@@ -41,8 +41,8 @@ def save_figure(path: Path, size: tuple[float, float], draw: Callable[[Any], obj
         draw(figure)
         content = io.BytesIO()  # in memory, so that the file is complete or absent
         figure.savefig(content, format="png", dpi=150)
-    with saving(path, "free some space"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with saving(path):
+        make_folder(path.parent)
         write_file(path, content.getvalue())
     return True
 

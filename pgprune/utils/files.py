@@ -4,7 +4,7 @@ import errno
 import hashlib
 import json
 import os
-import shutil
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, count
@@ -16,6 +16,25 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pgprune.errors import PruningError, first_line
+from pgprune.utils.temporary import open_new, temporary
+
+_OTHER = "see to that"
+_REMEDIES = {
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some of your quota",
+    errno.EFBIG: "raise the limit on the size of files",
+    errno.EROFS: "make the file system writable",
+    errno.EACCES: "make it writable for you",
+    errno.EPERM: "make it writable for you",
+    errno.ENOENT: "make its directory again",
+    errno.EEXIST: "move away what is there",
+    errno.ENOTEMPTY: "move away what is there",
+    errno.EISDIR: "move away the directory of that name",
+    errno.ENOTDIR: "move away the file in its place",
+    errno.ELOOP: "replace the symbolic link by what it names",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.EIO: "check the disk",
+}
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -24,16 +43,12 @@ def write_file(path: Path, data: bytes) -> None:
     Raises:
         OSError: the disk is full or refuses; a previous file stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.tmp")  # same file system: rename is atomic
-    try:
-        with temporary.open("wb") as file:
+    with temporary(path) as made:
+        with open(made, "wb", opener=open_new) as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)  # readers see the old or the new file
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        made.replace(path)  # same file system: readers see the old or the new file
     sync_directory(path.parent)
 
 
@@ -55,16 +70,15 @@ def append_line(path: Path, line: str) -> None:
     Raises:
         OSError: the disk is full or refuses; the file is as before.
     """
-    size = path.stat().st_size if path.exists() else 0
-    try:
-        with path.open("ab") as file:
+    with open(path, "ab", opener=open_new) as file:
+        size = file.tell()
+        try:
             file.write(f"{line}\n".encode())
             file.flush()
             os.fsync(file.fileno())
-    except OSError:
-        if path.exists():
+        except OSError:
             os.truncate(path, size)  # removes a part of the line
-        raise
+            raise
 
 
 def sync_directory(path: Path) -> None:
@@ -96,6 +110,17 @@ def check_new(path: Path, remedy: str = "choose another --output") -> None:
     check_place(path.parent)
 
 
+def make_folder(path: Path) -> None:
+    """Makes a directory in one that exists; one of that name is good, a link to one is not.
+
+    Raises:
+        OSError: it is a link or a file, its parent is gone, or the disk refuses.
+    """
+    path.mkdir(exist_ok=True)
+    if path.is_symlink():  # whoever has put it there would say where we write
+        raise OSError(errno.ELOOP, "it is a symbolic link")
+
+
 def check_place(path: Path) -> None:
     """Checks that directories can be made in a directory that may not exist yet.
 
@@ -121,20 +146,16 @@ def make_directory(path: Path, files: Mapping[str, str], numbered: bool) -> Path
         OSError: it exists, or the disk is full or refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     # Names to try if the path exists.
     numbers = (path.with_name(f"{path.name}-{number}") for number in count(2))
-    try:
-        temporary.mkdir()
+    with temporary(path, directory=True) as made:
         for name, text in files.items():
-            write_file(temporary / name, text.encode())
+            write_file(made / name, text.encode())
         for free in chain([path], numbers if numbered else []):
-            if _renamed(temporary, free):
+            if _renamed(made, free):
                 sync_directory(path.parent)
                 return free
         raise FileExistsError(errno.EEXIST, "it exists")
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
@@ -148,18 +169,14 @@ def new_directory(path: Path) -> Iterator[Path]:
         OSError: the path exists, or the disk is full or refuses.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir()
-        yield temporary
-        for file in filter(Path.is_file, temporary.rglob("*")):
+    with temporary(path, directory=True) as made:
+        yield made
+        for file in filter(Path.is_file, made.rglob("*")):
             with file.open("rb+") as written:
                 os.fsync(written.fileno())
-        if not _renamed(temporary, path):
+        if not _renamed(made, path):
             raise FileExistsError(errno.EEXIST, "it exists")
         sync_directory(path.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def write_checkpoint(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
@@ -193,15 +210,25 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 @contextmanager
-def saving(path: Path, remedy: str) -> Iterator[None]:
-    """Turns errors of writing in the body into a PruningError that names file and remedy."""
+def saving(path: Path, then: str = "") -> Iterator[None]:
+    """Turns errors of writing in the body into a PruningError with what the disk says and a remedy.
+
+    Args:
+        path: what is written.
+        then: continues the sentence after the remedy, " or choose another --output".
+    """
     try:
         yield
     except OSError as error:
         reason = (error.strerror or str(error)).lower()  # such as: no space left on device
-        raise PruningError(f"cannot write {path}: {reason}; {remedy}") from error
-    except SafetensorError as error:  # how safetensors reports a full disk
-        raise PruningError(f"cannot write {path}: {first_line(error)}; {remedy}") from error
+        remedy = _REMEDIES.get(error.errno or 0, _OTHER)
+    except SafetensorError as error:  # which hides what the disk says in a text
+        reason = first_line(error)
+        number = re.search(r"os error (\d+)", reason)
+        remedy = _REMEDIES.get(int(number[1]) if number else errno.ENOSPC, _OTHER)
+    else:
+        return
+    raise PruningError(f"cannot write {path}: {reason}; {remedy}{then}")
 
 
 def _renamed(temporary: Path, path: Path) -> bool:

@@ -11,7 +11,7 @@ from pgprune.utils.files import append_line, read_text, saving
 Record = dict[str, Any]
 """One line."""
 
-_REMEDY = "free some space and repeat the command"
+_REMEDY = " and repeat the command"
 
 
 def read_lines(path: Path) -> list[Record]:

@@ -15,7 +15,7 @@ from helpers.toy_run import Toy, make, steps_of, tensors, train
 from pgprune import PruningError
 from pgprune.runs.progress import ProgressLog, read_progress
 from pgprune.runs.run import Run, check_output
-from pgprune.utils.versions import versions
+from pgprune.runs.versions import versions
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import signal
 import time
 from contextlib import contextmanager
@@ -45,6 +46,14 @@ def test_a_full_disk_at_creation_leaves_nothing(full_disk):
     with full_disk(), pytest.raises(PruningError, match="no space left on device; free some space"):
         make("deep/out")
     assert os.listdir("deep") == []
+
+
+def test_a_run_that_was_removed_is_not_called_intact():
+    train(run := make(), [1])
+    shutil.rmtree(run.path)
+    with pytest.raises(PruningError, match="was removed while.*start a new run"):
+        train(run, [2])
+    assert not run.path.exists()
 
 
 @pytest.mark.parametrize("where", ["empty", "truncated", "header", "middle", "last byte"])
