@@ -11,6 +11,7 @@ from pgprune.methods.flap import flap
 from pgprune.methods.gisp import gisp
 from pgprune.methods.gumbel_softmax import gumbel_softmax
 from pgprune.methods.hard_concrete import hard_concrete
+from pgprune.methods.modegpt import modegpt
 from pgprune.methods.olica import olica
 from pgprune.methods.osscar import osscar
 from pgprune.methods.putri import putri
@@ -28,6 +29,7 @@ METHODS.whole |= {
     "2ssp": two_ssp,
     "putri": putri,
     "olica": olica,
+    "modegpt": modegpt,
     "fasp": fasp,
     "spap": spap,
     "ziplm": ziplm,

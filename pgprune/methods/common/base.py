@@ -89,6 +89,9 @@ class MethodConfig(Config):
     gisp_fraction: float = option(
         0.00625, "gisp: share of the parameters (or units) that a step prunes", above=0, maximum=0.5
     )
+    modegpt_entropy: float = option(
+        0.1, "modegpt: weight of the entropy of the layers' rates; large: equal rates", above=0
+    )
     slice_fraction: float | None = option(
         None,
         "slicegpt: share of the residual stream to cut off",
