@@ -19,6 +19,7 @@ from pgprune.methods.sleb import sleb
 from pgprune.methods.slicegpt import slicegpt
 from pgprune.methods.spap import spap
 from pgprune.methods.two_ssp import two_ssp
+from pgprune.methods.tyr import tyr
 from pgprune.methods.ziplm import ziplm
 
 __all__ = ["METHODS", "Method", "MethodConfig", "Pruned", "method"]
@@ -34,6 +35,7 @@ METHODS.whole |= {
     "spap": spap,
     "ziplm": ziplm,
     "osscar": osscar,
+    "tyr": tyr,
     "bonsai": bonsai,
     "gisp": gisp,
     "gumbel-softmax": gumbel_softmax,

@@ -52,16 +52,7 @@ def fit_levels(
         problem = projection.least_squares(damping)
         levels = _levels_of(problem, kept[len(groups)])
         groups.append(levels)
-        for count in levels.kept[1:].tolist():
-            units = torch.zeros(problem.units, dtype=torch.bool)
-            units[levels.order[:count]] = True
-            weight = problem.refit(units)  # (D, inputs)
-            if (bias := problem.bias(weight)) is not None:
-                tensors[f"{kind}.{count}.bias"] = bias.to("cpu", lm.dtype)
-            inputs = torch.zeros_like(weight[:1]).index_fill_(1, problem.inputs(units), 1)
-            kept_inputs = problem.in_place(inputs)[0].bool()
-            few = problem.in_place(weight)[:, kept_inputs]  # (D, kept inputs)
-            tensors[f"{kind}.{count}.weight"] = few.to("cpu", lm.dtype).contiguous()
+        tensors.update(level_tensors(problem, levels, kind, lm.dtype))
         if kind == last:
             write_file(path_of(folder, layer), tensor_bytes(tensors))
             tensors.clear()
@@ -72,6 +63,34 @@ def fit_levels(
         levels = Levels(lm.units, groups, folder, lm.device)
         levels.save()
     return levels
+
+
+def level_tensors(
+    problem: LeastSquares, levels: GroupLevels, kind: str, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Solves the weights of all levels but the first, which is the dense one.
+
+    Args:
+        problem: of all inputs of the projection.
+        levels: its levels.
+        kind: of its units.
+        dtype: of the weights.
+
+    Returns:
+        Weights (D, kept inputs) and biases (D,) on the CPU, as the file of a layer names them.
+    """
+    tensors = dict[str, Tensor]()
+    for count in levels.kept[1:].tolist():
+        units = torch.zeros(problem.units, dtype=torch.bool)
+        units[levels.order[:count]] = True
+        weight = problem.refit(units)  # (D, inputs)
+        if (bias := problem.bias(weight)) is not None:
+            tensors[f"{kind}.{count}.bias"] = bias.to("cpu", dtype)
+        inputs = torch.zeros_like(weight[:1]).index_fill_(1, problem.inputs(units), 1)
+        kept_inputs = problem.in_place(inputs)[0].bool()
+        few = problem.in_place(weight)[:, kept_inputs]  # (D, kept inputs)
+        tensors[f"{kind}.{count}.weight"] = few.to("cpu", dtype).contiguous()
+    return tensors
 
 
 def _levels_of(problem: LeastSquares, kept: Tensor) -> GroupLevels:

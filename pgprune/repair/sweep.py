@@ -51,6 +51,14 @@ class Sweep:
         """Computes the fall of the error with each pruned unit, (units,); -infinity for others."""
         return self._changes().where(~self.kept, -torch.inf)
 
+    def contributions(self) -> Tensor:
+        """Computes what each kept unit's weights give of the targets, (units,): tr(W_u B_u^T).
+
+        The error is the energy of the targets less the sum of these.
+        """
+        parts = (self._weights * self._squares.cross).sum(0)  # (inputs,)
+        return parts.view(self._squares.units, -1).sum(1).where(self.kept, 0)
+
     def toggle(self, units: Tensor) -> None:
         """Prunes some kept units, or keeps some pruned ones: their indices, (u,)."""
         if not len(units):

@@ -71,7 +71,7 @@ class MethodConfig(Config):
     barrier: int = option(1, "sleb: layers at each end that are never pruned", minimum=0)
     learning_timesteps: int = option(
         2000,
-        "gumbel-softmax, hard-concrete: passes over the model, on 1,024 tokens each",
+        "gumbel-softmax, hard-concrete, tyr: passes on 1,024 tokens each",
         minimum=1,
     )
     learning_step: float | None = option(
@@ -92,6 +92,7 @@ class MethodConfig(Config):
     modegpt_entropy: float = option(
         0.1, "modegpt: weight of the entropy of the layers' rates; large: equal rates", above=0
     )
+    tyr_offspring: int = option(16, "tyr: candidates of each generation", minimum=1)
     slice_fraction: float | None = option(
         None,
         "slicegpt: share of the residual stream to cut off",
