@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from random import Random
-from tempfile import TemporaryDirectory
+from tempfile import gettempdir
 
 import torch
 from torch import Tensor
@@ -24,8 +24,9 @@ from pgprune.repair.fit_levels import level_tensors
 from pgprune.repair.least_squares import LeastSquares
 from pgprune.repair.levels import GroupLevels, Levels, path_of
 from pgprune.repair.sweep import Sweep
-from pgprune.utils.files import tensor_bytes, write_file
+from pgprune.utils.files import saving, tensor_bytes, write_file
 from pgprune.utils.progress import track
+from pgprune.utils.temporary import temporary
 
 Counts = tuple[int, ...]
 """Units that each group keeps."""
@@ -75,8 +76,7 @@ def tyr(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> P
         The mask, the refitted weights, and the cost of learning; its steps are generations.
 
     Raises:
-        PruningError: a budget by layer, or the repair fails.
-        OSError: the disk has no room for the levels.
+        PruningError: a budget by layer, the repair fails, or temporary files cannot hold levels.
     """
     if problem.budget.scope != "global":
         raise PruningError(
@@ -89,13 +89,14 @@ def tyr(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> P
     # Which units are kept does not matter here, so rounding any scores gives equal shares.
     equal = budget.local().round(torch.zeros(units.n))[None]
     parent: Counts = tuple(units.kept_counts(equal)[0].int().tolist())
-    with TemporaryDirectory(prefix="pgprune-tyr-") as folder:
+    scratch = Path(gettempdir())
+    with saving(scratch), temporary(scratch / "tyr", directory=True) as folder:
         for number in range(_ROUNDS):
             first, last = (-(-generations * n // _ROUNDS) for n in (number, number + 1))
             if number and first == last:
                 continue  # no search, for which these levels would be
             grid = Grid.around(parent, budget, number)
-            levels = prune_to_levels(lm, windows, parent, grid, Path(folder))
+            levels = prune_to_levels(lm, windows, parent, grid, folder)
             with lm.refitted(levels.weight):
                 for _ in track(range(first, last), f"round {number + 1}", unit="generations"):
                     children = offspring(parent, grid, config.tyr_offspring, random)
