@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.forked import Forked
 from pgprune.utils.command_line import HELP_WIDTH, MAIN, ArgumentParser
 from pgprune.utils.command_names import COMMANDS, command_words, program, spelled
 
@@ -65,8 +66,9 @@ def test_an_unknown_command_names_those_that_exist():
 
 def test_a_script_runs_the_same_command():
     command = [sys.executable, str(ROOT / "scripts" / "export.py"), "--help"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith(f"usage: python {command[1]} RUN")
+    process = Forked(command, caught=True)
+    out, err = process.communicate()
+    assert process.returncode == 0 and out.startswith(f"usage: python {command[1]} RUN"), err
 
 
 def test_messages_name_a_command_as_this_one_was_started(monkeypatch):

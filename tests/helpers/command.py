@@ -1,9 +1,7 @@
 """The commands run by the tests, in this process or in another; and what a run leaves."""
 
 import json
-import os
 import runpy
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -14,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from helpers.forked import Forked
 from pgprune.utils.command_line import run_command
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -52,19 +51,12 @@ def train(*words: str) -> int | None:
     return command("train_agent", *words)
 
 
-def start(*words: str) -> subprocess.Popen[str]:
+def start(*words: str) -> Forked:
     """Starts ``train_agent.py`` in another process."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, str(SCRIPT), *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
+    return Forked([sys.executable, str(SCRIPT), *words], caught=True)
 
 
-def wait_for(condition: Callable[[], Any], process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], Any], process: Forked) -> None:
     while not condition():
         assert process.poll() is None, process.communicate()
         time.sleep(0.002)

@@ -3,12 +3,12 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from helpers.forked import TORCHRUN, Forked
 from helpers.tiny import masked_lm, tiny_model, tokens
 from pgprune.envs.judge import Judge
 from pgprune.errors import ResourceError
@@ -39,14 +39,10 @@ SCRIPT = TESTS / "helpers" / "ranks_script.py"
     ],
 )
 def test_three_processes(trouble, says):
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
-    paths = os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    done = subprocess.run(
-        [*launch, str(SCRIPT), trouble], capture_output=True, text=True, env=environment
-    )
-    assert done.stdout == says + "\n", done.stderr
-    assert done.returncode == (trouble == "killed"), done.stderr
+    launched = Forked([*TORCHRUN, "--nproc-per-node=3", str(SCRIPT), trouble], caught=True)
+    out, err = launched.communicate()
+    assert out == says + "\n", err
+    assert launched.returncode == (trouble == "killed"), err
 
 
 @pytest.mark.parametrize(
@@ -82,11 +78,10 @@ def test_the_host_really_says_so():
 @pytest.mark.slow
 def test_the_benchmark_finds_the_same_losses(tmp_path):
     script = TESTS.parent / "benchmarks" / "ranks.py"
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     paths = os.pathsep.join([str(script.parent), os.environ.get("PYTHONPATH", "")])
     quick = ["--shape=builtin", "--batch-size=2", "--sequence-length=16", "--repeats=2"]
     done = subprocess.run(
-        [*launch, str(script), *quick, f"--output={tmp_path / 'ranks'}"],
+        [*TORCHRUN, "--nproc-per-node=2", str(script), *quick, f"--output={tmp_path / 'ranks'}"],
         capture_output=True,
         text=True,
         env=os.environ | {"PYTHONPATH": paths},

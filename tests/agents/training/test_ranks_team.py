@@ -1,36 +1,31 @@
-"""scripts/train_agent.py under torchrun, as a user starts it: two processes share the masks."""
+"""scripts/train_agent.py under torchrun: two processes share the masks."""
 
 import os
 import re
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from helpers.command import SCRIPT, assert_same_run, logged, results, train, wait_for
+from helpers.forked import TORCHRUN, Forked
 from pgprune.errors import PruningError
 from pgprune.runs.progress import read_progress
 from pgprune.runs.run import Run
 from pgprune.utils.command_line import run_command
 from pgprune.utils.devices import choose_device
 
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+LAUNCH = [*TORCHRUN, "--nproc-per-node=2", str(SCRIPT)]
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 LONG = "--total-timesteps=4000"
 SLICED = "--executor=sliced"  # evaluates one mask at a time, whoever does it
 
 
-def launch(*options: str) -> subprocess.Popen[str]:
-    """Starts a command as two processes."""
-    return subprocess.Popen(
-        [*LAUNCH, str(SCRIPT), *options],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
+def launch(*options: str) -> Forked:
+    """Starts the command as two processes."""
+    return Forked([*LAUNCH, *options], caught=True)
 
 
 def finished(*options: str) -> str:
@@ -41,7 +36,14 @@ def finished(*options: str) -> str:
     return out
 
 
-def process_of(rank: int, launcher: subprocess.Popen[str]) -> int:
+def finished_anew(*options: str) -> str:
+    """The same of torchrun as a user starts it, whose three processes import everything."""
+    done = subprocess.run([*LAUNCH, *options], env=ONE_THREAD, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def process_of(rank: int, launcher: Forked) -> int:
     """The number of a launched process to the system."""
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
     if not children.exists():
@@ -62,9 +64,10 @@ def alone(options: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def test_two_processes_learn_what_one_learns_bit_for_bit(options, alone, tmp_path):
+@pytest.mark.parametrize("two", [finished, pytest.param(finished_anew, marks=pytest.mark.slow)])
+def test_two_processes_learn_what_one_learns_bit_for_bit(two, options, alone, tmp_path):
     run = tmp_path / "run"
-    out = finished(*options, f"--output={run}", SLICED)
+    out = two(*options, f"--output={run}", SLICED)
     assert_same_run(alone, run)
     assert out.count("learned mask") == 1, "the main process alone prints"
     assert [path.name for path in tmp_path.iterdir()] == ["run"], "and alone writes"
