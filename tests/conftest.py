@@ -18,6 +18,7 @@ from helpers.tiny import CONFIGS, tiny_arguments, tiny_model
 from pgprune.data.stream import DataConfig
 from pgprune.masking.problem import Problem, PruningConfig, make_problem
 from pgprune.models.load import ModelConfig
+from pgprune.utils import figures
 from pgprune.utils.progress import listening
 
 pytest.register_assert_rewrite("helpers.command")
@@ -28,6 +29,21 @@ settings.load_profile("deterministic")
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 torch.set_num_threads(1)  # tiny models gain nothing from more
+PNG = figures.png
+
+
+@pytest.fixture(scope="session", autouse=True)
+def blank() -> Iterator[None]:
+    """Figures are drawn but not painted, which takes longer than a tiny run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, "png", lambda figure: b"")
+        yield
+
+
+@pytest.fixture
+def painted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are pictures."""
+    monkeypatch.setattr(figures, "png", PNG)
 
 
 @pytest.fixture(params=list(CONFIGS))

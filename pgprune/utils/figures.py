@@ -39,12 +39,18 @@ def save_figure(path: Path, size: tuple[float, float], draw: Callable[[Any], obj
     with rc_context(_STYLE), phase(f"drawing {path.name}"):  # restores the global style
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
-        content = io.BytesIO()  # in memory, so that the file is complete or absent
-        figure.savefig(content, format="png", dpi=150)
+        content = png(figure)  # in memory, so that the file is complete or absent
     with saving(path):
         make_folder(path.parent)
-        write_file(path, content.getvalue())
+        write_file(path, content)
     return True
+
+
+def png(figure: Any) -> bytes:
+    """Returns a figure of matplotlib as the content of a PNG file."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=150)
+    return content.getvalue()
 
 
 def plain_ticks(axis: Any) -> None:

@@ -207,7 +207,7 @@ def test_hamming_distances_are_those_of_the_masks(compared):
     assert len(distances) == 3 and np.any(distances > 0)
 
 
-def test_figures_are_drawn(compared):
+def test_figures_are_drawn(compared, painted):
     pytest.importorskip("matplotlib")
     names = {path.name for path in plot_all(compared, recorded(compared))}
     assert names == {"perplexity-channels-heads.png", "perplexity-layers.png", "hamming-model.png"}

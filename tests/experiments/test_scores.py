@@ -119,7 +119,7 @@ def test_a_perplexity_that_is_no_number_is_infinite():
     assert "| auto | ∞ | 20.00 ± 0.00 | ∞ |" in tables(Scores(some), some, CONFIG)
 
 
-def test_the_page_is_renewed_between_its_markers_and_has_the_figures(output, tmp_path):
+def test_the_page_is_renewed_between_its_markers_and_has_the_figures(output, tmp_path, painted):
     pytest.importorskip("matplotlib")
     page = tmp_path / "docs" / "page.md"
     page.parent.mkdir()

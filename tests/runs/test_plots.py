@@ -14,6 +14,9 @@ from pgprune.runs.plots import plot_kept_shares, plot_learning_curve, smooth_cur
 GROUPS = [Group(layer, kind, 0, 1) for layer in range(4) for kind in ("heads", "channels")]
 
 
+pytestmark = pytest.mark.usefixtures("painted")
+
+
 @pytest.fixture
 def progress(tmp_path):
     path = tmp_path / "progress.csv"
@@ -29,6 +32,11 @@ def picture(path):
     image = pytest.importorskip("matplotlib.image").imread(path)
     assert image.std() > 0.05  # something is drawn
     return image
+
+
+def test_learning_curve_of_a_run(undisturbed, tmp_path):
+    assert plot_learning_curve(undisturbed / "progress.csv", tmp_path / "curve.png")
+    picture(tmp_path / "curve.png")
 
 
 def test_learning_curve(progress, tmp_path):
