@@ -66,8 +66,11 @@ def _blocks(documents: Iterable[tuple[int, str]], size: int) -> Iterator[dict[in
 def encode(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator[Ids]:
     """Tokenises documents and yields the ids of each."""
     texts = iter(texts)
-    # A few at a time, since a tokenizer's result is far larger than the ids in it.
-    while few := list(islice(texts, 32)):
+    # A few at a time, since a tokenizer's result is far larger than the ids in it; at first fewer,
+    # since the first window is often all that is asked for.
+    size = 1
+    while few := list(islice(texts, size)):
+        size = min(2 * size, 32)
         encoded = tokenizer(
             few,
             return_attention_mask=False,

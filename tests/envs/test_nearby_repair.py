@@ -127,7 +127,7 @@ def test_the_answer_is_the_better_one_of_start_and_learned_once_repaired(
     generator = torch.Generator().manual_seed(seed)
     learned = problem.budget.round(torch.rand(problem.units.n, generator=generator).double())
     monkeypatch.setattr(Auto, "mask", lambda agent: learned.clone())
-    more = ["--agent=auto", "--reward=repaired", "--prune-rate=0.5", "--dtype=float64", "--seed=3"]
+    more = ["--agent=auto", "--reward=repaired", "--total-timesteps=1", "--seed=3"]
     assert train(*options, *more, f"--output={tmp_path / 'run'}") == 0
     found = load_file(tmp_path / "run" / "mask.safetensors")
     answers = [learned, found["initial"]]

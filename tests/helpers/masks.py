@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from helpers.tiny import tokens, zeroed
+from helpers.tiny import tokens, zero
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 
@@ -67,8 +67,12 @@ class Case:
     def reference(self, dtype: torch.dtype = torch.float64) -> torch.Tensor:
         """The logits of Hugging Face's model with zeros in place of the pruned weights."""
         model = copy.deepcopy(self.model).to(dtype)
+        weights = copy.deepcopy(model.state_dict())
+        plain = []
         with torch.no_grad():
-            plain = [zeroed(model, self.units, mask)(self.ids).logits for mask in self.masks]
+            for mask in self.masks:
+                plain.append(zero(model, self.units, mask)(self.ids).logits)
+                model.load_state_dict(weights)  # quicker than another copy of the model
         return torch.stack(plain).double()
 
     def worst(self, error: torch.Tensor) -> str:

@@ -37,7 +37,7 @@ def problem_of(name: str, far: bool) -> Problem:
     lm = masked_lm(tiny_model("llama", torch.float32), granularity, executor="sliced")
     if far:
         take(lm.model)
-    problem = toy_problem(lm)
+    problem = toy_problem(lm, batch=8)  # few steps, of which each costs much there
     budget = Budget(lm.units, 0.33 if name in DEPTH else 0.5, kind)
     return replace(problem, budget=budget)
 

@@ -49,11 +49,9 @@ def test_the_same_seed_gives_the_same_run(options, undisturbed, tmp_path):
 @pytest.mark.parametrize("init", ["auto", "random-progressive"])
 def test_every_granularity_runs(granularity, init, options, tmp_path):
     run = tmp_path / "run"
+    few = [f"--granularity={granularity}", f"--init={init}", "--total-timesteps=1"]
     rate = "--prune-rate=0.34"  # one layer of three; the others round down too
-    assert (
-        train(*options, f"--output={run}", f"--granularity={granularity}", f"--init={init}", rate)
-        == 0
-    )
+    assert train(*options, *few, rate, f"--output={run}") == 0
     found = results(run)
     assert 0 < found["prune_rate"]["achieved"]
     assert found["perplexity"]["masked"]
