@@ -1,5 +1,6 @@
 """Fixtures of all tests: determinism, silence, tiny models and, if present, real ones."""
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,6 +31,11 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 torch.set_num_threads(1)  # tiny models gain nothing from more
 PNG = figures.png
+
+
+def pytest_collection_finish() -> None:
+    """Spares the collector of this process and of its copies what the imports have left."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)
