@@ -23,6 +23,7 @@ from pgprune.models.load import ModelConfig, check_model
 from pgprune.runs.any_model import load_any
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
+from pgprune.runs.lock import locked
 from pgprune.runs.results import NOTHING, Perplexities
 from pgprune.runs.run import Run
 from pgprune.utils.jsonl import Record, add_line, close_line
@@ -84,6 +85,18 @@ def run(
     words = {cell: cell.words(config, text, config.options_of(cell)) for cell in cells}
     with phase("checking the cells"):
         check_cells(words, config, data)
+    output = Path(config.output)
+    with locked(output / ".lock", output):
+        return _run(cells, words, config, workers)
+
+
+def _run(
+    cells: Sequence[Cell],
+    words: Mapping[Cell, list[str]],
+    config: CellsConfig,
+    workers: int | None,
+) -> int:
+    """Measures what is missing in a directory that no other process writes to."""
     # A kill may leave half a line, to which the next record would else be joined.
     close_line(config.records)
     lacking = missing(cells, read_records(config.records), config.all_repairs, config.retry)

@@ -53,6 +53,14 @@ def make_parser() -> ArgumentParser:
 def resume(asked: TrainingRunConfig, console: Console) -> int:
     """Resumes a run; a finished one is only exported, if that is asked for."""
     run = Run.open(str(asked.resume))
+    if run.finished:  # which nobody writes to, perhaps on a disk that is read-only
+        return resume_opened(run, asked, console)
+    with run:
+        return resume_opened(run, asked, console)
+
+
+def resume_opened(run: Run, asked: TrainingRunConfig, console: Console) -> int:
+    """Resumes a run that no other process writes to."""
     settings = resumed(run, asked.export, asked.ray_actors)
     if run.finished:
         note(f"{run.path} is finished; its results are in {run.path}/results.json")

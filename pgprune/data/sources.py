@@ -87,6 +87,15 @@ def items(source: str) -> list[Item]:
     return parsed
 
 
+def absolute_source(source: str) -> str:
+    """Returns a source with the absolute paths of its files, where these can be parsed.
+
+    Raises:
+        PruningError: as ``items``.
+    """
+    return ",".join(map(_absolute, items(source)))
+
+
 def without_weights(source: str, use: str) -> Sequence[Item]:
     """Parses the items of a source that is no mix.
 
@@ -112,6 +121,13 @@ def _item(text: str) -> Item:
         place, weight = _split_weight(place)
     number = None if weight is None else _number(weight, place)
     return Item(text, place, int(start or 0), int(stop) if stop else None, number)
+
+
+def _absolute(item: Item) -> str:
+    path = str(item.path.absolute())
+    if _has_name(item.place) or not item.path.exists() or set(",[]") & set(path):
+        return item.text
+    return path + item.text.removeprefix(item.place)
 
 
 def _split_weight(text: str) -> tuple[str, str | None]:

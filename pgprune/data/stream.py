@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import chain, count, islice, product, tee
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pgprune.data.documents import Documents, evaluation_documents, iterate
+from pgprune.data.sources import absolute_source
 from pgprune.data.tokens import Ids, cut, encode
 from pgprune.data.windows import Windows, generator, too_short
 from pgprune.errors import PruningError
@@ -58,6 +59,11 @@ class DataConfig(Config):
         minimum=2,
         unset="--sequence-length",
     )
+
+    def absolute(self) -> Self:
+        """Returns the options with absolute paths of files."""
+        texts = absolute_source(self.calibration), absolute_source(self.evaluation)
+        return replace(self, calibration=texts[0], evaluation=texts[1])
 
     @property
     def lengths(self) -> tuple[int, ...]:

@@ -26,8 +26,10 @@ from pgprune.models.load import DTYPES, ModelConfig
 from pgprune.repair.config import adds_biases
 from pgprune.repair.fit import REPAIRS
 from pgprune.runs.finished import FinishedRun, LoadedRun
+from pgprune.runs.model_card import CARD
 from pgprune.runs.settings import FORMATS
 from pgprune.utils.files import check_new, new_directory, saving
+from pgprune.utils.manifest import Manifest, files_below
 from pgprune.utils.options import Config, option
 from pgprune.utils.progress import note, phase
 
@@ -122,6 +124,7 @@ def export(run: FinishedRun, config: ExportConfig) -> Path:
     # A new directory appears complete or not at all, also where the disk is full.
     with saving(output, remedy), new_directory(output) as directory, phase(f"writing {output}"):
         write(loaded, directory)
+        Manifest.write(directory, files_below(directory, without=[CARD]))
     return output
 
 

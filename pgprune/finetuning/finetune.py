@@ -30,6 +30,7 @@ from pgprune.masking.perplexity import bos_rule
 from pgprune.models.load import fingerprint
 from pgprune.models.window_losses import model_losses
 from pgprune.runs.any_model import LoadedModel, check_source, load_any, run_at
+from pgprune.runs.lock import locked
 from pgprune.runs.results import Perplexities, measured
 from pgprune.runs.versions import versions
 from pgprune.utils.ctrl_c import ctrl_c
@@ -97,8 +98,17 @@ class Finetuning:
 
         Raises:
             PruningError: the model cannot be loaded, the memory or the disk does not suffice, the
-                checkpoint is damaged or of another command, or the loss is not finite.
+                checkpoint is damaged or of another command, the loss is not finite, or another
+                process writes to the same place.
         """
+        lock = self.output.with_name(f".{self.output.name}.lock")
+        with saving(self.output):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+        with locked(lock, self.output):
+            return self._run()
+
+    def _run(self) -> dict[str, Any]:
+        """Finetunes, merges and writes where no other process does."""
         config = self._config
         loaded = load_any(self._source, device=config.device, dtype=config.dtype)
         parameters = loaded.parameters

@@ -12,10 +12,11 @@ from pgprune.models.load import PRUNED
 from pgprune.runs.any_model import LoadedModel
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
-from pgprune.runs.model_card import base_name, model_card, public_name, public_names
+from pgprune.runs.model_card import CARD, base_name, model_card, public_name, public_names
 from pgprune.surgery.architecture import savable_generation_config
 from pgprune.utils.files import new_directory, saving, write_file
 from pgprune.utils.jsonl import add_line, finite
+from pgprune.utils.manifest import Manifest, files_below
 from pgprune.utils.markdown import grid
 
 RECORD_FILE = "finetuning.json"
@@ -48,6 +49,7 @@ def write_finetuned(
         write_file(directory / RECORD_FILE, text.encode())
         for file in directory.glob("*.safetensors"):  # which safetensors lets nobody else read
             file.chmod(0o644)
+        Manifest.write(directory, files_below(directory, without=[CARD]))
 
 
 def add_to_run(run: FinishedRun | None, record: Mapping[str, Any]) -> None:

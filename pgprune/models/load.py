@@ -8,10 +8,10 @@ and remote code is not trusted.
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -32,7 +32,7 @@ from pgprune.models.families import FAMILIES, family_of
 from pgprune.models.gguf_model import check_tensors, read_gguf_model
 from pgprune.models.registration import register
 from pgprune.models.source import Source, find_source
-from pgprune.models.weight_files import check_weights
+from pgprune.models.weight_files import check_export, check_weights
 from pgprune.utils.devices import check_dtype, choose_device
 from pgprune.utils.options import Config, option
 from pgprune.utils.progress import phase, track
@@ -74,6 +74,13 @@ class ModelConfig(Config):
         None, "GGUF file in that directory or hub repository", unset="none", metavar="NAME"
     )
 
+    def absolute(self) -> Self:
+        """Returns the options with an absolute path, where the model is one."""
+        path = Path(self.model).expanduser()
+        if self.model == "builtin" or not path.exists():
+            return self
+        return replace(self, model=str(path.absolute()))
+
     def source(self) -> Source:
         """Finds where the model is read from.
 
@@ -94,12 +101,14 @@ def check_model(
 
     Raises:
         PruningError: the device is absent or lacks the number format, or the model is missing, of
-            an unknown family, without (whole) safetensors weights or without a tokenizer.
+            an unknown family, without (whole) safetensors weights or without a tokenizer, or a
+            file of an export was damaged or changed.
     """
     device = choose_device(config.device)
     dtype = choose_dtype(config, device)
     _check_device_map(config)
     source = config.source()
+    check_export(source)
     if (gguf := source.gguf_path) is not None:
         found = read_gguf_model(gguf)
         found.config.use_cache = False  # masks are evaluated on whole windows

@@ -6,6 +6,24 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from pgprune.errors import PruningError, first_line
+from pgprune.models.source import Source
+from pgprune.utils.manifest import Manifest
+from pgprune.utils.progress import phase
+
+
+def check_export(source: Source) -> None:
+    """Compares an exported model with its manifest, if it has one; of GGUF files, the one used.
+
+    Raises:
+        PruningError: a file is missing, damaged or changed.
+    """
+    folder = Path(source.place)
+    manifest = Manifest.read(folder) if folder.is_dir() else None
+    if manifest is not None:
+        # Files that quantizing has made of an exported one are not of the export.
+        names = set(manifest.digests)
+        with phase(f"comparing {source} with its manifest"):
+            manifest.check(names if source.gguf_file is None else names & {source.gguf_file})
 
 
 def check_weights(directory: Path) -> None:

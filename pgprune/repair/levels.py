@@ -23,6 +23,7 @@ from pgprune.errors import PruningError
 from pgprune.masking.units import Group, PruningUnits
 from pgprune.repair.repair import Repair
 from pgprune.utils.files import tensor_bytes, write_file
+from pgprune.utils.manifest import Manifest, files_below
 from pgprune.utils.transfer import send
 
 Weights = tuple[Tensor, Tensor | None]
@@ -149,7 +150,7 @@ class Levels:
         return (index if order is None else order[index]).sort().values
 
     def save(self) -> None:
-        """Writes what is not of a single layer, which completes the folder.
+        """Writes what is not of a single layer, and the manifest, which completes the folder.
 
         Raises:
             OSError: the disk is full or refuses.
@@ -160,6 +161,7 @@ class Levels:
             values = {"kept": levels.kept, "order": levels.order, "errors": levels.errors}
             tensors |= {f"{i}.{name}": value for name, value in (values | {"width": width}).items()}
         write_file(self._folder / _GROUPS, tensor_bytes(tensors))
+        Manifest.write(self._folder, files_below(self._folder))
 
     @classmethod
     def load(
@@ -168,13 +170,14 @@ class Levels:
         """Reads the levels in a folder; None if they are not complete.
 
         Raises:
-            PruningError: they are damaged, or of other units.
+            PruningError: they are damaged or changed, or of other units.
         """
-        path = folder / _GROUPS
-        if not path.exists():
+        manifest = Manifest.read(folder)
+        if manifest is None:
             return None
+        manifest.check(manifest.digests)
         try:
-            tensors = load_file(path)
+            tensors = load_file(folder / _GROUPS)
             groups = [
                 GroupLevels(
                     tensors[f"{i}.kept"],

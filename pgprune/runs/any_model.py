@@ -98,7 +98,7 @@ def short_name(source: str) -> str:
     if not path.exists():
         return source
     path = path.resolve()
-    return f"{path.parent.name}/{path.name}" if _is_run(path.parent) else path.name
+    return f"{path.parent.name}/{path.name}" if is_run(path.parent) else path.name
 
 
 def run_at(source: str) -> FinishedRun | None:
@@ -108,10 +108,11 @@ def run_at(source: str) -> FinishedRun | None:
         PruningError: the source is a run that has no results or cannot be read.
     """
     path = Path(source).expanduser()
-    return FinishedRun.open(path) if _is_run(path) else None
+    return FinishedRun.open(path) if is_run(path) else None
 
 
-def _is_run(path: Path) -> bool:
+def is_run(path: Path) -> bool:
+    """Whether a directory is that of a run, finished or not."""
     # Runs have config.yaml, models config.json; an export inside a run has the latter.
     return (path / RunFile.CONFIG).is_file() and not (path / "config.json").exists()
 

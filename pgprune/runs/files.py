@@ -16,6 +16,7 @@ class RunFile(StrEnum):
     REPAIR = "repair.safetensors"
     LEVELS = "levels"
     SLICES = "slices.json"
+    ROTATIONS = "slices.safetensors"
     PLOTS = "plots"
     EVALUATIONS = "evaluations.jsonl"
     RESULTS = "results.json"

@@ -1,6 +1,5 @@
 """Reads a finished run: its mask, its results, and the dense model that they belong to."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,19 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pgprune.data.stream import DataConfig, evaluation_windows, first_windows
-from pgprune.errors import PruningError, first_line
+from pgprune.errors import PruningError
 from pgprune.masking.units import PruningUnits
 from pgprune.models.load import ModelConfig, fingerprint, load_model
 from pgprune.models.value_rotation import rotate_values
 from pgprune.repair.repair import Repair, check_repair
 from pgprune.runs.files import RunFile
 from pgprune.runs.learned_mask import LearnedMask
+from pgprune.runs.results_file import read_results
 from pgprune.runs.run import Run
 from pgprune.surgery.layers import prune
 from pgprune.surgery.slice_model import slice_model
 from pgprune.surgery.stream_slices import Slices
+from pgprune.utils.manifest import Manifest
 
 _HALF = ("bfloat16", "float16")
 _ROTATED = (
@@ -43,14 +44,18 @@ class FinishedRun(Run):
         results: the content of results.json.
 
     Raises:
-        PruningError: there are no results yet, or they are damaged.
+        PruningError: there are no results yet, or they are damaged, changed or incomplete.
     """
 
     def __init__(
         self, path: Path, sections: dict[str, dict[str, Any]], results: dict[str, Any] | None = None
     ) -> None:
         super().__init__(path, sections)
-        self.results = _read_results(path) if results is None else results
+        known = read_results(path) if results is None else results
+        if known is None:
+            again = "prune again" if "method" in sections else f"resume it with --resume {path}"
+            raise PruningError(f"{path} has no results yet; {again}")
+        self.results = known
 
     @property
     def repair_windows(self) -> int:
@@ -76,29 +81,40 @@ class FinishedRun(Run):
         """Reads the mask that the run has learned.
 
         Raises:
-            PruningError: there is none, or it is truncated or not a mask.
+            PruningError: there is none, or it is damaged, changed or not a mask.
         """
+        self._file(RunFile.MASK)
         return LearnedMask.read(self.path / RunFile.MASK)
 
     def repair(self) -> Repair | None:
         """Reads the repair of the mask; None where the run has none.
 
         Raises:
-            PruningError: it is missing or damaged.
+            PruningError: it is missing, damaged or changed.
         """
+        found = self._file(RunFile.REPAIR)
         # A repair changes perplexity: where the two differ, its file must be there.
-        table, path = self.results.get("perplexity", {}), self.path / RunFile.REPAIR
+        table = self.results.get("perplexity", {})
         # A repair of earlier versions may be there without the row ``masked``.
         differs = "masked" in table and table.get("pruned") != table["masked"]
-        return Repair.load(path) if differs or path.exists() else None
+        return Repair.load(self.path / RunFile.REPAIR) if differs or found else None
 
     def slices(self) -> Slices | None:
         """Reads what is kept of the residual stream; None where the method did not slice it.
 
         Raises:
-            PruningError: a file of it is missing or damaged.
+            PruningError: a file of it is missing, damaged or changed.
         """
-        return Slices.load(self.path) if (self.path / RunFile.SLICES).exists() else None
+        found = self._file(RunFile.SLICES)
+        self._file(RunFile.ROTATIONS)
+        return None if found is None else Slices.load(self.path)
+
+    def _file(self, name: str) -> Path | None:
+        """Compares a file with the manifest, if there is one; returns it, None where it is not."""
+        if (manifest := Manifest.read(self.path)) is not None:
+            return manifest.file(name)
+        path = self.path / name
+        return path if path.exists() else None
 
     def load(self) -> "LoadedRun":
         """Loads the dense model on the CPU, with the mask and what belongs to it.
@@ -198,21 +214,6 @@ class LoadedRun:
             # A sliced run keeps all units, so its mask is all ones and prunes nothing.
             return slice_model(self.model, self.slices)
         return prune(self.model, self.units, self.mask, self.repair)
-
-
-def _read_results(run: Path) -> dict[str, Any]:
-    path = run / RunFile.RESULTS
-    if not path.exists():
-        raise PruningError(
-            f"{run} has no results yet; resume it with train_agent.py --resume {run}"
-        )
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise PruningError(f"{path} is damaged ({first_line(error)}); restore it") from error
-    if not isinstance(results, dict):
-        raise PruningError(f"{path} is damaged (no table of results); restore it")
-    return results
 
 
 def _export_dtype(config: ModelConfig) -> str:

@@ -11,6 +11,9 @@ from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
 from pgprune.utils.markdown import grid
 
+CARD = "README.md"
+"""The file of the card, which people may edit."""
+
 _NAMES = {
     "builtin": "pgprune's built-in model",
     "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",

@@ -3,14 +3,15 @@
 The directory appears by one rename, complete with its configuration. Every file in it is replaced
 by renaming a finished one, so that at any instant each is whole or absent, and a checkpoint that
 fails leaves the previous one as it was. ``progress.csv`` grows in place; each checkpoint records
-how much of it counts, and resuming cuts off the rest.
+how much of it counts, and its digest, and resuming cuts off the rest. The results come with a
+manifest of all files, which goes before a run is resumed. One process at a time writes to a run.
 """
 
 import hashlib
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,7 +19,9 @@ from torch import Tensor
 
 from pgprune.errors import PruningError
 from pgprune.runs.files import RunFile
+from pgprune.runs.lock import locked
 from pgprune.runs.progress import ProgressLog
+from pgprune.runs.results_file import read_results
 from pgprune.runs.versions import versions
 from pgprune.utils.files import (
     check_new,
@@ -33,9 +36,15 @@ from pgprune.utils.files import (
     write_file,
 )
 from pgprune.utils.jsonl import finite
+from pgprune.utils.manifest import MANIFEST, Manifest, files_below
 from pgprune.utils.options import C, Config, dump_yaml, from_dict, load_yaml
 
 RUNS = Path("runs")
+_LISTED = (  # in the manifest, beside plots: not what others put here, or what grows afterwards
+    *(RunFile.CONFIG, RunFile.COMMAND, RunFile.VERSIONS, RunFile.PROGRESS, RunFile.CHECKPOINT),
+    *(RunFile.MASK, RunFile.REPAIR, RunFile.SLICES, RunFile.ROTATIONS, RunFile.RESULTS),
+    f"{RunFile.LEVELS}/{MANIFEST}",
+)
 
 
 class Run:
@@ -54,6 +63,8 @@ class Run:
         self.sections = sections
         self._progress = ProgressLog(path)
         self._checkpoint = path / RunFile.CHECKPOINT
+        self._lock = ExitStack()
+        self._is_locked = False
 
     @classmethod
     def create(
@@ -115,13 +126,14 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether the results of the whole run are written, not those of an interrupted one."""
-        try:
-            # An interrupted run is evaluated as well, and says ``completed: false``.
-            results = json.loads((self.path / RunFile.RESULTS).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return False
-        return bool(results.get("completed", True))
+        """Whether the results of the whole run are written, not those of an interrupted one.
+
+        Raises:
+            PruningError: they are damaged.
+        """
+        # An interrupted run is evaluated as well, and says ``completed: false``.
+        results = read_results(self.path)
+        return results is not None and bool(results.get("completed", True))
 
     @property
     def has_checkpoint(self) -> bool:
@@ -148,7 +160,7 @@ class Run:
                 "state": dict(state),
                 # Both decide on resuming: whether it is this run, and where its log ends.
                 "fingerprint": self._fingerprint(),
-                "progress_bytes": self._progress.flush(),
+                "progress": self._progress.flush(),
             }
             make_folder(self._checkpoint.parent)
             write_checkpoint(self._checkpoint, tensors, record)
@@ -163,11 +175,28 @@ class Run:
             Tensors (on the CPU) and state as saved, or None where there is no checkpoint yet.
 
         Raises:
-            PruningError: the checkpoint is damaged, or belongs to another model or other settings.
+            PruningError: the checkpoint is damaged, or belongs to another model or other settings;
+                or progress.csv is not what it was at the checkpoint.
+        """
+        if (found := self.read_checkpoint()) is None:
+            # Killed before the first checkpoint: what was logged is done again.
+            progress: dict[str, Any] = {"size": 0}
+        else:
+            progress = found[1]["progress"]
+        with self.saving():
+            # Steps after the checkpoint are repeated, and logged then.
+            self._progress.rewind(**progress)
+            # Of results of an interrupted run, which are about to be replaced.
+            (self.path / MANIFEST).unlink(missing_ok=True)
+        return None if found is None else (found[0], found[1]["state"])
+
+    def read_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Reads the checkpoint as ``load_checkpoint``, but changes nothing.
+
+        Returns:
+            Tensors (on the CPU) and the record with ``state`` and ``progress``, or None.
         """
         if not self.has_checkpoint:
-            # Killed before the first checkpoint: what was logged is done again.
-            self._progress.rewind(0)
             return None
         tensors, record = read_checkpoint(self._checkpoint)
         # Someone has edited config.yaml, or copied a checkpoint from another run.
@@ -176,9 +205,10 @@ class Run:
                 f"the checkpoint {self._checkpoint} is of another model or other settings than "
                 f"{self.path / RunFile.CONFIG}; delete it and --resume again to start the run over"
             )
-        # Steps after the checkpoint are repeated, and logged then.
-        self._progress.rewind(record["progress_bytes"])
-        return tensors, record["state"]
+        progress = record.setdefault("progress", {"size": record.get("progress_bytes", 0)})
+        with self.saving():
+            self._progress.check(**progress)
+        return tensors, record
 
     def write_mask(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Writes mask.safetensors: ``mask`` and what belongs to it, and texts by name.
@@ -190,7 +220,7 @@ class Run:
             write_file(self.path / RunFile.MASK, tensor_bytes(tensors, metadata))
 
     def write_results(self, results: Mapping[str, Any]) -> None:
-        """Writes results.json, the last file of a run: with it the run is finished.
+        """Writes results.json and the manifest of all files: with them the run is finished.
 
         Args:
             results: plain values; numbers that are not finite become null. ``completed`` False
@@ -199,17 +229,34 @@ class Run:
         Raises:
             PruningError: the disk is full or refuses.
         """
-        text = json.dumps(finite(results), indent=2, allow_nan=False) + "\n"
+        # So that results whose manifest is gone are told from those of versions without one.
+        told = finite({**results, "manifest": MANIFEST})
+        text = json.dumps(told, indent=2, allow_nan=False) + "\n"
         with self.saving():
             self._progress.flush()
             write_file(self.path / RunFile.RESULTS, text.encode())
+            files = [file for name in _LISTED if (file := self.path / name).exists()]
+            Manifest.write(self.path, files + files_below(self.path / RunFile.PLOTS))
+
+    def lock(self) -> None:
+        """Keeps other processes from writing to the run until it is closed.
+
+        Raises:
+            PruningError: another process is writing to it.
+        """
+        if not self._is_locked:
+            self._lock.enter_context(locked(self.path / ".lock", self.path))
+            self._is_locked = True
 
     def close(self) -> None:
-        """Writes what is logged but not yet on the disk."""
-        with self.saving():
-            self._progress.close()
+        """Writes what is logged but not yet on the disk, and lets others write."""
+        with self._lock:
+            self._is_locked = False
+            with self.saving():
+                self._progress.close()
 
     def __enter__(self) -> Self:
+        self.lock()
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -66,9 +66,11 @@ class Sections:
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> Self:
-        """Reads the settings of a new run from parsed options."""
+        """Reads the settings of a new run from parsed options, with absolute paths."""
         configs = cls.configs().items()
-        return cls.of({name: from_arguments(config, arguments) for name, config in configs})
+        return cls.of(
+            {name: from_arguments(config, arguments).absolute() for name, config in configs}
+        )
 
     @classmethod
     def from_run(cls, run: Run) -> Self:

@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "train_agent",
     "prune": "prune_baseline",
     "export": "export",
+    "check": "check",
     "evaluate": "evaluate",
     "finetune": "finetune",
     "bench-inference": "benchmark_inference",

@@ -12,7 +12,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import Field, asdict, fields
 from types import UnionType
-from typing import Any, ClassVar, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, NamedTuple, Self, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -75,6 +75,10 @@ class Config:
                 check(field, kind, getattr(self, field.name))
             except PruningError as error:
                 raise PruningError(f"{field.name} {error}") from None
+
+    def absolute(self) -> Self:
+        """Returns the options with absolute paths, which mean the same from any directory."""
+        return self
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -25,6 +25,9 @@ try:
 except ImportError:  # Windows, where nothing is locked and nothing removed
     fcntl = None  # type: ignore[assignment]
 
+LOCKS = fcntl is not None
+"""Whether files can be locked."""
+
 _LEFT = re.compile(r"\..+\.([0-9a-f]{8})\.[0-9a-f]{16}\.tmp|\..+\.\d+\.tmp")  # the second is older
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EBADF)
 _told = set[str]()

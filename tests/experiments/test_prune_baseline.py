@@ -65,6 +65,7 @@ def test_a_run_leaves_what_the_design_says(flap):
         "mask.safetensors",
         "repair.safetensors",
         "results.json",
+        "manifest.json",
         "plots/kept_shares.png",
     }
     found = results(flap)

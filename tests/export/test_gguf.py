@@ -113,6 +113,7 @@ def test_biases_of_a_repair_are_in_the_file(family, tmp_path):
     found = fit_repair(MaskedLM(model, units), mask, tokens(batch=6, length=20), "bias")
     run = gguf_run(tmp_path, model, units, mask, None)
     found.save(run.path / RunFile.REPAIR)
+    run.write_results(run.results)
     folder = export(run, ExportConfig(format="gguf"))
     written = weights(reader(folder))
     layers = portable_layers(model, units, mask, repair=found)
@@ -232,7 +233,11 @@ def test_the_command_and_the_card(tmp_path, capsys):
     run = gguf_run(tmp_path, model, units, patterns(units)["all channels of layer 1"])
     command("export", run.path, "--format=gguf")
     folder = run.path / "gguf"
-    assert sorted(path.name for path in folder.iterdir()) == ["README.md", "model.gguf"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md",
+        "manifest.json",
+        "model.gguf",
+    ]
     printed = capsys.readouterr().out
     assert f"llama-cli -m {folder / 'model.gguf'}" in printed
     assert f"{parameters_in(folder):,} parameters" in printed

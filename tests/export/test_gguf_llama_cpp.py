@@ -104,6 +104,7 @@ def test_repaired_models(family, how, tmp_path):
         expected = lm.logits(mask[None], ids)[0, 0]
     run = gguf_run(tmp_path, model, units, mask)
     found.save(run.path / RunFile.REPAIR)
+    run.write_results(run.results)
     path = export(run, ExportConfig(format="gguf"))
     assert float((logits(path, ids, (9,)) - expected).abs().max()) < TOLERANCE
 

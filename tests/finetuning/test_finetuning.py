@@ -100,6 +100,7 @@ def test_a_run_is_finetuned_on_its_own_text_and_judged_as_it_was(run, text):
     own = DataConfig(calibration=text, evaluation=text, sequence_length=24, evaluation_windows=5)
     run.sections["data"] = to_dict(own)
     (run.path / "config.yaml").write_text(dump_yaml(run.sections))
+    run.write_results(run.results)
     data = TrainingDataConfig(samples=4, sequence_length=16)
     record = finetune(run.path, FinetuningConfig(), data)
     assert record["data"]["source"] == text

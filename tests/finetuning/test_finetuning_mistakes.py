@@ -110,7 +110,7 @@ def test_windows_beyond_the_context(run, config, data):
 
 def test_a_run_that_has_not_finished(run, config, data):
     (run.path / "mask.safetensors").unlink()
-    refuses("--resume", run.path, config, data)
+    refuses("mask.safetensors is missing", run.path, config, data)
 
 
 def test_an_unknown_family(run, config, data):

@@ -46,6 +46,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         lm = MaskedLM(model, units)
         found = fit_repair(lm, mask, tokens(batch=6, length=20), "bias")
         found.save(run.path / RunFile.REPAIR)
+        run.write_results(run.results)
         folders[name] = export(run, ExportConfig(output=str(folder / "hf")))
         with repaired(lm, found):
             expected = lm.logits(mask[None], tokens())[0]

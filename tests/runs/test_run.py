@@ -158,7 +158,7 @@ def test_tensorboard_shows_each_step_once():
 
 
 def test_without_tensorboard_there_is_a_note_and_a_csv(monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.summary.writer.record_writer", None)
     with make() as run:
         train(run, [1])
         train(run, [2])
@@ -186,6 +186,7 @@ def test_the_results_finish_a_run():
         "perplexity": {"dense": {"code": 3.5}},
         "bad": None,
         "list": [1, 2],
+        "manifest": "manifest.json",
     }
     assert torch.equal(load_file(run.path / "mask.safetensors")["mask"], torch.ones(3).byte())
 
