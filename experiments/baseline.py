@@ -148,11 +148,15 @@ class Baseline:
         pruned = replace(pruned, repair=chosen.repair)
         cost = {"seconds": time.monotonic() - started, "tokens": lm.meter.tokens}
         note(f"{method} took {cost['seconds']:.1f} seconds and {lm.meter.tokens:,} tokens")
-        # The run is created last: what fails or is interrupted leaves no directory.
+        # The run appears whole in the end: what fails or is interrupted leaves no directory.
         results = self._results(pruned, chosen, cost)
-        run = Run.create(settings.run.output, settings.sections(decided), command, settings.name)
-        with run:
-            self._write(run, pruned, results)
+        run = Run.create(
+            settings.run.output,
+            settings.sections(decided),
+            command,
+            settings.name,
+            fill=lambda run: self._write(run, pruned, results),
+        )
         return run, results
 
     def _evaluate(self, pruned: Pruned) -> Perplexities:
@@ -197,6 +201,7 @@ class Baseline:
         }
 
     def _write(self, run: Run, pruned: Pruned, results: dict[str, Any]) -> None:
+        run.resumable = False
         units, budget = self.problem.units, self.problem.budget
         tensors: dict[str, Tensor] = {"mask": pruned.mask} | self.problem.basis()
         if pruned.importance is not None:

@@ -12,8 +12,8 @@ from transformers.utils import logging
 
 from pgprune.experiments.baseline import Baseline, BaselineSettings
 from pgprune.export.export import ExportConfig, export
+from pgprune.runs.files import check_output
 from pgprune.runs.finished import FinishedRun
-from pgprune.runs.run import check_output
 from pgprune.runs.view import print_next, print_results
 from pgprune.utils.command_line import ArgumentParser, run_command
 from pgprune.utils.command_names import command_words

@@ -16,7 +16,8 @@ from pgprune.agents.training.results import export_once, next_commands
 from pgprune.agents.training.settings import Settings, TrainingRunConfig, check_resume, resumed
 from pgprune.agents.training.train import Training
 from pgprune.errors import PruningError, ResourceError
-from pgprune.runs.run import Run, check_output
+from pgprune.runs.files import check_output
+from pgprune.runs.run import Run
 from pgprune.runs.view import print_next, print_results
 from pgprune.utils.command_line import ArgumentParser, run_command
 from pgprune.utils.command_names import command_words
@@ -53,7 +54,8 @@ def make_parser() -> ArgumentParser:
 def resume(asked: TrainingRunConfig, console: Console) -> int:
     """Resumes a run; a finished one is only exported, if that is asked for."""
     run = Run.open(str(asked.resume))
-    if run.finished:  # which nobody writes to, perhaps on a disk that is read-only
+    # Nobody writes to a finished run, unless a kill has left its lock; its disk may be read-only.
+    if run.finished and not run.has_lock:
         return resume_opened(run, asked, console)
     with run:
         return resume_opened(run, asked, console)

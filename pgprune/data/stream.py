@@ -289,8 +289,7 @@ def check_sequence_length(model_config: Any, sequence_length: int) -> None:
 
 
 def _stack(windows: Iterable[Ids], length: int) -> Tensor:
-    rows = np.array(list(windows), dtype=np.int64)
-    return torch.from_numpy(rows.reshape(-1, length))
+    return torch.from_numpy(np.array(list(windows), dtype=np.int64).reshape(-1, length))
 
 
 def _check_samples(samples: int | None, batch_size: int) -> None:

@@ -5,7 +5,8 @@ While it trains, a checkpoint lies beside the new directory; it goes when that i
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
@@ -25,7 +26,7 @@ from pgprune.finetuning.config import (
 )
 from pgprune.finetuning.instructions import TrainingDataConfig, training_windows
 from pgprune.finetuning.lora import LoraConfig, LoraTrainer, check_peft
-from pgprune.finetuning.output import add_to_run, write_finetuned
+from pgprune.finetuning.output import RECORD_FILE, add_to_run, write_finetuned
 from pgprune.masking.perplexity import bos_rule
 from pgprune.models.load import fingerprint
 from pgprune.models.window_losses import model_losses
@@ -101,11 +102,16 @@ class Finetuning:
                 checkpoint is damaged or of another command, the loss is not finite, or another
                 process writes to the same place.
         """
+        with self._locked():
+            return self._run()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
         lock = self.output.with_name(f".{self.output.name}.lock")
         with saving(self.output):
             lock.parent.mkdir(parents=True, exist_ok=True)
         with locked(lock, self.output):
-            return self._run()
+            yield
 
     def _run(self) -> dict[str, Any]:
         """Finetunes, merges and writes where no other process does."""
@@ -216,6 +222,10 @@ class Finetuning:
         return min(asked, limit)
 
     def _check_output(self) -> None:
+        if self._config.resume and (self.output / RECORD_FILE).exists():
+            with self._locked():  # killed right after the directory had appeared
+                self._checkpoint.unlink(missing_ok=True)
+            raise PruningError(f"{self.output} is complete, so there is nothing to resume")
         check_new(self.output)
         if self._checkpoint.exists() and not self._config.resume:
             raise PruningError(

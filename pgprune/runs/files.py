@@ -1,6 +1,14 @@
-"""Names of the files in the directory of a run, for everything that writes or reads one."""
+"""Where runs are, and the names of the files in one, for all that writes or reads them."""
 
+import shlex
 from enum import StrEnum
+from pathlib import Path
+
+from pgprune.utils.files import check_new, check_place
+from pgprune.utils.manifest import MANIFEST
+
+RUNS = Path("runs")
+"""Where runs without a directory of their own go."""
 
 
 class RunFile(StrEnum):
@@ -20,3 +28,30 @@ class RunFile(StrEnum):
     PLOTS = "plots"
     EVALUATIONS = "evaluations.jsonl"
     RESULTS = "results.json"
+
+
+LISTED = (
+    *(RunFile.CONFIG, RunFile.COMMAND, RunFile.VERSIONS, RunFile.PROGRESS, RunFile.CHECKPOINT),
+    *(RunFile.MASK, RunFile.REPAIR, RunFile.SLICES, RunFile.ROTATIONS, RunFile.RESULTS),
+    f"{RunFile.LEVELS}/{MANIFEST}",
+)
+"""In the manifest of a run, beside plots: not what others put there, or what grows afterwards."""
+
+
+def check_output(output: str | None) -> None:
+    """Checks, before any long work, that a run's directory can be made.
+
+    Args:
+        output: the directory, or None for a new name in runs/.
+
+    Raises:
+        PruningError: it exists, or nothing may be written where it should be.
+    """
+    if output is None:
+        check_place(RUNS)
+    else:
+        check_new(
+            Path(output),
+            "choose another --output, or resume an interrupted run with "
+            f"--resume {shlex.quote(output)}",
+        )

@@ -10,7 +10,7 @@ manifest of all files, which goes before a run is resumed. One process at a time
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
@@ -18,14 +18,12 @@ from typing import Any, Self
 from torch import Tensor
 
 from pgprune.errors import PruningError
-from pgprune.runs.files import RunFile
+from pgprune.runs.files import LISTED, RUNS, RunFile, check_output
 from pgprune.runs.lock import locked
 from pgprune.runs.progress import ProgressLog
 from pgprune.runs.results_file import read_results
 from pgprune.runs.versions import versions
 from pgprune.utils.files import (
-    check_new,
-    check_place,
     make_directory,
     make_folder,
     read_checkpoint,
@@ -39,12 +37,7 @@ from pgprune.utils.jsonl import finite
 from pgprune.utils.manifest import MANIFEST, Manifest, files_below
 from pgprune.utils.options import C, Config, dump_yaml, from_dict, load_yaml
 
-RUNS = Path("runs")
-_LISTED = (  # in the manifest, beside plots: not what others put here, or what grows afterwards
-    *(RunFile.CONFIG, RunFile.COMMAND, RunFile.VERSIONS, RunFile.PROGRESS, RunFile.CHECKPOINT),
-    *(RunFile.MASK, RunFile.REPAIR, RunFile.SLICES, RunFile.ROTATIONS, RunFile.RESULTS),
-    f"{RunFile.LEVELS}/{MANIFEST}",
-)
+_LOCK = ".lock"
 
 
 class Run:
@@ -63,8 +56,7 @@ class Run:
         self.sections = sections
         self._progress = ProgressLog(path)
         self._checkpoint = path / RunFile.CHECKPOINT
-        self._lock = ExitStack()
-        self._is_locked = False
+        self._lock: ExitStack | None = None
 
     @classmethod
     def create(
@@ -73,6 +65,7 @@ class Run:
         configs: Mapping[str, Config | Mapping[str, Any]],
         command: Sequence[str],
         default_name: str,
+        fill: Callable[[Self], object] = lambda _: None,
     ) -> Self:
         """Makes a new run's directory with config.yaml, command.txt and versions.txt in it.
 
@@ -81,6 +74,7 @@ class Run:
             configs: the sections of config.yaml: settings, and what was decided from them.
             command: the words of the command.
             default_name: the name in runs/, with -2, -3 and so on where it is taken.
+            fill: writes the whole run; without it the directory appears with these files only.
 
         Raises:
             PruningError: the directory exists or cannot be made.
@@ -96,7 +90,9 @@ class Run:
             ),
         }
         with saving(path, " or choose another --output"):
-            return cls.open(make_directory(path, files, numbered=output is None))
+            numbered = output is None
+            made = make_directory(path, files, numbered, lambda folder: fill(cls.open(folder)))
+            return cls.open(made)
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -134,6 +130,11 @@ class Run:
         # An interrupted run is evaluated as well, and says ``completed: false``.
         results = read_results(self.path)
         return results is not None and bool(results.get("completed", True))
+
+    @property
+    def has_lock(self) -> bool:
+        """Whether a process writes to the run, or was killed while it did."""
+        return (self.path / _LOCK).exists()
 
     @property
     def has_checkpoint(self) -> bool:
@@ -235,7 +236,7 @@ class Run:
         with self.saving():
             self._progress.flush()
             write_file(self.path / RunFile.RESULTS, text.encode())
-            files = [file for name in _LISTED if (file := self.path / name).exists()]
+            files = [file for name in LISTED if (file := self.path / name).exists()]
             Manifest.write(self.path, files + files_below(self.path / RunFile.PLOTS))
 
     def lock(self) -> None:
@@ -244,16 +245,16 @@ class Run:
         Raises:
             PruningError: another process is writing to it.
         """
-        if not self._is_locked:
-            self._lock.enter_context(locked(self.path / ".lock", self.path))
-            self._is_locked = True
+        if self._lock is None:
+            lock = ExitStack()
+            lock.enter_context(locked(self.path / _LOCK, self.path))
+            self._lock = lock
 
     def close(self) -> None:
         """Writes what is logged but not yet on the disk, and lets others write."""
-        with self._lock:
-            self._is_locked = False
-            with self.saving():
-                self._progress.close()
+        lock, self._lock = self._lock or ExitStack(), None
+        with lock, self.saving():
+            self._progress.close()
 
     def __enter__(self) -> Self:
         self.lock()
@@ -279,22 +280,3 @@ class Run:
 
     def _fingerprint(self) -> str:
         return hashlib.sha256(json.dumps(self.sections, sort_keys=True).encode()).hexdigest()
-
-
-def check_output(output: str | None) -> None:
-    """Checks, before any long work, that a run's directory can be made.
-
-    Args:
-        output: the directory, or None for a new name in runs/.
-
-    Raises:
-        PruningError: it exists, or nothing may be written where it should be.
-    """
-    if output is None:
-        check_place(RUNS)
-    else:
-        check_new(
-            Path(output),
-            "choose another --output, or resume an interrupted run with "
-            f"--resume {shlex.quote(output)}",
-        )

@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain, count
 from pathlib import Path
@@ -134,13 +134,19 @@ def check_place(path: Path) -> None:
         raise PruningError(f"cannot make a directory in {place}; choose another --output")
 
 
-def make_directory(path: Path, files: Mapping[str, str], numbered: bool) -> Path:
+def make_directory(
+    path: Path,
+    files: Mapping[str, str],
+    numbered: bool,
+    fill: Callable[[Path], object],
+) -> Path:
     """Makes a new directory with text files in it, by one rename of the complete thing.
 
     Args:
         path: the directory.
         files: the texts by file name.
         numbered: whether -2, -3 and so on may be appended where the path is taken.
+        fill: writes more into the directory, which has a temporary name then.
 
     Raises:
         OSError: it exists, or the disk is full or refuses.
@@ -151,6 +157,7 @@ def make_directory(path: Path, files: Mapping[str, str], numbered: bool) -> Path
     with temporary(path, directory=True) as made:
         for name, text in files.items():
             write_file(made / name, text.encode())
+        fill(made)
         for free in chain([path], numbers if numbered else []):
             if _renamed(made, free):
                 sync_directory(path.parent)

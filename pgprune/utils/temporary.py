@@ -61,8 +61,11 @@ def remove_dead(folder: Path) -> None:
 
     What may be of a living process of another machine stays, and is mentioned once.
     """
-    with os.scandir(folder) as entries:
-        found = {entry.name: match for entry in entries if (match := _LEFT.fullmatch(entry.name))}
+    try:
+        names = os.listdir(folder)
+    except PermissionError:  # one may write where one may not look
+        return
+    found = {name: match for name in names if (match := _LEFT.fullmatch(name))}
     for name, match in found.items():
         left = folder / name
         if match[1] == _machine():

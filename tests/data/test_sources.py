@@ -3,7 +3,7 @@
 import pytest
 
 from pgprune import PruningError
-from pgprune.data.sources import items
+from pgprune.data.sources import absolute_source, items
 
 
 @pytest.mark.parametrize(
@@ -40,3 +40,11 @@ def test_a_weight_that_is_none_is_refused(weight):
 def test_weights_of_some_parts_only_are_refused():
     with pytest.raises(PruningError, match="no weight for 'builtin'; give one to every part"):
         items("a.jsonl:2,builtin")
+
+
+def test_files_are_stored_by_absolute_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").touch()
+    assert absolute_source("a.jsonl[5:9]:2, builtin:1") == f"{tmp_path}/a.jsonl[5:9]:2,builtin:1"
+    for source in ("builtin", "c4", "owner/name:config:train", "missing.jsonl"):
+        assert absolute_source(source) == source

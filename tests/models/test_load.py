@@ -242,3 +242,11 @@ def test_real_checkpoints(name, assets):
     model, tokenizer = load(assets / "models" / name)
     assert model.dtype == torch.float32
     assert len(tokenizer) <= model.config.vocab_size
+
+
+def test_a_directory_is_stored_by_its_absolute_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    assert ModelConfig("model").absolute().model == str(tmp_path / "model")
+    for name in ("builtin", "owner/name", "smollm2"):
+        assert ModelConfig(name).absolute() == ModelConfig(name)

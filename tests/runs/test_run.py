@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from helpers.toy_run import Toy, make, steps_of, tensors, train
 from pgprune import PruningError
+from pgprune.runs.files import check_output
 from pgprune.runs.progress import ProgressLog, read_progress
-from pgprune.runs.run import Run, check_output
+from pgprune.runs.run import Run
 from pgprune.runs.versions import versions
 
 
