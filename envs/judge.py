@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pgprune.envs.nearby_repair import NearbyRepair
+from pgprune.envs.precision import matmul_precision
 from pgprune.masking.layer_mask import Fill
 from pgprune.masking.mask_tree import distinct
 from pgprune.masking.masked_lm import MaskedLM
@@ -60,14 +61,22 @@ class Judge:
         fill: stands in place of pruned inputs, which are zero by default.
         top: the loss is the KL divergence from the dense model's predictions, of which this many
             tokens are told apart; None for cross-entropy.
+        precision: of products of float32 matrices, as ``matmul_precision`` takes it.
 
     Attributes:
         lm: as given.
         levels: give each mask the weights of the levels that it reaches; None for other weights.
     """
 
-    def __init__(self, lm: MaskedLM, fill: Fill | None = None, top: int | None = None) -> None:
+    def __init__(
+        self,
+        lm: MaskedLM,
+        fill: Fill | None = None,
+        top: int | None = None,
+        precision: str = "highest",
+    ) -> None:
         self.lm = lm
+        self._precision = precision
         self._fill = fill
         self._top = top
         self._remembered = dict[bytes, Predictions]()
@@ -92,7 +101,7 @@ class Judge:
 
     def local(self, masks: Tensor, input_ids: Tensor) -> Tensor:
         """Computes the same losses without replicas."""
-        with within_memory():
+        with within_memory(), matmul_precision(self._precision):
             dense = self.dense(input_ids)
             if self.levels is not None:
                 masks = self.levels.masks(self.levels.below(masks))

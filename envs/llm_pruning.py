@@ -119,6 +119,7 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
     | `evaluation_lengths`  | tuple   | `None`             | of their windows; None: as above    |
     | `reward`              | str     | `"plain"`          | or `repaired`: pruned at the mean   |
     | `loss`                | str     | `"cross-entropy"`  | or `kl`: to dense predictions       |
+    | `reward_precision`    | str     | `"highest"`        | or `medium`: faster on some CPUs    |
     | `budget_penalty`      | float   | `0.0`              | weight of the excess in the reward  |
     | `horizon`             | int     | `1`                | steps of an episode                 |
     | `executor`            | str     | `"auto"`           | `masked` or `sliced` evaluation     |

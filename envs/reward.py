@@ -42,18 +42,20 @@ def check_reward(reward: str, loss: str, granularity: str) -> None:
         )
 
 
-def reward_judge(problem: Problem, reward: str, loss: str) -> Judge:
+def reward_judge(problem: Problem, reward: str, loss: str, precision: str = "highest") -> Judge:
     """Makes what computes the losses of rewards.
 
     Args:
         problem: as ``reward_fill`` takes it.
         reward: ``plain`` or ``repaired``.
         loss: ``cross-entropy`` or ``kl``.
+        precision: of products of float32 matrices, one of ``PRECISIONS``.
 
     Raises:
         PruningError: as ``reward_fill``.
     """
-    return Judge(problem.lm, reward_fill(problem, reward), TOP if loss == "kl" else None)
+    top = TOP if loss == "kl" else None
+    return Judge(problem.lm, reward_fill(problem, reward), top, precision)
 
 
 def reward_fill(problem: Problem, reward: str) -> Fill | None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pgprune.data.stream import evaluation_windows, first_windows
 from pgprune.envs import rendering
+from pgprune.envs.precision import PRECISIONS
 from pgprune.envs.reward import check_reward, reward_judge
 from pgprune.errors import PruningError, check_choice
 from pgprune.masking.perplexity import perplexity
@@ -51,6 +52,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         *,
         reward: str = "plain",
         loss: str = "cross-entropy",
+        reward_precision: str = "highest",
         budget_penalty: float = 0.0,
         horizon: int = 1,
         shared_batch: bool = True,
@@ -65,6 +67,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
             num_envs: K, the masks of a step.
             reward: see the table in ``LLMPruningEnv``, as for all that follows.
             loss: what the reward is minus of.
+            reward_precision: of products of float32 matrices.
             budget_penalty: weight of the excess in the reward.
             horizon: steps of an episode.
             shared_batch: all rows share one batch; else each row has its own stream.
@@ -79,6 +82,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         """
         self._check_arguments(num_envs, horizon, budget_penalty, render_mode)
         granularity = options.get("granularity", PruningConfig.granularity)
+        check_choice("reward_precision", reward_precision, PRECISIONS)
         check_reward(reward, loss, problem.units.granularity if problem else granularity)
         if problem is None:
             problem = Problem.make(seed or 0, num_envs, **options)
@@ -90,7 +94,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         self.units = problem.units
         self.budget = problem.budget
         self.num_envs = num_envs
-        self.judge = reward_judge(problem, reward, loss)
+        self.judge = reward_judge(problem, reward, loss, reward_precision)
         self.horizon = horizon
         self.budget_penalty = budget_penalty
         self.shared_batch = shared_batch

@@ -11,9 +11,10 @@ Without options it prunes the built-in model by 40 % in a few minutes on a lapto
 from rich.console import Console
 from transformers.utils import logging
 
+from pgprune.agents.training.config import TrainingRunConfig
 from pgprune.agents.training.replicas import serve, team_of
 from pgprune.agents.training.results import export_once, next_commands
-from pgprune.agents.training.settings import Settings, TrainingRunConfig, check_resume, resumed
+from pgprune.agents.training.settings import Settings, check_resume, resumed
 from pgprune.agents.training.train import Training
 from pgprune.errors import PruningError, ResourceError
 from pgprune.runs.files import check_output

@@ -2,7 +2,8 @@
 
 from pgprune.agents.base import Agent, load_package
 from pgprune.agents.level_search import LevelSearch
-from pgprune.agents.training.settings import LEVELS, Settings
+from pgprune.agents.training.config import LEVELS
+from pgprune.agents.training.settings import Settings
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.envs.nearby_repair import check_units as check_refits
 from pgprune.envs.reward import check_reward

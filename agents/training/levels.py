@@ -4,8 +4,9 @@ from torch import Tensor
 
 from pgprune.agents.level_search import scores_of_levels
 from pgprune.agents.levels.start import starts
+from pgprune.agents.training.config import LEVELS
 from pgprune.agents.training.factory import searches_levels
-from pgprune.agents.training.settings import LEVELS, Settings
+from pgprune.agents.training.settings import Settings
 from pgprune.envs.judge import Judge
 from pgprune.masking.problem import Problem
 from pgprune.metrics import METRICS, Importance

@@ -76,8 +76,13 @@ def judge_of(text: str) -> Judge:
 
 def make_env(settings: Settings, problem: Problem) -> LLMPruningVectorEnv:
     """Makes the environment of a run; ``Judge.use`` lets it evaluate with refitted weights."""
-    reward, loss = settings.reward_of_env, settings.agent.loss
-    return LLMPruningVectorEnv(settings.masks, reward=reward, loss=loss, problem=problem)
+    return LLMPruningVectorEnv(
+        settings.masks,
+        reward=settings.reward_of_env,
+        loss=settings.agent.loss,
+        reward_precision=settings.agent.reward_precision,
+        problem=problem,
+    )
 
 
 def _check_devices(settings: Settings) -> None:

@@ -5,73 +5,21 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-from pgprune.agents.actions import KINDS, chosen_action
+from pgprune.agents.actions import chosen_action
 from pgprune.agents.registry import AGENTS, Entry, section_of
 from pgprune.agents.reinforce import ReinforceConfig, default_learning_rate
+from pgprune.agents.training.config import LEVELS, AgentConfig, TrainingRunConfig
 from pgprune.data.stream import DataConfig
-from pgprune.envs.reward import LOSSES, REWARDS
 from pgprune.errors import PruningError
 from pgprune.masking.problem import PruningConfig
 from pgprune.metrics.initialization import PROGRESSIVE, InitConfig, metric_name
 from pgprune.models.load import ModelConfig
 from pgprune.repair.config import RepairConfig
 from pgprune.runs.run import Run
-from pgprune.runs.settings import RunConfig, Sections
+from pgprune.runs.settings import Sections
 from pgprune.utils.command_line import given
-from pgprune.utils.options import Config, option
+from pgprune.utils.options import Config
 from pgprune.utils.process_ids import world_size
-
-LEVELS = "levels"
-
-
-@dataclass(frozen=True)
-class AgentConfig(Config):
-    """Agent: what chooses the masks, and what they are rewarded for."""
-
-    agent: str = option(
-        "reinforce",
-        "algorithm: auto is recommended, reinforce is the paper's",
-        choices=AGENTS,
-    )
-    action: str | None = option(
-        None,
-        "action of agents that have a choice: masks, layer densities, or unit scores",
-        choices=list(KINDS),
-        unset=", ".join(f"{name}: {it.actions[0]}" for name, it in AGENTS.items() if it.actions),
-    )
-    reward: str = option(
-        "auto",
-        "loss of what: the mask, its repair, or levels of refitted weights",
-        choices=["auto", *REWARDS, LEVELS],
-    )
-    loss: str = option(
-        "cross-entropy",
-        "of rewards: against the text, or KL divergence from the dense model (kl)",
-        choices=list(LOSSES),
-    )
-    reward_refit: int | None = option(
-        None,
-        "--reward repaired: steps between updates of the second moments",
-        minimum=1,
-        unset="a tenth of the run",
-    )
-
-
-@dataclass(frozen=True)
-class TrainingRunConfig(RunConfig):
-    """Run: how long, and where the results go."""
-
-    total_timesteps: int = option(2000, "mask evaluations, each on 1,024 tokens", minimum=1)
-    resume: str | None = option(
-        None,
-        "directory of an interrupted run to resume with its own settings",
-        unset="start a new run",
-        metavar="RUN",
-    )
-    checkpoint_every: int = option(50, "steps between checkpoints", minimum=1)
-    ray_actors: int | None = option(
-        None, "experimental: Ray actors that share the masks of a step", minimum=1, unset="none"
-    )
 
 
 @dataclass(frozen=True)

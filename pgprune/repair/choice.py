@@ -75,7 +75,15 @@ def chosen_repair(
     if how in ("auto", "none"):
         return ChosenRepair(how, own if how == "auto" else None)
     choosing = held_out if config.chooses_damping else None
-    repair = fit_repair(lm, mask, windows, how, config.damping, choosing)
+    repair = fit_repair(
+        lm,
+        mask,
+        windows,
+        how,
+        config.damping,
+        choosing,
+        relative=config.repair_errors == "relative",
+    )
     return judged(lm, mask, repair, held_out, how)
 
 

@@ -27,6 +27,11 @@ class RepairConfig(Config):
         minimum=0,
         words=("auto",),
     )
+    repair_errors: str = option(
+        "absolute",
+        "errors of a token count as they are, or relative to its hidden state",
+        choices=["absolute", "relative"],
+    )
     repair_samples: int | None = option(
         None,
         "calibration windows of the repair",

@@ -38,6 +38,7 @@ def fit_repair(
     how: str,
     damping: float = DAMPING,
     held_out: Tensor | None = None,
+    relative: bool = False,
 ) -> Repair:
     """Refits what a mask keeps, layer by layer on the activations of the pruned, repaired model.
 
@@ -62,6 +63,8 @@ def fit_repair(
             drawn to the dense ones.
         held_out: more windows (M, T), which choose the damping of each projection, or that it keeps
             its dense weights (``pgprune.repair.damping``); None for ``damping`` in all.
+        relative: whether the error of a token counts relative to its hidden state in the dense
+            model, which the next norm divides by; without effect on ``bias``.
 
     Returns:
         The repair, in the model's number format.
@@ -93,7 +96,7 @@ def fit_repair(
     with phase(f"repair {how}"):
         if how == "bias":
             return _refit(lm, mask, windows, _bias, "projection")
-        repair = _refit(lm, mask, windows, solve, "stream", held_out)
+        repair = _refit(lm, mask, windows, solve, "stream", held_out, relative)
     if chosen:
         words = (f"{each:g} in {n:,}" for each, n in sorted(chosen.items()))
         note(
@@ -166,6 +169,7 @@ def _refit(
     solve: Callable[[Projection], Solution],
     target: str,
     held_out: Tensor | None = None,
+    relative: bool = False,
 ) -> Repair:
     """Runs ``refit_layers`` and collects the solutions, on the CPU in the model's number format."""
     repair = Repair()
@@ -179,7 +183,7 @@ def _refit(
                 repair.biases[projection.seen.layer, kind] = bias.to("cpu", lm.dtype)
         return solution
 
-    refit_layers(lm, mask, windows, solve_and_collect, target, held_out)
+    refit_layers(lm, mask, windows, solve_and_collect, target, held_out, relative)
     return repair
 
 

@@ -50,7 +50,8 @@ def fit_levels(
             return {}
         layer, kind = group.layer, group.kind
         problem = projection.least_squares(damping)
-        levels = _levels_of(problem, kept[len(groups)])
+        values = windows.numel() * projection.linear.out_features
+        levels = _levels_of(problem, kept[len(groups)], values)
         groups.append(levels)
         tensors.update(level_tensors(problem, levels, kind, lm.dtype))
         if kind == last:
@@ -59,7 +60,7 @@ def fit_levels(
         return {}  # the model stays dense
 
     with phase("levels"):
-        refit_layers(lm, lm.units.ones(), windows, solve, "projection")
+        refit_layers(lm, lm.units.ones(), windows, solve, "projection", relative=True)
         levels = Levels(lm.units, groups, folder, lm.device)
         levels.save()
     return levels
@@ -93,9 +94,15 @@ def level_tensors(
     return tensors
 
 
-def _levels_of(problem: LeastSquares, kept: Tensor) -> GroupLevels:
-    """Finds the order of removal, and the error at each number of kept units, (levels,)."""
+def _levels_of(problem: LeastSquares, kept: Tensor, values: int) -> GroupLevels:
+    """Finds the order of removal, and the mean error at each number of kept units, (levels,).
+
+    Args:
+        problem: whose errors are relative to states.
+        kept: (levels,).
+        values: of all states.
+    """
     removed, rises = zip(*removals(problem), strict=True)
     errors = torch.tensor([0.0, *rises], dtype=torch.float64).cumsum(0)  # by removed units
     order = torch.tensor(removed).flip(0)
-    return GroupLevels(kept, order, errors[len(order) - kept] / problem.energy, problem.width)
+    return GroupLevels(kept, order, errors[len(order) - kept] / values, problem.width)

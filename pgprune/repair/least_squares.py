@@ -30,7 +30,7 @@ class SecondMoments:
         inputs: sum of x, (inputs,) float64.
         targets: sum of y, (outputs,) float64.
         energy: sum of |y|^2, () float64.
-        tokens: number of tokens.
+        tokens: number of tokens, or the sum of their weights.
     """
 
     lower: Tensor
@@ -38,7 +38,7 @@ class SecondMoments:
     inputs: Tensor
     targets: Tensor
     energy: Tensor
-    tokens: int = 0
+    tokens: float = 0
 
     @classmethod
     def of(cls, weight: Tensor) -> "SecondMoments":
@@ -63,21 +63,35 @@ class SecondMoments:
         gram = self.gram[order[:, None], order]
         return replace(self, lower=gram, cross=self.cross[:, order], inputs=self.inputs[order])
 
-    def add(self, inputs: Tensor, targets: Tensor | None = None) -> None:
-        """Adds tokens: x (..., inputs) and y (..., outputs); without y, call ``set_outputs``."""
+    def add(
+        self, inputs: Tensor, targets: Tensor | None = None, weights: Tensor | None = None
+    ) -> None:
+        """Adds tokens.
+
+        Args:
+            inputs: x, (..., inputs).
+            targets: y, (..., outputs); without them, call ``set_outputs``.
+            weights: how often each token counts, (...); once by default.
+        """
         wide = torch.promote_types(inputs.dtype, torch.float32)
         x = inputs.flatten(0, -2).to(self.lower.device, wide)  # (tokens, inputs)
-        self.tokens += len(x)
-        self.inputs += x.sum(0)
+        y = None if targets is None else targets.flatten(0, -2).to(self.lower.device, wide)
+        if weights is None:
+            self.tokens += len(x)
+            self.inputs += x.sum(0)
+        else:  # products of x and y that are scaled by the square root have the weight
+            root = weights.flatten().to(x).sqrt()  # (tokens,)
+            x, y = x * root[:, None], None if y is None else y * root[:, None]
+            self.tokens += float(root.square().sum())
+            self.inputs += root @ x
         width = x.shape[1]
         step = max(_LEAST_ROWS, -(-width // _BLOCKS))
         for start in range(0, width, step):
             stop = min(start + step, width)
             self.lower[start:stop, :stop] += x[:, start:stop].T @ x[:, :stop]
-        if targets is not None:
-            y = targets.flatten(0, -2).to(self.lower.device, wide)  # (tokens, outputs)
+        if y is not None:  # (tokens, outputs)
             self.cross += y.T @ x
-            self.targets += y.sum(0)
+            self.targets += y.sum(0) if weights is None else root @ y
             self.energy += y.square().sum(1).sum(dtype=torch.float64)
 
     def set_outputs(self, weight: Tensor, bias: Tensor | None = None) -> None:

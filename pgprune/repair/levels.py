@@ -1,10 +1,11 @@
 """Levels: for each layer and kind, what is kept at a few counts of units, with refitted weights.
 
 The units of a projection's inputs have one order of removal, so a level is a number of kept units.
-Its weights are those that are best for them on the dense model's inputs. They depend on no other
-layer, so they are solved once, and any mixture of levels is an ordinary forward pass of weights
-that can be shipped as they are (after Li et al. 2025, Tyr-the-Pruner, arXiv 2503.09657, which
-prunes such levels with errors of earlier layers in them, and by another solver).
+Its weights are those that are best for them on the dense model's inputs, where the error of a token
+counts relative to its hidden state. They depend on no other layer, so they are solved once, and any
+mixture of levels is an ordinary forward pass of weights that can be shipped as they are (after Li
+et al. 2025, Tyr-the-Pruner, arXiv 2503.09657, which prunes such levels with errors of earlier
+layers in them, and by another solver).
 
 The weights of a layer are in one file. A process maps the files into memory and reads what it
 evaluates, so that levels do not have to fit into memory.
@@ -39,8 +40,8 @@ class GroupLevels:
     Attributes:
         kept: units kept at each level, (levels,) int64, falling from all of them to 0.
         order: the group's units, those removed last first, (units,) int64.
-        errors: squared error of the output at each level over the square of the output, (levels,)
-            float64, rising from 0.
+        errors: squared error of the hidden states after the block at each level over their square,
+            the mean of all tokens, (levels,) float64, rising from 0.
         width: inputs of the projection in a unit.
     """
 

@@ -48,6 +48,7 @@ class Projection:
         wanted: the dense model's hidden states after the block, one (b, T, D) for each chunk;
             None if the target is the projection's own output with dense weights.
         held_out: the same projection on text that no solution is fitted to; None without any.
+        relative: whether the error of a token counts relative to its hidden state.
     """
 
     lm: MaskedLM
@@ -56,6 +57,7 @@ class Projection:
     kind: str
     wanted: Sequence[Tensor] | None
     held_out: "Projection | None" = None
+    relative: bool = False
 
     @property
     def linear(self) -> nn.Linear:
@@ -106,27 +108,54 @@ class Projection:
 
         These are (b, T, D), or None if they are the projection's own.
         """
+        for chunk, (inputs, *before) in enumerate(self._seen()):
+            yield inputs, self._missing(chunk, before)
+
+    def _missing(self, chunk: int, before: Sequence[Tensor]) -> Tensor | None:
+        """Computes the wanted states after the block minus those before it, (b, T, D)."""
+        if self.wanted is None:
+            return None
+        missing = self.wanted[chunk].to(before[0].device)
+        for part in before:
+            missing = missing - part
+        return missing
+
+    def _weighted(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
+        """Yields inputs and targets as ``targets``, and how much each token counts, (b, T)."""
+        for chunk, (inputs, *before) in enumerate(self._seen()):
+            weights = self._token_weights(chunk, inputs, before) if self.relative else None
+            yield inputs, self._missing(chunk, before), weights
+
+    def _token_weights(self, chunk: int, inputs: Tensor, before: Sequence[Tensor]) -> Tensor:
+        """Computes one over the mean square of the wanted states after the block, (b, T).
+
+        The next norm divides by its root, so an error of the same size matters less to a token with
+        large states. The first tokens of a text often have states a thousand times as large as
+        the others (Sun et al. 2024, Massive Activations, arXiv 2402.17762).
+        """
+        if self.wanted is None:
+            after = sum(before, run_linear(self.linear, inputs))
+        else:
+            after = self.wanted[chunk]
+        return after.square().mean(-1).clamp(min=torch.finfo(after.dtype).tiny).reciprocal()
+
+    def _seen(self) -> Iterator[tuple[Tensor, ...]]:
+        """Yields its inputs, (b, T, inputs), and what adds up to the states before its block."""
         if self.kind == "heads":
             for chunk, inputs in enumerate(self.seen.attention_inputs()):
-                yield inputs, self._missing(chunk, inputs.device)
+                yield inputs, wide(self.seen.states[chunk]).to(inputs.device)
             return
         for chunk, halves in enumerate(self.seen.halves()):
             assert halves.mlp is not None and halves.output is not None
-            missing = self._missing(chunk, halves.output.device)
             # By now attention's output projection is refitted.
-            yield halves.mlp, None if missing is None else missing - halves.output
-
-    def _missing(self, chunk: int, device: torch.device) -> Tensor | None:
-        """Computes the wanted states after the block minus those before the layer, (b, T, D)."""
-        if self.wanted is None:
-            return None
-        return (self.wanted[chunk] - wide(self.seen.states[chunk])).to(device)
+            state = wide(self.seen.states[chunk]).to(halves.output.device)
+            yield halves.mlp, state, halves.output
 
     def least_squares(self, damping: float) -> LeastSquares:
         """Builds the problem of its weights, and of its bias if it has one."""
         linear, moments = self.linear, SecondMoments.of(self.linear.weight)
-        for inputs, targets in self.targets():
-            moments.add(inputs, targets)
+        for inputs, targets, weights in self._weighted():
+            moments.add(inputs, targets, weights)
         if self.wanted is None:
             moments.set_outputs(linear.weight, linear.bias)
         return self._problem(moments, linear.weight, damping=damping, order=self._order)
@@ -152,12 +181,13 @@ class Projection:
         kept_weight = weight.t().index_select(0, here).t()  # as they may lie in memory
         moments = SecondMoments.of(kept_weight)
         sums, squares = torch.zeros(2, len(gone), dtype=torch.float64, device=moments.lower.device)
-        for inputs, targets in self.targets():
+        for inputs, targets, weights in self._weighted():
             rows = wide(inputs).flatten(0, -2)  # (tokens, inputs)
-            moments.add(_columns(rows, here), targets)
+            moments.add(_columns(rows, here), targets, weights)
             others = _columns(rows, gone).to(sums.device)
-            sums += others.sum(0)
-            squares += others.square().sum(0)
+            count = 1.0 if weights is None else weights.flatten()[:, None].to(others)
+            sums += (count * others).sum(0)
+            squares += (count * others.square()).sum(0)
         total = moments.lower.diagonal().sum() + squares.sum()  # sum of |x|^2, pruned inputs too
         if self.linear.bias is not None:  # sum of |x - m|^2
             total -= (moments.inputs.square().sum() + sums.square().sum()) / moments.tokens

@@ -33,6 +33,7 @@ def refit_layers(
     solve: Callable[[Projection], Solution],
     target: str,
     held_out: Tensor | None = None,
+    relative: bool = False,
 ) -> None:
     """Solves for all projections that are not gone, layer by layer.
 
@@ -49,6 +50,7 @@ def refit_layers(
             those of the dense model.
         held_out: more windows (M, T), which run through the refitted layers for the projections'
             ``held_out``; ``solve`` may compare solutions there, and fits none to them.
+        relative: whether the error of a token counts relative to its wanted hidden state.
 
     Raises:
         PruningError: no calibration text.
@@ -64,7 +66,10 @@ def refit_layers(
     def changes(kind: str, *seen: Observation) -> list[tuple[str, Change]]:
         # In a function, so that the wanted states are freed before more are computed.
         views = zip(seen, dense, strict=True)
-        first, *rest = (Projection(lm, mask, view, kind, next(states)) for view, states in views)
+        first, *rest = (
+            Projection(lm, mask, view, kind, next(states), relative=relative)
+            for view, states in views
+        )
         projection = replace(first, held_out=rest[0]) if rest else first
         solution = {} if projection.gone else solve(projection)
         return [*_pruned(projection).items(), *solution.items()]

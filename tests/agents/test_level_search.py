@@ -90,13 +90,12 @@ def test_a_search_goes_on_where_it_was_saved(tmp_path):
 
 def test_a_worse_choice_is_taken_back():
     agent = searching()
-    agent.previous = agent.choice.clone()
-    agent.choice = agent.choice.clone()
+    before = agent.choice.clone()
+    agent.previous, agent.choice = before, before.clone()
     agent.choice[1] += 1
-    agent.sums[:, -1, 0] = torch.tensor([0.2, 0.4, 2.0])  # it was better by 0.2, twice
-    before = agent.previous.clone()
+    agent._learn_of(len(before), 0, -0.2)  # the one before was better
     agent._improve()
-    assert torch.equal(agent.choice, before)
+    assert torch.equal(agent.previous, before)
 
 
 @given(

@@ -69,9 +69,11 @@ def test_weights_are_the_best_for_what_is_kept(granularity, tmp_path):
     lm = masked_lm(model, granularity)
     levels = levels_of(lm, tmp_path, damping=0)
     inputs = inputs_of(model, IDS)
+    states = [torch.cat(chunks).flatten(0, -2) for chunks in lm.blocks(IDS)]  # (tokens, D) each
     for i, group in enumerate(lm.units.groups):
         x = inputs[group.layer, group.projection].flatten(0, -2)  # (tokens, inputs)
         linear = projections_of(model, group.layer)[lm.units.kinds.index(group.kind)]
+        scale = states[i].square().mean(1, keepdim=True).rsqrt()  # of states after the block
         wanted = linear(x)
         choice = torch.zeros(len(levels.groups), dtype=torch.int64)
         choice[i] = 1
@@ -82,13 +84,12 @@ def test_weights_are_the_best_for_what_is_kept(granularity, tmp_path):
         kept = columns[0].bool()  # (inputs,)
         constant = [] if linear.bias is None else [torch.ones_like(x[:, :1])]
         inputs_and_one = torch.cat([x[:, kept], *constant], dim=1)
-        best = torch.linalg.lstsq(inputs_and_one, wanted).solution.T
+        best = torch.linalg.lstsq(inputs_and_one * scale, wanted * scale).solution.T
         weight = levels.repair(choice).weights[group.layer, group.projection]
         torch.testing.assert_close(weight[:, kept], best[:, : int(kept.sum())])
         assert not weight[:, ~kept].any()
-        error = (inputs_and_one @ best.T - wanted).square().sum()
-        square = (wanted - wanted.mean(0) * bool(constant)).square().sum()
-        torch.testing.assert_close(levels.groups[i].errors[1], error / square)
+        error = ((inputs_and_one @ best.T - wanted) * scale).square().mean()
+        torch.testing.assert_close(levels.groups[i].errors[1], error)
 
 
 def test_a_level_keeps_a_part_of_the_one_before(tmp_path):

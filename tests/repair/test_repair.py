@@ -65,11 +65,12 @@ def kept_inputs(linear, units, layer, kind, mask) -> torch.Tensor | None:
     return kept
 
 
-def reference_fit(linear, inputs, targets, kept, damping):
+def reference_fit(linear, inputs, targets, kept, damping, counts):
     """Weight and bias by lstsq on stacked rows: one for each token, then one for each input."""
-    mean_input, mean_target = inputs.mean(0), targets.mean(0)
+    mean_input, mean_target = ((counts @ x) / counts.sum() for x in (inputs, targets))
     if linear.bias is not None:
         inputs, targets = inputs - mean_input, targets - mean_target
+    inputs, targets = (counts.sqrt()[:, None] * x for x in (inputs, targets))
     ridge = (damping * inputs.square().sum(0).mean()).sqrt()
     weight = torch.zeros_like(linear.weight)
     if kept.any():
@@ -80,7 +81,7 @@ def reference_fit(linear, inputs, targets, kept, damping):
 
 
 @torch.no_grad()
-def reference_repair(model, units, mask, damping):
+def reference_repair(model, units, mask, damping, relative=False):
     """A plain copy of the model without what is pruned, repaired by least squares."""
     smaller = zeroed(model, units, mask)
     for layer in range(units.layers):
@@ -94,7 +95,9 @@ def reference_repair(model, units, mask, damping):
             pruned = seen_by(smaller, layer)
             before, after = {"heads": ("before", "between"), "channels": ("between", "after")}[kind]
             target = dense[after] - pruned[before]
-            weight, bias = reference_fit(own, pruned[kind], target, kept, damping)
+            squares = dense[after].square().mean(1)  # (tokens,)
+            counts = 1 / squares if relative else torch.ones_like(squares)
+            weight, bias = reference_fit(own, pruned[kind], target, kept, damping, counts)
             linear.weight.copy_(weight)
             if bias is not None:
                 linear.bias.copy_(bias)
@@ -109,13 +112,20 @@ def same_model(lm, mask, found, expected) -> None:
         torch.testing.assert_close(lm.logits(mask[None], WINDOWS)[0], logits, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("granularity", ["heads+channels", "heads", "values", "blocks", "layers"])
-def test_least_squares_is_what_a_reference_solver_finds(model, granularity):
+@pytest.mark.parametrize(
+    ("granularity", "relative"),
+    [
+        *[(kind, False) for kind in ("heads+channels", "heads", "values", "blocks", "layers")],
+        ("heads+channels", True),
+        ("values", True),
+    ],
+)
+def test_least_squares_is_what_a_reference_solver_finds(model, granularity, relative):
     lm = masked_lm(model, granularity)
     lm.pass_tokens = 50  # several chunks of windows
     mask = some(lm)
-    expected = reference_repair(model, lm.units, mask, damping=0.1)
-    found = fit_repair(lm, mask, WINDOWS, "least-squares", damping=0.1)
+    expected = reference_repair(model, lm.units, mask, 0.1, relative)
+    found = fit_repair(lm, mask, WINDOWS, "least-squares", damping=0.1, relative=relative)
     assert found.weights
     for (layer, kind), weight in found.weights.items():
         linear = projections_of(expected, layer)[PROJECTIONS.index(kind)]

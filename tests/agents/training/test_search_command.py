@@ -9,7 +9,8 @@ import pytest
 from helpers.command import results, train
 from pgprune import PruningError
 from pgprune.agents.registry import AGENTS
-from pgprune.agents.training.settings import AgentConfig, Settings
+from pgprune.agents.training.config import AgentConfig
+from pgprune.agents.training.settings import Settings
 from pgprune.repair.config import RepairConfig
 from pgprune.runs.run import Run
 
