@@ -75,10 +75,11 @@ def _wanted(
     if how == "auto":
         # A repair that a method brings fits its mask only; another mask gets the nearest option.
         how = repair_name(loaded.repair) if asked.repair == "auto" else asked.repair
-    return RepairConfig(
-        how,
-        asked.repair_damping if damping is None else damping,
-        samples or asked.repair_samples,
+    return replace(
+        asked,
+        repair=how,
+        repair_damping=asked.repair_damping if damping is None else damping,
+        repair_samples=samples or asked.repair_samples,
     )
 
 

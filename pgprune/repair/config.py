@@ -27,16 +27,16 @@ class RepairConfig(Config):
         minimum=0,
         words=("auto",),
     )
-    repair_errors: str = option(
-        "absolute",
-        "errors of a token count as they are, or relative to its hidden state",
-        choices=["absolute", "relative"],
-    )
     repair_samples: int | None = option(
         None,
         "calibration windows of the repair",
         minimum=1,
         unset="those of the metric or method",
+    )
+    repair_errors: str = option(
+        "absolute",
+        "errors of a token count as they are, or relative to its hidden state",
+        choices=["absolute", "relative"],
     )
 
     @property
