@@ -76,7 +76,7 @@ def test_a_damping_of_its_own_makes_the_same_few_tokens_useful(lm, text):
 
 def test_losses_that_are_not_finite_are_harm(lm, text, monkeypatch):
     broken = Repair(weights={(0, "heads"): torch.full((32, 32), torch.nan)})
-    monkeypatch.setattr("pgprune.repair.choice.fit_repair", lambda *_: broken)
+    monkeypatch.setattr("pgprune.repair.choice.fit_repair", lambda *_, **__: broken)
     assert choose(lm, text[:60], text[60:], repair="least-squares").repair is None
 
 
