@@ -33,7 +33,7 @@ real: $(REAL)
 	test -d $(REAL_RUN)/gguf || $(BIN)/pgprune export $(REAL_RUN) --format gguf
 
 test: $(DEVELOPED)
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist worksteal
 
 # mypy cannot follow setuptools' editable package-dir, so it reads a copy laid out as installed.
 lint: $(DEVELOPED)

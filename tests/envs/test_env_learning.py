@@ -37,7 +37,7 @@ def test_an_unmodified_ppo_learns_which_blocks_to_keep(assets):
     )
     rewards = Rewards()
     agent = PPO("MlpPolicy", env, n_steps=ROLLOUT, learning_rate=3e-3, seed=0, device="cpu")
-    agent.learn(16 * ROLLOUT, callback=rewards)
+    agent.learn(10 * ROLLOUT, callback=rewards)
 
     steps = torch.tensor(rewards.rewards)
     first, last = steps[: 2 * ROLLOUT].mean(), steps[-2 * ROLLOUT :].mean()

@@ -188,7 +188,8 @@ def tiny_arguments(directory: Path, family: str = "llama", likely: bool = False)
 
     The text is random letters, on which a repair does harm, or else likely for the model.
     """
-    model = tiny_model(family, intermediate_size=6, **({"vocab_size": 26} if likely else {}))
+    small = {"intermediate_size": 6, "max_position_embeddings": 24}  # a sample of text is short
+    model = tiny_model(family, **small, **({"vocab_size": 26} if likely else {}))
     model.save_pretrained(directory / "model")
     letters_tokenizer().save_pretrained(directory / "model")
     letters = np.random.default_rng(0).choice(list("abcdefghijklmnopqrstuvwxyz"), (40, 100))
