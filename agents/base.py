@@ -24,6 +24,7 @@ from pgprune.masking.units import PruningUnits
 from pgprune.metrics import Importance
 from pgprune.metrics.initialization import InitConfig
 from pgprune.utils.files import saving, tensor_bytes, write_file
+from pgprune.utils.jsonl import parse_json
 from pgprune.utils.progress import track
 from pgprune.utils.progress_view import showing
 from pgprune.utils.transfer import read
@@ -268,7 +269,7 @@ class Agent(ABC):
         try:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                values = json.loads(file.metadata()["state"])
+                values = parse_json(file.metadata()["state"])
         except (SafetensorError, OSError, LookupError, TypeError, ValueError) as error:
             raise PruningError(f"{path} is not a saved agent: {error}") from error
         self.restore(tensors, values)

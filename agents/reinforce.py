@@ -50,7 +50,11 @@ class ReinforceConfig(Config):
     )
     window: int = option(5, "reinforce: window T of the moving-average baseline", minimum=1)
     learning_rate: float | None = option(
-        None, "reinforce: step size", above=0, unset="by the formula in docs/reinforce.md"
+        None,
+        "reinforce: step size",
+        above=0,
+        maximum=10,
+        unset="by the formula in docs/reinforce.md",
     )
     schedule: str = option(
         "cosine",

@@ -24,7 +24,9 @@ class SacConfig(Sb3Config):
     """
 
     sac_masks: int = option(11, "sac: masks per step, including the initial one", minimum=3)
-    sac_learning_rate: float = option(3e-3, "sac: initial step size of Adam, falls to 0", above=0)
+    sac_learning_rate: float = option(
+        3e-3, "sac: initial step size of Adam, falls to 0", above=0, maximum=10
+    )
 
     name: ClassVar[str] = "sac"
     actions: ClassVar[tuple[str, ...]] = ("density", "score")
@@ -56,7 +58,9 @@ class Td3Config(Sb3Config):
     """
 
     td3_masks: int = option(11, "td3: masks per step, including the initial one", minimum=3)
-    td3_learning_rate: float = option(3e-3, "td3: initial step size of Adam, falls to 0", above=0)
+    td3_learning_rate: float = option(
+        3e-3, "td3: initial step size of Adam, falls to 0", above=0, maximum=10
+    )
     td3_noise: float = option(
         0.5, "td3: standard deviation of the noise on actions in [-1, 1]", above=0
     )

@@ -22,7 +22,9 @@ class PpoConfig(Sb3Config):
     """
 
     ppo_masks: int = option(16, "ppo: masks per step", minimum=2)
-    ppo_learning_rate: float = option(0.05, "ppo: initial step size of Adam, falls to 0", above=0)
+    ppo_learning_rate: float = option(
+        0.05, "ppo: initial step size of Adam, falls to 0", above=0, maximum=10
+    )
     ppo_epochs: int = option(4, "ppo: updates per step", minimum=1)
     ppo_clip: float = option(
         0.2, "ppo: largest distance of a unit's ratio from 1", above=0, below=1
@@ -60,7 +62,7 @@ class A2cConfig(Sb3Config):
 
     a2c_masks: int = option(16, "a2c: masks per step", minimum=2)
     a2c_learning_rate: float = option(
-        0.05, "a2c: initial step size of RMSprop, falls to 0", above=0
+        0.05, "a2c: initial step size of RMSprop, falls to 0", above=0, maximum=10
     )
 
     name: ClassVar[str] = "a2c"

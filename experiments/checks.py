@@ -18,6 +18,7 @@ from pgprune.masking.units import LayerShape, PruningUnits, shapes_of
 from pgprune.models.load import ModelConfig, check_model
 from pgprune.utils.command_line import ArgumentParser
 from pgprune.utils.files import check_place, read_text, saving, write_file
+from pgprune.utils.jsonl import parse_json
 
 Words = Mapping[Cell, Sequence[str]]
 """The options of the command of each cell."""
@@ -129,7 +130,7 @@ def check_same(
 
 def _known(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(read_text(path))) if path.exists() else {}
+        return dict(parse_json(read_text(path))) if path.exists() else {}
     except (TypeError, ValueError) as error:
         raise PruningError(
             f"{path} does not hold settings ({error}); choose another --output"

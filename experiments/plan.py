@@ -27,7 +27,7 @@ from pgprune.masking.units import GRANULARITIES
 from pgprune.methods import METHODS
 from pgprune.repair.fit import REPAIRS
 from pgprune.utils.devices import choose_device
-from pgprune.utils.options import Config, option, same_option
+from pgprune.utils.options import SEEDS, Config, option, same_option
 
 _VARIANTS = (
     *("auto", "auto:reward=repaired"),
@@ -137,7 +137,7 @@ class BenchmarkConfig(CellsConfig):
         "benchmark", "directory of the runs, benchmark.jsonl, tables and plots", metavar="DIR"
     )
     seeds: int = option(5, "seeds of every agent", minimum=1)
-    first_seed: int = option(0, "first seed", minimum=0)
+    first_seed: int = option(0, "first seed", minimum=0, maximum=SEEDS)
     total_timesteps: int = option(
         500, "mask evaluations of every agent, each on 1,024 tokens", minimum=1
     )

@@ -5,7 +5,7 @@ A source is one item or several joined by commas. An item is
 * ``builtin``: the standard library's sources and Python's language reference; ``builtin:code`` and
   ``builtin:prose`` are one of them;
 * a local ``.txt`` (one document), ``.jsonl`` (one document a line, field ``text``) or ``.parquet``
-  file (one document a row), or a directory of such files;
+  file (one document a row), the first two perhaps with ``.gz``, or a directory of such files;
 * ``c4`` or ``wikitext2``, from a local folder or the hub (``known_texts``);
 * a data set of the hub with config and split, ``allenai/c4:en:train``, read as a stream,
 
@@ -19,7 +19,7 @@ from functools import cache, partial
 from itertools import chain, islice
 
 from pgprune.data.known_texts import KNOWN_TEXTS
-from pgprune.data.rows import read_files, read_hub, text_files
+from pgprune.data.rows import check_length, read_files, read_hub, size_of, text_files
 from pgprune.data.sources import Item, items, without_weights
 from pgprune.errors import PruningError, first_line
 
@@ -120,22 +120,24 @@ def _open(item: Item, domain: str, split: str, in_memory_bytes: int = IN_MEMORY_
     elif item.is_local:
         files = text_files(item.path)
         read = partial(read_files, files)
-        in_memory = sum(file.stat().st_size for file in files) <= in_memory_bytes
+        in_memory = sum(map(size_of, files)) <= in_memory_bytes
     elif item.is_hub_id:
         read = partial(read_hub, item.place, split)
         in_memory = False
     else:
         raise PruningError(f"the text {item.place!r} does not exist")
-    read = partial(_documents_in, read, item.start, item.stop)
+    read = partial(_documents_in, read, item)
     documents: Documents = list(read()) if in_memory else read
     if next(iterate(documents), None) is None:
         raise PruningError(f"the text {item.text!r} is empty; give one that holds documents")
     return documents
 
 
-def _documents_in(read: Callable[[], Iterable[str]], start: int, stop: int | None) -> Iterator[str]:
-    """Yields the documents of a range that are not blank; blank ones count in the range."""
-    return (text for text in islice(read(), start, stop) if text and not text.isspace())
+def _documents_in(read: Callable[[], Iterable[str]], item: Item) -> Iterator[str]:
+    """Yields the documents of an item's range but blank ones, which count in the range."""
+    for text in islice(read(), item.start, item.stop):
+        if text and not text.isspace():
+            yield check_length(text, f"the text {item.text!r}")
 
 
 def _read_all(opened: Sequence[Documents]) -> Iterator[str]:

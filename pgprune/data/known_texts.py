@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pgprune.utils.files import user_path
+
 ASSETS = "PGPRUNE_ASSETS"
 """The variable of the environment that names the folder of local texts and tasks."""
 
@@ -60,4 +62,4 @@ KNOWN_TEXTS: Mapping[str, KnownText] = {
 def assets() -> Path | None:
     """Returns the folder of local texts and tasks, or None where none is named."""
     folder = os.environ.get(ASSETS)
-    return Path(folder).expanduser() if folder else None
+    return user_path(folder) if folder else None

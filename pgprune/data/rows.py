@@ -1,14 +1,27 @@
 """Reads documents and rows of local files and of data sets of the hub."""
 
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import gzip
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from pgprune.errors import PruningError, first_line
+from pgprune.data.sources import text_format
+from pgprune.errors import PruningError, first_line, printable
+from pgprune.utils.files import user_path
+from pgprune.utils.jsonl import parse_json
 
 Row = Mapping[str, Any]
 """One row of a data set, by column."""
+
+LONGEST = 2**24
+"""Characters of a document: a tokenizer takes some 130 bytes of memory for each of them."""
+
+_COMPRESSION = 4  # bytes of text in a byte of .gz
+_GIVE = "give .txt, .jsonl or .parquet files, the first two perhaps with .gz"
+_LONGEST_BYTES = 4 * LONGEST  # UTF-8 takes up to four for a character
+BROKEN = (OSError, EOFError, zlib.error)
+"""What reading raises for files that are gone, and for compressed ones that are cut or damaged."""
 
 
 def text_files(path: Path) -> list[Path]:
@@ -19,11 +32,16 @@ def text_files(path: Path) -> list[Path]:
     """
     files = [path]
     if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in _READERS)
-    if not files or not all(file.is_file() and file.suffix in _READERS for file in files):
+        files = sorted(file for file in path.iterdir() if text_format(file))
+    if not files or not all(file.is_file() and text_format(file) for file in files):
         problem = "does not exist" if not path.exists() else "has none of the known formats"
-        raise PruningError(f"the text {str(path)!r} {problem}; give .txt, .jsonl or .parquet files")
+        raise PruningError(f"the text {str(path)!r} {problem}; {_GIVE}")
     return files
+
+
+def size_of(file: Path) -> int:
+    """Returns the bytes of a file; of a compressed one, about those of its text."""
+    return file.stat().st_size * (_COMPRESSION if _is_compressed(file) else 1)
 
 
 def read_files(files: Iterable[Path]) -> Iterator[str]:
@@ -34,21 +52,51 @@ def read_files(files: Iterable[Path]) -> Iterator[str]:
     """
     for file in files:
         try:
-            yield from _READERS[file.suffix](file)
-        except OSError as error:
+            yield from _READERS[text_format(file)](file)
+        except BROKEN as error:
             raise PruningError(
                 f"the text {str(file)!r} cannot be read: {first_line(error)}"
             ) from None
 
 
+def check_length(text: str, where: str) -> str:
+    """Returns a document that a tokenizer can take in one piece.
+
+    Raises:
+        PruningError: it is longer than ``LONGEST``.
+    """
+    if len(text) > LONGEST:
+        raise PruningError(
+            f"{where} has a document of more than {LONGEST:,} characters, for which a tokenizer "
+            "needs gigabytes; split it into documents, such as lines of a .jsonl file"
+        )
+    return text
+
+
+def _opened(path: Path) -> BinaryIO:
+    return gzip.open(path) if _is_compressed(path) else path.open("rb")  # type: ignore[return-value]
+
+
+def _is_compressed(path: Path) -> bool:
+    return path.suffix.lower() == ".gz"
+
+
 def _read_txt(path: Path) -> Iterator[str]:
+    with _opened(path) as file:
+        content = file.read(_LONGEST_BYTES + 1)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        # A character that the limit has cut is no fault of the file.
+        text = content[:_LONGEST_BYTES].decode("utf-8-sig", _cut(content))
     except UnicodeDecodeError:
         text = "\0"  # reported as binary below
     if "\0" in text:
         raise PruningError(f"the text {str(path)!r} is binary; give text in UTF-8")
-    yield text
+    # As Python reads text: each of the three line breaks is one.
+    yield text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _cut(content: bytes) -> str:
+    return "ignore" if len(content) > _LONGEST_BYTES else "strict"
 
 
 def jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
@@ -57,12 +105,18 @@ def jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
     Raises:
         PruningError: a line is not JSON.
     """
-    with path.open("rb") as lines:
+    with _opened(path) as file:
+        lines = iter(lambda: file.readline(_LONGEST_BYTES + 1), b"")
         for number, line in enumerate(lines, start=1):
             if line.isspace():
                 continue
+            if len(line) > _LONGEST_BYTES:
+                raise PruningError(
+                    f"line {number} of {str(path)!r} is longer than {_LONGEST_BYTES:,} bytes; "
+                    "split it into several"
+                )
             try:
-                yield number, json.loads(line.decode("utf-8-sig"))
+                yield number, parse_json(line)
             except ValueError as error:  # not UTF-8 or not JSON
                 raise PruningError(
                     f"line {number} of {str(path)!r} is not JSON in UTF-8: {first_line(error)}"
@@ -71,7 +125,8 @@ def jsonl_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _read_jsonl(path: Path) -> Iterator[str]:
     for number, row in jsonl_rows(path):
-        text = row.get("text") if isinstance(row, dict) else None
+        has_text = isinstance(row, dict) and "text" in row
+        text = "" if has_text and row["text"] is None else has_text and row["text"]
         if not isinstance(text, str):
             raise PruningError(
                 f"line {number} of {str(path)!r} has no text; each line must be a JSON object "
@@ -80,26 +135,52 @@ def _read_jsonl(path: Path) -> Iterator[str]:
         yield text.encode("utf-8", "replace").decode()  # JSON may escape half a character
 
 
-def parquet_rows(path: Path) -> Iterator[Row]:
+def parquet_rows(
+    path: Path, choose: Callable[[Sequence[str]], Sequence[str]] = lambda strings: strings
+) -> Iterator[Row]:
     """Yields the rows of a parquet file.
+
+    Args:
+        path: the file.
+        choose: picks the columns to read of those that hold strings.
 
     Raises:
         PruningError: the file cannot be read.
     """
+    import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
     try:
         with ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=256):  # rows of a few megabytes at a time
+            columns = choose([field.name for field in file.schema_arrow if _holds_text(field.type)])
+            # Rows of a few megabytes at a time.
+            for batch in file.iter_batches(batch_size=256, columns=columns):
                 yield from batch.to_pylist()
-    except (OSError, ValueError) as error:  # pyarrow's errors are ValueErrors
+    except (OSError, ValueError, LookupError, pa.ArrowException) as error:
+        if isinstance(error, PruningError):
+            raise
         raise PruningError(
             f"the parquet file {str(path)!r} cannot be read: {first_line(error)}"
         ) from None
 
 
+def _holds_text(kind: Any) -> bool:
+    """Whether the type of a column is one of strings, or of nothing but null."""
+    from pyarrow import types
+
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind))
+
+
 def _read_parquet(path: Path) -> Iterator[str]:
-    return _texts(parquet_rows(path), str(path))
+    column = ""
+
+    def choose(strings: Sequence[str]) -> Sequence[str]:
+        nonlocal column
+        column = _column(strings, strings, str(path))
+        return [column]
+
+    return (row[column] or "" for row in parquet_rows(path, choose))
 
 
 def hub_rows(place: str, default_split: str = "train") -> Iterator[Row]:
@@ -112,9 +193,16 @@ def hub_rows(place: str, default_split: str = "train") -> Iterator[Row]:
     Raises:
         PruningError: the data set cannot be read.
     """
-    from datasets import load_dataset
+    from datasets import load_dataset, packaged_modules
 
+    builders = getattr(packaged_modules, "_PACKAGED_DATASETS_MODULES", ())
     name, config, split = (*place.split(":"), "", "")[:3]  # missing ones are empty
+    # The package would take these for files below the current directory.
+    if name in builders or user_path(name).exists():
+        raise PruningError(
+            f"{place!r} is no data set of the hub: {name!r} names files of this machine; give "
+            "their path, which ends in .txt, .jsonl or .parquet"
+        )
     try:
         yield from load_dataset(name, config or None, split=split or default_split, streaming=True)
     except Exception as error:  # datasets, httpx and fsspec share no base class
@@ -132,20 +220,40 @@ def read_hub(place: str, split: str) -> Iterator[str]:
 def _texts(rows: Iterable[Row], where: str) -> Iterator[str]:
     """Yields the column ``text`` of rows, or their only column of strings; null is blank."""
     column = None
-    for row in rows:
+    for number, row in enumerate(rows, start=1):
         if column is None:
             strings = [name for name, value in row.items() if isinstance(value, str)]
-            column = "text" if "text" in row else strings[0] if len(strings) == 1 else None
-            if column is None:
-                raise PruningError(
-                    f"{where!r} has no column `text` and not exactly one column of strings; its "
-                    f"columns are {', '.join(row)}"
-                )
-        yield row[column] or ""
+            if not strings and None in row.values():
+                yield ""  # a later row shows which column holds strings
+                continue
+            column = _column(strings, list(row), where)
+        text = row.get(column)
+        if not isinstance(text, str | None):
+            raise PruningError(
+                f"row {number} of {where!r} has no text in its column {column!r}, but "
+                f"{type(text).__name__}; give a column of strings"
+            )
+        yield text or ""
+
+
+def _column(strings: Sequence[str], columns: Sequence[str], where: str) -> str:
+    """Chooses the column of texts among those that hold strings.
+
+    Raises:
+        PruningError: none is named ``text``, and there is not exactly one.
+    """
+    if "text" in strings or len(strings) == 1:
+        return "text" if "text" in strings else strings[0]
+    raise PruningError(
+        f"{where!r} has no column `text` of strings and not exactly one column of strings; its "
+        f"columns are {printable(', '.join(columns))}"
+    )
 
 
 _READERS: Mapping[str, Callable[[Path], Iterator[str]]] = {
     ".txt": _read_txt,
     ".jsonl": _read_jsonl,
     ".parquet": _read_parquet,
+    ".txt.gz": _read_txt,
+    ".jsonl.gz": _read_jsonl,
 }

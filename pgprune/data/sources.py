@@ -2,20 +2,23 @@
 
 import math
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from pgprune.data.known_texts import KNOWN_TEXTS, KnownText
 from pgprune.errors import PruningError
+from pgprune.utils.files import user_path
 
-FORMATS = (".txt", ".jsonl", ".parquet")
-"""Suffixes of the text files that can be read."""
+FORMATS = (".txt", ".jsonl", ".parquet", ".txt.gz", ".jsonl.gz")
+"""Suffixes of the text files that can be read, in small or capital letters."""
 
 _ITEM = re.compile(
     r"(?P<place>[^\[\]]+)(\[(?P<start>\d*):(?P<stop>\d*)\](:(?P<weight>[^\[\]]*))?)?"
 )
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?(:[\w.+-]*){0,2}")
+_DIGITS = len(str(sys.maxsize))
 _DOMAINS = {"builtin": ("code", "prose"), "builtin:code": ("code",), "builtin:prose": ("prose",)}
 
 
@@ -50,7 +53,7 @@ class Item:
     @property
     def path(self) -> Path:
         """The place as a path."""
-        return Path(self.place).expanduser()
+        return user_path(self.place)
 
     @property
     def is_local(self) -> bool:
@@ -67,7 +70,16 @@ class Item:
         """A short name, for tables."""
         if _has_name(self.place) or not self.is_local:
             return self.place.partition(":")[0]
-        return self.path.resolve().name if self.path.is_dir() else self.path.stem
+        if self.path.is_dir():
+            return self.path.resolve().name
+        return self.path.name[: len(self.path.name) - len(text_format(self.path))]
+
+
+def text_format(path: Path) -> str:
+    """Returns which of ``FORMATS`` a file has by its name, or an empty text."""
+    suffixes = [suffix.lower() for suffix in path.suffixes[-2:]]
+    found = (end for end in ("".join(suffixes), *suffixes[-1:]) if end in FORMATS)
+    return next(found, "")
 
 
 def items(source: str) -> list[Item]:
@@ -120,7 +132,12 @@ def _item(text: str) -> Item:
     if start is None:  # what follows a range can only be a weight
         place, weight = _split_weight(place)
     number = None if weight is None else _number(weight, place)
-    return Item(text, place, int(start or 0), int(stop) if stop else None, number)
+    return Item(text, place, _place(start or "0"), _place(stop) if stop else None, number)
+
+
+def _place(digits: str) -> int:
+    """Returns a place in the order of documents; one that no text reaches stands for its end."""
+    return int(digits) if len(digits) < _DIGITS else sys.maxsize
 
 
 def _absolute(item: Item) -> str:
@@ -133,7 +150,7 @@ def _absolute(item: Item) -> str:
 def _split_weight(text: str) -> tuple[str, str | None]:
     """Splits a place from its weight, where the place is complete without its last colon."""
     place, colon, weight = text.rpartition(":")
-    if not colon or text in _DOMAINS or Path(text).expanduser().exists():
+    if not colon or text in _DOMAINS or user_path(text).exists():
         return text, None
     # All of name:config:split comes before a weight, since a config may be a number.
     whole = _has_name(place) or _is_local(place) or place.count(":") == 2
@@ -158,5 +175,5 @@ def _has_name(place: str) -> bool:
 
 
 def _is_local(place: str) -> bool:
-    path = Path(place).expanduser()
-    return path.exists() or path.suffix in FORMATS
+    path = user_path(place)
+    return path.exists() or bool(text_format(path))

@@ -16,6 +16,7 @@ from typing import Any
 from pgprune.data.known_texts import assets
 from pgprune.data.rows import jsonl_rows
 from pgprune.errors import PruningError
+from pgprune.utils.files import user_path
 
 Item = dict[str, Any]
 _LAYOUTS = (("query", "choices"), ("continuation", "context_options"))  # a text, several texts
@@ -28,7 +29,7 @@ def task_file(folder: str, task: str) -> Path:
     Raises:
         PruningError: there is none, or more than one.
     """
-    place, files = Path(folder).expanduser(), _files(folder, task)
+    place, files = user_path(folder), _files(folder, task)
     if len(files) != 1:
         problem = f"has {len(files)} files" if files else "has no file"
         raise PruningError(
@@ -91,7 +92,7 @@ def task_config(task: str, path: Path) -> dict[str, Any]:
 
 
 def _files(folder: str, task: str) -> list[Path]:
-    place = Path(folder).expanduser()
+    place = user_path(folder)
     return sorted([*place.glob(f"{task}*.jsonl"), *place.glob(f"{task}/*.jsonl")])
 
 

@@ -10,7 +10,8 @@ from pgprune.errors import PruningError
 from pgprune.models.load import ModelConfig
 from pgprune.runs.finished import FinishedRun
 from pgprune.runs.model_card import public_name
-from pgprune.utils.options import Config, option, same_option
+from pgprune.utils.files import user_path
+from pgprune.utils.options import SEEDS, Config, option, same_option
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class FinetuningConfig(Config):
         "number format of the weights and the result; auto is float32 on the CPU",
         choices=["auto", "float32", "bfloat16", "float64"],
     )
-    seed: int = option(0, "seed of all random numbers", minimum=0)
+    seed: int = option(0, "seed of all random numbers", minimum=0, maximum=SEEDS)
     resume: bool = option(False, "resume the same command from its last checkpoint")
     checkpoint_every: int = option(50, "updates between checkpoints", minimum=1)
     quiet: bool = option(False, "print only errors")
@@ -57,7 +58,7 @@ def output_of(source: str, run: FinishedRun | None, asked: str | None) -> Path:
         return Path(asked)
     if run is not None:
         return run.path / "finetuned"
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.is_dir():
         raise PruningError(f"there is no place beside {source!r}; give --output")
     # Beside the model, not in it: a directory of a model is left as it is.

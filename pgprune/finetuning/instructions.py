@@ -7,8 +7,7 @@ a range of rows may follow, ``alpaca.json[:4000]``. Anything else is plain text,
 length, so that no token of a window is padding.
 """
 
-import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -21,17 +20,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pgprune.data.documents import calibration_parts
-from pgprune.data.rows import hub_rows, jsonl_rows, parquet_rows
-from pgprune.data.sources import Item, items
+from pgprune.data.rows import BROKEN, check_length, hub_rows, jsonl_rows, parquet_rows
+from pgprune.data.sources import Item, items, text_format
 from pgprune.data.tokens import Ids, encode
 from pgprune.data.windows import interleave
 from pgprune.errors import PruningError, first_line
+from pgprune.utils.jsonl import parse_json
 from pgprune.utils.options import Config, option
 
 Trained = npt.NDArray[np.bool_]
 """Which tokens of a text are trained, (n,)."""
-
-_INSTRUCTION_FILES = (".json", ".jsonl", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -154,8 +152,8 @@ def read_instructions(source: str) -> Iterable[Example] | None:
         PruningError: the source cannot be read, or it is empty or not what it begins as.
     """
     item, *others = items(source)
-    suffix = item.path.suffix
-    is_file = suffix in _INSTRUCTION_FILES and not item.path.is_dir()
+    suffix = _format(item.path)
+    is_file = suffix in _FILES and not item.path.is_dir()
     # Several files are plain text; instructions come from one source.
     if others or not (is_file or item.is_hub_id):
         return None
@@ -192,7 +190,9 @@ def _example(where: str, row: Any) -> Example:
             "`output`, and may have one in `input`"
         )
     # JSON may escape half a character, which tokenizers refuse.
-    instruction, given, output = (v.encode("utf-8", "replace").decode() for v in values)
+    instruction, given, output = (
+        check_length(value.encode("utf-8", "replace").decode(), where) for value in values
+    )
     return Example(prompt_of(instruction, given), output)
 
 
@@ -203,13 +203,12 @@ def _begins_with_an_instruction(item: Item) -> bool:
 
 def _rows(item: Item) -> Iterator[tuple[str, Any]]:
     """Yields the rows of a file or data set, each with words for where it is."""
-    readers = {".json": _json_rows, ".jsonl": jsonl_rows, ".parquet": _parquet_rows}
-    read = readers.get(item.path.suffix)
+    read = _FILES.get(_format(item.path))
     try:
         rows = read(item.path) if read else enumerate(hub_rows(item.place), start=1)
         for number, row in rows:
             yield f"row {number} of {item.place!r}", row
-    except OSError as error:
+    except BROKEN as error:
         raise PruningError(
             f"the training data {item.place!r} cannot be read: {first_line(error)}"
         ) from None
@@ -221,7 +220,7 @@ def _parquet_rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
     try:
-        rows = json.loads(path.read_bytes().decode("utf-8-sig"))
+        rows = parse_json(path.read_bytes())
     except ValueError as error:  # not UTF-8 or not JSON
         raise PruningError(
             f"the training data {str(path)!r} is not JSON in UTF-8: {first_line(error)}"
@@ -232,6 +231,18 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Any]]:
             "fields `instruction`, `output` and perhaps `input` in each"
         )
     return enumerate(rows, start=1)
+
+
+_FILES: Mapping[str, Callable[[Path], Iterator[tuple[int, Any]]]] = {
+    ".json": _json_rows,
+    ".jsonl": jsonl_rows,
+    ".jsonl.gz": jsonl_rows,
+    ".parquet": _parquet_rows,
+}
+
+
+def _format(path: Path) -> str:
+    return text_format(path) or path.suffix.lower()
 
 
 def _shuffled(

@@ -32,7 +32,7 @@ class LoraConfig(Config):
     rank: int = option(16, "rank of the adapters", minimum=1)
     alpha: float = option(10.0, "scale of the adapters: they count alpha / rank times", above=0)
     dropout: float = option(0.0, "dropout of the adapters' inputs", minimum=0, below=1)
-    learning_rate: float = option(1e-3, "AdamW's highest step size", above=0)
+    learning_rate: float = option(1e-3, "AdamW's highest step size", above=0, maximum=10)
     schedule: str = option(
         "cosine",
         "shape of the fall of the step size to 0 after the warm-up",

@@ -14,7 +14,7 @@ from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
 from pgprune.runs.model_card import CARD, base_name, model_card, public_name, public_names
 from pgprune.surgery.architecture import savable_generation_config
-from pgprune.utils.files import new_directory, saving, write_file
+from pgprune.utils.files import new_directory, saving, user_path, write_file
 from pgprune.utils.jsonl import add_line, finite
 from pgprune.utils.manifest import Manifest, files_below
 from pgprune.utils.markdown import grid
@@ -81,7 +81,7 @@ def _published(loaded: LoadedModel, record: Mapping[str, Any]) -> dict[str, Any]
 
 def _card(loaded: LoadedModel) -> str:
     """Returns the card of the model before: the one beside its weights, or a new one."""
-    readme = Path(loaded.source).expanduser() / "README.md"
+    readme = user_path(loaded.source) / "README.md"
     if loaded.run is not None:
         remote = loaded.model.config.model_type.startswith(PRUNED)
         return model_card(loaded.run, "hf", remote, loaded.parameters)

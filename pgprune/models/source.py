@@ -10,6 +10,7 @@ import transformers
 from transformers.utils.hub import cached_file
 
 from pgprune.errors import PruningError, first_line
+from pgprune.utils.files import user_path
 
 BUILTIN = Path(__file__).parents[1] / "builtin_model"
 """Directory of the built-in model."""
@@ -62,7 +63,7 @@ def find_source(model: str, gguf_file: str | None = None) -> Source:
     Raises:
         PruningError: nothing is there, or the directory holds no model.
     """
-    path = Path(model).expanduser()
+    path = user_path(model)
     if gguf_file is not None:
         return _gguf_inside(model, path, gguf_file)
     if model == "builtin":

@@ -13,6 +13,7 @@ from pgprune.models.load import ModelConfig, check_model, choose_dtype, load_mod
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
 from pgprune.utils.devices import choose_device
+from pgprune.utils.files import user_path
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def check_source(
 
 def short_name(source: str) -> str:
     """Shortens a source for tables: to the last part of a path, after the run's if it is in one."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not path.exists():
         return source
     path = path.resolve()
@@ -107,7 +108,7 @@ def run_at(source: str) -> FinishedRun | None:
     Raises:
         PruningError: the source is a run that has no results or cannot be read.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     return FinishedRun.open(path) if is_run(path) else None
 
 

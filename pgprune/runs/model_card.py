@@ -1,7 +1,6 @@
 """Writes the README.md of an exported model: what it is, its numbers, how they were obtained."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -9,6 +8,7 @@ import yaml
 from pgprune.repair.config import RepairConfig, describe
 from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
+from pgprune.utils.files import user_path
 from pgprune.utils.markdown import grid
 
 CARD = "README.md"
@@ -180,7 +180,7 @@ def public_name(model: str) -> str:
     """Returns a model's name without the folders that hold it on this machine."""
     if model in _NAMES:
         return _NAMES[model]
-    path = Path(model).expanduser()
+    path = user_path(model)
     return path.resolve().name if path.exists() else model
 
 

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from pgprune.runs.run import Run
 from pgprune.utils.command_line import ArgumentParser, from_arguments
-from pgprune.utils.options import Config, option
+from pgprune.utils.options import SEEDS, Config, option
 
 FORMATS = ("hf", "masked", "gguf")
 """Formats of an export; pgprune.export.writers has what writes each."""
@@ -18,7 +18,7 @@ FORMATS = ("hf", "masked", "gguf")
 class RunConfig(Config):
     """Run: where the results go."""
 
-    seed: int = option(0, "seed of all random numbers", minimum=0)
+    seed: int = option(0, "seed of all random numbers", minimum=0, maximum=SEEDS)
     output: str | None = option(
         None, "directory of the new run", unset="a name in runs/", metavar="DIR"
     )

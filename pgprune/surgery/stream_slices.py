@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from pgprune.errors import PruningError
 from pgprune.models.families import Family, decoder_layers, family_of
 from pgprune.utils.files import tensor_bytes, write_file
+from pgprune.utils.jsonl import parse_json
 
 RECORD, TENSORS = "slices.json", "slices.safetensors"
 """Files of saved slices."""
@@ -67,7 +68,7 @@ class Slices:
             PruningError: a file is missing or damaged.
         """
         try:
-            record = json.loads((directory / RECORD).read_text(encoding="utf-8"))
+            record = parse_json((directory / RECORD).read_bytes())
             rotations = load_file(directory / TENSORS)["rotations"]
             shape = (2 * record["layers"], record["dense_width"], record["width"])
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

@@ -1,6 +1,7 @@
 """The command line: options from configs, help, errors in one sentence, exit statuses."""
 
 import argparse
+import io
 import shutil
 import sys
 import textwrap
@@ -10,9 +11,17 @@ from functools import partial
 from itertools import chain
 from typing import Any, NoReturn
 
-from pgprune.errors import PruningError
+from pgprune.errors import PruningError, printable
 from pgprune.utils.command_names import spelled
-from pgprune.utils.options import C, Config, OptionType, check_item, choices_of, typed_fields
+from pgprune.utils.options import (
+    C,
+    Config,
+    OptionType,
+    check_item,
+    choices_of,
+    is_readable,
+    typed_fields,
+)
 from pgprune.utils.process_ids import rank, world_size
 
 _COLUMNS = 100
@@ -75,6 +84,20 @@ class ArgumentParser(argparse.ArgumentParser):
         self.usage += " [options]"
         return super().format_help()
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parses words as argparse does, after a look at how they are spelled.
+
+        Raises:
+            PruningError: a word is not UTF-8, so that no file could hold it.
+        """
+        for word in sys.argv[1:] if args is None else args:
+            if not is_readable(word):
+                raise PruningError(
+                    f"{ascii(word)} is not UTF-8, in which settings are saved; rename the file or "
+                    "directory"
+                )
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> NoReturn:
         """Raises a PruningError with argparse's message."""
         raise PruningError(f"{message.removeprefix('argument ')} (--help explains every option)")
@@ -100,8 +123,11 @@ def run_command(main: Callable[[], int | None], replicas: bool = False) -> NoRet
         replicas: whether it knows what to do with several processes.
 
     Raises:
-        SystemExit: always; with status 2 after a PruningError, which becomes one line on stderr.
+        SystemExit: always; with status 2 after a PruningError, which becomes one line on stderr, as
+            does a file or a disk that the system refuses; with 130 after Ctrl-C.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # not every terminal or log is in UTF-8
     try:
         if not replicas and world_size() > 1:
             if rank() > 0:
@@ -111,9 +137,21 @@ def run_command(main: Callable[[], int | None], replicas: bool = False) -> NoRet
             )
         status = main()
     except PruningError as error:
-        print("error:", spelled(" ".join(str(error).split())), file=sys.stderr)
-        status = 2
+        status = _refused(str(error))
+    except OSError as error:
+        if error.filename is None:
+            raise
+        status = _refused(f"{error.filename}: {error.strerror}; check the path and its permissions")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        status = 130
     sys.exit(status)
+
+
+def _refused(reason: str) -> int:
+    """Says on one line why a command ends; returns its exit status."""
+    print("error:", printable(spelled(" ".join(reason.split()))), file=sys.stderr)
+    return 2
 
 
 def _parse(field: Field[Any], kind: OptionType, text: str) -> Any:

@@ -64,6 +64,22 @@ def read_text(path: Path) -> str:
         raise PruningError(f"cannot read {path}: {error}") from error
 
 
+def user_path(text: str) -> Path:
+    """Returns the path that a user has typed, with ``~`` as the home directory.
+
+    Raises:
+        PruningError: it cannot be a path here: an unknown home, a name that is too long, a folder
+            that may not be read.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()  # raises for all but a missing file
+    except (OSError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or first_line(error)
+        raise PruningError(f"the path {text!r} cannot be used ({reason}); give another") from error
+    return path
+
+
 def append_line(path: Path, line: str) -> None:
     """Appends a line to a file, new or not, and flushes it to the disk.
 

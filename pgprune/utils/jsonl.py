@@ -1,4 +1,4 @@
-"""Records as lines of JSON in a file that only grows; each line is flushed to the disk."""
+"""JSON of any origin; and records as its lines in a file that only grows, each line flushed."""
 
 import json
 import math
@@ -14,6 +14,18 @@ Record = dict[str, Any]
 _REMEDY = " and repeat the command"
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Parses JSON; bytes are UTF-8, perhaps with a byte order mark.
+
+    Raises:
+        ValueError: it is not JSON, not UTF-8, or nested deeper than Python's stack allows.
+    """
+    try:
+        return json.loads(text.decode("utf-8-sig") if isinstance(text, bytes) else text)
+    except RecursionError:  # no ValueError, and no fault of the program
+        raise ValueError("it is nested too deeply") from None
+
+
 def read_lines(path: Path) -> list[Record]:
     """Reads the records of a file; a missing file has none.
 
@@ -22,7 +34,7 @@ def read_lines(path: Path) -> list[Record]:
     records: list[Record] = []
     for line in read_text(path).splitlines() if path.exists() else []:
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError:  # incomplete
             continue
         if isinstance(record, dict):

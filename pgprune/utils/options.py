@@ -16,11 +16,19 @@ from typing import Any, ClassVar, NamedTuple, Self, TypeVar, get_args, get_origi
 
 import yaml
 
-from pgprune.errors import PruningError
+from pgprune.errors import PruningError, first_line
 
 C = TypeVar("C", bound="Config")
 
+LARGEST = {int: 2**31 - 1, float: 10**6}
+"""The largest number of an option that names no maximum; a larger one is a slip of the keyboard."""
+
+SEEDS = 2**32 - 1
+"""The largest seed that all generators of random numbers take."""
+
 _KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+_PLAIN = ("null", "bool", "int", "float", "str", "seq", "map")  # tags of YAML
+_LONGEST = 60  # characters of a wrong value that are shown
 
 
 class OptionType(NamedTuple):
@@ -48,8 +56,9 @@ def option(default: Any, help: str, **limits: Any) -> Any:
         default: the value where nothing is given.
         help: what it means, in one line of at most 76 characters.
         limits: ``choices``, a container or a function that returns one, read whenever a value is
-            checked or the help is shown; ``minimum`` and ``maximum`` (inclusive); ``above`` and
-            ``below`` (exclusive); ``words``; ``unset``: what a default of None means.
+            checked or the help is shown; ``minimum`` and ``maximum`` (inclusive; ``LARGEST`` where
+            none is given); ``above`` and ``below`` (exclusive); ``words``; ``unset``: what a
+            default of None means.
     """
     return dataclasses.field(default=default, metadata={"help": help, **limits})
 
@@ -127,13 +136,43 @@ def load_yaml(text: str, source: str) -> dict[str, dict[str, Any]]:
         PruningError: not YAML, or not sections of settings.
     """
     try:
-        sections = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        reason = str(error).splitlines()[0]
-        raise PruningError(f"{source} is not readable as YAML: {reason}") from error
+        sections = yaml.load(text, _PlainLoader)
+    # Texts that are no number, key or list where YAML has one raise errors of many types.
+    except (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise PruningError(f"{source} is not readable as YAML: {first_line(error)}") from error
+    except RecursionError:
+        raise PruningError(f"{source} is not readable as YAML: it is nested too deeply") from None
     if not isinstance(sections, dict) or not all(isinstance(s, dict) for s in sections.values()):
         raise PruningError(f"{source} does not hold sections of settings")
     return sections
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads the values that JSON has as well, so that settings can be digested as JSON.
+
+    An alias is refused: with a few of them, a short text stands for gigabytes.
+    """
+
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in pairs if not tag.endswith(":timestamp")]
+        for first, pairs in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    yaml_constructors = {
+        tag: make
+        for tag, make in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in _PLAIN
+    }
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it repeats a part by an alias (*NAME); write the part out")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        found = super().construct_mapping(node, deep)
+        if others := [key for key in found if not isinstance(key, str)]:
+            raise yaml.YAMLError(f"a setting has the name {_shown(others[0])}, which is no text")
+        return found
 
 
 def typed_fields(config: type[Config]) -> list[tuple[Field[Any], OptionType]]:
@@ -174,7 +213,7 @@ def check(field: Field[Any], kind: OptionType, value: Any) -> Any:
     if not kind.many:
         return check_item(field, kind.plain, value)
     if not isinstance(value, list | tuple) or not value:
-        raise PruningError(f"must be a list, not {value!r}")
+        raise PruningError(f"must be a list, not {_shown(value)}")
     return tuple(check_item(field, kind.plain, item) for item in value)
 
 
@@ -182,31 +221,55 @@ def check_item(field: Field[Any], kind: type, value: Any) -> Any:
     """Returns one value, or one of a list, as the field's type; raises as ``check`` does."""
     if isinstance(value, str) and value in field.metadata.get("words", ()):
         return value
-    if kind is float and type(value) is int:
+    limits = _limits(field, kind)
+    if kind is float and type(value) is int and abs(value) <= LARGEST[float]:
         value = float(value)
     choices = choices_of(field)
-    wanted = f"one of {', '.join(map(str, choices))}" if choices else _wanted(field, kind)
-    if type(value) is not kind or (choices and value not in choices) or not _in_range(field, value):
-        raise PruningError(f"must be {wanted}, not {value!r}")
+    wanted = f"one of {', '.join(map(str, choices))}" if choices else _wanted(field, kind, value)
+    fits = type(value) is kind and (not choices or value in choices)
+    if not fits or not _in_range(limits, value) or not is_readable(value):
+        raise PruningError(f"must be {wanted}, not {_shown(value)}")
     return value
 
 
-def _in_range(field: Field[Any], value: Any) -> bool:
-    if not isinstance(value, int | float):
-        return True
-    limits = field.metadata
-    return (
-        math.isfinite(value)
-        and limits.get("minimum", value) <= value <= limits.get("maximum", value)
+def is_readable(value: Any) -> bool:
+    """Tells if a text can be written in UTF-8 and is a path; names of files may be neither."""
+    return not isinstance(value, str) or not any(
+        character == "\0" or "\ud800" <= character <= "\udfff" for character in value
+    )
+
+
+def _limits(field: Field[Any], kind: type) -> dict[str, Any]:
+    """Returns the limits of a field by name, with the largest number of all options."""
+    if kind not in LARGEST or "below" in field.metadata:
+        return dict(field.metadata)
+    return {"maximum": LARGEST[kind], **field.metadata}
+
+
+def _in_range(limits: Mapping[str, Any], value: Any) -> bool:
+    # An int is compared as it is: a long one is beyond floats.
+    return not isinstance(value, int | float) or (
+        limits.get("minimum", value) <= value <= limits.get("maximum", value)
         and limits.get("above", -math.inf) < value < limits.get("below", math.inf)
     )
 
 
-def _wanted(field: Field[Any], kind: type) -> str:
+def _wanted(field: Field[Any], kind: type, value: Any) -> str:
     """Says what a field allows: "a number above 0 and below 1"."""
     words = {"minimum": "at least", "above": "above", "maximum": "at most", "below": "below"}
-    limits = [
-        f"{word} {field.metadata[key]}" for key, word in words.items() if key in field.metadata
-    ]
-    number = " ".join([_KINDS[kind], " and ".join(limits)]).strip()
-    return " or ".join([number, *field.metadata.get("words", ())])
+    limits = dict(field.metadata)
+    if isinstance(value, int | float) and kind in LARGEST and value > LARGEST[kind]:
+        limits = _limits(field, kind)  # goes without saying else
+    parts = [f"{word} {limits[key]:,}" for key, word in words.items() if key in limits]
+    number = " ".join([_KINDS[kind], " and ".join(parts)]).strip()
+    readable = "" if is_readable(value) else " in UTF-8"
+    return " or ".join([number + readable, *field.metadata.get("words", ())])
+
+
+def _shown(value: Any) -> str:
+    """Returns a value as Python writes it, cut to a length that can be read."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # of a number with thousands of digits; of deep lists
+        return f"a very large {type(value).__name__}"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

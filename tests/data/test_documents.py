@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.texts import calibration_documents, read, write, write_parquet
 from pgprune import PruningError
 from pgprune.data.documents import calibration_parts, evaluation_documents, iterate
 
@@ -14,28 +15,6 @@ STORIES = ["one", "two", "three", "four"]
 def stories(tmp_path) -> Path:
     path = tmp_path / "stories.jsonl"
     path.write_text("\n\n".join(json.dumps({"id": i, "text": t}) for i, t in enumerate(STORIES)))
-    return path
-
-
-def calibration_documents(source, **options):
-    """Opens a text that is no mix."""
-    (part,) = calibration_parts(str(source), **options)
-    return part.documents
-
-
-def read(source) -> list[str]:
-    return list(iterate(calibration_documents(source)))
-
-
-def write(path: Path, content: str | bytes) -> Path:
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
-
-def write_parquet(path: Path, **columns: list) -> Path:
-    parquet = pytest.importorskip("pyarrow.parquet")
-    pyarrow = pytest.importorskip("pyarrow")
-    parquet.write_table(pyarrow.table(columns), path)
     return path
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pgprune import PruningError
 from pgprune.utils.command_line import ArgumentParser, from_arguments, given, run_command
-from pgprune.utils.options import Config, dump_yaml, from_dict, load_yaml, option, to_dict
+from pgprune.utils.options import LARGEST, Config, dump_yaml, from_dict, load_yaml, option, to_dict
 
 KNOWN = {"cosine": 1, "constant": 2}
 
@@ -111,8 +111,8 @@ def test_a_wrong_option_is_one_clear_sentence(words, sentence):
         Toy,
         model=st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"])),
         prune_rate=st.floats(0, 1, exclude_min=True, exclude_max=True),
-        batch_size=st.integers(1),
-        samples=st.none() | st.integers(),
+        batch_size=st.integers(1, LARGEST[int]),
+        samples=st.none() | st.integers(max_value=LARGEST[int]),
         device_map=st.none() | st.text("abc:01 \n#'"),
         quiet=st.booleans(),
         rates=st.lists(st.floats(0.1, 0.9), min_size=1).map(tuple),
@@ -191,3 +191,42 @@ def test_an_error_is_one_line_and_status_2(capsys):
         run_command(main)
     assert caught.value.code == 2
     assert capsys.readouterr().err == "error: two lines\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--batch-size", "9" * 26], "--batch-size: must be a whole number at least 1 and at most"),
+        (["--batch-size", "9" * 400], "--batch-size: must be a whole number at least 1 and at"),
+        (["--batch-size", "9" * 9000], "--batch-size: must be a whole number at least 1, not '9"),
+        (["--samples", "9" * 400], "--samples: must be a whole number at most 2,147,483,647, not"),
+        (["--prune-rate", "9" * 400], "--prune-rate: must be a number above 0 and below 1, not"),
+        (["--model", "a\udce9"], r"'a\udce9' is not UTF-8, in which settings are saved"),
+    ],
+)
+def test_a_value_beyond_all_reason_is_a_short_sentence(words, sentence):
+    with pytest.raises(PruningError) as caught:
+        parse(*words)
+    assert str(caught.value).startswith(sentence)
+    assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize("value", ["a\udce9", "a\0b"])
+def test_a_text_that_no_file_can_hold_is_refused(value):
+    with pytest.raises(PruningError, match="model must be a text in UTF-8, not 'a"):
+        Toy(value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["!!int ''", "!!float x", "!!bool x", "!!timestamp x", "!!binary aGk=", "!!set {a}", "{1: 2}"]
+    + ["[" * 5000 + "]" * 5000, "&a [1]\n  other: *a", "!!python/object:os.system {}", "9" * 5000],
+)
+def test_yaml_that_is_no_plain_value_is_one_clear_sentence(value):
+    with pytest.raises(PruningError, match=r"^config\.yaml is not readable as YAML: "):
+        load_yaml(f"decided:\n  executor: {value}\n", "config.yaml")
+
+
+@pytest.mark.parametrize("date", ["2001-01-01", "2001-99-99", "2001-01-01 25:61:61"])
+def test_a_date_in_yaml_is_a_text(date):
+    assert load_yaml(f"run:\n  output: {date}\n", "config.yaml")["run"] == {"output": date}

@@ -75,7 +75,11 @@ class MethodConfig(Config):
         minimum=1,
     )
     learning_step: float | None = option(
-        None, "gumbel-softmax, hard-concrete: step size of Adam", above=0, unset="the method's own"
+        None,
+        "gumbel-softmax, hard-concrete: step size of Adam",
+        above=0,
+        maximum=10,
+        unset="the method's own",
     )
     bonsai_masks: int = option(
         MASKS, "bonsai: sub-models per round, in antithetic pairs", minimum=10
