@@ -8,6 +8,7 @@ from typing import Any
 from transformers.utils import logging
 
 from pgprune.data.stream import DataConfig
+from pgprune.errors import printable
 from pgprune.experiments.cells import Cell, CellsConfig
 from pgprune.experiments.runner import failures, run
 from pgprune.utils.command_line import ArgumentParser, from_arguments, given
@@ -83,5 +84,5 @@ class Experiment:
                         break  # the next round may need what is missing
             with phase("tables and plots"):
                 said = self.report(config)
-        print(said)
+        print(printable(said, kept="\n"))
         return 1 if failed else 0

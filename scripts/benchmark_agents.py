@@ -11,6 +11,10 @@ settings of experiments/benchmark_settings, chosen at 500 evaluations, not the d
 train. Options of pgprune train may follow a name: ppo:action=density,ppo-clip=0.1.
 """
 
+if __name__ == "__main__":
+    import startup  # noqa: F401
+
+
 from pgprune.experiments.experiment import Experiment
 from pgprune.experiments.plan import BenchmarkConfig, BenchmarkedConfig, agent_cells
 from pgprune.experiments.score_tables import report

@@ -8,10 +8,15 @@ A model is `builtin`, a hub id, a directory (dense or exported) or a finished ru
 random weights and random masks stand in for models, so that nothing needs to be downloaded.
 """
 
+if __name__ == "__main__":
+    import startup  # noqa: F401
+
+
 from pathlib import Path
 
 from transformers.utils import logging
 
+from pgprune.errors import printable
 from pgprune.evaluation.latency import LatencyConfig, load_models, measure
 from pgprune.evaluation.latency_report import make_report, print_report, write_report
 from pgprune.surgery.random_models import ShapeConfig
@@ -32,7 +37,8 @@ def main() -> None:
         print_report(report, console)
         if config.output is not None:
             write_report(report, Path(config.output))
-            console.print(f"written to {config.output}", soft_wrap=True, markup=False)
+            where = printable(config.output)
+            console.print(f"written to {where}", soft_wrap=True, markup=False)
 
 
 def make_parser() -> ArgumentParser:

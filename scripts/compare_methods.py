@@ -11,6 +11,10 @@ methods of pgprune prune there are the agents of pgprune train, such as reinforc
 their commands may follow a name: reinforce:init=llm-pruner, random:granularity=layers,budget=units.
 """
 
+if __name__ == "__main__":
+    import startup  # noqa: F401
+
+
 from pathlib import Path
 
 from pgprune.experiments.experiment import Experiment

@@ -10,6 +10,10 @@ The results of a run are added to its evaluations.jsonl. Perplexity in papers is
 windows of 2048 tokens over all of the text: --sequence-length 2048 --evaluation-windows 0.
 """
 
+if __name__ == "__main__":
+    import startup  # noqa: F401
+
+
 from collections.abc import Sequence
 
 from transformers.utils import logging

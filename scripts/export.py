@@ -10,6 +10,10 @@
 Weights, tokenizer and a card with the run's numbers appear together, or not at all.
 """
 
+if __name__ == "__main__":
+    import startup  # noqa: F401
+
+
 import shlex
 from pathlib import Path
 

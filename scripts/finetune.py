@@ -12,6 +12,10 @@ Ctrl-C ends the training early and keeps what was learned. After a kill, the sam
 --resume continues from the last checkpoint.
 """
 
+if __name__ == "__main__":
+    import startup  # noqa: F401
+
+
 from transformers.utils import logging
 
 from pgprune.finetuning.config import FinetuningConfig

@@ -6,6 +6,10 @@
 The run directory is like that of pgprune train: export, evaluate and compare it in the same way.
 """
 
+if __name__ == "__main__":
+    import startup  # noqa: F401
+
+
 import shlex
 
 from transformers.utils import logging

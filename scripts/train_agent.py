@@ -8,6 +8,10 @@
 Without options it prunes the built-in model by 40 % in a few minutes on a laptop's CPU.
 """
 
+if __name__ == "__main__":
+    import startup  # noqa: F401
+
+
 from rich.console import Console
 from transformers.utils import logging
 

@@ -1,5 +1,7 @@
 """The commands: installed or as scripts, light until one is chosen, and help that fits the page."""
 
+import ast
+import signal
 import subprocess
 import sys
 from importlib import import_module
@@ -96,3 +98,40 @@ def test_a_program_that_the_shell_does_not_find_is_named_by_its_path(tmp_path, m
     assert program("bin/pgprune") == "bin/pgprune"
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     assert program("bin/pgprune") == "pgprune"
+
+
+@pytest.mark.parametrize("script", sorted(set(COMMANDS.values())))
+def test_a_script_ends_at_once_on_ctrl_c_while_it_imports(script):
+    """Its first import lets the system end it; run_command takes Ctrl-C back."""
+    first = next(
+        node
+        for node in ast.parse((ROOT / "scripts" / f"{script}.py").read_text()).body
+        if not isinstance(node, ast.Expr)
+    )
+    assert ast.unparse(first).split() == "if __name__ == '__main__': import startup".split()
+
+
+def test_ctrl_c_while_packages_are_imported_is_no_traceback():
+    code = "import os, signal; from pgprune.utils.ctrl_c import ending_at_once\n"
+    code += "with ending_at_once(): os.kill(os.getpid(), signal.SIGINT)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
+
+
+def test_help_is_the_same_without_the_packages_that_take_seconds(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    code = "import sys; from pgprune.utils.startup import begin\n"
+    code += "begin(['--help'])\nfrom importlib import import_module\n"
+    code += f"for name in {list(COMMANDS.values())}:\n"
+    code += "    print(import_module(f'pgprune.commands.{name}').make_parser().format_help())\n"
+    code += "assert not hasattr(sys.modules['torch'], '__version__')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    monkeypatch.setattr(sys, "argv", ["-c"])
+    assert done.stdout == "".join(f"{parser(command).format_help()}\n" for command in COMMANDS)
+
+
+@pytest.mark.parametrize("words", [["train", "--help"], ["export", "-h"]])
+def test_help_imports_nothing_heavy(words):
+    done = pgprune(*words)
+    assert done.returncode == 0 and "Traceback" not in done.stderr
+    assert done.stdout.startswith(f"usage: pgprune {words[0]} ")

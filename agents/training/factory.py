@@ -7,8 +7,12 @@ from pgprune.agents.training.settings import Settings
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.envs.nearby_repair import check_units as check_refits
 from pgprune.envs.reward import check_reward
+from pgprune.errors import PruningError
 from pgprune.masking.units import PruningUnits
 from pgprune.metrics import METRICS, Importance
+
+MOST_MASKS = 2**16
+"""Masks of a step, at most: far more than a run evaluates in all."""
 
 
 def check_agent(settings: Settings) -> None:
@@ -18,10 +22,15 @@ def check_agent(settings: Settings) -> None:
         settings: of a run.
 
     Raises:
-        PruningError: a package is not installed, or the metric that it starts from or the reward
-            does not fit the granularity.
+        PruningError: too many masks of a step, a package that is not installed, or a metric to
+            start from or a reward that does not fit the granularity.
     """
     granularity = settings.pruning.granularity
+    if settings.masks > MOST_MASKS:
+        raise PruningError(
+            f"agent {settings.agent.agent} is to evaluate {settings.masks:,} masks in each step; "
+            f"choose at most {MOST_MASKS:,}"
+        )
     METRICS[settings.metric].check(granularity)
     check_reward(settings.reward_of_env, settings.agent.loss, granularity)
     if settings.refits or settings.reward == LEVELS:

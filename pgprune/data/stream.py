@@ -281,7 +281,7 @@ def check_sequence_length(model_config: Any, sequence_length: int) -> None:
         PruningError: the window is longer than the model's context.
     """
     limit = getattr(model_config, "max_position_embeddings", None)
-    if limit is not None and sequence_length > limit:
+    if isinstance(limit, int) and sequence_length > limit:
         raise PruningError(
             f"sequence_length {sequence_length} is more than the model's context of {limit} "
             f"tokens; choose at most {limit}"

@@ -12,6 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.text import Text
 
+from pgprune.errors import printable
 from pgprune.evaluation.latency import LatencyConfig, Measurement, Models
 from pgprune.evaluation.timing import Spread, machine, weight_bytes
 from pgprune.runs.number_table import number_table
@@ -81,13 +82,13 @@ def print_report(report: Mapping[str, Any], console: Console) -> None:
     (columns, models), ((_, *others), measurements) = _tables(report)
     table = number_table(columns, models)
     for row in models:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(Text, map(printable, row)))
     console.print(table)
     table = number_table(others, [row for _, *row in measurements])
     for setting, rows in groupby(measurements, key=lambda row: row[0]):
         table.add_row(f"[bold]{setting} tokens")
         for _, *row in rows:
-            table.add_row(*map(Text, row))
+            table.add_row(*map(Text, map(printable, row)))
         table.add_section()
     console.print(table)
 

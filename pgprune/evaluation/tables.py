@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from pgprune.errors import printable
 from pgprune.evaluation.zero_shot import METRICS
 from pgprune.runs.number_table import print_table
 from pgprune.runs.view import with_error
@@ -149,7 +150,7 @@ def _print_protocol(records: Records, console: Console) -> None:
                 f"; windows of {read[0]['sequence_length']:,} tokens, each read on its own: "
                 f"{', '.join(windows.values())}; ± is the standard error over them"
             )
-        console.print(text, soft_wrap=True, markup=False)
+        console.print(printable(text), soft_wrap=True, markup=False)
 
 
 def _distinct(records: Records, key: str) -> list[str]:

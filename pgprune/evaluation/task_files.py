@@ -9,6 +9,7 @@ In the first the answers differ, in the second (WinoGrande) what comes before th
 A query that begins with ``Question:`` ends in a line ``Answer:``, as in lm-eval's ARC and PIQA.
 """
 
+import glob
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -92,8 +93,10 @@ def task_config(task: str, path: Path) -> dict[str, Any]:
 
 
 def _files(folder: str, task: str) -> list[Path]:
-    place = user_path(folder)
-    return sorted([*place.glob(f"{task}*.jsonl"), *place.glob(f"{task}/*.jsonl")])
+    if not task or Path(task).name != task:  # a path would leave the folder
+        return []
+    place, name = user_path(folder), glob.escape(task)
+    return sorted([*place.glob(f"{name}*.jsonl"), *place.glob(f"{name}/*.jsonl")])
 
 
 def read_items(path: Path) -> Iterator[Item]:

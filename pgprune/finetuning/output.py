@@ -17,7 +17,7 @@ from pgprune.surgery.architecture import savable_generation_config
 from pgprune.utils.files import new_directory, saving, user_path, write_file
 from pgprune.utils.jsonl import add_line, finite
 from pgprune.utils.manifest import Manifest, files_below
-from pgprune.utils.markdown import grid
+from pgprune.utils.markdown import grid, plain
 
 RECORD_FILE = "finetuning.json"
 """The file of the new directory that holds the record."""
@@ -91,7 +91,7 @@ def _card(loaded: LoadedModel) -> str:
     metadata: dict[str, Any] = {"library_name": "transformers", "tags": ["pgprune"]}
     if name.count("/") == 1:  # a hub id
         metadata["base_model"] = name
-    return f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n# {name}, finetuned\n"
+    return f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n\n# {plain(name)}, finetuned\n"
 
 
 def _section(record: Mapping[str, Any]) -> str:
@@ -100,13 +100,15 @@ def _section(record: Mapping[str, Any]) -> str:
     sets = list(record["perplexity"]["before"])
     rows = {"before": "before", "this model": "after"}
     table = grid(
-        ["perplexity", *sets],
+        ["perplexity", *map(plain, sets)],
         [
             [label, *(f"{record['perplexity'][when][name]:.2f}" for name in sets)]
             for label, when in rows.items()
         ],
     )
-    windows = ", ".join(f"{count:,} of {name}" for name, count in evaluation["windows"].items())
+    windows = ", ".join(
+        f"{count:,} of {plain(name)}" for name, count in evaluation["windows"].items()
+    )
     updates = record["updates"]
     ended = "" if record["completed"] else f" It was interrupted, {updates['planned']:,} planned."
     return (

@@ -27,6 +27,7 @@ from pgprune.utils.transfer import send
 BUDGETS = ("per-kind", "units", "parameters")
 SCOPES = ("global", "local", "uniform")
 _BISECTIONS = 32  # leaves the shift within 2^-32 of exact; one linear step makes it exact
+_ORDINARY = 2.0**20  # larger scores lose what is small beside them: 1 is nothing beside 1e18
 _FEW = 10_000  # scores; on a CPU with more of them, arithmetic costs more than calls
 
 
@@ -117,8 +118,14 @@ class Budget:
         Minimises sum_i c_i (s_i - z_i)^2 subject to sum_i c_i s_i <= B and 0 <= s <= 1 in each
         pool, whose solution is clip(z - v, 0, 1) with one shift v >= 0 (Theorem 1 of the paper,
         after Wang & Carreira-Perpinan 2013). Bisection brackets the shift and a linear step makes
-        it exact.
+        it exact. Infinite scores are larger or smaller than all others. On a GPU, where a look at
+        the values would wait for it, scores must be finite.
+
+        Raises:
+            PruningError: a score is not a number.
         """
+        if probabilities.device.type == "cpu" and not bool((probabilities.abs() < _ORDINARY).all()):
+            probabilities = _brought_near(probabilities)
         projected = torch.empty_like(probabilities)
         for members, cost, share in self._pools_on(probabilities.device):
             projected[members] = _project_pool(probabilities[members], cost, share)
@@ -138,10 +145,7 @@ class Budget:
         """
         scores = scores.detach().to("cpu", torch.float64)
         if scores.shape != (self.units.n,) or bool(scores.isnan().any()):
-            raise PruningError(
-                f"scores to round must be {self.units.n} numbers, got shape {tuple(scores.shape)}"
-                f" with {int(scores.isnan().sum())} not-a-number entries"
-            )
+            raise PruningError(_no_numbers(scores, self.units.n))
         mask = torch.zeros(self.units.n, dtype=torch.uint8)
         for pool in self.pools:
             members = pool.members
@@ -204,6 +208,8 @@ class Budget:
 
     def _check_pools(self) -> None:
         """Refuses a budget without a choice, and one that leaves nothing."""
+        if not self.pools:
+            raise PruningError("a budget needs units to choose from, and there are none")
         if self.scope == "local" and all(len(pool.members) == 1 for pool in self.pools):
             raise PruningError(
                 "scope local leaves nothing to choose, because each layer has one unit of a kind; "
@@ -230,6 +236,31 @@ class Budget:
             f"prune rate {self.prune_rate} leaves nothing of {pool.name}{where}; choose {rate} or "
             "another granularity"
         )
+
+
+def _brought_near(z: Tensor) -> Tensor:
+    """Moves large scores, (n,), together without a change of their projection, which is exact then.
+
+    What is below 0 projects to 0. A shift leaves scores that are more than 1 apart on both sides of
+    the interval [0, 1], so that such a gap may be any other above 1.
+    """
+    if bool(z.isnan().any()):
+        raise PruningError(_no_numbers(z, len(z)))
+    near = z.clamp(min=0)
+    large = near > 1
+    base = near[~large].max() if bool((~large).any()) else z.new_zeros(())
+    values, order = near[large].sort()
+    gaps = (values - torch.cat([base[None], values[:-1]])).nan_to_num(0, posinf=2)  # inf - inf
+    moved = torch.empty_like(values)
+    moved[order] = base + gaps.clamp(max=2).cumsum(0)
+    return near.masked_scatter(large, moved)
+
+
+def _no_numbers(scores: Tensor, n: int) -> str:
+    return (
+        f"scores must be {n} numbers, got shape {tuple(scores.shape)} with "
+        f"{int(scores.isnan().sum())} not-a-number entries"
+    )
 
 
 def _check(prune_rate: float, kind: str, scope: str) -> None:

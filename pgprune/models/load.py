@@ -32,6 +32,7 @@ from pgprune.models.families import FAMILIES, family_of
 from pgprune.models.gguf_model import check_tensors, read_gguf_model
 from pgprune.models.registration import register
 from pgprune.models.source import Source, find_source
+from pgprune.models.vocabulary import guard_vocabulary
 from pgprune.models.weight_files import check_export, check_weights
 from pgprune.utils.devices import check_dtype, choose_device
 from pgprune.utils.options import Config, option
@@ -156,6 +157,7 @@ def load_model(
         )
     if not placement:  # else accelerate has placed it
         model = move_model(model, device)
+    guard_vocabulary(model, tokenizer, config.model)
     return model.eval().requires_grad_(False), tokenizer
 
 
@@ -201,9 +203,9 @@ def _read_config(source: str, pruned: bool) -> PretrainedConfig:
     """Reads the configuration of a known family, or of a pruned model of one."""
     try:
         raw, _ = PretrainedConfig.get_config_dict(source)
-    except (OSError, ValueError) as error:
+        family = str(raw.get("model_type"))
+    except Exception as error:  # a list in place of an object, or one nested too deeply
         raise PruningError(_unreadable(source, "configuration", error)) from error
-    family = str(raw.get("model_type"))
     dense = family.removeprefix(PRUNED).removeprefix("slicegpt_")  # the family before pruning
     is_pruned = dense in FAMILIES and family.startswith(PRUNED)
     if is_pruned and not pruned:
@@ -216,10 +218,12 @@ def _read_config(source: str, pruned: bool) -> PretrainedConfig:
         )
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        if not is_pruned:
+            family_of(config)  # raises for variants that cannot be pruned
+    except PruningError:
+        raise
     except Exception as error:  # configuration classes raise errors of many types
         raise PruningError(_unreadable(source, "configuration", error)) from error
-    if not is_pruned:
-        family_of(config)  # raises for variants that cannot be pruned
     config.use_cache = False  # masks are evaluated on whole windows
     return config
 

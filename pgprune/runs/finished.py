@@ -228,8 +228,8 @@ def _export_dtype(config: ModelConfig) -> str:
         if config.model == "builtin" or source.gguf_file is not None:
             return "float32"  # as every run on the CPU evaluates it
         values, _ = PretrainedConfig.get_config_dict(source.place)
-    except (OSError, ValueError, PruningError):
-        return "float32"  # loading says what is wrong
+    except Exception:  # loading says what is wrong
+        return "float32"
     # Checkpoints of transformers 4 say ``torch_dtype``.
     saved = str(values.get("dtype", values.get("torch_dtype"))).removeprefix("torch.")
     return saved if saved in _HALF else "float32"

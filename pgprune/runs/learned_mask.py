@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -62,7 +63,8 @@ class LearnedMask:
                 "probabilities" in tensors,
                 tensors.get("rotations"),
             )
-            if mask.ndim == 1 and bool(((mask == 0) | (mask == 1)).all()):
+            is_mask = mask.ndim == 1 and mask.dtype == torch.uint8
+            if is_mask and bool(((mask == 0) | (mask == 1)).all()):
                 return learned
             reason = "it holds other values than 0 and 1"
         except KeyError as error:

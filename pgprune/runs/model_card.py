@@ -9,7 +9,7 @@ from pgprune.repair.config import RepairConfig, describe
 from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
 from pgprune.utils.files import user_path
-from pgprune.utils.markdown import grid
+from pgprune.utils.markdown import grid, plain
 
 CARD = "README.md"
 """The file of the card, which people may edit."""
@@ -61,8 +61,8 @@ def model_card(
     # The hub reads the metadata between the two lines of dashes.
     parts = [
         f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---",
-        f"# {base}, pruned",
-        _what(base, kind, parameters, results),
+        f"# {plain(base)}, pruned",
+        _what(plain(base), kind, parameters, results),
         *notes,
         _LLAMA_CPP if kind == "gguf" else _loading(remote_code),
         "## Perplexity",
@@ -124,12 +124,14 @@ def _perplexities(results: Mapping[str, Any]) -> str:
         ]
         for row in rows
     ]
-    return grid(["", *sets], lines).rstrip()
+    return grid(["", *map(plain, sets)], lines).rstrip()
 
 
 def _evaluation(results: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]) -> str:
     evaluation, data = results["evaluation"], sections["data"]
-    windows = ", ".join(f"{n} of {text}" for text, n in evaluation.get("windows", {}).items())
+    windows = ", ".join(
+        f"{n} of {plain(text)}" for text, n in evaluation.get("windows", {}).items()
+    )
     return (
         f"Perplexity: exp of the mean cross-entropy over all predicted tokens of the first windows "
         f"of {evaluation['sequence_length']} tokens each (or as the text's name says after @) of "
@@ -186,8 +188,9 @@ def public_name(model: str) -> str:
 
 def public_names(source: str) -> str:
     """Returns a text source without the folders of the machine that it was read on."""
-    items = source.split(",")
-    return ", ".join(f"`{item.rpartition('/')[2] if _is_path(item) else item}`" for item in items)
+    items = (item.rpartition("/")[2] if _is_path(item) else item for item in source.split(","))
+    # Code, unless it would end early.
+    return ", ".join(f"`{it}`" if plain(it) == it else plain(it) for it in items)
 
 
 def _is_path(item: str) -> bool:

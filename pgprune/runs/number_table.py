@@ -8,7 +8,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pgprune.errors import printable
+
 _NAME = 20  # columns that names need at least, before they fold
+
+_LONGEST = 40  # columns of a head without a place to break
 
 _HEAD, _WHOLE = 12, 1000  # columns of a head that is broken, and of one that is not
 
@@ -36,6 +40,7 @@ def print_table(
         bold: indices of rows to emphasise.
         apart: last rows that stand apart.
     """
+    head, rows = list(map(printable, head)), [list(map(printable, row)) for row in rows]
     columns = [" ".join(filter(None, row[:names])) for row in rows]
     turned = [[title, *(row[j] for row in rows)] for j, title in enumerate(head) if j >= names]
     tables = [
@@ -67,16 +72,20 @@ def number_table(head: Sequence[str], rows: Rows) -> Table:
         head: names of the columns.
         rows: the cells to come, from which the columns get their widths.
     """
-    return _empty([head[0], *(name.replace(" ", "\n") for name in head[1:])], rows, 1)
+    heads = [
+        printable(name).replace(" ", "\n" if place else " ") for place, name in enumerate(head)
+    ]
+    return _empty(heads, rows, 1)
 
 
 def broken(head: str, width: int) -> str:
     """Breaks a head into lines at spaces, and after hyphens, underscores and slashes.
 
-    Lines are as long as ``width`` and the longest part allow, but never break elsewhere.
+    Lines are as long as ``width`` and the longest part allow, but break elsewhere only in a part of
+    more than ``_LONGEST`` columns, which a terminal would cut.
     """
     lines = [""]
-    parts = [part for part in re.findall(r"[^\s/_-]*[\s/_-]?", head) if part]
+    parts = [part for part in re.findall(rf"[^\s/_-]{{0,{_LONGEST}}}[\s/_-]?", head) if part]
     width = max(width, *(len(part.rstrip()) for part in parts)) if parts else width
     for part in parts:
         if lines[-1] and len((lines[-1] + part).rstrip()) > width:

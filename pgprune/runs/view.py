@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pgprune.errors import printable
 from pgprune.runs.number_table import print_table
 from pgprune.utils.command_names import spelled
 from pgprune.utils.progress import duration
@@ -66,7 +67,7 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
     if errors:
         summary["windows"] = f"{counts}; ± is the standard error over them"
     for label, value in summary.items():
-        console.print(f"{label:<18}{value}", soft_wrap=True)
+        console.print(f"{label:<18}{printable(value)}", soft_wrap=True, markup=False)
     print_samples(results.get("samples", ()), console)
 
 
@@ -74,9 +75,11 @@ def print_samples(samples: Iterable[Mapping[str, str]], console: Console) -> Non
     """Prints each prompt of ``sample_text``, and below it the two models' texts side by side."""
     for sample in samples:
         # The prompt is one line of the title: line breaks of code would tear it.
-        prompt = " ".join(_printable(sample["prompt"]).split())
+        prompt = " ".join(_shown(sample["prompt"]).split())
         table = Table(
-            title=Text.assemble((f"{sample['text']}: ", "bold"), (f"{prompt} ...", "dim")),
+            title=Text.assemble(
+                (f"{printable(sample['text'])}: ", "bold"), (f"{prompt} ...", "dim")
+            ),
             title_justify="left",
             title_style="",
             box=SIMPLE_HEAD,
@@ -86,7 +89,7 @@ def print_samples(samples: Iterable[Mapping[str, str]], console: Console) -> Non
         )
         for row in ("dense", "pruned"):
             table.add_column(f"{row} model", ratio=1, overflow="fold")
-        texts = (_printable(sample[row]).removeprefix(" ") for row in ("dense", "pruned"))
+        texts = (_shown(sample[row]).removeprefix(" ") for row in ("dense", "pruned"))
         table.add_row(*(Text(text.strip("\n")) for text in texts))
         # Markup is off in texts: a model may write [bold] and mean it.
         console.print("", table)
@@ -97,12 +100,12 @@ def print_next(commands: Sequence[str], console: Console) -> None:
     if commands:
         console.print("\n[bold]Next")
     for command in commands:
-        console.print(f"  {spelled(command)}", soft_wrap=True, markup=False)
+        console.print(f"  {printable(spelled(command))}", soft_wrap=True, markup=False)
 
 
-def _printable(text: str) -> str:
-    """Replaces what could steer a terminal, such as escape sequences that a model has written."""
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text.expandtabs(4))
+def _shown(text: str) -> str:
+    """Returns a text that a model has written as a terminal may show it."""
+    return printable(text.expandtabs(4), kept="\n")
 
 
 def with_error(value: float, error: float | None) -> str:

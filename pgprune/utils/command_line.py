@@ -3,6 +3,7 @@
 import argparse
 import io
 import shutil
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from pgprune.utils.options import (
     typed_fields,
 )
 from pgprune.utils.process_ids import rank, world_size
+from pgprune.utils.startup import imported
 
 _COLUMNS = 100
 HELP_WIDTH = 76
@@ -126,6 +128,9 @@ def run_command(main: Callable[[], int | None], replicas: bool = False) -> NoRet
         SystemExit: always; with status 2 after a PruningError, which becomes one line on stderr, as
             does a file or a disk that the system refuses; with 130 after Ctrl-C.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # while packages were imported
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    imported()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # not every terminal or log is in UTF-8
     try:

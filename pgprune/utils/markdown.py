@@ -6,8 +6,17 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from pgprune.errors import PruningError
+from pgprune.errors import PruningError, printable
 from pgprune.utils.files import read_text, write_file
+
+
+def plain(text: str) -> str:
+    """Writes a name that others have chosen so that a page shows it and nothing of it is obeyed.
+
+    No HTML, link, emphasis, code or cell of a table begins in it.
+    """
+    shown = printable(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*\[\]|~]|(?<=\w):(?=//))", r"\\\1", shown)
 
 
 def grid(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

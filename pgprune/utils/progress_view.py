@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from pgprune.errors import printable
 from pgprune.utils.progress import Phase, listening
 
 _REDRAW = 0.25  # seconds
@@ -96,13 +97,13 @@ class ProgressView:
 
     def note(self, message: str) -> None:
         """Prints a line on the console."""
-        self._console.print(message, soft_wrap=True, markup=False)
+        self._console.print(printable(message, kept="\n"), soft_wrap=True, markup=False)
 
     def log(self, message: str) -> None:
         """Prints a line where the progress is, above it."""
         # Not by rich, which ends the process for a broken pipe.
         with self.above(), suppress(OSError, ValueError):
-            print(message, file=self._stream, flush=True)
+            print(printable(message, kept="\n"), file=self._stream, flush=True)
 
     def show(self) -> None:
         """Shows the present state, if there is something to show."""
@@ -165,7 +166,9 @@ class ProgressView:
             rows.add_column(overflow="ellipsis", no_wrap=column != "label")
         figures = list[Text]()
         for depth, phase in enumerate(self._shown()):
-            label = Text("  " * depth + phase.label, "" if depth else "bold", no_wrap=True)
+            label = Text(
+                "  " * depth + printable(phase.label), "" if depth else "bold", no_wrap=True
+            )
             width = min(24, self._screen.width // 4)
             bar = ProgressBar(total=phase.total, completed=phase.done, width=width)
             rows.add_row(label, bar if phase.total else "", phase.count, phase.time)

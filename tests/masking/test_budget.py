@@ -1,5 +1,6 @@
 """Invariant 3: `project` is the solution of its quadratic programme, `round` is what it says."""
 
+import math
 from fractions import Fraction
 from itertools import combinations
 
@@ -238,3 +239,27 @@ def test_the_share_of_units_kept_is_off_by_less_than_a_unit(rate, kv_heads, chan
         size = int((units.kind == kind).sum())
         kept = int(budget.round(torch.zeros(units.n))[units.kind == kind].sum())
         assert 0 <= (1 - rate) * size - kept + 1e-6 < 1 + 1e-6
+
+
+@pytest.mark.parametrize(("odd", "plain"), [(math.inf, 4.0), (-math.inf, -1.0), (1e18, 4.0)])
+@given(budgets, scores)
+def test_scores_beyond_all_others_are_projected_as_the_largest_or_smallest(odd, plain, budget, z):
+    first, second = z.clone(), z.clone()
+    first[0], second[0] = odd, plain
+    projected = budget.project(first)
+    torch.testing.assert_close(projected, budget.project(second), rtol=0, atol=1e-12)
+
+
+@given(budgets, st.lists(st.floats(0, 1e300) | numbers, min_size=UNITS.n, max_size=UNITS.n))
+def test_huge_scores_stay_within_the_budget_and_in_order(budget, values):
+    z = torch.tensor(values, dtype=torch.float64)
+    kept = budget.project(z)
+    for pool in budget.pools:
+        assert float(kept[pool.members] @ pool.cost.double()) <= pool.share * (1 + 1e-9)
+        assert bool((kept[pool.members][z[pool.members].argsort()].diff() >= 0).all())
+
+
+def test_scores_that_are_no_numbers_are_refused():
+    budget = Budget(UNITS, 0.3)
+    with pytest.raises(PruningError, match="with 1 not-a-number entries"):
+        budget.project(torch.tensor([math.nan] + [0.5] * (UNITS.n - 1), dtype=torch.float64))

@@ -77,3 +77,11 @@ def test_numbers_stay_whole_and_no_dots_stand_for_names():
 )
 def test_where_heads_are_broken(head, lines):
     assert broken(head, 11).split("\n") == lines
+
+
+def test_names_cannot_steer_the_terminal_and_are_no_markup():
+    console = Console(file=io.StringIO(), width=80)
+    print_table(["model", "\x1b[8mtext"], [["[red]\x1b]0;title\x07m", "1.0"]], console)
+    shown = console.file.getvalue()
+    assert "[red]\ufffd]0;title\ufffdm" in shown
+    assert "\x1b" not in shown

@@ -1,0 +1,39 @@
+"""Refuses tokens that a model has no embedding for; on a GPU they would end the process."""
+
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from pgprune.errors import PruningError
+
+
+class _Vocabulary:
+    """Called with the input of the embeddings before they are; a class, so that models copy."""
+
+    def __init__(self, name: str, size: int) -> None:
+        self._name, self._size = name, size
+
+    def __call__(self, module: Any, inputs: tuple[Tensor, ...]) -> None:
+        largest = int(inputs[0].max()) if inputs and inputs[0].numel() else 0
+        if largest >= self._size:
+            raise PruningError(
+                f"the text has a token of the number {largest:,}, but the model {self._name!r} has "
+                f"embeddings of {self._size:,}: its tokenizer is of another model, or was added to"
+            )
+
+
+def guard_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Makes a model refuse such tokens, if its tokenizer has any.
+
+    A model whose tokenizer fits is left alone: a look at every token would make a GPU wait.
+
+    Args:
+        model: changed in place.
+        tokenizer: of the model.
+        name: of the model, for the error.
+    """
+    embeddings: Any = model.get_input_embeddings()
+    size = embeddings.weight.shape[0]
+    if max(tokenizer.get_vocab().values(), default=0) >= size:
+        embeddings.register_forward_pre_hook(_Vocabulary(name, size))
