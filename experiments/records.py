@@ -48,7 +48,7 @@ def read_records(path: Path, adapt: Callable[[Record], Record] = adapted) -> lis
         try:
             record = adapt(line)
             found[key_of(record), repair_of(record)] = record
-        except (KeyError, TypeError, ValueError):
+        except (LookupError, TypeError, ValueError, AttributeError):
             continue
     return list(found.values())
 

@@ -135,14 +135,16 @@ def _read_jsonl(path: Path) -> Iterator[str]:
         yield text.encode("utf-8", "replace").decode()  # JSON may escape half a character
 
 
-def parquet_rows(
-    path: Path, choose: Callable[[Sequence[str]], Sequence[str]] = lambda strings: strings
-) -> Iterator[Row]:
+Choice = Callable[[Sequence[str], Sequence[str]], Sequence[str]]
+
+
+def parquet_rows(path: Path, choose: Choice = lambda strings, _: strings) -> Iterator[Row]:
     """Yields the rows of a parquet file.
 
     Args:
         path: the file.
-        choose: picks the columns to read of those that hold strings.
+        choose: picks columns to read of those that hold strings, which it is given beside a
+            description of all.
 
     Raises:
         PruningError: the file cannot be read.
@@ -152,7 +154,9 @@ def parquet_rows(
 
     try:
         with ParquetFile(path) as file:
-            columns = choose([field.name for field in file.schema_arrow if _holds_text(field.type)])
+            fields = list(file.schema_arrow)
+            strings = [field.name for field in fields if _holds_text(field.type)]
+            columns = choose(strings, [f"{field.name} ({field.type})" for field in fields])
             # Rows of a few megabytes at a time.
             for batch in file.iter_batches(batch_size=256, columns=columns):
                 yield from batch.to_pylist()
@@ -175,9 +179,9 @@ def _holds_text(kind: Any) -> bool:
 def _read_parquet(path: Path) -> Iterator[str]:
     column = ""
 
-    def choose(strings: Sequence[str]) -> Sequence[str]:
+    def choose(strings: Sequence[str], described: Sequence[str]) -> Sequence[str]:
         nonlocal column
-        column = _column(strings, strings, str(path))
+        column = _column(strings, described, str(path))
         return [column]
 
     return (row[column] or "" for row in parquet_rows(path, choose))

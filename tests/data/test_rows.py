@@ -50,7 +50,7 @@ def test_null_is_a_blank_document_in_every_format(tmp_path):
     "values", [[1, 2], [1.5], [b"abc"], [["a"]], [{"a": "b"}], [True], [datetime.date(2020, 1, 1)]]
 )
 def test_a_column_that_holds_no_strings_is_refused(tmp_path, values):
-    with pytest.raises(PruningError, match=r"a.parquet' has no column `text` of strings"):
+    with pytest.raises(PruningError, match=r"`text` of strings .* its columns are text \("):
         read(write_parquet(tmp_path / "a.parquet", text=values))
 
 

@@ -22,12 +22,12 @@ from pgprune import PruningError
 from pgprune.data.documents import calibration_parts, iterate
 from pgprune.evaluation.task_files import read_items
 from pgprune.experiments.hyperparameters import read_hyperparameters
+from pgprune.experiments.records import read_records
 from pgprune.finetuning.instructions import read_instructions
 from pgprune.models.load import ModelConfig, check_model
 from pgprune.runs.learned_mask import LearnedMask
 from pgprune.runs.run import Run
 from pgprune.surgery.stream_slices import Slices
-from pgprune.utils.jsonl import read_lines
 from pgprune.utils.markdown import check_page
 
 SHORT, LONG = 20, 7_000
@@ -137,7 +137,7 @@ READERS = [
     Reader("a.json", json_files(["instruction", "output"]), instructions),
     Reader("b.jsonl", json_files(["instruction", "output"], lines=True), instructions),
     Reader("task.jsonl", json_files(["query", "choices", "gold"], lines=True), items),
-    Reader("records.jsonl", json_files(["method", "task"], lines=True), read_lines),
+    Reader("records.jsonl", json_files(["method", "task"], lines=True), read_records),
     Reader("config.yaml", SETTINGS, settings_of),
     Reader("auto.yaml", SETTINGS, hyperparameters),
     Reader("mask.safetensors", mask_files() | damaged(mask_files()), LearnedMask.read),
