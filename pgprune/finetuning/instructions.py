@@ -190,9 +190,8 @@ def _example(where: str, row: Any) -> Example:
             "`output`, and may have one in `input`"
         )
     # JSON may escape half a character, which tokenizers refuse.
-    instruction, given, output = (
-        check_length(value.encode("utf-8", "replace").decode(), where) for value in values
-    )
+    whole = (value.encode("utf-8", "replace").decode() for value in values)
+    instruction, given, output = (check_length(value, where) for value in whole)
     return Example(prompt_of(instruction, given), output)
 
 

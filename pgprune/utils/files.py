@@ -74,7 +74,7 @@ def user_path(text: str) -> Path:
     try:
         path = Path(text).expanduser()
         path.exists()  # raises for all but a missing file
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise PruningError(f"the path {text!r} cannot be used ({reason}); give another") from error
     return path
