@@ -6,7 +6,6 @@ A record says what was measured and all that it depends on. Those of a run are a
 
 import math
 import os
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -33,7 +32,7 @@ from pgprune.runs.versions import versions
 from pgprune.utils.files import check_place, saving
 from pgprune.utils.jsonl import Record, add_line
 from pgprune.utils.memory import within_memory
-from pgprune.utils.options import Config, option, same_option
+from pgprune.utils.options import LARGEST, Config, option, same_option
 from pgprune.utils.progress import phase, track
 
 
@@ -197,7 +196,7 @@ class Evaluation:
         # The dense model and those pruned from it share a tokenizer, and so the windows.
         key = tokenizer_identity(tokenizer)["hash"]
         if key not in self._sets:
-            most = sys.maxsize if config.evaluation_windows == 0 else config.evaluation_windows
+            most = LARGEST[int] if config.evaluation_windows == 0 else config.evaluation_windows
             data = DataConfig(
                 evaluation=config.evaluation,
                 sequence_length=config.sequence_length,
