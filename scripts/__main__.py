@@ -5,10 +5,9 @@ from importlib import import_module
 from typing import NoReturn
 
 from pgprune import PruningError, __version__
+from pgprune.commands.startup import begin
 from pgprune.utils.command_line import run_command
 from pgprune.utils.command_names import COMMANDS, program
-from pgprune.utils.ctrl_c import ending_at_once
-from pgprune.utils.startup import begin, imported
 
 USAGE = """usage: pgprune COMMAND [options]
 
@@ -41,16 +40,10 @@ def main() -> NoReturn:
     started = sys.argv[0]
     first = "pgprune" if started.endswith("__main__.py") else program(started)
     sys.argv = [f"{first} {name}", *sys.argv[2:]]  # from which messages spell other commands
-
-    def command() -> int | None:
-        # Imported only now: torch and transformers take seconds, in which Ctrl-C ends all at once.
-        begin(sys.argv[1:])
-        with ending_at_once():
-            module = import_module(f"pgprune.commands.{COMMANDS[name]}")
-        imported()
-        return module.main()
-
-    run_command(command, replicas=name == "train")
+    # Imported only now: torch and transformers take seconds.
+    begin()
+    command = import_module(f"pgprune.commands.{COMMANDS[name]}")
+    run_command(command.main, replicas=name == "train")
 
 
 def answer(word: str) -> None:

@@ -12,7 +12,9 @@ train. Options of pgprune train may follow a name: ppo:action=density,ppo-clip=0
 """
 
 if __name__ == "__main__":
-    import startup  # noqa: F401
+    import startup
+
+    startup.begin()
 
 
 from pgprune.experiments.experiment import Experiment

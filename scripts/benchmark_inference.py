@@ -9,7 +9,9 @@ random weights and random masks stand in for models, so that nothing needs to be
 """
 
 if __name__ == "__main__":
-    import startup  # noqa: F401
+    import startup
+
+    startup.begin()
 
 
 from pathlib import Path

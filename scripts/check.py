@@ -7,6 +7,12 @@ Digests, shapes and counts are compared, and each model is loaded and tried on a
 exit status is 0 where nothing is wrong, and else 1.
 """
 
+if __name__ == "__main__":
+    import startup
+
+    startup.begin()
+
+
 from dataclasses import dataclass
 
 from transformers.utils import logging

@@ -12,7 +12,9 @@ their commands may follow a name: reinforce:init=llm-pruner, random:granularity=
 """
 
 if __name__ == "__main__":
-    import startup  # noqa: F401
+    import startup
+
+    startup.begin()
 
 
 from pathlib import Path

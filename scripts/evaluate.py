@@ -11,7 +11,9 @@ windows of 2048 tokens over all of the text: --sequence-length 2048 --evaluation
 """
 
 if __name__ == "__main__":
-    import startup  # noqa: F401
+    import startup
+
+    startup.begin()
 
 
 from collections.abc import Sequence

@@ -11,7 +11,9 @@ Weights, tokenizer and a card with the run's numbers appear together, or not at 
 """
 
 if __name__ == "__main__":
-    import startup  # noqa: F401
+    import startup
+
+    startup.begin()
 
 
 import shlex

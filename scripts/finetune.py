@@ -13,7 +13,9 @@ Ctrl-C ends the training early and keeps what was learned. After a kill, the sam
 """
 
 if __name__ == "__main__":
-    import startup  # noqa: F401
+    import startup
+
+    startup.begin()
 
 
 from transformers.utils import logging

@@ -7,7 +7,9 @@ The run directory is like that of pgprune train: export, evaluate and compare it
 """
 
 if __name__ == "__main__":
-    import startup  # noqa: F401
+    import startup
+
+    startup.begin()
 
 
 import shlex

@@ -9,7 +9,9 @@ Without options it prunes the built-in model by 40 % in a few minutes on a lapto
 """
 
 if __name__ == "__main__":
-    import startup  # noqa: F401
+    import startup
+
+    startup.begin()
 
 
 from rich.console import Console

@@ -108,20 +108,21 @@ def test_a_script_ends_at_once_on_ctrl_c_while_it_imports(script):
         for node in ast.parse((ROOT / "scripts" / f"{script}.py").read_text()).body
         if not isinstance(node, ast.Expr)
     )
-    assert ast.unparse(first).split() == "if __name__ == '__main__': import startup".split()
+    expected = "if __name__ == '__main__':\n    import startup\n    startup.begin()"
+    assert ast.unparse(first) == expected
 
 
 def test_ctrl_c_while_packages_are_imported_is_no_traceback():
-    code = "import os, signal; from pgprune.utils.ctrl_c import ending_at_once\n"
-    code += "with ending_at_once(): os.kill(os.getpid(), signal.SIGINT)"
+    code = "import os, signal; from pgprune.commands.startup import begin; begin()\n"
+    code += "os.kill(os.getpid(), signal.SIGINT)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 
 def test_help_is_the_same_without_the_packages_that_take_seconds(monkeypatch):
     monkeypatch.setenv("COLUMNS", "100")
-    code = "import sys; from pgprune.utils.startup import begin\n"
-    code += "begin(['--help'])\nfrom importlib import import_module\n"
+    code = "import sys; from pgprune.commands.startup import begin\nsys.argv = ['-c', '--help']\n"
+    code += "begin()\nfrom importlib import import_module\n"
     code += f"for name in {list(COMMANDS.values())}:\n"
     code += "    print(import_module(f'pgprune.commands.{name}').make_parser().format_help())\n"
     code += "assert not hasattr(sys.modules['torch'], '__version__')"

@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 import shutil
 import signal
 import sys
@@ -24,7 +25,6 @@ from pgprune.utils.options import (
     typed_fields,
 )
 from pgprune.utils.process_ids import rank, world_size
-from pgprune.utils.startup import imported
 
 _COLUMNS = 100
 HELP_WIDTH = 76
@@ -130,7 +130,7 @@ def run_command(main: Callable[[], int | None], replicas: bool = False) -> NoRet
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # while packages were imported
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    imported()
+    on_terminal("\033[K")  # takes back what was said about imports
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # not every terminal or log is in UTF-8
     try:
@@ -151,6 +151,12 @@ def run_command(main: Callable[[], int | None], replicas: bool = False) -> NoRet
         print("interrupted", file=sys.stderr)
         status = 130
     sys.exit(status)
+
+
+def on_terminal(text: str) -> None:
+    """Writes on standard error as it is, if that is a terminal that can be steered."""
+    if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
+        print(text, end="", file=sys.stderr, flush=True)
 
 
 def _refused(reason: str) -> int:

@@ -83,6 +83,7 @@ class Forked:
         if words[0] == "-m":
             start, words = runpy.run_module, words[1:]
         sys.argv = words
+        sys.path.insert(0, os.path.dirname(words[0]))  # as Python does for a script
         start(words[0], run_name="__main__")
 
 
