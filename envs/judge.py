@@ -1,7 +1,8 @@
 """Computes the losses of rewards, here or shared among replicas of the model."""
 
+import copy
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -98,6 +99,13 @@ class Judge:
         with self.lm.meter.counting(passes * input_ids.numel()):
             losses = self._replicas.losses(rows, input_ids, self.local)  # (rows, B)
         return send(losses[where], self.lm.device)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Judge":
+        """Copies what may change; the frozen model, its levels and its replicas are shared."""
+        memo |= {id(part): part for part in (self.lm, self.levels, self._replicas)}
+        other = memo[id(self)] = copy.copy(self)
+        vars(other).update(copy.deepcopy(vars(self), memo))
+        return other
 
     def local(self, masks: Tensor, input_ids: Tensor) -> Tensor:
         """Computes the same losses without replicas."""

@@ -65,7 +65,7 @@ class LevelAction(gym.ActionWrapper[Numbers, Numbers, Numbers], RecordConstructo
         windows: int = 128,
         damping: float = DAMPING,
     ) -> None:
-        RecordConstructorArgs.__init__(self, folder=folder, windows=windows, damping=damping)
+        RecordConstructorArgs.__init__(self, folder=str(folder), windows=windows, damping=damping)
         gym.ActionWrapper.__init__(self, env)
         self.levels = _use_levels(env, Path(folder), windows, damping)
         self.action_space = _space(self.levels)
@@ -75,7 +75,7 @@ class LevelAction(gym.ActionWrapper[Numbers, Numbers, Numbers], RecordConstructo
         return _masks(self.levels, action[None])[0]
 
 
-class VectorLevelAction(VectorActionWrapper[Array, Array, Array, Array]):
+class VectorLevelAction(VectorActionWrapper[Array, Array, Array, Array], RecordConstructorArgs):
     """``LevelAction`` for ``LLMPruningVectorEnv``: levels (K, groups), an array or a tensor."""
 
     def __init__(
@@ -85,7 +85,8 @@ class VectorLevelAction(VectorActionWrapper[Array, Array, Array, Array]):
         windows: int = 128,
         damping: float = DAMPING,
     ) -> None:
-        super().__init__(env)
+        RecordConstructorArgs.__init__(self, folder=str(folder), windows=windows, damping=damping)
+        VectorActionWrapper.__init__(self, env)
         self.levels = _use_levels(env, Path(folder), windows, damping)
         self.single_action_space = _space(self.levels)
         self.action_space = batch_space(self.single_action_space, env.num_envs)

@@ -6,6 +6,7 @@ too. The ``Vector...`` wrappers do the same for ``LLMPruningVectorEnv``.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -65,11 +66,12 @@ class ScoreAction(gym.ActionWrapper[Numbers, Numbers, Numbers], RecordConstructo
         return _masks(self.problem, lambda scores: scores, action[None], self.action_space)[0]
 
 
-class VectorScoreAction(VectorActionWrapper[Array, Array, Array, Array]):
+class VectorScoreAction(VectorActionWrapper[Array, Array, Array, Array], RecordConstructorArgs):
     """``ScoreAction`` for ``LLMPruningVectorEnv``: scores (K, n), an array or a tensor."""
 
     def __init__(self, env: VectorEnv[Array, Array, Array]) -> None:
-        super().__init__(env)
+        RecordConstructorArgs.__init__(self)
+        VectorActionWrapper.__init__(self, env)
         self.problem = _problem(env)
         self.single_action_space = _box(self.problem.units.n)
         self.action_space = batch_space(self.single_action_space, env.num_envs)
@@ -107,7 +109,7 @@ class DensityAction(gym.ActionWrapper[Numbers, Numbers, Numbers], RecordConstruc
     """
 
     def __init__(self, env: gym.Env[Numbers, Numbers], importance: Array | None = None) -> None:
-        RecordConstructorArgs.__init__(self, importance=importance)
+        RecordConstructorArgs.__init__(self, importance=_recorded(importance))
         gym.ActionWrapper.__init__(self, env)
         self.problem = _problem(env)
         self.action_space = _box(len(self.problem.units.groups))
@@ -118,13 +120,14 @@ class DensityAction(gym.ActionWrapper[Numbers, Numbers, Numbers], RecordConstruc
         return _masks(self.problem, self._scores, action[None], self.action_space)[0]
 
 
-class VectorDensityAction(VectorActionWrapper[Array, Array, Array, Array]):
+class VectorDensityAction(VectorActionWrapper[Array, Array, Array, Array], RecordConstructorArgs):
     """``DensityAction`` for ``LLMPruningVectorEnv``: densities (K, groups), array or tensor."""
 
     def __init__(
         self, env: VectorEnv[Array, Array, Array], importance: Array | None = None
     ) -> None:
-        super().__init__(env)
+        RecordConstructorArgs.__init__(self, importance=_recorded(importance))
+        VectorActionWrapper.__init__(self, env)
         self.problem = _problem(env)
         self.single_action_space = _box(len(self.problem.units.groups))
         self.action_space = batch_space(self.single_action_space, env.num_envs)
@@ -133,6 +136,11 @@ class VectorDensityAction(VectorActionWrapper[Array, Array, Array, Array]):
     def actions(self, actions: Array) -> Array:
         """Fills densities to the budget's masks: (K, groups) -> (K, n) uint8."""
         return _masks(self.problem, self._scores, actions, self.single_action_space)
+
+
+def _recorded(importance: Array | None) -> list[float] | None:
+    """Returns importances as a specification of an environment writes them, in JSON."""
+    return None if importance is None else torch.as_tensor(importance).tolist()
 
 
 def _masks(problem: Problem, scores: Scores, actions: Array, single: gym.Space[Any] | None) -> Any:
@@ -165,7 +173,12 @@ def _density_scores(problem: Problem, importance: Array | None) -> Scores:
         raise PruningError(f"importance must have shape ({units.n},), got {tuple(important.shape)}")
     place, size = places(units, important)
     position = (place + 0.5) / size.double()  # (n,)
-    return lambda action: ((action + 1) / 2)[units.group] - position
+    return partial(_filled, units.group, position)
+
+
+def _filled(group: Tensor, position: Tensor, action: Tensor) -> Tensor:
+    """Scores units (n,) by the densities of an action (groups,) in [-1, 1]."""
+    return ((action + 1) / 2)[group] - position
 
 
 def _wanda_sp(problem: Problem) -> Tensor:

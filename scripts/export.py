@@ -55,7 +55,7 @@ def load_command(output: Path) -> str:
     if (file := output / "model.gguf").exists():
         return f"llama-cli -m {shlex.quote(str(file))}"
     # Stock architectures need no code of the export's own.
-    remote = (output / "modeling_pgprune.py").exists()
+    remote = any(output.glob("modeling_*.py"))
     option = ", trust_remote_code=True" if remote else ""
     return f"AutoModelForCausalLM.from_pretrained({str(output)!r}{option})"
 

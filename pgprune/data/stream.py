@@ -8,7 +8,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from itertools import chain, count, islice, product, tee
+from itertools import chain, count, islice, product
 from typing import Any, Self
 
 import numpy as np
@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pgprune.data.documents import Documents, evaluation_documents, iterate
 from pgprune.data.sources import absolute_source
-from pgprune.data.tokens import Ids, cut, encode
+from pgprune.data.tokens import Ids, cut, measured
 from pgprune.data.windows import Windows, generator, too_short
 from pgprune.errors import PruningError
 from pgprune.utils.options import Config, option
@@ -109,7 +109,7 @@ class CalibrationStream:
 
     position: int
     seed: int
-    _sequence: Iterator[Ids]
+    _sequence: Iterator[Ids] | None  # from the position on; None until the next batch is taken
 
     def __init__(
         self,
@@ -138,6 +138,8 @@ class CalibrationStream:
         Raises:
             PruningError: the whole text is shorter than one window.
         """
+        if self._sequence is None:
+            self._sequence = islice(self._endless(), self.position * self.batch_size, None)
         batch = _stack(islice(self._sequence, self.batch_size), self.sequence_length)
         self.position += 1
         return batch
@@ -146,26 +148,29 @@ class CalibrationStream:
         """Moves to a position, whose batch is the one that a stream from the start gives there."""
         if position < 0:
             raise PruningError(f"stream position {position} is negative")
-        # An iterator cannot go back, so an earlier position is reached from the start.
-        if position < self.position:
-            self.reseed(self.seed)
-        for _ in islice(self._sequence, (position - self.position) * self.batch_size):
-            pass
         self.position = position
+        self._sequence = None
 
     def reseed(self, seed: int) -> None:
         """Starts over, at position 0, with another seed."""
         if seed < 0:
             raise PruningError(f"seed {seed} is negative; choose 0 or more")
         self.seed = seed
-        self.position = 0
-        self._sequence = self._endless()
+        self.seek(0)
 
     def fork(self, seed: int) -> "CalibrationStream":
         """Returns an independent stream over the same text, with another seed, at position 0."""
         other = copy.copy(self)  # shares the tokenised text
-        other.reseed(seed)  # does not share position and iterator
+        other.reseed(seed)  # does not share the position
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leaves out the iterator, which cannot be copied; seed and position tell it again."""
+        return vars(self) | {"_sequence": None}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "CalibrationStream":
+        """Copies seed and position; the tokenised text is shared."""
+        return copy.copy(self)
 
     def head(self, n: int) -> Tensor:
         """Returns the first n windows of the sequence, or all samples; the position stays.
@@ -247,7 +252,7 @@ def _evaluation_set(
     name: str, documents: Documents, tokenizer: PreTrainedTokenizerBase, length: int, most: int
 ) -> EvaluationSet:
     sizes: Counter[str] = Counter()
-    blocks = cut(_measured(iterate(documents), tokenizer, sizes), length)  # each (M, T)
+    blocks = cut(measured(iterate(documents), tokenizer, sizes), length)  # each (M, T)
     windows = list(islice(chain.from_iterable(blocks), most))
     if not windows:
         raise PruningError(too_short(f"the evaluation text {name!r}", length))
@@ -262,16 +267,6 @@ def evaluation_windows(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -
 def first_windows(windows: Mapping[str, Tensor], counts: Mapping[str, int]) -> dict[str, Tensor]:
     """Returns the first windows of each set, as many as its count; all where it has none."""
     return {name: ids[: counts.get(name, len(ids))] for name, ids in windows.items()}
-
-
-def _measured(
-    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, sizes: Counter[str]
-) -> Iterator[Ids]:
-    """Tokenises documents and adds their bytes and tokens to ``sizes`` as they are taken."""
-    ahead, texts = tee(documents)  # the tokenizer reads ahead, so texts wait in the tee
-    for ids, text in zip(encode(tokenizer, ahead), texts, strict=True):
-        sizes.update(bytes=len(text.encode()), tokens=len(ids))
-        yield ids
 
 
 def check_sequence_length(model_config: Any, sequence_length: int) -> None:

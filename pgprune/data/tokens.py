@@ -1,7 +1,8 @@
 """Turns documents into token ids: on demand, block by block, nothing twice."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import islice
+from itertools import islice, tee
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,3 +89,13 @@ def cut(blocks: Iterable[Ids], length: int) -> Iterator[Ids]:
         whole = len(joined) - len(joined) % length
         rest = joined[whole:]
         yield joined[:whole].reshape(-1, length)  # (M, length)
+
+
+def measured(
+    documents: Iterable[str], tokenizer: PreTrainedTokenizerBase, sizes: Counter[str]
+) -> Iterator[Ids]:
+    """Tokenises documents and adds their bytes and tokens to ``sizes`` as they are taken."""
+    ahead, texts = tee(documents)  # the tokenizer reads ahead, so texts wait in the tee
+    for ids, text in zip(encode(tokenizer, ahead), texts, strict=True):
+        sizes.update(bytes=len(text.encode()), tokens=len(ids))
+        yield ids

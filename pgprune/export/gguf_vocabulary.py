@@ -8,6 +8,7 @@ Sources: llama.cpp, src/llama-vocab.cpp; tokenizers, the format of tokenizer.jso
 """
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -89,7 +90,24 @@ def _write_special_tokens(writer: Any, tokenizer: PreTrainedTokenizerBase) -> No
         if token is not None:
             add(token)
     if tokenizer.chat_template:
-        writer.add_chat_template(tokenizer.chat_template)
+        _write_chat_templates(writer, tokenizer.chat_template)
+
+
+def _write_chat_templates(writer: Any, templates: str | Mapping[str, str]) -> None:
+    """Writes one chat template or several by name, of which llama.cpp takes ``default``."""
+    if isinstance(templates, str):
+        templates = {"default": templates}
+    keys = load_gguf().Keys.Tokenizer
+    # Names stand in keys of the file, as letters, digits and underscores.
+    named = {re.sub("[^A-Za-z0-9]", "_", name): text for name, text in templates.items()}
+    if len(named) < len(templates):
+        _refuse("names of its chat templates differ in special characters only")
+    if default := named.pop("default", None):
+        writer.add_string(keys.CHAT_TEMPLATE, default)
+    for name, text in named.items():
+        writer.add_string(keys.CHAT_TEMPLATE_N.format(name=name), text)
+    if named:
+        writer.add_array(keys.CHAT_TEMPLATES, list(named))
 
 
 def _write_tokens(

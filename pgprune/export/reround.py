@@ -5,6 +5,8 @@ one rounding of them. Where the layers must all have the same numbers of heads a
 multiples of N channels, they are rounded again.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -35,14 +37,16 @@ def reround(loaded: LoadedRun, uniform: bool, round_to: int) -> LoadedRun:
         PruningError: the units, the prune rate or the architecture allow no such mask; the
             run kept no probabilities.
     """
-    units = loaded.units
-    check_round_to(units, round_to)
-    if uniform:
-        check_whole_heads(units)
-    mask = loaded.mask
-    if not _fits(units, mask, uniform, round_to):
+    units, mask = loaded.units, loaded.mask
+    with _advice_on_exports(uniform, round_to):
+        check_round_to(units, round_to)
+        if uniform:
+            check_whole_heads(units)
         # The same budget as in the run, so that as many parameters go.
-        mask = _budget(loaded, uniform, round_to).round(_scores(loaded, uniform))
+        if not (fits := _fits(units, mask, uniform, round_to)):
+            budget = _budget(loaded, uniform, round_to)
+    if not fits:
+        mask = budget.round(_scores(loaded, uniform))
     if uniform:
         _check_stock(loaded, mask)
     loaded = replace(loaded, round_to=round_to)
@@ -50,6 +54,20 @@ def reround(loaded: LoadedRun, uniform: bool, round_to: int) -> LoadedRun:
         return loaded
     note = _note(loaded, mask, uniform, round_to)
     return replace(loaded, mask=mask, notes=(*loaded.notes, note))
+
+
+@contextmanager
+def _advice_on_exports(uniform: bool, round_to: int) -> Iterator[None]:
+    """Advises what an export can do; what units and budgets advise are options of a new run."""
+    try:
+        yield
+    except PruningError as error:
+        asked = ["--uniform"] * uniform + [f"--round-to {round_to}"] * (round_to != 1)
+        reason, _, _ = str(error).partition("; ")
+        raise PruningError(
+            f"{reason}; export without {' and '.join(asked)}, perhaps with --portable, or prune "
+            "again with other options"
+        ) from error
 
 
 def _fits(units: PruningUnits, mask: Tensor, uniform: bool, round_to: int) -> bool:

@@ -9,10 +9,11 @@ from transformers import PreTrainedModel
 from pgprune.export.gguf import context_length, write_gguf
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.models.load import PRUNED
+from pgprune.models.weight_files import share_weights
 from pgprune.repair.repair import Repair, repaired
 from pgprune.runs.finished import LoadedRun
 from pgprune.runs.model_card import base_name, model_card
-from pgprune.surgery.architecture import assemble
+from pgprune.surgery.architecture import assemble, savable_generation_config
 from pgprune.surgery.layers import zero_pruned
 from pgprune.surgery.portable import ghost_channels, portable_layers
 from pgprune.utils.files import write_file
@@ -35,6 +36,7 @@ def _write_masked(loaded: LoadedRun, directory: Path) -> PreTrainedModel:
     """Writes the dense shapes with zeros, for tools that know stock architectures only."""
     model = zero_pruned(loaded.model, loaded.units, loaded.mask)
     model.config.use_cache = True  # evaluating masks does without
+    model.generation_config = savable_generation_config(model, model.config)
     # The repair has zeros for pruned inputs, so its weights stay within the mask.
     with repaired(MaskedLM(model, loaded.units), loaded.repair or Repair()):
         return _save(loaded, model, "masked", directory)
@@ -77,8 +79,7 @@ def _save(loaded: LoadedRun, model: PreTrainedModel, kind: str, directory: Path)
     notes = (*loaded.notes, *_differences(loaded, model, kind, parameters))
     card = model_card(loaded.run, kind, remote, parameters, notes)
     write_file(directory / "README.md", card.encode())
-    for file in directory.glob("*.safetensors"):  # which safetensors lets nobody else read
-        file.chmod(0o644)
+    share_weights(directory)
     return model
 
 

@@ -9,6 +9,7 @@ import yaml
 from transformers import PreTrainedModel
 
 from pgprune.models.load import PRUNED
+from pgprune.models.weight_files import share_weights
 from pgprune.runs.any_model import LoadedModel
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
@@ -47,8 +48,7 @@ def write_finetuned(
         loaded.tokenizer.save_pretrained(directory)
         write_file(directory / "README.md", finetuned_card(loaded, record).encode())
         write_file(directory / RECORD_FILE, text.encode())
-        for file in directory.glob("*.safetensors"):  # which safetensors lets nobody else read
-            file.chmod(0o644)
+        share_weights(directory)
         Manifest.write(directory, files_below(directory, without=[CARD]))
 
 

@@ -34,7 +34,7 @@ class Headless(nn.Module):
         for name, child in children.items():
             if not isinstance(child, nn.Linear):  # norms of queries and keys
                 self.add_module(name, child)
-        self.layer_idx: int | None = None  # slot of the cache that holds the text's length
+        self.layer_idx: int | None = None  # slot of the cache
         self.output = output
         self.add_module(output, Constant(children.get(output)))  # type: ignore[arg-type]
 
@@ -42,6 +42,7 @@ class Headless(nn.Module):
         """Returns an output (B, T, D) and no attention weights, as stock attention does."""
         cache = kwargs.get("past_key_values")
         if cache is not None and self.layer_idx is not None:
+            # Caches take the text's length from any slot, and take tokens back from all of them.
             length = hidden_states[:, None, :, :1]  # (B, 1, T, 1): only T matters
             cache.update(length, length, self.layer_idx)
         return self.get_submodule(self.output)(hidden_states), None

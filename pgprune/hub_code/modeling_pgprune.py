@@ -15,7 +15,7 @@ A block of 0 heads or 0 channels is not skipped: the bias of its output projecti
 
 import copy
 from collections import OrderedDict
-from typing import Any, cast
+from typing import Any
 
 import torch
 import transformers
@@ -26,6 +26,7 @@ from transformers.models.opt import modeling_opt as opt
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
+from .classification import SequenceClassifier
 from .layer_parts import Constant, Headless, keep_values
 
 
@@ -89,38 +90,17 @@ def _layers(layer_class: type[nn.Module], config: Any) -> nn.ModuleList:
     """Builds all layers of a model, with the numbers that caches and servers read."""
     build = _opt_layer if layer_class is opt.OPTDecoderLayer else _gated_layer
     layers = nn.ModuleList(build(layer_class, config, i) for i in range(config.num_hidden_layers))
-    slots = cache_slots(config)
-    if not slots:  # else the cache stays empty and every token has position 0
-        cast(Any, layers[0]).self_attn.layer_idx = 0
     for index, layer in enumerate(layers):
         for module in layer.modules():
             if hasattr(module, "config"):
                 module.config = config  # sees later changes of the attention kernel
-        if index in slots:
-            own: Any = config.per_layer_config[index]
-            attention: Any = layer.self_attn
-            attention.layer_idx = slots[index]
+        own: Any = config.per_layer_config[index]
+        attention: Any = layer.self_attn
+        attention.layer_idx = index
+        if not isinstance(attention, Headless):
             attention.num_heads = own.num_attention_heads
             attention.num_key_value_heads = getattr(own, "num_key_value_heads", attention.num_heads)
     return layers
-
-
-def cache_slots(config: Any) -> dict[int, int]:
-    """Returns the slot of the key and value cache of each layer with attention, by its index.
-
-    A cache reads the length of the text from its slot 0, so a layer without attention must not own
-    that slot. ``config.layer_types`` gives each slot a type (with a sliding window or not); the
-    layers of a type take the slots of that type in order.
-    """
-    count = config.num_hidden_layers
-    types = getattr(config, "layer_types", None) or [None] * count
-    free = {kind: [i for i in range(count) if types[i] == kind] for kind in types}
-    slots = {}
-    for index in range(count):
-        own = config.per_layer_config[index]
-        if own.num_attention_heads and "attention" not in getattr(own, "skip", ()):
-            slots[index] = free[types[index]].pop(0)
-    return slots
 
 
 def _without_layers(config: Any) -> Any:
@@ -184,6 +164,13 @@ class PGPruneLlamaForCausalLM(_PrunedCausalLM, llama.LlamaForCausalLM):
     _base_class = PGPruneLlamaModel
 
 
+class PGPruneLlamaForSequenceClassification(SequenceClassifier, llama.LlamaPreTrainedModel):
+    """A pruned LLaMA with the head of a classifier."""
+
+    config_class = PGPruneLlamaConfig
+    _base_class = PGPruneLlamaModel
+
+
 class PGPruneMistralConfig(transformers.MistralConfig):
     """A pruned Mistral."""
 
@@ -200,6 +187,13 @@ class PGPruneMistralModel(_PrunedDecoder, mistral.MistralModel):
 
 class PGPruneMistralForCausalLM(_PrunedCausalLM, mistral.MistralForCausalLM):
     """A pruned Mistral."""
+
+    config_class = PGPruneMistralConfig
+    _base_class = PGPruneMistralModel
+
+
+class PGPruneMistralForSequenceClassification(SequenceClassifier, mistral.MistralPreTrainedModel):
+    """A pruned Mistral with the head of a classifier."""
 
     config_class = PGPruneMistralConfig
     _base_class = PGPruneMistralModel
@@ -226,6 +220,13 @@ class PGPruneQwen2ForCausalLM(_PrunedCausalLM, qwen2.Qwen2ForCausalLM):
     _base_class = PGPruneQwen2Model
 
 
+class PGPruneQwen2ForSequenceClassification(SequenceClassifier, qwen2.Qwen2PreTrainedModel):
+    """A pruned Qwen2 with the head of a classifier."""
+
+    config_class = PGPruneQwen2Config
+    _base_class = PGPruneQwen2Model
+
+
 class PGPruneQwen3Config(transformers.Qwen3Config):
     """A pruned Qwen3."""
 
@@ -247,6 +248,13 @@ class PGPruneQwen3ForCausalLM(_PrunedCausalLM, qwen3.Qwen3ForCausalLM):
     _base_class = PGPruneQwen3Model
 
 
+class PGPruneQwen3ForSequenceClassification(SequenceClassifier, qwen3.Qwen3PreTrainedModel):
+    """A pruned Qwen3 with the head of a classifier."""
+
+    config_class = PGPruneQwen3Config
+    _base_class = PGPruneQwen3Model
+
+
 class PGPruneOPTConfig(transformers.OPTConfig):
     """A pruned OPT."""
 
@@ -263,6 +271,13 @@ class PGPruneOPTModel(_PrunedDecoder, opt.OPTModel):
 
 class PGPruneOPTForCausalLM(_PrunedCausalLM, opt.OPTForCausalLM):
     """A pruned OPT."""
+
+    config_class = PGPruneOPTConfig
+    _base_class = PGPruneOPTModel
+
+
+class PGPruneOPTForSequenceClassification(SequenceClassifier, opt.OPTPreTrainedModel):
+    """A pruned OPT with the head of a classifier."""
 
     config_class = PGPruneOPTConfig
     _base_class = PGPruneOPTModel

@@ -15,117 +15,16 @@ and the projections that follow them and the head have biases too.
 import copy
 from typing import Any
 
-import torch
 import transformers
-from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
+from torch import nn
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.mistral import modeling_mistral as mistral
 from transformers.models.opt import modeling_opt as opt
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
-
-class RMSN(nn.Module):
-    """A norm without gain.
-
-    Args:
-        dense: the norm of the dense model, for its epsilon.
-        hidden_size: width of the dense model, which the sum of squares is divided by.
-    """
-
-    def __init__(self, dense: Any, hidden_size: int) -> None:
-        super().__init__()
-        self.hidden_size = hidden_size
-        self.epsilon = getattr(dense, "variance_epsilon", None) or dense.eps
-
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        """Divides (..., width) by its root mean square, computed in at least float32."""
-        wide = hidden_states.to(torch.promote_types(hidden_states.dtype, torch.float32))
-        mean = wide.square().sum(-1, keepdim=True) / self.hidden_size  # R keeps the norm of x
-        return (wide * torch.rsqrt(mean + self.epsilon)).to(hidden_states.dtype)
-
-
-class SlicedLayer(GradientCheckpointingLayer):
-    """A layer of the LLaMA kind: query, key, value, o; gate, up, down.
-
-    Args:
-        layer: a stock layer, which gives its attention and MLP.
-        config: of the sliced model.
-        outputs: width of the layer's output.
-    """
-
-    attention_shortcut: nn.Linear
-    mlp_shortcut: nn.Linear
-
-    def __init__(self, layer: Any, config: Any, outputs: int) -> None:
-        super().__init__()
-        self.self_attn, self.mlp = layer.self_attn, layer.mlp
-        self.attention_type = getattr(layer, "attention_type", None)
-        self.input_layernorm = RMSN(layer.input_layernorm, config.hidden_size)
-        self.post_attention_layernorm = RMSN(layer.post_attention_layernorm, config.hidden_size)
-        _resize(self, config, outputs, "self_attn.o_proj", "mlp.down_proj")
-
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        """Runs the layer: (B, T, width) -> (B, T, outputs)."""
-        attended, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)
-        hidden_states = self.attention_shortcut(hidden_states) + attended
-        transformed = self.mlp(self.post_attention_layernorm(hidden_states))
-        return self.mlp_shortcut(hidden_states) + transformed
-
-
-class SlicedOPTLayer(opt.OPTDecoderLayer):
-    """A layer of OPT.
-
-    Args:
-        config: of the sliced model.
-        index: of the layer.
-        outputs: width of the layer's output.
-    """
-
-    attention_shortcut: nn.Linear
-    mlp_shortcut: nn.Linear
-
-    def __init__(self, config: Any, index: int, outputs: int) -> None:
-        super().__init__(config, index)
-        layer: Any = self
-        layer.self_attn_layer_norm = RMSN(self.self_attn_layer_norm, config.hidden_size)
-        layer.final_layer_norm = RMSN(self.final_layer_norm, config.hidden_size)
-        _resize(self, config, outputs, "self_attn.out_proj", "fc2")
-
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:  # type: ignore[override]
-        """Runs the layer: (B, T, width) -> (B, T, outputs)."""
-        normed = self.self_attn_layer_norm(hidden_states)
-        attended = self._drop(self.self_attn(hidden_states=normed, **kwargs)[0])
-        hidden_states = self.attention_shortcut(hidden_states) + attended
-        expanded = self.activation_fn(self.fc1(self.final_layer_norm(hidden_states)))
-        return self.mlp_shortcut(hidden_states) + self._drop(self.fc2(expanded))
-
-    def _drop(self, hidden_states: Tensor) -> Tensor:
-        return nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
-
-
-def _resize(layer: nn.Module, config: Any, outputs: int, attention: str, mlp: str) -> None:
-    """Gives all projections of a layer their sliced shapes, and adds the shortcuts.
-
-    Args:
-        layer: the layer.
-        config: of the sliced model.
-        outputs: width of the layer's output.
-        attention: the attention output projection; it and the next write to the residual stream.
-        mlp: the MLP down projection; all other projections read from the stream.
-    """
-    width = config.slice_width
-    writers = {attention: width, mlp: outputs}
-    projections = {n: m for n, m in layer.named_modules() if isinstance(m, nn.Linear)}
-    for name, dense in projections.items():
-        inputs, rows, bias = dense.in_features, writers.get(name), dense.bias is not None
-        if rows is None:  # it reads from the stream
-            inputs, rows, bias = width, dense.out_features, bias or config.norm_biases  # W shift
-        parent, _, child = name.rpartition(".")
-        setattr(layer.get_submodule(parent), child, nn.Linear(inputs, rows, bias=bias))
-    layer.attention_shortcut = nn.Linear(width, width, bias=False)
-    layer.mlp_shortcut = nn.Linear(width, outputs, bias=False)  # R2' R1
+from .classification import SequenceClassifier
+from .sliced_layers import RMSN, SlicedLayer, SlicedOPTLayer
 
 
 def _without_layers(config: Any) -> Any:
@@ -202,6 +101,13 @@ class SliceGPTLlamaForCausalLM(_SlicedCausalLM, llama.LlamaForCausalLM):
     _base_class = SliceGPTLlamaModel
 
 
+class SliceGPTLlamaForSequenceClassification(SequenceClassifier, llama.LlamaPreTrainedModel):
+    """A sliced LLaMA with the head of a classifier."""
+
+    config_class = SliceGPTLlamaConfig
+    _base_class = SliceGPTLlamaModel
+
+
 class SliceGPTMistralConfig(transformers.MistralConfig):
     """A sliced Mistral."""
 
@@ -219,6 +125,13 @@ class SliceGPTMistralModel(_SlicedDecoder, mistral.MistralModel):
 
 class SliceGPTMistralForCausalLM(_SlicedCausalLM, mistral.MistralForCausalLM):
     """A sliced Mistral."""
+
+    config_class = SliceGPTMistralConfig
+    _base_class = SliceGPTMistralModel
+
+
+class SliceGPTMistralForSequenceClassification(SequenceClassifier, mistral.MistralPreTrainedModel):
+    """A sliced Mistral with the head of a classifier."""
 
     config_class = SliceGPTMistralConfig
     _base_class = SliceGPTMistralModel
@@ -246,6 +159,13 @@ class SliceGPTQwen2ForCausalLM(_SlicedCausalLM, qwen2.Qwen2ForCausalLM):
     _base_class = SliceGPTQwen2Model
 
 
+class SliceGPTQwen2ForSequenceClassification(SequenceClassifier, qwen2.Qwen2PreTrainedModel):
+    """A sliced Qwen2 with the head of a classifier."""
+
+    config_class = SliceGPTQwen2Config
+    _base_class = SliceGPTQwen2Model
+
+
 class SliceGPTQwen3Config(transformers.Qwen3Config):
     """A sliced Qwen3."""
 
@@ -268,6 +188,13 @@ class SliceGPTQwen3ForCausalLM(_SlicedCausalLM, qwen3.Qwen3ForCausalLM):
     _base_class = SliceGPTQwen3Model
 
 
+class SliceGPTQwen3ForSequenceClassification(SequenceClassifier, qwen3.Qwen3PreTrainedModel):
+    """A sliced Qwen3 with the head of a classifier."""
+
+    config_class = SliceGPTQwen3Config
+    _base_class = SliceGPTQwen3Model
+
+
 class SliceGPTOPTConfig(transformers.OPTConfig):
     """A sliced OPT."""
 
@@ -284,6 +211,13 @@ class SliceGPTOPTModel(_SlicedDecoder, opt.OPTModel):
 
 class SliceGPTOPTForCausalLM(_SlicedCausalLM, opt.OPTForCausalLM):
     """A sliced OPT."""
+
+    config_class = SliceGPTOPTConfig
+    _base_class = SliceGPTOPTModel
+
+
+class SliceGPTOPTForSequenceClassification(SequenceClassifier, opt.OPTPreTrainedModel):
+    """A sliced OPT with the head of a classifier."""
 
     config_class = SliceGPTOPTConfig
     _base_class = SliceGPTOPTModel

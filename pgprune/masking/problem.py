@@ -99,6 +99,10 @@ class Problem:
     model_fingerprint: str = ""
     rotations: Tensor | None = None
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Problem":
+        """Returns the problem itself: copies of an environment share the frozen model."""
+        return self
+
     def basis(self) -> dict[str, Tensor]:
         """Returns what a saved mask needs to be read again beside its units: ``rotations``."""
         return {} if self.rotations is None else {"rotations": self.rotations}

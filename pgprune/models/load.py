@@ -6,8 +6,6 @@ and remote code is not trusted.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,20 +21,24 @@ from transformers import (
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    modeling_gguf_pytorch_utils,
 )
-from transformers.utils import logging
 
 from pgprune.errors import PruningError, first_line
 from pgprune.models.families import FAMILIES, family_of
 from pgprune.models.gguf_model import check_tensors, read_gguf_model
+from pgprune.models.loading_bars import bars_as_phases
 from pgprune.models.registration import register
 from pgprune.models.source import Source, find_source
 from pgprune.models.vocabulary import guard_vocabulary
-from pgprune.models.weight_files import check_export, check_weights
+from pgprune.models.weight_files import (
+    check_adapter,
+    check_export,
+    check_report,
+    check_weights,
+)
 from pgprune.utils.devices import check_dtype, choose_device
 from pgprune.utils.options import Config, option
-from pgprune.utils.progress import phase, track
+from pgprune.utils.progress import phase
 
 DTYPES = {
     "float32": torch.float32,
@@ -47,6 +49,11 @@ DTYPES = {
 
 PRUNED = "pgprune_"
 """Prefix of the ``model_type`` of pruned models."""
+
+_UNREADABLE = (  # what odd values in a model's files raise
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
+    *(RuntimeError, ImportError, SafetensorError),
+)
 
 register()  # so that exports load like any other model
 
@@ -102,13 +109,14 @@ def check_model(
 
     Raises:
         PruningError: the device is absent or lacks the number format, or the model is missing, of
-            an unknown family, without (whole) safetensors weights or without a tokenizer, or a
-            file of an export was damaged or changed.
+            an unknown family, without (whole) safetensors weights or without a tokenizer, or has
+            an adapter beside its weights, or a file of an export was damaged or changed.
     """
     device = choose_device(config.device)
     dtype = choose_dtype(config, device)
     _check_device_map(config)
     source = config.source()
+    check_adapter(source.place)
     check_export(source)
     if (gguf := source.gguf_path) is not None:
         found = read_gguf_model(gguf)
@@ -118,7 +126,7 @@ def check_model(
     if dtype == "auto":  # the checkpoint decides
         check_dtype(model_config.dtype, device)
     if Path(source.place).is_dir():
-        check_weights(Path(source.place))
+        check_weights(Path(source.place), model_config)
     return model_config, _load_tokenizer(source.place)
 
 
@@ -135,7 +143,8 @@ def load_model(
         The model on its device, and its tokenizer.
 
     Raises:
-        PruningError: as ``check_model``, or weights are missing or do not fit into the memory.
+        PruningError: as ``check_model``, or weights are missing, have no place in the model or do
+            not fit into the memory.
     """
     model_config, tokenizer = check_model(config, pruned)
     device, source = choose_device(config.device), config.source()
@@ -224,20 +233,25 @@ def _read_config(source: str, pruned: bool) -> PretrainedConfig:
         raise
     except Exception as error:  # configuration classes raise errors of many types
         raise PruningError(_unreadable(source, "configuration", error)) from error
+    if not is_pruned:
+        # Code of the model's own is never run, so what is made of the model must not ask for it.
+        config.__dict__.pop("auto_map", None)
     config.use_cache = False  # masks are evaluated on whole windows
     return config
 
 
 def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # tokenizers raise errors of all types, bare Exception included
         raise PruningError(_unreadable(source, "tokenizer", error)) from error
+    tokenizer.init_kwargs.pop("auto_map", None)  # as of the model, below
+    return tokenizer
 
 
 def _load_weights(source: Source, **options: Any) -> PreTrainedModel:
     try:
-        with _bars_as_phases():
+        with bars_as_phases():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source.place,
                 use_safetensors=True,  # never a pickle, which can run code
@@ -246,37 +260,13 @@ def _load_weights(source: Source, **options: Any) -> PreTrainedModel:
                 **source.options,
                 **options,
             )
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+    except _UNREADABLE as error:
         raise PruningError(_unreadable(str(source), "weights", error)) from error
     model, report = loaded
-    if missing := sorted(report["missing_keys"]):  # transformers fills them with random numbers
-        raise PruningError(
-            f"the model {str(source)!r} lacks {len(missing)} of its weights, such as {missing[0]}; "
-            "give a complete checkpoint of a causal LM"
-        )
+    check_report(str(source), report)
     if (gguf := source.gguf_path) is not None:
         check_tensors(gguf, read_gguf_model(gguf).tensors, len(list(model.parameters())))
     return model
-
-
-@contextmanager
-def _bars_as_phases() -> Iterator[None]:
-    """Shows as phases what transformers shows in bars of its own while it loads."""
-
-    def bar(items: Iterable[Any], desc: str = "items", **_: Any) -> Iterable[Any]:
-        return track(items, desc.rstrip("."))
-
-    def hook(make: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        return bar(*args, **options) if args else make(**options)
-
-    gguf: Any = modeling_gguf_pytorch_utils
-    own, before = gguf.tqdm, logging.set_tqdm_hook(hook)
-    gguf.tqdm = bar  # it asks no hook
-    try:
-        yield
-    finally:
-        gguf.tqdm = own
-        logging.set_tqdm_hook(before)
 
 
 def move_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

@@ -23,19 +23,28 @@ SLICED_CODE = "modeling_slicegpt"
 """The module of ``pgprune.hub_code`` that is copied into sliced models."""
 
 
+_ENDINGS = {  # in the order that vLLM needs
+    "AutoConfig": "Config",
+    "AutoModel": "Model",
+    "AutoModelForCausalLM": "ForCausalLM",
+    "AutoModelForSequenceClassification": "ForSequenceClassification",
+}
+"""Endings of the names of the classes, by the automatic class that finds them."""
+
+
 class PrunedClasses(NamedTuple):
     """The classes of one family of pruned models."""
 
     config: Any
     model: Any
     causal_lm: Any
+    classifier: Any
 
     @property
     def auto_map(self) -> dict[str, str]:
         """The configuration value by which transformers finds the classes beside the weights."""
-        autos = ("AutoConfig", "AutoModel", "AutoModelForCausalLM")
         file = self.config.__module__.rpartition(".")[2]
-        return {auto: f"{file}.{kind.__name__}" for auto, kind in zip(autos, self, strict=True)}
+        return {auto: f"{file}.{kind.__name__}" for auto, kind in zip(_ENDINGS, self, strict=True)}
 
 
 def pruned_classes(model_type: str) -> PrunedClasses:
@@ -50,7 +59,7 @@ def sliced_classes(model_type: str) -> PrunedClasses:
 
 def _classes(file: str, prefix: str) -> PrunedClasses:
     code = importlib.import_module(f"pgprune.hub_code.{file}")
-    names = (prefix + ending for ending in ("Config", "Model", "ForCausalLM"))
+    names = (prefix + ending for ending in _ENDINGS.values())
     return PrunedClasses(*(getattr(code, name) for name in names))
 
 
@@ -60,10 +69,18 @@ def register() -> None:
     ``AutoModelForCausalLM.from_pretrained`` then loads exports without ``trust_remote_code``. A
     second call changes nothing.
     """
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+    )
 
     # exist_ok: an export that is loaded with remote code registers the same names.
     for classes in (*map(pruned_classes, PREFIXES), *map(sliced_classes, PREFIXES)):
         AutoConfig.register(classes.config.model_type, classes.config, exist_ok=True)
         AutoModel.register(classes.config, classes.model, exist_ok=True)
         AutoModelForCausalLM.register(classes.config, classes.causal_lm, exist_ok=True)
+        AutoModelForSequenceClassification.register(
+            classes.config, classes.classifier, exist_ok=True
+        )

@@ -86,6 +86,11 @@ def find_source(model: str, gguf_file: str | None = None) -> Source:
 def _check_directory(model: str, path: Path) -> None:
     if (path / "config.json").is_file():
         return
+    if (path / "adapter_config.json").exists():
+        raise PruningError(
+            f"the directory {model!r} holds an adapter without the model that it belongs to; merge "
+            "them and save the result"
+        )
     if files := sorted(file.name for file in path.glob("*.gguf")):
         raise PruningError(
             f"the directory {model!r} has no config.json, but GGUF files; name one of them by "

@@ -6,6 +6,7 @@ if all layers have the same numbers of heads and channels. Otherwise it takes on
 """
 
 import copy
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from pgprune.masking.units import PruningUnits
 from pgprune.models.families import Family, family_of
 from pgprune.models.registration import pruned_classes
 
-CLASS_KEYS = ("model_type", "architectures", "transformers_version")
+CLASS_KEYS = ("model_type", "architectures", "transformers_version", "auto_map")
 """Values of a configuration that belong to its class and are not copied to another class."""
 
 
@@ -118,7 +119,7 @@ def _config(
     values["num_hidden_layers"] = len(layers)  # without the pruned ones
     values["use_cache"] = True  # loading a model to evaluate masks has switched it off
     if values.get("layer_types") is not None:
-        values["layer_types"] = _layer_types(values["layer_types"], layers)
+        values["layer_types"] = [values["layer_types"][layer.index] for layer in layers]
     values["pgprune"] = {
         "granularity": units.granularity,
         "layers": [layer.index for layer in layers],
@@ -176,18 +177,6 @@ def _overrides(
     return values
 
 
-def _layer_types(types: list[str], layers: list[PrunedLayer]) -> list[str]:
-    """Returns the attention types of the kept layers.
-
-    A layer without attention takes the type of the next layer with attention, or of the last one.
-    Caches read the length of the text from the first slot of each type, so that slot must be used.
-    """
-    kept = [types[layer.index] if layer.kv_heads else None for layer in layers]
-    attending = [kind for kind in kept if kind is not None] or [types[0]]
-    padded = [*kept, attending[-1]]
-    return [next(kind for kind in padded[i:] if kind is not None) for i in range(len(layers))]
-
-
 def _weights(
     model: PreTrainedModel, layers: list[PrunedLayer], family: Family
 ) -> Iterator[tuple[str, Tensor]]:
@@ -204,12 +193,26 @@ def _weights(
 
 
 def savable_generation_config(model: PreTrainedModel, config: PretrainedConfig) -> GenerationConfig:
-    """Copies the dense model's settings of text generation, in a form that can be saved."""
+    """Copies the dense model's settings of text generation, in a form that can be saved.
+
+    Settings that do nothing, or that contradict others, are left out: transformers warns of them
+    when it loads them, but does not save them. A temperature without sampling is one, in Llama 2.
+    """
     # A copy, because the settings change here.
     generation: Any = copy.deepcopy(model.generation_config)
     generation.use_cache = config.use_cache
-    try:
-        generation.validate(strict=True)
-    except ValueError:  # Llama 2 has a temperature without sampling, which cannot be saved
-        generation.do_sample = True
-    return generation
+    while True:
+        try:
+            generation.validate(strict=True)
+            return generation
+        except ValueError as error:
+            # A line for each setting that does nothing, or one sentence on what contradicts.
+            text = str(error)
+            named = (
+                re.findall(r"^- `(\w+)`", text, re.MULTILINE) or re.findall(r"`(\w+)`", text)[:1]
+            )
+        unused = [name for name in named if getattr(generation, name, None) is not None]
+        if not unused:  # nothing that could be left out: only what the model itself says is left
+            return GenerationConfig.from_model_config(config)
+        for name in unused:
+            setattr(generation, name, None)

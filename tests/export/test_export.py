@@ -56,6 +56,7 @@ def test_the_round_trip(model, granularity, name, tmp_path):
         "model.safetensors",
         "modeling_pgprune.py",
         "layer_parts.py",
+        "classification.py",
         "tokenizer.json",
         "tokenizer_config.json",
         "README.md",

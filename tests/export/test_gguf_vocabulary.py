@@ -76,6 +76,22 @@ def test_special_tokens():
     assert (keys["add_bos_token"], keys["add_eos_token"]) == (False, False)
 
 
+def test_named_chat_templates():
+    """In one order, so that equal exports are equal files."""
+    tokenizer = byte_tokenizer()
+    named = {"default": "{{ messages }}", "tool-use": "tools", "rag": "documents", "a": "b"}
+    tokenizer.chat_template = named
+    keys = described(tokenizer)
+    assert keys["tokenizer.chat_template"] == "{{ messages }}"
+    assert keys["tokenizer.chat_template.tool_use"] == "tools"
+    assert keys["tokenizer.chat_templates"] == ["tool_use", "rag", "a"]
+    tokenizer.chat_template = {"only": "this"}
+    assert "tokenizer.chat_template" not in described(tokenizer)
+    tokenizer.chat_template = named | {"tool_use": "other"}
+    with pytest.raises(PruningError, match="its chat templates differ in special characters"):
+        described(tokenizer)
+
+
 def test_tokens_around_every_text():
     tokenizer = byte_tokenizer()
     for template, (bos, eos) in {"<s> $A": (True, False), "<s> $A </s>": (True, True)}.items():

@@ -14,7 +14,6 @@ from helpers.finished_run import assert_close, finished_run, logits
 from helpers.masks import patterns
 from helpers.tiny import CONFIGS, tiny_model, tokens
 from pgprune.export.export import ExportConfig, export
-from pgprune.hub_code.modeling_pgprune import PGPruneQwen2Config, cache_slots
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.registration import PREFIXES
@@ -22,7 +21,7 @@ from pgprune.repair.fit import fit_repair
 from pgprune.repair.repair import repaired
 from pgprune.runs.files import RunFile
 
-CODE, PARTS = "modeling_pgprune.py", "layer_parts.py"
+CODE, PARTS, HEAD = "modeling_pgprune.py", "layer_parts.py", "classification.py"
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +118,8 @@ def test_the_auto_map_is_complete_and_in_the_order_that_vllm_needs(exported):
         config = json.loads((folder / "config.json").read_text())
         assert config["model_type"] == f"pgprune_{family}"
         assert config["architectures"] == [f"{PREFIXES[family]}ForCausalLM"]
-        assert list(config["auto_map"]) == ["AutoConfig", "AutoModel", "AutoModelForCausalLM"]
+        assert list(config["auto_map"])[:3] == ["AutoConfig", "AutoModel", "AutoModelForCausalLM"]
+        assert list(config["auto_map"])[3:] == ["AutoModelForSequenceClassification"]
         assert set(config["per_layer_config"]) <= {"0", "1", "2"}
 
 
@@ -128,7 +128,7 @@ def test_a_loaded_model_saves_everything_again(exported, tmp_path):
     for folder in exported.values():
         again = tmp_path / folder.parent.name
         AutoModelForCausalLM.from_pretrained(folder).save_pretrained(again)
-        for code in (CODE, PARTS):
+        for code in (CODE, PARTS, HEAD):
             assert (again / code).read_bytes() == (folder / code).read_bytes()
         configs = [json.loads((path / "config.json").read_text()) for path in (folder, again)]
         assert configs[0] == configs[1]
@@ -136,25 +136,19 @@ def test_a_loaded_model_saves_everything_again(exported, tmp_path):
 
 
 def test_the_code_imports_nothing_of_ours(exported):
-    """But the file beside it, which travels with it."""
+    """But the files beside it, which travel with it."""
     for code, beside in (
-        (CODE, ["from .layer_parts import Constant, Headless, keep_values"]),
+        (
+            CODE,
+            [
+                "from .classification import SequenceClassifier",
+                "from .layer_parts import Constant, Headless, keep_values",
+            ],
+        ),
         (PARTS, []),
+        (HEAD, []),
     ):
         text = (exported["llama"] / code).read_text()
         imports = [line for line in text.splitlines() if line.startswith(("import", "from"))]
         assert imports
         assert [line for line in imports if "pgprune" in line or "from ." in line] == beside
-
-
-def test_cache_slots():
-    """Slots are of the type of their layer, and the first slot of a type in use is used."""
-    types = ["full_attention", "sliding_attention"] * 3
-    headless = {"num_attention_heads": 0, "num_key_value_heads": 0}
-    config = PGPruneQwen2Config(
-        num_hidden_layers=6,
-        use_sliding_window=True,
-        layer_types=types,
-        per_layer_config={2: headless, 3: {"skip": ["attention"]}},
-    )
-    assert cache_slots(config) == {0: 0, 1: 1, 4: 2, 5: 3}

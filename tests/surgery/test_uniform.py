@@ -197,7 +197,7 @@ def refuses(run: Run, message: str, **options) -> None:
 
 def test_no_stock_model_has_fewer_value_dimensions(tmp_path):
     run = run_of_pattern(tmp_path, "some", granularity="values+channels")
-    refuses(run, "no stock architecture has fewer value dimensions .* --portable")
+    refuses(run, "no stock architecture has fewer value .*; export without --uniform.*--portable")
     with pytest.raises(PruningError, match="no stock architecture has fewer value dimensions"):
         Budget(PruningUnits.of(tiny_model("llama"), "values"), 0.5, scope="uniform")
 
@@ -216,7 +216,10 @@ def test_single_blocks(tmp_path):
     units = PruningUnits.of(model, "blocks")
     mask = units.ones()
     mask[1] = 0
-    refuses(finished_run(tmp_path, model, units, mask), "granularity blocks prunes whole ones")
+    message = (
+        "granularity blocks prunes whole ones; export without --uniform, perhaps with --portable"
+    )
+    refuses(finished_run(tmp_path, model, units, mask), message)
 
 
 def test_whole_layers_are_uniform_anyway(tmp_path):
