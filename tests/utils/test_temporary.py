@@ -42,7 +42,9 @@ def test_what_a_living_writer_has_begun_stays(tmp_path, directory):
     assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize("name", [f".hf.{os.getpid()}.tmp", f".hf.{0:08x}.{0:016x}.tmp"])
+@pytest.mark.parametrize(
+    "name", [f".hf.{os.getpid()}.tmp", f".hf.{0:08x}.{0:016x}.tmp"], ids=["older", "elsewhere"]
+)
 def test_a_directory_of_an_older_version_or_another_machine_is_left_alone(tmp_path, name):
     (tmp_path / name).mkdir()
     with new_directory(tmp_path / "hf"):
