@@ -15,6 +15,7 @@ from pgprune.masking.units import PruningUnits
 from pgprune.models.load import ModelConfig, load_model
 from pgprune.runs.any_model import check_source, load_any, short_name
 from pgprune.runs.run import Run
+from pgprune.utils.manifest import MANIFEST
 
 
 @pytest.fixture
@@ -78,6 +79,7 @@ def test_options_reach_the_model(run, exported):
 
 
 def test_the_code_in_an_exported_directory_is_never_run(exported):
+    (exported / MANIFEST).unlink()  # as earlier versions left it
     expected = logits(exported)
     (exported / "modeling_pgprune.py").write_text("raise AssertionError('it was run')")
     assert_close(logits(exported), expected)
@@ -131,17 +133,20 @@ def test_a_run_whose_model_is_gone(run):
 
 @pytest.mark.parametrize("left", [0, 100, -1])
 def test_truncated_weights(exported, left):
+    (exported / MANIFEST).unlink()
     path = exported / "model.safetensors"
     path.write_bytes(path.read_bytes()[:left])
     refuses("truncated or corrupted", exported)
 
 
 def test_a_pickle(exported):
+    (exported / MANIFEST).unlink()  # as earlier versions left it
     (exported / "model.safetensors").rename(exported / "pytorch_model.bin")
     refuses("pickle .* convert it to safetensors", exported)
 
 
 def test_an_export_without_its_tokenizer(exported):
+    (exported / MANIFEST).unlink()  # as earlier versions left it
     for path in exported.glob("tokenizer*"):
         path.unlink()
     refuses("tokenizer .* cannot be read", exported)

@@ -178,6 +178,7 @@ def test_scores_of_a_method_order_the_units_of_a_layer(tmp_path, heard):
     scores = units.layer * 100.0 + torch.arange(units.n) % 7
     tensors = {"mask": patterns(units)["layer 1"], "scores": scores}
     run.write_mask(tensors, units.describe())
+    (run.path / "manifest.json").unlink()  # which was of another mask
     config = ExportConfig("masked", uniform=True)
     weights = load_file(export(run, config) / "model.safetensors")
     assert "This is not the run's own mask: the scores" in heard.notes[0]
