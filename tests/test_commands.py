@@ -113,7 +113,8 @@ def test_a_script_ends_at_once_on_ctrl_c_while_it_imports(script):
 
 
 def test_ctrl_c_while_packages_are_imported_is_no_traceback():
-    code = "import os, signal; from pgprune.commands.startup import begin; begin()\n"
+    code = "import os, signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from pgprune.commands.startup import begin; begin()\n"
     code += "os.kill(os.getpid(), signal.SIGINT)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")

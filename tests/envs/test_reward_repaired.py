@@ -180,7 +180,7 @@ def test_a_run_of_before_there_was_the_option_goes_on(undisturbed, tmp_path):
     shutil.copytree(undisturbed, run)
     (run / "results.json").unlink()
     config = run / "config.yaml"
-    config.write_text(re.sub(" *reward(_refit)?: .*\n", "", config.read_text()))
+    config.write_text(re.sub(" *reward(_refit|_precision)?: .*\n", "", config.read_text()))
     assert "reward" not in config.read_text()
     checkpoint = run / "checkpoint" / "checkpoint.safetensors"
     tensors, record = read_checkpoint(checkpoint)

@@ -203,7 +203,7 @@ def test_a_missing_value_is_shown_as_one(capsys):
     [
         (["nowhere/"], "'nowhere/' does not exist"),
         (["--evaluation=absent.txt"], "absent.txt"),
-        (["--sequence-length=100"], "run: sequence_length 100 .* context of 64 tokens"),
+        (["--sequence-length=100"], "run: sequence_length 100 .* context of 24 tokens"),
         (["--evaluation-windows=-1"], "evaluation-windows.*at least 0"),
         (["--batch-size=0"], "batch-size.*at least 1"),
         (["--evaluation=none"], "nothing to evaluate on"),

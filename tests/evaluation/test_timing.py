@@ -49,6 +49,6 @@ def test_weights_count_tied_ones_once():
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux only")
 def test_memory_of_a_piece_of_work_forgets_earlier_work():
-    for megabytes in (8, 32, 16):
+    for megabytes in (40, 96, 64):  # beyond what malloc keeps of freed memory
         taken = memory_of(lambda size=megabytes: torch.ones(size, 2**18), CPU)
         assert megabytes - 1 <= taken / 2**20 <= megabytes + 3
