@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from transformers.utils import logging
 
+from pgprune.errors import printable
 from pgprune.evaluation.check import findings
 from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
 from pgprune.utils.options import Config, option
@@ -44,8 +45,7 @@ def main() -> int:
                 if found.wrong or not config.quiet:
                     verdict = "WRONG" if found.wrong else "right"
                     text = f"{verdict}  {source}: {found.name}: {found.said}"
-                    shown = "".join(c if c.isprintable() else "\ufffd" for c in text)
-                    console.print(shown, soft_wrap=True, markup=False, highlight=False)
+                    console.print(printable(text), soft_wrap=True, markup=False, highlight=False)
         if not config.quiet:
             console.print("nothing is wrong" if not wrong else f"{wrong} are wrong")
     return 1 if wrong else 0

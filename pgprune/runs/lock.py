@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 
-from pgprune.errors import PruningError
+from pgprune.errors import PruningError, printable
 from pgprune.utils.files import saving
 from pgprune.utils.progress import note
 from pgprune.utils.temporary import LOCKS, is_same, lock
@@ -54,7 +54,7 @@ def _acquire(path: Path, what: Path) -> int:
         except BlockingIOError:
             holder = os.pread(descriptor, _MOST, 0).decode(errors="replace")
             os.close(descriptor)
-            named = "".join(filter(str.isprintable, holder)) or "another process"
+            named = printable(holder.strip()) or "another process"
             raise PruningError(f"{what} is in use by {named}; let it end or stop it") from None
         if is_same(descriptor, path):  # not removed by the one who had it
             return descriptor

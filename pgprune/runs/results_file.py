@@ -1,12 +1,12 @@
 """Reads results.json, once it and config.yaml are shown to be what the run wrote."""
 
-import json
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from pgprune.errors import PruningError, first_line
 from pgprune.runs.files import RunFile
+from pgprune.utils.jsonl import parse_json
 from pgprune.utils.manifest import MANIFEST, Manifest
 from pgprune.utils.progress import note
 
@@ -39,7 +39,7 @@ def read_results(run: Path) -> dict[str, Any] | None:
     if manifest is not None:
         manifest.check([RunFile.RESULTS, RunFile.CONFIG])
     try:
-        results = json.loads(path.read_bytes())
+        results = parse_json(path.read_bytes())
         if not isinstance(results, dict):
             raise ValueError("no table of results")
         if manifest is None and "manifest" in results:  # killed before it was written
@@ -48,7 +48,7 @@ def read_results(run: Path) -> dict[str, Any] | None:
             _check_complete(results)
             _note_without(run)
         return results
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise PruningError(
             f"{path} is damaged ({first_line(error)}); restore it from a copy"
         ) from error
