@@ -31,11 +31,14 @@ transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 torch.set_num_threads(1)  # tiny models gain nothing from more
 PNG = figures.png
+gc.disable()  # until all is imported and collected: most of it lives to the end
 
 
 def pytest_collection_finish() -> None:
     """Spares the collector of this process and of its copies what the imports have left."""
     gc.freeze()
+    gc.set_threshold(5_000, 20, 20)  # most of what tests make needs no collector
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
