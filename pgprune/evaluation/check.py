@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from pgprune.errors import PruningError
 from pgprune.models.gguf_files import gguf_parameters
+from pgprune.models.weight_files import check_values
 from pgprune.runs.any_model import is_run, load_any
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
@@ -125,9 +126,7 @@ def _same(what: str, found: int, told: int) -> None:
 
 def _usable(model: PreTrainedModel) -> str:
     """Tries a model; says how many parameters it has."""
-    for name, parameter in model.named_parameters():
-        if not bool(parameter.isfinite().all()):
-            raise PruningError(f"the weights {name} are not finite numbers; restore the model")
+    check_values("pruned model", model)
     ids = torch.arange(_TOKENS)[None] % model.config.vocab_size  # (1, T)
     with torch.no_grad():
         logits = model(ids).logits  # (1, T, V)

@@ -34,6 +34,7 @@ from pgprune.models.weight_files import (
     check_adapter,
     check_export,
     check_report,
+    check_values,
     check_weights,
 )
 from pgprune.utils.devices import check_dtype, choose_device
@@ -49,6 +50,8 @@ DTYPES = {
 
 PRUNED = "pgprune_"
 """Prefix of the ``model_type`` of pruned models."""
+
+_MOST_LAYERS = 10_000
 
 _UNREADABLE = (  # what odd values in a model's files raise
     *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
@@ -143,8 +146,8 @@ def load_model(
         The model on its device, and its tokenizer.
 
     Raises:
-        PruningError: as ``check_model``, or weights are missing, have no place in the model or do
-            not fit into the memory.
+        PruningError: as ``check_model``, or weights are missing, have no place in the model, are
+            not finite or do not fit into the memory.
     """
     model_config, tokenizer = check_model(config, pruned)
     device, source = choose_device(config.device), config.source()
@@ -166,6 +169,7 @@ def load_model(
         )
     if not placement:  # else accelerate has placed it
         model = move_model(model, device)
+    check_values(f"model {config.model!r}", model)
     guard_vocabulary(model, tokenizer, config.model)
     return model.eval().requires_grad_(False), tokenizer
 
@@ -224,6 +228,12 @@ def _read_config(source: str, pruned: bool) -> PretrainedConfig:
         raise PruningError(
             f"the model {source!r} is of the family {family!r}, which is not "
             f"supported; known families: {', '.join(FAMILIES)}"
+        )
+    layers = raw.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > _MOST_LAYERS:  # configurations make lists as long
+        raise PruningError(
+            f"the config.json of the model {source!r} says {layers:,} layers (num_hidden_layers); "
+            f"more than {_MOST_LAYERS:,} are taken for a mistake"
         )
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from pgprune.errors import PruningError, first_line
@@ -99,6 +99,24 @@ def check_report(model: str, report: dict[str, Any]) -> None:
             f"for, such as {unexpected[0]}; give the config.json that belongs to them, or remove "
             "them from the file"
         )
+
+
+def check_values(what: str, model: PreTrainedModel) -> None:
+    """Checks that all weights of a model are finite numbers.
+
+    Args:
+        what: words for the model, for the error.
+        model: with its weights loaded.
+
+    Raises:
+        PruningError: one is infinite or not a number.
+    """
+    for name, parameter in model.named_parameters():
+        if not bool(parameter.isfinite().all()):
+            raise PruningError(
+                f"the weights {name} of the {what} are not all finite numbers; copy or download "
+                "them again, or choose a wider dtype"
+            )
 
 
 def share_weights(directory: Path) -> None:

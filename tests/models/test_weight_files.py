@@ -47,10 +47,24 @@ def refuses(message: str, directory: Path, load=check_model) -> None:
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("layers", [2, 0, -1, 4, 10**9])
+@pytest.mark.parametrize("layers", [2, 0, -1, 4, 9999])
 def test_another_number_of_layers_than_configured(directory, layers):
     edit(directory / "config.json", num_hidden_layers=layers)
     refuses(rf"are of 3 layers, but its config.json says {layers} \(num_hidden_layers\)", directory)
+
+
+def test_no_list_is_as_long_as_a_number_of_layers_that_cannot_be(directory):
+    edit(directory / "config.json", num_hidden_layers=10**12, model_type="qwen2")
+    refuses(r"says 1,000,000,000,000 layers \(num_hidden_layers\); more than 10,000", directory)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_a_weight_that_is_no_number(directory, value):
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"][3] = value
+    save_file(tensors, path, {"format": "pt"})
+    refuses(f"weights model.norm.weight of the model '{directory}' are not", directory, load_model)
 
 
 def test_a_tensor_that_the_model_has_no_place_for(directory):
