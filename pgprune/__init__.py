@@ -4,6 +4,11 @@ The import registers the Gymnasium environment ``pgprune/LLMPruning-v0`` and loa
 transformers. ``pgprune.register()`` lets transformers load exports without ``trust_remote_code``.
 """
 
+from pgprune.utils.ctrl_c import end_at_once, is_command
+
+if is_command():  # before the first import that takes a while
+    end_at_once()
+
 import gymnasium
 
 from pgprune.errors import PruningError

@@ -1,12 +1,18 @@
 """The exceptions that pgprune raises for its users."""
 
+import re
 from collections.abc import Collection
 
+_LONG = re.compile(r"\S{1000,}")  # no path is as long, but a number can be
 _QUOTED = 300  # characters of another library's error: some quote a whole file
 
 
 class PruningError(ValueError):
     """A mistake in the input or an unmet requirement, said in one sentence."""
+
+    def __str__(self) -> str:
+        """Returns the sentence, in which what is too long for a line is cut."""
+        return _LONG.sub(lambda found: f"{found[0][:_QUOTED]}...", super().__str__())
 
 
 class ResourceError(PruningError):

@@ -18,8 +18,8 @@ HEAVY = ("torch", "transformers", "tokenizers", "safetensors", "datasets", "stab
 
 def begin() -> None:
     """Prepares the imports of a command; ``run_command`` takes back what must not last."""
-    if getsignal(SIGINT) is default_int_handler:  # not where it is ignored, as under nohup
-        signal(SIGINT, SIG_DFL)  # packages would answer Ctrl-C with a traceback
+    if getsignal(SIGINT) is default_int_handler:  # as end_at_once, which a script cannot import yet
+        signal(SIGINT, SIG_DFL)
     # Only now, as it imports gymnasium.
     from pgprune.utils.command_line import on_terminal
     from pgprune.utils.process_ids import rank, world_size

@@ -1,6 +1,7 @@
 """The commands: installed or as scripts, light until one is chosen, and help that fits the page."""
 
 import ast
+import os
 import signal
 import subprocess
 import sys
@@ -117,6 +118,22 @@ def test_ctrl_c_while_packages_are_imported_is_no_traceback():
     code += "from pgprune.commands.startup import begin; begin()\n"
     code += "os.kill(os.getpid(), signal.SIGINT)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
+
+
+@pytest.mark.parametrize("words", [["bin/pgprune"], ["-m", "pgprune.commands"]])
+def test_ctrl_c_while_the_installed_command_imports_its_first_package(words, tmp_path):
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "pgprune").write_text("from pgprune.commands.__main__ import main; main()")
+    stand_in = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    (tmp_path / "gymnasium.py").write_text(stand_in)
+    done = subprocess.run(
+        [sys.executable, *words, "train"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
 
 

@@ -80,5 +80,8 @@ def _scores(tensors: dict[str, Tensor]) -> Tensor | None:
     if scores is None or scores.shape != tensors["mask"].shape:
         return None
     # Many final probabilities are exactly 1. The initial mask orders those.
-    tied = "probabilities" in tensors and "initial" in tensors
-    return scores.double() + (_TIE * tensors["initial"] if tied else 0)
+    if "probabilities" not in tensors or (initial := tensors.get("initial")) is None:
+        return scores.double()
+    if initial.shape != scores.shape:
+        raise ValueError(f"its initial mask has {initial.numel()} units of {len(scores)}")
+    return scores.double() + _TIE * initial

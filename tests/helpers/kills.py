@@ -65,9 +65,23 @@ def _left(folder: Path) -> Iterator[tuple[str, Any]]:
             lines = content.splitlines() if path.suffix == ".jsonl" else [content]
             yield name, [_timeless(json.loads(line)) for line in lines]
         elif path.suffix == ".md":
-            yield name, [line for line in content.decode().splitlines() if not _TIMES.search(line)]
+            yield name, _timeless_tables(content.decode())
         else:
             yield name, hashlib.sha256(content).hexdigest()
+
+
+def _timeless_tables(text: str) -> list[str]:
+    """Returns lines without those, and those columns of tables, that depend on the clock."""
+    lines, dropped = [], set[int]()
+    for line in text.splitlines():
+        cells = line.split("|") if line.startswith("|") else []
+        if not cells:
+            dropped = set()
+        elif not dropped:  # the head of a table
+            dropped = {i for i, cell in enumerate(cells) if _TIMES.search(cell)} or {-1}
+        kept = "|".join(cell for i, cell in enumerate(cells) if i not in dropped) or line
+        lines += [] if _TIMES.search(kept) else [kept]
+    return lines
 
 
 def _timeless(value: Any) -> Any:

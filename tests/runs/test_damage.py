@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from helpers.damage import damaged, refused_or_same
 from helpers.finished_run import run_of_pattern
@@ -14,6 +15,7 @@ from pgprune.models.load import ModelConfig, load_model
 from pgprune.repair.repair import Repair
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
+from pgprune.runs.learned_mask import LearnedMask
 from pgprune.runs.run import Run
 from pgprune.surgery.stream_slices import Slices
 from pgprune.utils.files import tensor_bytes
@@ -133,3 +135,12 @@ def test_a_damaged_file_of_an_export_is_refused_or_harmless(tmp_path, times):
     for name in ("model.safetensors", "config.json"):
         refused = sum(refused_or_same(weights, right) for _ in damaged(folder / name, times))
         assert refused == times
+
+
+def test_an_initial_mask_of_other_units(tmp_path):
+    none, other = torch.zeros(0, dtype=torch.uint8), torch.zeros(2, dtype=torch.uint8)
+    tensors = {"mask": none, "probabilities": none, "initial": other}
+    described = {"granularity": "heads", "channel_block": "1", "parameters": "0"}
+    save_file(tensors, path := tmp_path / RunFile.MASK, described)
+    with pytest.raises(PruningError, match="is damaged .its initial mask has 2 units of 0"):
+        LearnedMask.read(path)

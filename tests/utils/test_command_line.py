@@ -28,6 +28,12 @@ def test_an_error_cannot_steer_the_terminal(capsys):
     assert capsys.readouterr().err == "error: the column \ufffd]0;title\ufffd is none\n"
 
 
+def test_what_is_too_long_for_a_line_is_cut(capsys):
+    assert status_of(raises(PruningError(f"the rate {'9' * 5000} is too large; give less"))) == 2
+    said = capsys.readouterr().err
+    assert "the rate 999" in said and "9... is too large; give less" in said and len(said) < 500
+
+
 def test_what_the_system_refuses_is_one_line(capsys):
     assert status_of(raises(OSError(errno.EACCES, "Permission denied", "runs/a"))) == 2
     said = capsys.readouterr().err
