@@ -83,5 +83,5 @@ def _scores(tensors: dict[str, Tensor]) -> Tensor | None:
     if "probabilities" not in tensors or (initial := tensors.get("initial")) is None:
         return scores.double()
     if initial.shape != scores.shape:
-        raise ValueError(f"its initial mask has {initial.numel()} units of {len(scores)}")
+        raise ValueError(f"its initial mask has {initial.numel()} units of {scores.numel()}")
     return scores.double() + _TIE * initial

@@ -112,7 +112,17 @@ def tensor_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
     plain = {
         name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()
     }  # safetensors refuses strides
-    return save(plain, dict(metadata) if metadata else None)
+    return _in_order(save(plain, dict(metadata))) if metadata else save(plain)
+
+
+def _in_order(content: bytes) -> bytes:
+    """Sorts the metadata of a safetensors file, whose order is another in each process."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[end:]])
 
 
 def check_new(path: Path, remedy: str = "choose another --output") -> None:

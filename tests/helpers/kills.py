@@ -14,7 +14,7 @@ from typing import Any
 from pgprune import PruningError
 
 CALLS = ("fsync", "replace", "rename", "mkdir", "unlink", "truncate", "rmdir", "pwrite")
-_TIMES = re.compile(r"second|memory|date|cost")
+_TIMES = re.compile(r"second|memory|MiB|date|cost")
 
 
 def dies(work: Callable[[], object], number: int) -> bool:
