@@ -76,6 +76,7 @@ def continue_greedily(model: PreTrainedModel, prompts: Tensor, new_tokens: int) 
 def _prompts(windows: Mapping[str, Tensor], length: int) -> tuple[list[str], Tensor]:
     """Takes names and tokens (P, length) of beginnings of windows, evenly from the first texts."""
     names = list(windows)[:PROMPTS]
+    length = min(length, *(windows[name].shape[1] for name in names))  # they may differ
     each = PROMPTS // len(names)
     # Prompts from different places of a text say more than its beginning alone.
     chosen = [

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import (
     AutoConfig,
@@ -52,11 +51,6 @@ PRUNED = "pgprune_"
 """Prefix of the ``model_type`` of pruned models."""
 
 _MOST_LAYERS = 10_000
-
-_UNREADABLE = (  # what odd values in a model's files raise
-    *(OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError),
-    *(RuntimeError, ImportError, SafetensorError),
-)
 
 register()  # so that exports load like any other model
 
@@ -229,6 +223,8 @@ def _read_config(source: str, pruned: bool) -> PretrainedConfig:
             f"the model {source!r} is of the family {family!r}, which is not "
             f"supported; known families: {', '.join(FAMILIES)}"
         )
+    if not isinstance(raw.get("pgprune", {}), dict):
+        raise PruningError(f"the config.json of {source!r} is damaged (pgprune); restore it")
     layers = raw.get("num_hidden_layers")
     if isinstance(layers, int) and layers > _MOST_LAYERS:  # configurations make lists as long
         raise PruningError(
@@ -247,12 +243,14 @@ def _read_config(source: str, pruned: bool) -> PretrainedConfig:
         # Code of the model's own is never run, so what is made of the model must not ask for it.
         config.__dict__.pop("auto_map", None)
     config.use_cache = False  # masks are evaluated on whole windows
+    config.return_dict = True  # a tuple has no names
     return config
 
 
 def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer("a")  # some odd values matter only then
     except Exception as error:  # tokenizers raise errors of all types, bare Exception included
         raise PruningError(_unreadable(source, "tokenizer", error)) from error
     tokenizer.init_kwargs.pop("auto_map", None)  # as of the model, below
@@ -270,7 +268,7 @@ def _load_weights(source: Source, **options: Any) -> PreTrainedModel:
                 **source.options,
                 **options,
             )
-    except _UNREADABLE as error:
+    except Exception as error:  # odd values in a model's files raise errors of all types
         raise PruningError(_unreadable(str(source), "weights", error)) from error
     model, report = loaded
     check_report(str(source), report)
@@ -296,4 +294,7 @@ def move_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
 
 def _unreadable(source: str, what: str, error: Exception) -> str:
     remedy = "check the files" if Path(source).exists() else "check the hub id and the network"
-    return f"the {what} of the model {source!r} cannot be read ({first_line(error)}); {remedy}"
+    reason = first_line(error)
+    if "ignore_mismatched_sizes" in reason:  # speaks of a table that is not shown
+        reason = "their shapes are not those of its config.json"
+    return f"the {what} of the model {source!r} cannot be read ({reason}); {remedy}"

@@ -64,11 +64,18 @@ def check_weights(directory: Path, config: PretrainedConfig) -> None:
         config: of the model, whose layers must be those of the files.
 
     Raises:
-        PruningError: a file is missing, cut short or a pickle; the index is unreadable, or names
-            other tensors than there are; or there are more or fewer layers than configured.
+        PruningError: a file is missing, cut short or a pickle, or holds what is no floating-point
+            number; the index is unreadable, or names other tensors than there are; or there are
+            more or fewer layers than configured.
     """
-    tensors = _tensors(directory, getattr(config, "transformers_weights", None))
-    layers = {int(match[1]) for name in tensors if (match := _LAYER.search(name))}
+    named = getattr(config, "transformers_weights", None)
+    if not isinstance(named, str | None):
+        raise PruningError(
+            f"the config.json of the model {str(directory)!r} names its weights by {named!r} "
+            "(transformers_weights), which is no text; give the name of a file, or leave it out"
+        )
+    tensors = _tensors(directory, named)
+    layers = {match[1] for name in tensors if (match := _LAYER.search(name))}
     configured = config.num_hidden_layers
     if len(layers) != configured:
         raise PruningError(
@@ -109,13 +116,19 @@ def check_values(what: str, model: PreTrainedModel) -> None:
         model: with its weights loaded.
 
     Raises:
-        PruningError: one is infinite or not a number.
+        PruningError: one, or what its configuration gives, is infinite or not a number.
     """
     for name, parameter in model.named_parameters():
         if not bool(parameter.isfinite().all()):
             raise PruningError(
                 f"the weights {name} of the {what} are not all finite numbers; copy or download "
                 "them again, or choose a wider dtype"
+            )
+    for name, buffer in model.named_buffers():  # made from the configuration
+        if not bool(buffer.isfinite().all()):
+            raise PruningError(
+                f"the config.json of the {what} gives numbers that are not finite ({name}); "
+                "restore it"
             )
 
 
@@ -183,9 +196,16 @@ def _names(directory: Path, file: Path) -> set[str]:
         raise PruningError(f"the model {str(directory)!r} has no weights: {file.name} is missing")
     try:
         with safe_open(file, framework="pt") as opened:  # compares the header with the length
-            return set(opened.keys())
+            kinds = {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise PruningError(
             f"the weights {str(file)!r} are truncated or corrupted ({first_line(error)}); copy "
             "or download them again"
         ) from error
+    # Quantized ones, without the scales that belong to them, would be taken as they are.
+    if odd := sorted(name for name, kind in kinds.items() if not kind.startswith(("F", "BF"))):
+        raise PruningError(
+            f"the weights {str(file)!r} hold {odd[0]} as {kinds[odd[0]]}, which is no "
+            "floating-point number; give the model as it was before it was quantized"
+        )
+    return set(kinds)

@@ -50,8 +50,7 @@ def check_output(output: str | None) -> None:
     if output is None:
         check_place(RUNS)
     else:
-        check_new(
-            Path(output),
-            "choose another --output, or resume an interrupted run with "
-            f"--resume {shlex.quote(output)}",
-        )
+        remedy = "choose another --output"
+        if (Path(output) / RunFile.CONFIG).is_file():
+            remedy += f", or resume an interrupted run with --resume {shlex.quote(output)}"
+        check_new(Path(output), remedy)

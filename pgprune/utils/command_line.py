@@ -90,19 +90,30 @@ class ArgumentParser(argparse.ArgumentParser):
         """Parses words as argparse does, after a look at how they are spelled.
 
         Raises:
-            PruningError: a word is not UTF-8, so that no file could hold it.
+            PruningError: a word is not UTF-8, so that no file could hold it, or begins with the
+                home of an unknown user.
         """
-        for word in sys.argv[1:] if args is None else args:
+        words = [*map(_at_home, sys.argv[1:] if args is None else args)]
+        for word in words:
             if not is_readable(word):
                 raise PruningError(
                     f"{ascii(word)} is not UTF-8, in which settings are saved; rename the file or "
                     "directory"
                 )
-        return super().parse_known_args(args, namespace)
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         """Raises a PruningError with argparse's message."""
         raise PruningError(f"{message.removeprefix('argument ')} (--help explains every option)")
+
+
+def _at_home(word: str) -> str:
+    """Puts the home directory in the place of ``~``, which shells leave alone in ``--output=~``."""
+    option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+    path = os.path.expanduser(value)
+    if path.startswith("~"):
+        raise PruningError(f"{value!r} begins with a home that is unknown; give the path without ~")
+    return f"{option}{equals}{path}" if value.startswith("~") else word
 
 
 def given(config: type[Config], arguments: argparse.Namespace) -> dict[str, Any]:

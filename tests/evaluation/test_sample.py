@@ -67,6 +67,14 @@ def test_each_of_the_first_two_texts_gives_a_prompt():
         assert sample["dense"] == sample["pruned"] != ""
 
 
+def test_prompts_of_texts_in_windows_of_several_lengths_are_equally_long():
+    lm, tokenizer = masked_lm(tiny_model("llama")), letters_tokenizer()
+    texts = {"long": windows(0), "short": windows(1, length=7)}
+    samples = sample_text(lm, lm.units.ones(), tokenizer, texts)
+    expected = [tokenizer.decode(texts[name][0, :7]) for name in texts]
+    assert [sample["prompt"] for sample in samples] == expected
+
+
 def test_a_long_window_leaves_half_of_a_short_context_to_the_models():
     model = tiny_model("opt")  # whose positions end where its context ends
     lm = masked_lm(model)

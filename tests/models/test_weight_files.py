@@ -53,6 +53,47 @@ def test_another_number_of_layers_than_configured(directory, layers):
     refuses(rf"are of 3 layers, but its config.json says {layers} \(num_hidden_layers\)", directory)
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"vocab_size": 0}, "the weights of the model .* cannot be read"),
+        ({"hidden_size": 64}, "cannot be read .their shapes are not those of its config.json"),
+        ({"transformers_weights": 5}, "names its weights by 5 .transformers_weights., which is no"),
+        ({"pgprune": None}, "is damaged .pgprune.; restore it"),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 0}}, "not finite .*inv_freq"),
+    ],
+)
+def test_odd_values_of_a_configuration(directory, changes, message):
+    edit(directory / "config.json", pad_token_id=0, **changes)
+    refuses(message, directory, load_model)
+
+
+def test_a_configuration_that_asks_for_tuples(directory):
+    edit(directory / "config.json", return_dict=False)
+    model, _ = load_model(ModelConfig(str(directory)))
+    assert model.base_model(torch.tensor([[1]])).last_hidden_state.isfinite().all()
+
+
+def test_a_tokenizer_whose_odd_value_matters_on_a_text(directory):
+    edit(directory / "tokenizer_config.json", model_max_length="x")
+    refuses("the tokenizer of the model .* cannot be read", directory)
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.complex64])
+def test_weights_that_are_no_floating_point_numbers(directory, kind):
+    weights = load_file(directory / "model.safetensors")
+    weights["lm_head.weight"] = weights["lm_head.weight"].to(kind)
+    save_file(weights, directory / "model.safetensors")
+    refuses("hold lm_head.weight as .*, which is no floating-point number", directory)
+
+
+def test_a_layer_of_a_number_of_thousands_of_digits(directory):
+    extra = {f"model.layers.{'9' * 5000}.mlp.up_proj.weight": torch.ones(1)}
+    weights = load_file(directory / "model.safetensors")
+    save_file(weights | extra, directory / "model.safetensors")
+    refuses("are of 4 layers, but its config.json says 3", directory)
+
+
 def test_no_list_is_as_long_as_a_number_of_layers_that_cannot_be(directory):
     edit(directory / "config.json", num_hidden_layers=10**12, model_type="qwen2")
     refuses(r"says 1,000,000,000,000 layers \(num_hidden_layers\); more than 10,000", directory)

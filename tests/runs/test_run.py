@@ -60,7 +60,8 @@ def test_an_output_that_exists_is_refused(kind):
         path.touch()
     else:
         path.symlink_to("nowhere")
-    with pytest.raises(PruningError, match="out exists; choose another --output"):
+    remedy = ", or resume an interrupted run with --resume out" * (kind == "run")
+    with pytest.raises(PruningError, match=f"out exists; choose another --output{remedy}$"):
         check_output("out")
     with pytest.raises(PruningError, match="out exists; choose another --output"):
         make("out")

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from pgprune import PruningError
-from pgprune.utils.command_line import run_command
+from pgprune.utils.command_line import ArgumentParser, run_command
 
 
 def status_of(main) -> int:
@@ -51,3 +51,13 @@ def test_standard_output_takes_every_character(monkeypatch, encoding):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
     assert status_of(lambda: print("\u2603 \udce9", flush=True)) is None
     assert written.getvalue() in (b"? ?\n", "\u2603 ?\n".encode())
+
+
+@pytest.mark.parametrize("words", [["--output=~/a=b"], ["--output", "~/a=b"]])
+def test_a_home_that_the_shell_has_left_as_it_is(words, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    parser = ArgumentParser(None)
+    parser.add_argument("--output")
+    assert parser.parse_args(words).output == "/home/me/a=b"
+    with pytest.raises(PruningError, match="'~nobody-here/a' begins with a home that is unknown"):
+        parser.parse_args(["--output", "~nobody-here/a"])
