@@ -266,10 +266,13 @@ def text_of(model: str, text: Mapping[str, Any]) -> dict[str, Any]:
 
 def _words(options: Mapping[str, object]) -> list[str]:
     """Spells options by field as they are typed; on and off have a name each."""
-    return [_word(name.replace("_", "-"), value) for name, value in options.items()]
+    return [word for name, value in options.items() for word in _word(f"--{name}", value)]
 
 
-def _word(option: str, value: object) -> str:
+def _word(name: str, value: object) -> list[str]:
+    flag = name.replace("_", "-")
+    if isinstance(value, tuple):
+        return [flag, *map(str, value)]
     # YAML reads on and off as truth values, the command line as texts.
-    switches = {"on": f"--{option}", "off": f"--no-{option}"}
-    return switches.get(str(value), f"--{option}={value}")
+    switches = {"on": flag, "off": f"--no-{flag.removeprefix('--')}"}
+    return [switches.get(str(value), f"{flag}={value}")]

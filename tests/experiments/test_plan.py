@@ -55,6 +55,8 @@ def test_a_cell_is_a_command():
     assert {"--method=llm-pruner", "--prune-rate=0.3", "--seed=1", "--batch-size=4"} < found
     assert {"--no-protect-layers", "--taylor=vector"} < found
     assert "--calibration=x.txt" not in found  # the built-in model has its own
+    lengths = cell.words(ComparisonConfig(), {"evaluation_lengths": (128, 2048)}, {})
+    assert "--evaluation-lengths 128 2048 --" in " ".join(lengths)
     found = words(Cell("reinforce", "reinforce", 0.3, 0), {"calibration": "x"})
     assert {"--agent=reinforce", "--total-timesteps=2000", "--calibration=x"} < found
 
