@@ -24,7 +24,8 @@ def final_mask(
 
     Args:
         judge: computes the loss of rewards. If it has levels, the masks compete with the weights
-            of these, and the best one with them and with a repair of its own.
+            of these, and the best one with them and with a repair of its own, unless ``auto`` asks
+            for the levels' weights.
         masks: (n,) each; equal ones are repaired once, and a single one is not compared.
         windows: calibration token ids to repair on, (N, T).
         validation: batches of token ids to choose by, (B, T) each.
@@ -52,13 +53,15 @@ def _of_levels(
     validation: Sequence[Tensor],
     config: RepairConfig,
 ) -> list[tuple[Tensor, ChosenRepair]]:
-    """Returns the best of the masks with the weights of its levels, and with those of a repair."""
+    """Returns the best of the masks with the weights of its levels, and with a repair's if asked."""
     best = min(masks, key=lambda mask: judge.mean(mask, validation))
     (choice,) = levels.below(best[None])  # (groups,)
     (searched,) = levels.masks(choice[None])
     lm, held_out = judge.lm, torch.cat(list(validation))
-    of_levels = judged(lm, searched, levels.repair(choice), held_out, config.repair)
-    return [(searched, of_levels), (best, chosen_repair(lm, best, windows, held_out, config))]
+    found = [(searched, judged(lm, searched, levels.repair(choice), held_out, config.repair))]
+    if config.repair != "auto":
+        found.append((best, chosen_repair(lm, best, windows, held_out, config)))
+    return found
 
 
 def _is_among(mask: Tensor, masks: Sequence[Tensor]) -> bool:

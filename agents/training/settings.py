@@ -89,8 +89,8 @@ class Settings(Sections):
                 f"--reward {settings.reward} judges masks as they will be repaired, but "
                 "--repair is none; choose --repair least-squares or --reward plain"
             )
-        if settings.repair.repair != "auto":
-            return settings
+        if settings.repair.repair != "auto" or settings.reward == LEVELS:
+            return settings  # levels have weights of their own
         return replace(settings, repair=replace(settings.repair, repair="least-squares"))
 
     @property

@@ -16,9 +16,11 @@ from helpers.tiny import AdditiveLM, toy_problem, toy_units
 from pgprune import PruningError
 from pgprune.agents.level_search import LevelSearch, scores_of_levels
 from pgprune.agents.levels.start import starts
+from pgprune.agents.training import final_mask
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.masking.budget import Budget
 from pgprune.metrics import Importance
+from pgprune.repair.choice import chosen_repair
 from pgprune.repair.level_grid import grid, start_shares
 from pgprune.repair.levels import GroupLevels, Levels
 
@@ -146,10 +148,20 @@ def test_channels_pay_first_where_they_can():
 LEVELS = ("--agent=auto", "--reward=levels", "--budget=parameters", "--prune-rate=0.3")
 
 
-def test_a_run_ships_levels_and_can_be_resumed(likely, tmp_path):
+@pytest.mark.parametrize("repair", ["auto", "least-squares"])
+def test_a_run_ships_levels_and_can_be_resumed(repair, likely, monkeypatch, tmp_path):
+    fitted = list[str]()
+
+    def recorded(lm, mask, windows, held_out, config):
+        fitted.append(config.repair)
+        return chosen_repair(lm, mask, windows, held_out, config)
+
+    monkeypatch.setattr(final_mask, "chosen_repair", recorded)
     whole, cut = (tmp_path / name for name in ("whole", "cut"))
-    few = [*likely, *LEVELS, "--total-timesteps=2", "--checkpoint-every=1"]
+    few = [*likely, *LEVELS, "--total-timesteps=2", "--checkpoint-every=1", f"--repair={repair}"]
     assert train(*few, f"--output={whole}") == 0
+    assert fitted == ([] if repair == "auto" else [repair])
+    assert results(whole)["repair"]["asked"] == repair
     assert (whole / "levels" / "groups.safetensors").is_file()
     assert (whole / "repair.safetensors").is_file()
     assert results(whole)["prune_rate"]["achieved"] >= 0.3
