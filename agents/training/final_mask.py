@@ -53,7 +53,7 @@ def _of_levels(
     validation: Sequence[Tensor],
     config: RepairConfig,
 ) -> list[tuple[Tensor, ChosenRepair]]:
-    """Returns the best of the masks with the weights of its levels, and with a repair's if asked."""
+    """Returns the best of the masks with the weights of its levels, and as repaired if asked."""
     best = min(masks, key=lambda mask: judge.mean(mask, validation))
     (choice,) = levels.below(best[None])  # (groups,)
     (searched,) = levels.masks(choice[None])
