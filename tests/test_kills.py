@@ -65,7 +65,7 @@ def test_training_and_its_export(agent, options, tmp_path):
         resume = ["train_agent", f"--resume={output}", "--quiet"]
         return resume if output.exists() else words(output)
 
-    assert ends_alike(tmp_path, words, again, MANY[::7])
+    assert ends_alike(tmp_path, words, again, MANY[::5])
 
 
 @pytest.mark.slow
