@@ -140,7 +140,7 @@ class Agent(ABC):
         Raises:
             PruningError: the state is over another number of units, or of another device.
         """
-        self._check_units(tensors[self.saved_tensors[0]])
+        self._check_saved(tensors, self.saved_tensors[0])
         for name in self.saved_tensors:
             setattr(self, name, tensors[name].to(getattr(self, name).device))
         try:
@@ -229,12 +229,12 @@ class Agent(ABC):
             )
         return enough
 
-    def _check_units(self, saved: Tensor) -> None:
-        """Refuses a saved state whose vector over the units, (n,), is not over these."""
-        if len(saved) != self.budget.units.n:
+    def _check_saved(self, tensors: dict[str, Tensor], name: str) -> None:
+        """Refuses a saved vector over units, or groups of them, of another length than its own."""
+        if (saved := len(tensors[name])) != (own := len(getattr(self, name))):
             raise PruningError(
-                f"the saved agent chooses among {len(saved)} units, this environment has "
-                f"{self.budget.units.n}; take the model and granularity it was saved with"
+                f"the saved agent chooses among {saved} units, this environment has {own}; take "
+                "the model and granularity it was saved with"
             )
 
     def finalists(self) -> list[Tensor]:

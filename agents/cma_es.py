@@ -128,7 +128,7 @@ class CMAES(Agent):
             PruningError: the state is over another number of units or of another population, or
                 the library does not come to the same mean again.
         """
-        self._check_units(tensors["scores"])
+        self._check_saved(tensors, "scores")
         losses, population = tensors["losses"], self.config.cma_population
         if losses.shape[1] != population or len(tensors["mean"]) != self._dimensions:
             raise PruningError(

@@ -54,7 +54,7 @@ class LevelSearch(Agent):
         back: over the returns to ``previous`` in this round, the rise of the loss, () float64.
     """
 
-    saved_tensors = ("scores", "choice", "previous", "sums", "back")
+    saved_tensors = ("choice", "previous", "sums", "back")
     saved_values = (*COUNTS, "round", "cursor")
 
     def __init__(
@@ -66,7 +66,6 @@ class LevelSearch(Agent):
         self.levels = levels
         self.choice = levels.below(importance.mask(self.budget)[None])[0]
         self.previous = self.choice.clone()
-        self.scores = torch.zeros(self.budget.units.n, dtype=torch.float64)
         self.sums = torch.zeros(4, len(levels.groups), dtype=torch.float64)
         self.back = torch.zeros((), dtype=torch.float64)
         self.round, self.cursor = 0, 0
