@@ -9,6 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from pgprune.envs import rendering
@@ -194,7 +195,9 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
         Raises:
             PruningError: an action that is not a mask of the units.
         """
-        observations, rewards, ends, _, info = self._row.step(np.asarray(action)[None])
+        if isinstance(action, Tensor):
+            action = action.detach().to("cpu", torch.float64).numpy()
+        observations, rewards, ends, _, info = self._row.step(np.asarray([action]))
         ended = bool(ends[0])
         # With SAME_STEP the row's observation is already that of the next episode.
         observation: Any = info["final_obs"][0] if ended else observations[0]

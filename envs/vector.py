@@ -261,7 +261,7 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
             array = np.asarray(actions)
             if array.dtype.kind not in "biuf":
                 raise PruningError(f"{expected}; got {array.dtype} entries")
-            actions = torch.tensor(array)
+            actions = torch.tensor(array.astype(array.dtype.newbyteorder("=")))
         actions = actions.detach().cpu()  # checks on the device would wait for it three times
         if actions.shape != shape:
             raise PruningError(f"{expected}; got shape {tuple(actions.shape)}")

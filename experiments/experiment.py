@@ -8,7 +8,7 @@ from typing import Any
 from transformers.utils import logging
 
 from pgprune.data.stream import DataConfig
-from pgprune.errors import printable
+from pgprune.errors import PruningError, first_line, printable
 from pgprune.experiments.cells import Cell, CellsConfig
 from pgprune.experiments.runner import failures, run
 from pgprune.utils.command_line import ArgumentParser, from_arguments, given
@@ -83,6 +83,18 @@ class Experiment:
                     if failed:
                         break  # the next round may need what is missing
             with phase("tables and plots"):
-                said = self.report(config)
+                said = self._reported(config)
         print(printable(said, kept="\n"))
         return 1 if failed else 0
+
+    def _reported(self, config: CellsConfig) -> str:
+        """Makes the tables and plots of records that may be of any origin."""
+        try:
+            return self.report(config)
+        except PruningError:
+            raise
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise PruningError(
+                f"{config.records} has a line that no table can show ({first_line(error)}); remove "
+                "it and measure its cell again"
+            ) from error

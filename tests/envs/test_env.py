@@ -10,6 +10,7 @@ from inspect import signature
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env, data_equivalence
 from gymnasium.wrappers import RecordEpisodeStatistics
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as VectorRecordEpisodeStatistics
@@ -190,6 +191,17 @@ def test_what_is_not_a_mask_is_refused(problem, action, message):
     env.reset(seed=0)
     with pytest.raises(pgprune.PruningError, match=message):
         env.step(action)
+
+
+@pytest.mark.parametrize(
+    "action",
+    [np.ones(24)[::-1], np.ones(24, ">f8"), torch.ones(24, requires_grad=True).bfloat16()],
+    ids=["strides", "byte order", "tensor"],
+)
+def test_masks_in_any_memory(problem, action):
+    env = LLMPruningEnv(problem=problem)
+    env.reset(seed=0)
+    assert env.step(action)[4]["kept_shares"].min() == 1
 
 
 @pytest.mark.parametrize(

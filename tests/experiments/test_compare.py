@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from helpers.command import results
 from helpers.experiments_toy import lines
+from pgprune import PruningError
 from pgprune.data.stream import evaluation_windows
 from pgprune.evaluation.zero_shot import ZeroShot
 from pgprune.experiments import checks, variants
@@ -184,6 +185,13 @@ def test_the_page_is_renewed_between_its_markers(compare, compared, tmp_path, ca
     assert capsys.readouterr().out.count("\n") == 1
     assert compare(compared, "--report", f"--into={page}") == 0
     assert page.read_text() == text
+
+
+def test_a_record_that_no_table_can_show(compare, tmp_path):
+    line = '{"method": "flap", "task": "m:0.5", "seed": 0, "repair": "none", "perplexity": 5}'
+    (tmp_path / "comparison.jsonl").write_text(line)
+    with pytest.raises(PruningError, match="comparison.jsonl has a line that no table can show"):
+        compare(tmp_path, "--report")
 
 
 def test_records_without_their_runs_make_the_tables_too(compare, compared, tmp_path):
