@@ -1,6 +1,5 @@
 """K masks a step on one model: the environment for agents that learn from many masks at once."""
 
-import math
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any, cast
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from pgprune.data.stream import evaluation_windows, first_windows
 from pgprune.envs import rendering
+from pgprune.envs.arguments import check_arguments
 from pgprune.envs.precision import PRECISIONS
 from pgprune.envs.reward import check_reward, reward_judge
 from pgprune.errors import PruningError, check_choice
@@ -80,7 +80,9 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         Raises:
             PruningError: an argument that is not allowed.
         """
-        self._check_arguments(num_envs, horizon, budget_penalty, render_mode)
+        check_arguments(num_envs, horizon, seed or 0, budget_penalty)
+        if render_mode is not None:
+            check_choice("render_mode", render_mode, self.metadata["render_modes"])
         granularity = options.get("granularity", PruningConfig.granularity)
         check_choice("reward_precision", reward_precision, PRECISIONS)
         check_reward(reward, loss, problem.units.granularity if problem else granularity)
@@ -258,7 +260,10 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         shape = (rows, self.units.n)
         expected = f"actions must have shape {shape}, a 1 (keep) or 0 (prune) for each unit"
         if not isinstance(actions, Tensor):
-            array = np.asarray(actions)
+            try:
+                array = np.asarray(actions)
+            except ValueError as error:  # rows of different lengths
+                raise PruningError(f"{expected}; got rows of different lengths") from error
             if array.dtype.kind not in "biuf":
                 raise PruningError(f"{expected}; got {array.dtype} entries")
             actions = torch.tensor(array.astype(array.dtype.newbyteorder("=")))
@@ -269,19 +274,6 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         if wrong.any():
             raise PruningError(f"{expected}; got the value {actions[wrong][0].item()}")
         return actions.to(torch.uint8)
-
-    def _check_arguments(
-        self, num_envs: int, horizon: int, budget_penalty: float, render_mode: str | None
-    ) -> None:
-        for name, value in {"num_envs": num_envs, "horizon": horizon}.items():
-            if not isinstance(value, int) or value < 1:
-                raise PruningError(f"{name} {value!r} is not a whole number of at least 1")
-        if not 0 <= budget_penalty < math.inf:
-            raise PruningError(
-                f"budget_penalty {budget_penalty!r} must be zero (the paper's reward) or positive"
-            )
-        if render_mode is not None:
-            check_choice("render_mode", render_mode, self.metadata["render_modes"])
 
 
 def _described(

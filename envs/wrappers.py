@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pgprune.envs.llm_pruning import LLMPruningEnv
 from pgprune.envs.vector import Array, LLMPruningVectorEnv
-from pgprune.errors import PruningError
+from pgprune.errors import PruningError, first_line
 from pgprune.masking.problem import Problem
 from pgprune.metrics import METRICS
 from pgprune.metrics.importance import places
@@ -63,7 +63,7 @@ class ScoreAction(gym.ActionWrapper[Numbers, Numbers, Numbers], RecordConstructo
 
     def action(self, action: Numbers) -> Numbers:
         """Rounds scores to the budget's mask: (n,) -> (n,) uint8."""
-        return _masks(self.problem, lambda scores: scores, action[None], self.action_space)[0]
+        return _masks(self.problem, lambda scores: scores, _alone(action), self.action_space)[0]
 
 
 class VectorScoreAction(VectorActionWrapper[Array, Array, Array, Array], RecordConstructorArgs):
@@ -117,7 +117,7 @@ class DensityAction(gym.ActionWrapper[Numbers, Numbers, Numbers], RecordConstruc
 
     def action(self, action: Numbers) -> Numbers:
         """Fills densities to the budget's mask: (groups,) -> (n,) uint8."""
-        return _masks(self.problem, self._scores, action[None], self.action_space)[0]
+        return _masks(self.problem, self._scores, _alone(action), self.action_space)[0]
 
 
 class VectorDensityAction(VectorActionWrapper[Array, Array, Array, Array], RecordConstructorArgs):
@@ -140,7 +140,24 @@ class VectorDensityAction(VectorActionWrapper[Array, Array, Array, Array], Recor
 
 def _recorded(importance: Array | None) -> list[float] | None:
     """Returns importances as a specification of an environment writes them, in JSON."""
-    return None if importance is None else torch.as_tensor(importance).tolist()
+    return None if importance is None else _numbers(importance, "importance").tolist()
+
+
+def _alone(action: Numbers) -> Any:
+    """Returns an action as a batch of one."""
+    return action[None] if isinstance(action, Tensor) else [action]
+
+
+def _numbers(values: Any, what: str) -> Tensor:
+    """Returns what a caller gives as a tensor.
+
+    Raises:
+        PruningError: it is no array of numbers.
+    """
+    try:
+        return values if isinstance(values, Tensor) else torch.tensor(np.asarray(values))
+    except (TypeError, ValueError) as error:
+        raise PruningError(f"{what} must be an array of numbers ({first_line(error)})") from error
 
 
 def _masks(problem: Problem, scores: Scores, actions: Array, single: gym.Space[Any] | None) -> Any:
@@ -149,7 +166,7 @@ def _masks(problem: Problem, scores: Scores, actions: Array, single: gym.Space[A
     Raises:
         PruningError: actions of another shape, or not numbers.
     """
-    rows = actions if isinstance(actions, Tensor) else torch.tensor(np.asarray(actions))
+    rows = _numbers(actions, "an action")
     assert single is not None and single.shape is not None
     if rows.shape[1:] != single.shape:
         raise PruningError(f"an action must have shape {single.shape}, got {tuple(rows.shape[1:])}")
@@ -168,7 +185,7 @@ def _density_scores(problem: Problem, importance: Array | None) -> Scores:
     units = problem.units
     if importance is None:
         importance = _wanda_sp(problem)
-    important = torch.as_tensor(importance).detach().to("cpu", torch.float64)
+    important = _numbers(importance, "importance").detach().to("cpu", torch.float64)
     if important.shape != (units.n,):
         raise PruningError(f"importance must have shape ({units.n},), got {tuple(important.shape)}")
     place, size = places(units, important)

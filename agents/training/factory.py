@@ -5,14 +5,12 @@ from pgprune.agents.level_search import LevelSearch
 from pgprune.agents.training.config import LEVELS
 from pgprune.agents.training.settings import Settings
 from pgprune.envs import LLMPruningVectorEnv
+from pgprune.envs.arguments import MOST_MASKS
 from pgprune.envs.nearby_repair import check_units as check_refits
 from pgprune.envs.reward import check_reward
 from pgprune.errors import PruningError
 from pgprune.masking.units import PruningUnits
 from pgprune.metrics import METRICS, Importance
-
-MOST_MASKS = 2**16
-"""Masks of a step, at most: far more than a run evaluates in all."""
 
 
 def check_agent(settings: Settings) -> None:

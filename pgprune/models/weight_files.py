@@ -11,7 +11,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from pgprune.errors import PruningError, first_line
 from pgprune.models.source import Source
-from pgprune.utils.manifest import Manifest
+from pgprune.utils.manifest import MANIFEST, Manifest
 from pgprune.utils.progress import phase
 
 
@@ -19,7 +19,8 @@ def check_export(source: Source) -> None:
     """Compares an exported model with its manifest, if it has one; of GGUF files, the one used.
 
     Raises:
-        PruningError: a file is missing, damaged or changed.
+        PruningError: a file is missing, damaged or changed, or one that transformers may read came
+            later.
     """
     folder = Path(source.place)
     manifest = Manifest.read(folder) if folder.is_dir() else None
@@ -28,8 +29,15 @@ def check_export(source: Source) -> None:
         names = set(manifest.digests)
         with phase(f"comparing {source} with its manifest"):
             manifest.check(names if source.gguf_file is None else names & {source.gguf_file})
+        for file in sorted(folder.iterdir()) if source.gguf_file is None else ():
+            if file.suffix in _READ and file.name not in names | {MANIFEST}:
+                raise PruningError(
+                    f"{file} came later than {MANIFEST} and would be read; remove it, or delete "
+                    f"{MANIFEST} if it was meant"
+                )
 
 
+_READ = (".json", ".safetensors", ".jinja", ".model")  # what changes a model or its tokenizer
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _WHOLE = "model.safetensors"
 

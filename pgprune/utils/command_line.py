@@ -1,6 +1,7 @@
 """The command line: options from configs, help, errors in one sentence, exit statuses."""
 
 import argparse
+import errno
 import io
 import os
 import shutil
@@ -145,6 +146,7 @@ def run_command(main: Callable[[], int | None], replicas: bool = False) -> NoRet
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # not every terminal or log is in UTF-8
     try:
+        _check_directory()
         if not replicas and world_size() > 1:
             if rank() > 0:
                 sys.exit(0)  # the main process says it
@@ -152,12 +154,20 @@ def run_command(main: Callable[[], int | None], replicas: bool = False) -> NoRet
                 f"this command is for one process, not {world_size()}; start it without torchrun"
             )
         status = main()
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what cannot be written is said here, not after Python's end
     except PruningError as error:
         status = _refused(str(error))
+    except BrokenPipeError:  # whoever reads the output has read enough
+        _discard_output()
+        status = 141  # 128 + SIGPIPE, as shells report it
     except OSError as error:
-        if error.filename is None:
-            raise
-        status = _refused(f"{error.filename}: {error.strerror}; check the path and its permissions")
+        if error.filename is None and error.errno == errno.ENOSPC:
+            _discard_output()
+            status = _refused("standard output: no space left on its device; write it elsewhere")
+        else:
+            place = error.filename or "the system"
+            status = _refused(f"{place}: {error.strerror}; check the path and its permissions")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         status = 130
@@ -168,6 +178,18 @@ def on_terminal(text: str) -> None:
     """Writes on standard error as it is, if that is a terminal that can be steered."""
     if sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
         print(text, end="", file=sys.stderr, flush=True)
+
+
+def _check_directory() -> None:
+    try:
+        os.getcwd()
+    except FileNotFoundError as error:
+        raise PruningError("the current directory is gone; change to another one") from error
+
+
+def _discard_output() -> None:
+    """Lets Python's end write nowhere what standard output does not take."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _refused(reason: str) -> int:

@@ -30,13 +30,15 @@ def command_words() -> list[str]:
 
 def program(path: str) -> str:
     """Returns a program as it is typed: its name if the shell finds it, else its path."""
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # the directory is gone, which run_command says
+        return shlex.quote(path)
     # Not resolved: python of a virtual environment is a link to the python that it was made with.
     file, found = Path(path).absolute(), shutil.which(Path(path).name)
     if found is not None and Path(found).absolute() == file:
         return file.name
-    return shlex.quote(
-        str(file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file)
-    )
+    return shlex.quote(str(file.relative_to(here) if file.is_relative_to(here) else file))
 
 
 def spelled(text: str) -> str:

@@ -18,8 +18,15 @@ from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 
 import pgprune
 from helpers.tiny import ID
+from pgprune import PruningError
 from pgprune.data.stream import DataConfig
-from pgprune.envs import LLMPruningEnv, LLMPruningVectorEnv, llm_pruning
+from pgprune.envs import (
+    DensityAction,
+    LLMPruningEnv,
+    LLMPruningVectorEnv,
+    ScoreAction,
+    llm_pruning,
+)
 from pgprune.masking.problem import PruningConfig
 from pgprune.models.load import ModelConfig
 
@@ -235,3 +242,22 @@ def test_the_documentation_names_every_argument():
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == known - {
         "shared_batch"
     }
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("num_envs", 10**9), ("horizon", 0), ("seed", "x"), ("seed", 1.5), ("budget_penalty", "x")],
+)
+def test_an_argument_that_cannot_be(problem, name, value):
+    with pytest.raises(PruningError, match=name):
+        LLMPruningVectorEnv(problem=problem, **{name: value})
+
+
+@pytest.mark.parametrize("action", [[[0], [0, 1]], ["a"], "text", None])
+def test_an_action_that_is_no_array(problem, action):
+    with pytest.raises(PruningError, match="actions must have shape"):
+        LLMPruningEnv(problem=problem).step(action)
+    with pytest.raises(PruningError, match="an action must"):
+        ScoreAction(LLMPruningEnv(problem=problem)).action(action)
+    with pytest.raises(PruningError, match="importance must"):
+        DensityAction(LLMPruningEnv(problem=problem), action or "text")

@@ -135,6 +135,11 @@ def test_a_damaged_file_of_an_export_is_refused_or_harmless(tmp_path, times):
     for name in ("model.safetensors", "config.json"):
         refused = sum(refused_or_same(weights, right) for _ in damaged(folder / name, times))
         assert refused == times
+    (folder / "notes.txt").write_text("nobody reads this as a part of the model")
+    weights()
+    (folder / "added_tokens.json").write_text('{"the": 0}')
+    with pytest.raises(PruningError, match="added_tokens.json came later than manifest.json"):
+        weights()
 
 
 def test_an_initial_mask_of_other_units(tmp_path):

@@ -2,12 +2,14 @@
 
 import errno
 import io
+import subprocess
 import sys
 
 import pytest
 
 from pgprune import PruningError
 from pgprune.utils.command_line import ArgumentParser, run_command
+from pgprune.utils.command_names import program
 
 
 def status_of(main) -> int:
@@ -38,6 +40,29 @@ def test_what_the_system_refuses_is_one_line(capsys):
     assert status_of(raises(OSError(errno.EACCES, "Permission denied", "runs/a"))) == 2
     said = capsys.readouterr().err
     assert said == "error: runs/a: Permission denied; check the path and its permissions\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        ("--help > /dev/full", 2, "error: standard output: no space left on its device;"),
+        ("--help | (exec <&-; sleep 1); exit ${PIPESTATUS[0]}", 141, ""),
+    ],
+)
+def test_an_output_that_takes_nothing(words, status, said):
+    script = f"{sys.executable} -m pgprune.commands {words}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.startswith(said)) == (status, True)
+    assert len(done.stderr.splitlines()) == bool(said)
+
+
+def test_a_current_directory_that_is_gone(tmp_path, monkeypatch, capsys):
+    (gone := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert program("pgprune") == "pgprune"
+    assert status_of(lambda: None) == 2
+    assert "the current directory is gone" in capsys.readouterr().err
 
 
 def test_ctrl_c_is_one_line(capsys):
