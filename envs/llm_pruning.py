@@ -197,7 +197,8 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
         """
         if isinstance(action, Tensor):
             action = action.detach().to("cpu", torch.float64).numpy()
-        observations, rewards, ends, _, info = self._row.step([action])
+        row_of_one: Any = [action]  # the row checks it
+        observations, rewards, ends, _, info = self._row.step(row_of_one)
         ended = bool(ends[0])
         # With SAME_STEP the row's observation is already that of the next episode.
         observation: Any = info["final_obs"][0] if ended else observations[0]
