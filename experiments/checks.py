@@ -36,6 +36,7 @@ def check_cells(words: Words, config: CellsConfig, data: DataConfig) -> None:
         PruningError: something cannot work, or the output directory holds other settings.
     """
     check_place(Path(config.output))
+    _check_own(Path(config.output), config)
     # Shapes come from config.json alone, so no weights are loaded before everything is checked.
     shapes = dict[str, list[LayerShape]]()
     for model in dict.fromkeys(cell.model for cell in words):
@@ -56,6 +57,16 @@ def check_cells(words: Words, config: CellsConfig, data: DataConfig) -> None:
     }
     options = {f"{cell.method} on {cell.task}": config.options_of(cell) for cell in words}
     check_same(Path(config.output) / "settings.json", config.shared, sections | options)
+
+
+def _check_own(folder: Path, config: CellsConfig) -> None:
+    """Refuses a directory with other things, such as a run or a model."""
+    own = {"settings.json", config.records.name}
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
+    if any(not name.startswith(".") for name in names) and not own & names:
+        raise PruningError(
+            f"{folder} holds other things than a {config.records.stem}; choose another --output"
+        )
 
 
 def settings_of(cell: Cell, words: Sequence[str]) -> Settings | BaselineSettings:

@@ -220,6 +220,13 @@ def test_settings_that_are_none_are_refused(content, benchmark, tmp_path):
         benchmark(tmp_path, *FEW)
 
 
+def test_a_directory_of_something_else_is_refused(benchmark, tmp_path):
+    (tmp_path / "config.yaml").write_text("run:\n")
+    with pytest.raises(PruningError, match="holds other things than a benchmark"):
+        benchmark(tmp_path, "--agents", "reinforce")
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
+
+
 def test_other_hyperparameters_of_an_agent_are_refused(benchmark, tmp_path):
     folder = tmp_path / "yaml"
     folder.mkdir()

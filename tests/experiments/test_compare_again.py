@@ -53,6 +53,7 @@ def test_an_unfinished_run_of_a_method_is_made_anew(compare, compared, tmp_path)
     half = tmp_path / "model-0.33" / "magnitude" / "seed0"
     half.mkdir(parents=True)
     (half / "config.yaml").write_bytes((source / "config.yaml").read_bytes())
+    (tmp_path / "settings.json").write_text("{}")
     few = ("--methods", "magnitude", "--rates=0.33", "--repairs=none")
     assert compare(tmp_path, *few) == 0
     assert results(half)["method"] == "magnitude"
