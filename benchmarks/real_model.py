@@ -66,7 +66,10 @@ def record_of(run: Run) -> Record:
         "model": Path(results["model"]).name,
         "granularity": sections["pruning"]["granularity"],
         "budget": sections["pruning"]["budget"],
-        "repair": sections["repair"]["repair"].replace("auto", "none"),  # agents bring none
+        # Agents bring no repair of their own, but for the weights of levels.
+        "repair": sections["repair"]["repair"].replace(
+            "auto", "levels" if results["reward"] == "levels" else "none"
+        ),
         "asked_evaluations": sections["run"]["total_timesteps"],
         **{name: results[name] for name in (*FACTS, "method_cost") if name in results},
         "prune_rate": results["prune_rate"],
@@ -101,7 +104,8 @@ def _one(alike: Sequence[Record]) -> str:
     done = ", ".join(f"{record['mask_evaluations']:,}" for record in alike)
     minutes = ", ".join(f"{record['method_cost']['seconds'] / 60:.0f}" for record in alike)
     said = f"**{first['agent']}**, {first['prune_rate']['requested']:.0%} of {first['granularity']}"
-    said += f", budget {first['budget']}, repair {first['repair']}; evaluations {done} of "
+    said += f", budget {first['budget']}, repair {first['repair']}, "
+    said += f"loss {first.get('loss', 'cross-entropy')}; evaluations {done} of "
     said += f"{first['asked_evaluations']:,}; minutes {minutes}:"
     return f"{said}\n\n{grid(['', *sets], rows)}"
 
