@@ -6,6 +6,7 @@ take longer than a small task. They end with this process, also if it is killed.
 
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -82,7 +83,7 @@ def _start(work: Callable[[T], None], task: T, errors: str, number: int) -> Base
     else:
         context = multiprocessing.get_context("spawn")  # Windows cannot fork
     process = context.Process(target=_do, args=(work, task, errors, number))  # type: ignore[attr-defined]
-    with _one_thread():
+    with _one_thread(), _deaf():
         process.start()
     return process
 
@@ -103,6 +104,19 @@ def _end_with_parent() -> None:
     assert parent is not None
     wait([parent.sentinel])
     os._exit(1)  # at once: the parent has gone
+
+
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Lets processes that start in the body ignore Ctrl-C; it ends them with their parent."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread can say how signals are handled
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from pgprune.utils.progress import phase
 
 
 def note(path: Path) -> None:
-    """Writes the number of its worker."""
+    """Writes the number of its worker, which leaves Ctrl-C to its parent."""
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     if path.name == "bad":
         raise ValueError("bad luck")
     path.write_text(str(worker()))
