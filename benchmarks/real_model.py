@@ -67,9 +67,7 @@ def record_of(run: Run) -> Record:
         "granularity": sections["pruning"]["granularity"],
         "budget": sections["pruning"]["budget"],
         # Agents bring no repair of their own, but for the weights of levels.
-        "repair": sections["repair"]["repair"].replace(
-            "auto", "levels" if results["reward"] == "levels" else "none"
-        ),
+        "repair": results["repair"]["asked"].replace("auto", "none"),
         "asked_evaluations": sections["run"]["total_timesteps"],
         **{name: results[name] for name in (*FACTS, "method_cost") if name in results},
         "prune_rate": results["prune_rate"],

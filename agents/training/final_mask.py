@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pgprune.agents.training.config import LEVELS
 from pgprune.envs.judge import Judge
 from pgprune.repair.choice import ChosenRepair, chosen_repair, judged
 from pgprune.repair.config import RepairConfig
@@ -58,7 +59,7 @@ def _of_levels(
     (choice,) = levels.below(best[None])  # (groups,)
     (searched,) = levels.masks(choice[None])
     lm, held_out = judge.lm, torch.cat(list(validation))
-    found = [(searched, judged(lm, searched, levels.repair(choice), held_out, config.repair))]
+    found = [(searched, judged(lm, searched, levels.repair(choice), held_out, LEVELS))]
     if config.repair != "auto":
         found.append((best, chosen_repair(lm, best, windows, held_out, config)))
     return found

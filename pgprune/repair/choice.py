@@ -19,7 +19,7 @@ class ChosenRepair:
     """What comes with a mask.
 
     Attributes:
-        asked: the choice of ``RepairConfig``.
+        asked: the choice of ``RepairConfig``, or ``levels`` for the weights of levels.
         repair: what is shipped; None for the mask alone.
         losses: on held-out windows, ``masked`` of the mask alone and ``repaired``; empty where
             nothing was fitted.
@@ -92,7 +92,7 @@ def judged(
 ) -> ChosenRepair:
     """Ships a repair of a mask (n,) unless its loss on held-out windows (M, T) is the higher one.
 
-    The choice of ``RepairConfig`` that was ``asked`` for names the repair.
+    What was ``asked`` for names the repair: a choice of ``RepairConfig``, or ``levels``.
     """
     losses = {"masked": _loss(lm, mask, Repair(), held_out)}
     losses["repaired"] = _loss(lm, mask, repair, held_out)

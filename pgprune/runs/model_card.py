@@ -165,12 +165,13 @@ def _search(results: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]
 def _repair(results: Mapping[str, Any], sections: Mapping[str, Mapping[str, Any]]) -> str:
     """Names the repair that the model was shipped with."""
     config = RepairConfig(**sections.get("repair", {}))
-    table = results["perplexity"]
-    if config.repair == "auto":  # of a method that brings one, or of none
+    table, chosen = results["perplexity"], results.get("repair", {})
+    name = "weights of levels" if chosen.get("asked") == "levels" else describe(config)
+    if name == "auto":  # of a method that brings one, or of none
         brought = "masked" in table and table["pruned"] != table["masked"]
         return "the method's own" if brought else "none"
-    dropped = not results.get("repair", {}).get("shipped", True) and config.repair != "none"
-    return f"none; {describe(config)} does harm on held-out text" if dropped else describe(config)
+    dropped = not chosen.get("shipped", True) and name != "none"
+    return f"none; {name} does harm on held-out text" if dropped else name
 
 
 def base_name(run: Run) -> str:

@@ -18,11 +18,13 @@ from pgprune.agents.level_search import LevelSearch, scores_of_levels
 from pgprune.agents.levels.start import starts
 from pgprune.agents.training import final_mask
 from pgprune.envs import LLMPruningVectorEnv
+from pgprune.export.export import ExportConfig, export
 from pgprune.masking.budget import Budget
 from pgprune.metrics import Importance
 from pgprune.repair.choice import chosen_repair
 from pgprune.repair.level_grid import grid, start_shares
 from pgprune.repair.levels import GroupLevels, Levels
+from pgprune.runs.finished import FinishedRun
 
 UNITS = toy_units(layers=6, channels=40)
 
@@ -161,10 +163,14 @@ def test_a_run_ships_levels_and_can_be_resumed(repair, likely, monkeypatch, tmp_
     few = [*likely, *LEVELS, "--total-timesteps=2", "--checkpoint-every=1", f"--repair={repair}"]
     assert train(*few, f"--output={whole}") == 0
     assert fitted == ([] if repair == "auto" else [repair])
-    assert results(whole)["repair"]["asked"] == repair
+    names = ["levels"] if repair == "auto" else ["levels", repair]
+    assert results(whole)["repair"]["asked"] in names
     assert (whole / "levels" / "groups.safetensors").is_file()
     assert (whole / "repair.safetensors").is_file()
     assert results(whole)["prune_rate"]["achieved"] >= 0.3
+    if repair == "auto":
+        export(FinishedRun.open(whole), ExportConfig(output=str(tmp_path / "hf")))
+        assert "| repair | weights of levels |" in (tmp_path / "hf" / "README.md").read_text()
     shutil.copytree(whole, cut)
     (cut / "results.json").unlink()
     assert train(f"--resume={cut}") == 0
