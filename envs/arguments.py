@@ -1,9 +1,14 @@
-"""Checks the numbers that environments are made with."""
+"""Checks the numbers that environments are made with, and those that they are given."""
 
 import math
 from numbers import Integral, Real
+from typing import Any
 
-from pgprune.errors import PruningError
+import numpy as np
+import torch
+from torch import Tensor
+
+from pgprune.errors import PruningError, first_line
 
 MOST_MASKS = 2**16
 """Masks of a step, at most: far more than a run evaluates in all."""
@@ -23,3 +28,29 @@ def check_arguments(num_envs: int, horizon: int, seed: int, budget_penalty: floa
         raise PruningError(
             f"budget_penalty {budget_penalty!r} must be zero (the paper's reward) or positive"
         )
+
+
+def real_numbers(values: Any, expected: str) -> Tensor:
+    """Returns numbers that a caller gives as a tensor on the host, of their own type.
+
+    Args:
+        values: an array, a tensor or nested sequences.
+        expected: what they must be, for the sentence that refuses others.
+
+    Raises:
+        PruningError: they are not real numbers, or a tensor without values of its own.
+    """
+    if isinstance(values, Tensor):
+        if values.is_complex() or values.is_meta or values.layout is not torch.strided:
+            kind = f"{values.dtype} on {values.device}, {values.layout}"
+            raise PruningError(f"{expected}; got a tensor of {kind}")
+        return values.detach().cpu()  # checks on the device would wait for it
+    try:
+        array = np.asarray(values)
+    except (TypeError, ValueError, RuntimeError) as error:  # rows of different lengths
+        raise PruningError(f"{expected} ({first_line(error)})") from error
+    if array.dtype.kind not in "biuf":
+        raise PruningError(f"{expected}; got {array.dtype} entries")
+    if array.dtype.itemsize > 8:  # long doubles, which torch lacks
+        array = array.astype(np.float64)
+    return torch.tensor(array.astype(array.dtype.newbyteorder("=")))

@@ -16,6 +16,7 @@ from gymnasium.vector import VectorActionWrapper, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from pgprune.envs.arguments import real_numbers
 from pgprune.envs.llm_pruning import LLMPruningEnv
 from pgprune.envs.vector import Array, LLMPruningVectorEnv
 from pgprune.errors import PruningError
@@ -72,7 +73,7 @@ class LevelAction(gym.ActionWrapper[Numbers, Numbers, Numbers], RecordConstructo
 
     def action(self, action: Numbers) -> Numbers:
         """Turns levels into their mask: (groups,) -> (n,) uint8."""
-        return _masks(self.levels, action[None])[0]
+        return _masks(self.levels, action[None] if isinstance(action, Tensor) else [action])[0]
 
 
 class VectorLevelAction(VectorActionWrapper[Array, Array, Array, Array], RecordConstructorArgs):
@@ -121,19 +122,21 @@ def _space(levels: Levels) -> spaces.MultiDiscrete:
     return spaces.MultiDiscrete([len(group.kept) for group in levels.groups])
 
 
-def _masks(levels: Levels, actions: Array) -> Any:
+def _masks(levels: Levels, actions: Any) -> Any:
     """Turns levels (K, groups) into masks (K, n) uint8, of the same type and device.
 
     Raises:
         PruningError: levels that are not there.
     """
-    choices = torch.as_tensor(actions).detach().cpu()
     most = torch.tensor([len(group.kept) for group in levels.groups])
+    expected = (
+        f"an action must have {len(most)} whole numbers, each from 0 and below the number of "
+        "levels of its group"
+    )
+    choices = real_numbers(actions, expected)
     fits = choices.ndim == 2 and choices.shape[1] == len(most) and not choices.is_floating_point()
+    choices = choices.double()  # integers of every type compare as this one
     if not fits or bool(((choices < 0) | (choices >= most)).any()):
-        raise PruningError(
-            f"an action must have {len(most)} whole numbers, each from 0 and below the number of "
-            "levels of its group"
-        )
+        raise PruningError(expected)
     masks = levels.masks(choices.long())
     return masks.to(actions.device) if isinstance(actions, Tensor) else masks.numpy()

@@ -9,10 +9,10 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from pgprune.envs import rendering
+from pgprune.envs.arguments import real_numbers
 from pgprune.envs.vector import Array, LLMPruningVectorEnv
 
 
@@ -196,7 +196,7 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
             PruningError: an action that is not a mask of the units.
         """
         if isinstance(action, Tensor):
-            action = action.detach().to("cpu", torch.float64).numpy()
+            action = real_numbers(action, "an action must be a mask").double().numpy()
         row_of_one: Any = [action]  # the row checks it
         observations, rewards, ends, _, info = self._row.step(row_of_one)
         ended = bool(ends[0])

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pgprune.data.stream import evaluation_windows, first_windows
 from pgprune.envs import rendering
-from pgprune.envs.arguments import check_arguments
+from pgprune.envs.arguments import check_arguments, real_numbers
 from pgprune.envs.precision import PRECISIONS
 from pgprune.envs.reward import check_reward, reward_judge
 from pgprune.errors import PruningError, check_choice
@@ -123,11 +123,16 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         Args:
             seed: starts the calibration stream of this seed (row ``i`` of ``seed + i`` with
                 ``shared_batch=False``); without one, the streams continue.
-            options: not used.
+            options: ``reset_mask`` of all rows, as they begin together; else not used.
 
         Returns:
             The observations, (K, groups + 1), and an empty info.
+
+        Raises:
+            PruningError: a ``reset_mask`` that leaves rows out.
         """
+        if not np.all((options or {}).get("reset_mask", True)):
+            raise PruningError("reset_mask leaves rows out, but all rows begin together; reset all")
         super().reset(seed=seed)
         if seed is not None:
             for row, stream in enumerate(self.streams):
@@ -259,21 +264,13 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         """Checks actions and returns masks, (rows, n) uint8 on the host."""
         shape = (rows, self.units.n)
         expected = f"actions must have shape {shape}, a 1 (keep) or 0 (prune) for each unit"
-        if not isinstance(actions, Tensor):
-            try:
-                array = np.asarray(actions)
-            except ValueError as error:  # rows of different lengths
-                raise PruningError(f"{expected}; got rows of different lengths") from error
-            if array.dtype.kind not in "biuf":
-                raise PruningError(f"{expected}; got {array.dtype} entries")
-            actions = torch.tensor(array.astype(array.dtype.newbyteorder("=")))
-        actions = actions.detach().cpu()  # checks on the device would wait for it three times
-        if actions.shape != shape:
-            raise PruningError(f"{expected}; got shape {tuple(actions.shape)}")
-        wrong = (actions != 0) & (actions != 1)
+        masks = real_numbers(actions, expected)
+        if masks.shape != shape:
+            raise PruningError(f"{expected}; got shape {tuple(masks.shape)}")
+        wrong = (masks != 0) & (masks != 1)
         if wrong.any():
-            raise PruningError(f"{expected}; got the value {actions[wrong][0].item()}")
-        return actions.to(torch.uint8)
+            raise PruningError(f"{expected}; got the value {masks[wrong][0].item()}")
+        return masks.to(torch.uint8)
 
 
 def _described(

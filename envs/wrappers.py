@@ -19,14 +19,16 @@ from gymnasium.vector import VectorActionWrapper, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from pgprune.envs.arguments import real_numbers
 from pgprune.envs.llm_pruning import LLMPruningEnv
 from pgprune.envs.vector import Array, LLMPruningVectorEnv
-from pgprune.errors import PruningError, first_line
+from pgprune.errors import PruningError
 from pgprune.masking.problem import Problem
 from pgprune.metrics import METRICS
 from pgprune.metrics.importance import places
 
 _WINDOWS = 128  # of calibration text for the metric, as in the paper
+_IMPORTANCE = "importance must be an array of numbers"
 
 Numbers = npt.NDArray[Any]
 Scores = Callable[[Tensor], Tensor]
@@ -140,24 +142,12 @@ class VectorDensityAction(VectorActionWrapper[Array, Array, Array, Array], Recor
 
 def _recorded(importance: Array | None) -> list[float] | None:
     """Returns importances as a specification of an environment writes them, in JSON."""
-    return None if importance is None else _numbers(importance, "importance").tolist()
+    return None if importance is None else real_numbers(importance, _IMPORTANCE).tolist()
 
 
 def _alone(action: Numbers) -> Any:
     """Returns an action as a batch of one."""
     return action[None] if isinstance(action, Tensor) else [action]
-
-
-def _numbers(values: Any, what: str) -> Tensor:
-    """Returns what a caller gives as a tensor.
-
-    Raises:
-        PruningError: it is no array of numbers.
-    """
-    try:
-        return values if isinstance(values, Tensor) else torch.tensor(np.asarray(values))
-    except (TypeError, ValueError) as error:
-        raise PruningError(f"{what} must be an array of numbers ({first_line(error)})") from error
 
 
 def _masks(problem: Problem, scores: Scores, actions: Array, single: gym.Space[Any] | None) -> Any:
@@ -166,12 +156,12 @@ def _masks(problem: Problem, scores: Scores, actions: Array, single: gym.Space[A
     Raises:
         PruningError: actions of another shape, or not numbers.
     """
-    rows = _numbers(actions, "an action")
+    rows = real_numbers(actions, "an action must be an array of numbers")
     assert single is not None and single.shape is not None
     if rows.shape[1:] != single.shape:
         raise PruningError(f"an action must have shape {single.shape}, got {tuple(rows.shape[1:])}")
-    rows = rows.detach().to("cpu", torch.float64)  # the budget rounds on the host, exactly
-    masks = torch.stack([problem.budget.round(scores(row)) for row in rows])  # (K, n)
+    # The budget rounds on the host, exactly.
+    masks = torch.stack([problem.budget.round(scores(row)) for row in rows.double()])  # (K, n)
     return masks.to(actions.device) if isinstance(actions, Tensor) else masks.numpy()
 
 
@@ -185,7 +175,7 @@ def _density_scores(problem: Problem, importance: Array | None) -> Scores:
     units = problem.units
     if importance is None:
         importance = _wanda_sp(problem)
-    important = _numbers(importance, "importance").detach().to("cpu", torch.float64)
+    important = real_numbers(importance, _IMPORTANCE).double()
     if important.shape != (units.n,):
         raise PruningError(f"importance must have shape ({units.n},), got {tuple(important.shape)}")
     place, size = places(units, important)

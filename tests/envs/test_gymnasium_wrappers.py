@@ -13,6 +13,7 @@ from helpers.tiny import ID
 from pgprune.envs import (
     DensityAction,
     LevelAction,
+    LLMPruningEnv,
     LLMPruningVectorEnv,
     ScoreAction,
     VectorDensityAction,
@@ -60,6 +61,27 @@ def test_normalised_rewards(problem, plain):
     for step, (_, reward, *_) in enumerate(taken(env, problem), start=1):
         deviation = np.sqrt(plain[:step].var() + 1e-8)
         np.testing.assert_allclose(reward, plain[step - 1] / deviation, rtol=1e-2)  # a prior counts
+
+
+@pytest.mark.parametrize("horizon", [2, 3])
+@pytest.mark.parametrize("wrap", [vector.NormalizeReward, vector.RecordEpisodeStatistics])
+def test_figures_are_those_of_gymnasiums_vectorisation(problem, horizon, wrap):
+    sync = gym.vector.SyncVectorEnv(
+        [lambda: LLMPruningEnv(problem=problem, horizon=horizon)] * 3,
+        autoreset_mode=gym.vector.AutoresetMode.SAME_STEP,
+    )
+    ours = LLMPruningVectorEnv(3, problem=problem, horizon=horizon, shared_batch=False)
+    for theirs, step in zip(taken(wrap(sync), problem), taken(wrap(ours), problem), strict=True):
+        np.testing.assert_array_equal(step[1], theirs[1])
+        assert ("episode" in step[4]) == ("episode" in theirs[4])
+        if "episode" in step[4]:
+            np.testing.assert_array_equal(step[4]["episode"]["r"], theirs[4]["episode"]["r"])
+
+
+@pytest.mark.parametrize("wrap", [vector.NormalizeObservation, vector.FlattenObservation])
+def test_wrappers_of_observations_ask_for_another_mode(problem, wrap):
+    with pytest.raises(ValueError, match="got AutoresetMode.SAME_STEP"):
+        wrap(make(problem))
 
 
 def test_transformed_and_clipped_rewards(problem, plain):
