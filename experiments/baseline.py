@@ -119,7 +119,7 @@ class Baseline:
         self.windows = evaluation_windows(settings.data, self.problem.tokenizer)  # (N, T) each
         samples, head = settings.method.method_samples, self.problem.stream.head
         self._calibration = head(samples)  # (N, T)
-        self._repair_text = head(settings.repair.repair_samples or samples)  # (N, T)
+        self._repair_text = head(settings.repair.repair_samples or samples, fewer=True)  # (N, T)
 
     def run(self, command: Sequence[str]) -> tuple[Run, dict[str, Any]]:
         """Prunes, evaluates, and writes everything.

@@ -13,11 +13,13 @@ if __name__ == "__main__":
 
     startup.begin()
 
+import argparse
 
 from rich.console import Console
 from transformers.utils import logging
 
 from pgprune.agents.training.config import TrainingRunConfig
+from pgprune.agents.training.recommended import recommended
 from pgprune.agents.training.replicas import serve, team_of
 from pgprune.agents.training.results import export_once, next_commands
 from pgprune.agents.training.settings import Settings, check_resume, resumed
@@ -42,13 +44,17 @@ def main() -> int:
     if rank() > 0:
         return serve()
     arguments = make_parser().parse_args()
-    settings = Settings.from_arguments(arguments)
+    chosen = recommended(arguments)
+    settings = Settings.from_arguments(argparse.Namespace(**vars(arguments) | chosen))
     with showing(settings.run.quiet) as console:
-        if settings.run.resume is None:
-            check_output(settings.run.output)
-            return train(settings, None, console)
-        check_resume(arguments)
-        return resume(settings.run, console)
+        if settings.run.resume is not None:
+            check_resume(arguments)
+            return resume(settings.run, console)
+        check_output(settings.run.output)
+        if chosen:
+            words = (f"--{name.replace('_', '-')} {value}" for name, value in chosen.items())
+            note(f"agent {settings.agent.agent} chooses {' '.join(words)}")
+        return train(settings, None, console)
 
 
 def make_parser() -> ArgumentParser:

@@ -1,5 +1,7 @@
 """The levels of a run: fitted once and kept in its directory; and what agents start from."""
 
+import shutil
+
 from torch import Tensor
 
 from pgprune.agents.level_search import scores_of_levels
@@ -36,6 +38,11 @@ def levels_of(run: Run, settings: Settings, problem: Problem, windows: Tensor) -
     kept, _ = grid(problem.budget)
     with run.saving():
         return fit_levels(problem.lm, windows, kept, folder, settings.repair.damping)
+
+
+def drop_levels(run: Run) -> None:
+    """Removes the levels of a run that needs them no more; they are several times the model."""
+    shutil.rmtree(run.path / RunFile.LEVELS, ignore_errors=True)
 
 
 def start_of(settings: Settings, problem: Problem, windows: Tensor, judge: Judge) -> Importance:

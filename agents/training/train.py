@@ -16,7 +16,7 @@ from torch import Tensor
 from pgprune.agents.base import Agent
 from pgprune.agents.training.factory import check_action, check_agent, make_agent
 from pgprune.agents.training.final_mask import final_mask
-from pgprune.agents.training.levels import levels_of, start_of
+from pgprune.agents.training.levels import drop_levels, levels_of, start_of
 from pgprune.agents.training.repaired_reward import REFIT_WINDOWS, RepairedReward
 from pgprune.agents.training.replicas import make_env
 from pgprune.agents.training.results import plot, summarise
@@ -71,7 +71,7 @@ class Training:
         self.windows = evaluation_windows(settings.data, self.problem.tokenizer)
         samples, head = settings.init.init_samples, self.problem.stream.head
         self._metric_windows = head(samples)
-        self._repair_windows = head(settings.repair.repair_samples or samples)
+        self._repair_windows = head(settings.repair.repair_samples or samples, fewer=True)
         self._validation = self.problem.validation.split(8)  # (B, T) each
         self._env = make_env(settings, self.problem)
         if replicas is not None:
@@ -277,6 +277,7 @@ class Training:
     def _finish(self, run: Run, agent: Agent, completed: bool) -> dict[str, Any]:
         masks = self.record.masks
         mask, chosen = self._final_mask(agent)
+        tensors = {**masks, "mask": mask, "probabilities": agent.probabilities}
         masks["masked"], repair = mask, chosen.repair
         lm, settings = self.problem.lm, self.settings
         rows = {name: masks[name] for name in ("masked", "best")}
@@ -285,16 +286,15 @@ class Training:
             self.record.add(with_repair(lm, found, mask, repair, self.windows))
             samples = sample_text(lm, mask, self.problem.tokenizer, self.windows, repair)
         self._count()
-        tensors = {**masks, "mask": mask, "probabilities": agent.probabilities}
-        tensors |= self.problem.basis()
-        del tensors["masked"]
         with run.saving():
             chosen.save(run.path / RunFile.REPAIR)
-        run.write_mask(tensors, self.problem.units.describe())
+        run.write_mask(tensors | self.problem.basis(), self.problem.units.describe())
         plot(run, self.problem, self.record)
         results = summarise(
             settings, self.problem, self.windows, self.record, agent, completed, chosen
         )
         results["samples"] = samples
+        if completed:
+            drop_levels(run)
         run.write_results(results)
         return results

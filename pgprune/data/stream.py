@@ -22,7 +22,7 @@ from pgprune.data.tokens import Ids, cut, measured
 from pgprune.data.windows import Windows, generator, too_short
 from pgprune.errors import PruningError
 from pgprune.utils.options import Config, option
-from pgprune.utils.progress import track
+from pgprune.utils.progress import note, track
 
 MOST_TOKENS = 2**19
 """Tokens of an evaluation text at most, where nothing else is asked: 4,096 windows of 128."""
@@ -172,22 +172,27 @@ class CalibrationStream:
         """Copies seed and position; the tokenised text is shared."""
         return copy.copy(self)
 
-    def head(self, n: int) -> Tensor:
+    def head(self, n: int, fewer: bool = False) -> Tensor:
         """Returns the first n windows of the sequence, or all samples; the position stays.
+
+        Args:
+            n: windows.
+            fewer: whether all windows of a shorter text will do; a note says how many these are.
 
         Returns:
             Token ids, (n, T) int64 on the CPU.
 
         Raises:
-            PruningError: the text has fewer windows.
+            PruningError: the text has fewer windows, and ``fewer`` will not do.
         """
         n = min(n, self.samples or n)
         windows = self.first(n)
         if len(windows) < n:
-            raise PruningError(
-                f"{self._windows.name} has only {len(windows)} windows of {self.sequence_length} "
-                f"tokens, fewer than the {n} asked for; give more text or ask for fewer"
-            )
+            few = f"{self._windows.name} has only {len(windows)} windows of {self.sequence_length}"
+            few += f" tokens, fewer than the {n} asked for"
+            if not fewer:
+                raise PruningError(f"{few}; give more text or ask for fewer")
+            note(few)
         return windows
 
     def first(self, n: int) -> Tensor:

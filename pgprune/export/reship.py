@@ -104,7 +104,7 @@ def _calibration(loaded: LoadedRun, wanted: RepairConfig) -> tuple[Tensor, Tenso
     data, seed = loaded.run.config("data", DataConfig), loaded.run.sections["run"]["seed"]
     with phase("reading the calibration text"):
         stream, held_out = open_calibration(data, loaded.tokenizer, seed)
-    return stream.head(wanted.repair_samples or loaded.run.repair_windows), held_out
+    return stream.head(wanted.repair_samples or loaded.run.repair_windows, fewer=True), held_out
 
 
 def _perplexity(loaded: LoadedRun, lm: MaskedLM, repair: Repair | None) -> Perplexities:

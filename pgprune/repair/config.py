@@ -29,7 +29,7 @@ class RepairConfig(Config):
     )
     repair_samples: int | None = option(
         None,
-        "calibration windows of the repair",
+        "calibration windows of the repair and of levels, if there are as many",
         minimum=1,
         unset="those of the metric or method",
     )

@@ -18,7 +18,7 @@ CASES = [
     ("auto", ["--allocation=1"]),  # single units from the fifth step on
     ("auto", REPAIRED),
     ("evolution", REPAIRED),
-    ("auto", ["--loss=kl"]),
+    ("auto", ["--loss=kl", "--reward=plain"]),
     ("reinforce", ["--sampling=antithetic"]),
     ("reinforce", ["--control=dense"]),
     ("reinforce", [*REPAIRED, "--repair=bias"]),
@@ -51,6 +51,7 @@ def test_a_killed_run_is_resumed_bit_for_bit(agent, more, options, crashing, tmp
     if AGENTS[agent].package is not None:
         pytest.importorskip(AGENTS[agent].package[0])
     few = [*options, f"--agent={agent}", "--checkpoint-every=3", *more]
+    few += ["--reward=plain"] * (agent == "auto" and not more)  # levels: test_level_search.py
     few += ["--total-timesteps=1"] * (agent == "reinforce")  # with fewer masks a step than others
     assert train(*few, f"--output={tmp_path / 'undisturbed'}") == 0
     crashing(9, agent, *few, f"--output={tmp_path / 'killed'}")
