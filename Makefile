@@ -25,10 +25,8 @@ run: $(INSTALLED)
 # it was; the run is written once for transformers and once as GGUF.
 real: $(REAL)
 	if [ -d $(REAL_RUN) ]; then $(BIN)/pgprune train --resume $(REAL_RUN) --export hf; \
-	else $(BIN)/pgprune train --agent auto --model smollm2 --granularity values+channels \
-		--budget parameters --prune-rate 0.229 --calibration "builtin:prose:1,builtin:code:1" \
-		--repair least-squares --repair-samples 256 --reward-precision medium \
-		--total-timesteps 300 --evaluation-windows 100 \
+	else $(BIN)/pgprune train --agent auto --model smollm2 --prune-rate 0.229 \
+		--calibration "builtin:prose:1,builtin:code:1" --evaluation-windows 100 \
 		--export hf --output $(REAL_RUN) $(ARGS); fi
 	test -d $(REAL_RUN)/gguf || $(BIN)/pgprune export $(REAL_RUN) --format gguf
 

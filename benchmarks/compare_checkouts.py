@@ -56,7 +56,7 @@ def run(checkout: Path, place: Path, model: str, name: str, options: argparse.Na
     words = [str(checkout / ".venv/bin/python")]
     if name in AGENTS:
         words += ["scripts/train_agent.py", "--agent", name]
-        words += ["--total-timesteps", str(options.timesteps)]
+        words += ["--total-timesteps", str(options.timesteps), "--reward", "plain"]
     else:
         words += ["scripts/prune_baseline.py", "--method", name]
     if model == "builtin":

@@ -212,6 +212,7 @@ def _learning(agent: str, config: PartsConfig, device: str, output: Path) -> Par
         command = [*train, f"--resume={run}"]
     else:
         command = [*train, f"--agent={agent}", f"--output={run}", f"--device={device}"]
+        command += ["--reward=plain"]  # the same units for both agents, without new weights
         # float32, so that perplexities compare with those of a CPU; the host takes longer anyway.
         command += [f"--prune-rate={PRUNE_RATE}", "--dtype=float32", *_amounts(agent, config)]
     return Part(command, lambda: _learned(run), _FINISH)
