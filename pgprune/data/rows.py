@@ -1,6 +1,7 @@
 """Reads documents and rows of local files and of data sets of the hub."""
 
 import gzip
+import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,12 @@ def text_files(path: Path) -> list[Path]:
     files = [path]
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if text_format(file))
+    for file in filter(text_format, files):
+        if os.path.lexists(file) and not file.is_file():
+            raise PruningError(
+                f"the text {str(file)!r} is a directory, a pipe, a device or a link to nothing; "
+                "put a file in its place, or give another"
+            )
     if not files or not all(file.is_file() and text_format(file) for file in files):
         problem = "does not exist" if not path.exists() else "has none of the known formats"
         raise PruningError(f"the text {str(path)!r} {problem}; {_GIVE}")
@@ -157,6 +164,7 @@ def parquet_rows(path: Path, choose: Choice = lambda strings, _: strings) -> Ite
             fields = list(file.schema_arrow)
             strings = [field.name for field in fields if _holds_text(field.type)]
             columns = choose(strings, [f"{field.name} ({field.type})" for field in fields])
+            _check_once(columns, [field.name for field in fields], path)
             # Rows of a few megabytes at a time.
             for batch in file.iter_batches(batch_size=256, columns=columns):
                 yield from batch.to_pylist()
@@ -173,7 +181,16 @@ def _holds_text(kind: Any) -> bool:
     from pyarrow import types
 
     kind = kind.value_type if types.is_dictionary(kind) else kind
-    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind))
+    return str(kind) in ("string", "large_string", "string_view", "null")
+
+
+def _check_once(columns: Iterable[str], names: Sequence[str], path: Path) -> None:
+    """Refuses columns that share a name, of which a row could hold one only."""
+    if twice := [name for name in columns if names.count(name) > 1]:
+        raise PruningError(
+            f"the parquet file {str(path)!r} has several columns named {printable(twice[0])!r}; "
+            "rename all but one"
+        )
 
 
 def _read_parquet(path: Path) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Parses a text source into items, without opening them."""
 
 import math
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -89,7 +90,9 @@ def items(source: str) -> list[Item]:
         PruningError: an item has another form, a weight is not a number above 0, or only some
             items have one.
     """
-    parsed = [_item(text) for text in map(str.strip, source.split(","))]
+    # What is there as a whole is one file, whose name has a comma.
+    texts = [source] if _exists(source.strip()) else source.split(",")
+    parsed = [_item(text) for text in map(str.strip, texts)]
     weightless = [item.text for item in parsed if item.weight is None]
     if 0 < len(weightless) < len(parsed):
         raise PruningError(
@@ -105,7 +108,7 @@ def absolute_source(source: str) -> str:
     Raises:
         PruningError: as ``items``.
     """
-    return ",".join(map(_absolute, items(source)))
+    return ",".join(_absolute(source, item) for item in items(source))
 
 
 def without_weights(source: str, use: str) -> Sequence[Item]:
@@ -121,6 +124,8 @@ def without_weights(source: str, use: str) -> Sequence[Item]:
 
 
 def _item(text: str) -> Item:
+    if set("[]") & set(text) and _exists(text):
+        return Item(text, text, 0, None)
     match = _ITEM.fullmatch(text)
     if not match:
         raise PruningError(
@@ -140,10 +145,12 @@ def _place(digits: str) -> int:
     return int(digits) if len(digits) < _DIGITS else sys.maxsize
 
 
-def _absolute(item: Item) -> str:
+def _absolute(source: str, item: Item) -> str:
     path = str(item.path.absolute())
-    if _has_name(item.place) or not item.path.exists() or set(",[]") & set(path):
+    if _has_name(item.place) or not item.path.exists():
         return item.text
+    if set(",[]") & set(path) and item.place != source.strip():
+        return item.text  # which could not be parsed again
     return path + item.text.removeprefix(item.place)
 
 
@@ -172,6 +179,11 @@ def _number(weight: str, place: str) -> float:
 
 def _has_name(place: str) -> bool:
     return place in _DOMAINS or place in KNOWN_TEXTS
+
+
+def _exists(text: str) -> bool:
+    """Whether a text is the path of something, also if it may be too long or odd for one."""
+    return os.path.exists(os.path.expanduser(text))
 
 
 def _is_local(place: str) -> bool:

@@ -3,12 +3,15 @@
 A new family is a new row of ``FAMILIES``; no other code names an architecture.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
 from pgprune.errors import PruningError
+
+_MOST_LAYERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,24 @@ FAMILIES: dict[str, Family] = {
     ),
 }
 """Every supported family by its Hugging Face ``model_type``."""
+
+
+def check_layers(config: Mapping[str, Any], where: str) -> None:
+    """Refuses a number of layers that is a mistake, before a configuration makes lists as long.
+
+    Args:
+        config: as a file says it.
+        where: the file, for the error.
+
+    Raises:
+        PruningError: there are more than 10,000.
+    """
+    layers = config.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > _MOST_LAYERS:
+        raise PruningError(
+            f"the {where} says {layers:,} layers (num_hidden_layers); more than {_MOST_LAYERS:,} "
+            "are taken for a mistake"
+        )
 
 
 def family_of(config: Any) -> Family:

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from pgprune.errors import PruningError, first_line
-from pgprune.models.families import FAMILIES, family_of
+from pgprune.models.families import FAMILIES, check_layers, family_of
 from pgprune.models.gguf_files import has_vocabulary, read_gguf
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -98,8 +98,17 @@ def _config(path: Path, architecture: str, fields: Mapping[str, Any]) -> Pretrai
         raw, _ = PretrainedConfig.get_config_dict(str(path.parent), gguf_file=path.name)
         family = raw.pop("model_type")
         raw |= {} if size is None else {"head_dim": int(size.contents())}
+        check_layers(raw, f"GGUF file {str(path)!r}")
         config = AutoConfig.for_model(family, **raw) if family in FAMILIES else None
-    except (OSError, ValueError, LookupError, TypeError) as error:
+    except PruningError:
+        raise
+    except Exception as error:  # configuration classes raise errors of many types
+        if architecture in FAMILIES:
+            raise PruningError(
+                f"the keys of the GGUF file {str(path)!r} describe no model that can be built "
+                f"({first_line(error)}); copy it again, or give the model as a Hugging Face "
+                "directory"
+            ) from error
         known = f"transformers cannot read it: {first_line(error)}"
         config = None
     else:

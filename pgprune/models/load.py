@@ -23,12 +23,12 @@ from transformers import (
 )
 
 from pgprune.errors import PruningError, first_line
-from pgprune.models.families import FAMILIES, family_of
+from pgprune.models.families import FAMILIES, check_layers, family_of
 from pgprune.models.gguf_model import check_tensors, read_gguf_model
 from pgprune.models.loading_bars import bars_as_phases
 from pgprune.models.registration import register
 from pgprune.models.source import Source, find_source
-from pgprune.models.vocabulary import guard_vocabulary
+from pgprune.models.vocabulary import check_dropout, guard_vocabulary
 from pgprune.models.weight_files import (
     check_adapter,
     check_export,
@@ -49,8 +49,6 @@ DTYPES = {
 
 PRUNED = "pgprune_"
 """Prefix of the ``model_type`` of pruned models."""
-
-_MOST_LAYERS = 10_000
 
 register()  # so that exports load like any other model
 
@@ -225,12 +223,7 @@ def _read_config(source: str, pruned: bool) -> PretrainedConfig:
         )
     if not isinstance(raw.get("pgprune", {}), dict):
         raise PruningError(f"the config.json of {source!r} is damaged (pgprune); restore it")
-    layers = raw.get("num_hidden_layers")
-    if isinstance(layers, int) and layers > _MOST_LAYERS:  # configurations make lists as long
-        raise PruningError(
-            f"the config.json of the model {source!r} says {layers:,} layers (num_hidden_layers); "
-            f"more than {_MOST_LAYERS:,} are taken for a mistake"
-        )
+    check_layers(raw, f"config.json of the model {source!r}")
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
         if not is_pruned:
@@ -253,6 +246,7 @@ def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
         tokenizer("a")  # some odd values matter only then
     except Exception as error:  # tokenizers raise errors of all types, bare Exception included
         raise PruningError(_unreadable(source, "tokenizer", error)) from error
+    check_dropout(tokenizer, source)
     tokenizer.init_kwargs.pop("auto_map", None)  # as of the model, below
     return tokenizer
 

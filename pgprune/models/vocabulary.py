@@ -1,4 +1,4 @@
-"""Refuses tokens that a model has no embedding for; on a GPU they would end the process."""
+"""Refuses tokens that a model has no embedding for, and tokenizers that draw them at random."""
 
 from typing import Any
 
@@ -9,7 +9,10 @@ from pgprune.errors import PruningError
 
 
 class _Vocabulary:
-    """Called with the input of the embeddings before they are; a class, so that models copy."""
+    """Called with the input of the embeddings before they are; a class, so that models copy.
+
+    On a GPU, a token that they lack would end the process.
+    """
 
     def __init__(self, name: str, size: int) -> None:
         self._name, self._size = name, size
@@ -37,3 +40,21 @@ def guard_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     size = embeddings.weight.shape[0]
     if max(tokenizer.get_vocab().values(), default=0) >= size:
         embeddings.register_forward_pre_hook(_Vocabulary(name, size))
+
+
+def check_dropout(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Refuses a tokenizer that cuts the same text in another way each time.
+
+    Args:
+        tokenizer: of the model.
+        name: of the model, for the error.
+
+    Raises:
+        PruningError: its BPE has a dropout.
+    """
+    model = getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)
+    if dropout := getattr(model, "dropout", None):
+        raise PruningError(
+            f"the tokenizer of the model {name!r} cuts words at random, with a BPE dropout of "
+            f"{dropout:g}; write null for dropout in its tokenizer.json"
+        )

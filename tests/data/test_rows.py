@@ -3,6 +3,7 @@
 import datetime
 import gzip
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -100,3 +101,31 @@ def test_a_range_may_end_beyond_every_text(stories):
     assert read(f"{stories}[1:{9 * '9' * 90}]") == STORIES[1:]
     with pytest.raises(PruningError, match="is empty"):
         read(f"{stories}[{'9' * 30}:]")
+
+
+def test_all_kinds_of_strings_in_parquet_are_strings(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    for kind in (pyarrow.string(), pyarrow.large_string(), pyarrow.string_view()):
+        column = pyarrow.array(["x", None, "y"], kind)
+        assert read(write_parquet(tmp_path / "a.parquet", text=column)) == ["x", "y"]
+
+
+@pytest.mark.parametrize("other", [["u", "v"], [1, 2]])
+def test_columns_that_share_a_name_are_refused(tmp_path, other):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    columns = [pyarrow.array(["x", "y"]), pyarrow.array(other)]
+    table = pyarrow.Table.from_arrays(columns, names=["text", "text"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(PruningError, match="several columns named 'text'; rename all but one"):
+        read(tmp_path / "a.parquet")
+
+
+def test_pipes_directories_and_broken_links_with_the_name_of_a_text_are_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jsonl")  # opening it would wait for a writer
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/inner.txt").mkdir()
+    (tmp_path / "link.txt").symlink_to("missing.txt")
+    for path in ("pipe.jsonl", "folder", "link.txt"):
+        with pytest.raises(PruningError, match="is a directory, a pipe, a device or a link"):
+            read(tmp_path / path)

@@ -48,3 +48,17 @@ def test_files_are_stored_by_absolute_paths(tmp_path, monkeypatch):
     assert absolute_source("a.jsonl[5:9]:2, builtin:1") == f"{tmp_path}/a.jsonl[5:9]:2,builtin:1"
     for source in ("builtin", "c4", "owner/name:config:train", "missing.jsonl"):
         assert absolute_source(source) == source
+
+
+@pytest.mark.parametrize("name", ["a,b.jsonl", "a[1].jsonl", "a[1:2].jsonl", "[x],y.jsonl"])
+def test_a_file_that_is_there_is_one_item_whatever_its_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).touch()
+    (item,) = items(name)
+    assert (item.place, item.start, item.stop, item.weight) == (name, 0, None, None)
+    assert absolute_source(name) == f"{tmp_path}/{name}"
+    assert items(f"{tmp_path}/{name}")[0].path == tmp_path / name
+
+
+def test_a_mix_may_be_longer_than_a_name_of_a_file():
+    assert len(items(",".join(["a.jsonl:1"] * 1000))) == 1000
