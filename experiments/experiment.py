@@ -10,6 +10,7 @@ from transformers.utils import logging
 from pgprune.data.stream import DataConfig
 from pgprune.errors import PruningError, first_line, printable
 from pgprune.experiments.cells import Cell, CellsConfig
+from pgprune.experiments.records import odd_line
 from pgprune.experiments.runner import failures, run
 from pgprune.utils.command_line import ArgumentParser, from_arguments, given
 from pgprune.utils.markdown import check_page
@@ -94,7 +95,9 @@ class Experiment:
         except PruningError:
             raise
         except (LookupError, TypeError, ValueError, AttributeError) as error:
+            lacking = error.args[0] if isinstance(error, KeyError) else None
+            where = odd_line(config.records, lacking) or first_line(error)
             raise PruningError(
-                f"{config.records} has a line that no table can show ({first_line(error)}); remove "
-                "it and measure its cell again"
+                f"{config.records} has a line that no table can show ({where}); remove it and "
+                "measure its cell again"
             ) from error

@@ -6,11 +6,38 @@ or biases. A cell that could not be measured has a record, too, which says why b
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pgprune.experiments.cells import RANDOM, Cell, Key
-from pgprune.utils.jsonl import Record, read_lines
+from pgprune.utils.files import read_text
+from pgprune.utils.jsonl import Record, parse_json, read_lines
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float)
+
+
+def _are_numbers(value: object) -> bool:
+    """Whether a value holds positive numbers by name; null stands for one that is not finite."""
+    return isinstance(value, dict) and all(
+        one is None or isinstance(one, int | float) and one > 0 for one in value.values()
+    )
+
+
+_FIELDS: Mapping[str, Callable[[object], bool]] = {
+    **dict.fromkeys(["method", "task", "model", "repair", "needs", "granularity"], _is_text),
+    **dict.fromkeys(["error", "run"], _is_text),
+    **dict.fromkeys(["seed", "rate", "seconds", "layers", "mask_evaluations"], _is_number),
+    **dict.fromkeys(["perplexity", "dense", "parameters"], _are_numbers),
+    "hyperparameters": lambda value: isinstance(value, dict),
+    "curve": lambda value: isinstance(value, list),
+}
+_QUOTED = 60  # characters of an odd value
 
 
 def adapted(record: Record) -> Record:
@@ -51,6 +78,31 @@ def read_records(path: Path, adapt: Callable[[Record], Record] = adapted) -> lis
         except (LookupError, TypeError, ValueError, AttributeError):
             continue
     return list(found.values())
+
+
+def odd_line(path: Path, lacking: object = None) -> str:
+    """Finds the first record that no table can show.
+
+    Args:
+        path: the file.
+        lacking: a field that a table has looked for in vain.
+
+    Returns:
+        Its line, the field and its value; or an empty text, if nothing is odd by itself.
+    """
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        try:
+            record = parse_json(line)
+        except ValueError:  # incomplete, and no record
+            continue
+        if not isinstance(record, dict):
+            continue
+        for name, fits in _FIELDS.items():
+            if name in record and not fits(record[name]):
+                return f"line {number}, {name}: {ascii(record[name])[:_QUOTED]}"
+        if isinstance(lacking, str) and not {lacking, "error"} & record.keys():
+            return f"line {number}, {lacking}: missing"
+    return ""
 
 
 def key_of(record: Record) -> Key:

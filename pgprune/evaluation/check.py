@@ -15,6 +15,7 @@ from pgprune.runs.any_model import is_run, load_any
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
+from pgprune.utils.files import user_path
 from pgprune.utils.manifest import MANIFEST, Manifest
 from pgprune.utils.progress import phase
 
@@ -44,7 +45,7 @@ def findings(source: str) -> Iterator[Finding]:
     Yields:
         A finding for each file and trial, of a run also for the exports in it.
     """
-    path = Path(source).expanduser()
+    path = user_path(source)
     if not is_run(path):
         yield from _of_model(source)
         return
@@ -65,7 +66,7 @@ def _of_run(path: Path) -> Iterator[Finding]:
 
 
 def _of_model(source: str) -> Iterator[Finding]:
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir():
         yield from _of_manifest(path)
         if not (path / "config.json").exists() and (files := sorted(path.glob("*.gguf"))):

@@ -48,7 +48,25 @@ def read_gguf(path: Path) -> Any:
     is_text = last.types[-1] is gguf.GGUFValueType.STRING
     if is_text and int(last.parts[-2][0]) != last.parts[-1].nbytes:
         raise PruningError(f"the GGUF file {str(path)!r} is cut short; copy it again")
+    _check_layout(path, reader)
     return reader
+
+
+def _check_layout(path: Path, reader: Any) -> None:
+    """Checks that tensors follow each other to the end of a file, as llama.cpp asks of them."""
+    place = reader.data_offset
+    for tensor in reader.tensors:
+        if tensor.data_offset != place:
+            raise PruningError(
+                f"the GGUF file {str(path)!r} is damaged: the tensor {tensor.name!r} begins at "
+                f"byte {tensor.data_offset:,}, not at {place:,}; copy it again"
+            )
+        place += -(-tensor.n_bytes // int(reader.alignment)) * int(reader.alignment)
+    if reader.tensors and path.stat().st_size > place:
+        raise PruningError(
+            f"the GGUF file {str(path)!r} goes on behind its last tensor, {tensor.name!r}; copy it "
+            "again"
+        )
 
 
 def has_vocabulary(reader: Any) -> bool:

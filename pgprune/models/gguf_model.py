@@ -26,6 +26,9 @@ from pgprune.models.gguf_files import has_vocabulary, read_gguf
 ROPE_FACTORS = "rope_freqs.weight"
 """Tensor of the divisors of the rotary frequencies, of Llama 3.1 and later."""
 
+_COUNTS = ("block_count", "embedding_length", "feed_forward_length", "attention.head_count")
+_RANGES = {"attention.layer_norm_rms_epsilon": (1e-20, 1.0), "rope.freq_base": (1.0, 1e12)}
+
 
 @dataclass(frozen=True)
 class GGUFModel:
@@ -67,6 +70,7 @@ def _read(path: Path, modified: int, size: int) -> GGUFModel:
             f"the GGUF file {str(path)!r} has no tokenizer; give one that was converted with it"
         )
     config = _config(path, architecture, reader.fields)
+    _check_keys(path, architecture, reader, config)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     _check_scaling(path, architecture, reader.fields)
     if factors := tensors.pop(ROPE_FACTORS, None):
@@ -120,6 +124,28 @@ def _config(path: Path, architecture: str, fields: Mapping[str, Any]) -> Pretrai
         )
     family_of(config)  # raises for variants that cannot be pruned
     return config
+
+
+def _check_keys(path: Path, architecture: str, reader: Any, config: PretrainedConfig) -> None:
+    """Refuses keys that are missing or odd, for which transformers has numbers of its own."""
+    fields = {key.removeprefix(f"{architecture}."): one for key, one in reader.fields.items()}
+    said = f"the GGUF file {str(path)!r} "
+    if missing := [key for key in _COUNTS if key not in fields]:
+        raise PruningError(f"{said}lacks the key {architecture}.{missing[0]}; copy it again")
+    for key, (least, most) in _RANGES.items():
+        value = fields[key].contents() if key in fields else least
+        if not (isinstance(value, float) and least <= value <= most):
+            raise PruningError(
+                f"{said}has {value!r} for {architecture}.{key}, not a number from {least:g} to "
+                f"{most:g}; copy it again"
+            )
+    names = (tensor.name.split(".") for tensor in reader.tensors)
+    layers = {name[1] for name in names if name[0] == "blk"}
+    if len(layers) != config.num_hidden_layers:
+        raise PruningError(
+            f"{said}has weights of {len(layers)} layers, but says {config.num_hidden_layers} "
+            f"({architecture}.block_count); copy it again"
+        )
 
 
 def _check_scaling(path: Path, architecture: str, fields: Mapping[str, Any]) -> None:

@@ -37,6 +37,7 @@ from pgprune.models.weight_files import (
     check_weights,
 )
 from pgprune.utils.devices import check_dtype, choose_device
+from pgprune.utils.files import user_path
 from pgprune.utils.options import Config, option
 from pgprune.utils.progress import phase
 
@@ -79,7 +80,7 @@ class ModelConfig(Config):
 
     def absolute(self) -> Self:
         """Returns the options with an absolute path, where the model is one."""
-        path = Path(self.model).expanduser()
+        path = user_path(self.model)
         if self.model == "builtin" or not path.exists():
             return self
         return replace(self, model=str(path.absolute()))

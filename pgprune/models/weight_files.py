@@ -135,7 +135,7 @@ def check_values(what: str, model: PreTrainedModel) -> None:
     for name, buffer in model.named_buffers():  # made from the configuration
         if not bool(buffer.isfinite().all()):
             raise PruningError(
-                f"the config.json of the {what} gives numbers that are not finite ({name}); "
+                f"the configuration of the {what} gives numbers that are not finite ({name}); "
                 "restore it"
             )
 

@@ -20,6 +20,7 @@ from pgprune.utils.options import (
     C,
     Config,
     OptionType,
+    at_home,
     check_item,
     choices_of,
     is_readable,
@@ -111,10 +112,7 @@ class ArgumentParser(argparse.ArgumentParser):
 def _at_home(word: str) -> str:
     """Puts the home directory in the place of ``~``, which shells leave alone in ``--output=~``."""
     option, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-    path = os.path.expanduser(value)
-    if path.startswith("~"):
-        raise PruningError(f"{value!r} begins with a home that is unknown; give the path without ~")
-    return f"{option}{equals}{path}" if value.startswith("~") else word
+    return f"{option}{equals}{at_home(value)}" if value.startswith("~") else word
 
 
 def given(config: type[Config], arguments: argparse.Namespace) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from pgprune.errors import PruningError, first_line
+from pgprune.utils.options import at_home
 from pgprune.utils.temporary import open_new, temporary
 
 _OTHER = "see to that"
@@ -72,9 +73,11 @@ def user_path(text: str) -> Path:
             that may not be read.
     """
     try:
-        path = Path(text).expanduser()
+        path = Path(at_home(text))
         path.exists()  # raises for all but a missing file
-    except (OSError, RuntimeError, ValueError) as error:
+    except PruningError:
+        raise
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or first_line(error)
         raise PruningError(f"the path {text!r} cannot be used ({reason}); give another") from error
     return path

@@ -9,6 +9,7 @@ class DataConfig(Config):
 
 import dataclasses
 import math
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import Field, asdict, fields
 from types import UnionType
@@ -230,6 +231,18 @@ def check_item(field: Field[Any], kind: type, value: Any) -> Any:
     if not fits or not _in_range(limits, value) or not is_readable(value):
         raise PruningError(f"must be {wanted}, not {_shown(value)}")
     return value
+
+
+def at_home(text: str) -> str:
+    """Returns a path with the home directory in the place of ``~``.
+
+    Raises:
+        PruningError: it is the home of an unknown user.
+    """
+    path = os.path.expanduser(text)
+    if path.startswith("~"):
+        raise PruningError(f"{text!r} begins with a home that is unknown; give the path without ~")
+    return path
 
 
 def is_readable(value: Any) -> bool:

@@ -189,8 +189,13 @@ def test_the_page_is_renewed_between_its_markers(compare, compared, tmp_path, ca
 
 def test_a_record_that_no_table_can_show(compare, tmp_path):
     line = '{"method": "flap", "task": "m:0.5", "seed": 0, "repair": "none", "perplexity": 5}'
-    (tmp_path / "comparison.jsonl").write_text(line)
-    with pytest.raises(PruningError, match="comparison.jsonl has a line that no table can show"):
+    records = tmp_path / "comparison.jsonl"
+    records.write_text(f"half a li\n{line}\n")
+    said = "comparison.jsonl has a line that no table can show"
+    with pytest.raises(PruningError, match=f"{said} .line 2, perplexity: 5.; remove it"):
+        compare(tmp_path, "--report")
+    records.write_text(line.replace("5}", '{"code": 5}}'))
+    with pytest.raises(PruningError, match=f"{said} .line 1, [a-z]+: missing.; remove it"):
         compare(tmp_path, "--report")
 
 

@@ -124,6 +124,43 @@ def test_files_that_are_no_model(tmp_path):
         refuses(f"architecture '{unknown}'.*give the dense model of a known family", path)
 
 
+def test_a_file_whose_tensors_lie_elsewhere_is_refused(tmp_path):
+    import gguf
+
+    whole = dense_gguf(tmp_path / "whole.gguf", llama()).read_bytes()
+    path = tmp_path / "model.gguf"
+    *_, tensor = gguf.GGUFReader(tmp_path / "whole.gguf").tensors
+    end = tensor.field.offset + sum(part.nbytes for part in tensor.field.parts)
+    for number, place in ((16, end - 8), (2**64 - 32, end - 8), (1, end - 12)):  # place, then type
+        content = bytearray(whole)
+        content[place : place + 4] = (number % 2**32).to_bytes(4, "little")
+        path.write_bytes(content)
+        refuses("is damaged: the tensor|goes on behind its last|cannot be read", path)
+    path.write_bytes(whole + b"more")
+    refuses("goes on behind its last tensor", path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("block_count", 2**24, "16,777,216 layers"),
+        ("block_count", 5, r"weights of \d layers, but says 5 .*block_count"),
+        ("head_count", 5, "describe no model that can be built"),
+        ("layer_norm_rms_epsilon", 7, "for llama.attention.layer_norm_rms_epsilon, not a number"),
+        ("freq_base", 7, "for llama.rope.freq_base, not a number from 1"),
+    ],
+)
+def test_a_file_with_odd_keys_is_refused(key, value, message, tmp_path):
+    whole = dense_gguf(tmp_path / "whole.gguf", llama()).read_bytes()
+    place = whole.index(key.encode()) + len(key) + 4  # behind the type
+    path = tmp_path / "model.gguf"
+    path.write_bytes(whole[:place] + value.to_bytes(4, "little") + whole[place + 4 :])
+    refuses(message, path)
+    if key == "block_count":
+        path.write_bytes(whole.replace(b"llama.block_count", b"llama.block_cownt"))
+        refuses("lacks the key llama.block_count", path)
+
+
 @pytest.mark.parametrize("package", ["gguf", "accelerate"])
 def test_a_missing_package_is_named(package, tmp_path, monkeypatch):
     path = dense_gguf(tmp_path / "tiny.gguf", llama())
