@@ -35,17 +35,25 @@ class Headless(nn.Module):
             if not isinstance(child, nn.Linear):  # norms of queries and keys
                 self.add_module(name, child)
         self.layer_idx: int | None = None  # slot of the cache
+        self.config: Any = None
         self.output = output
         self.add_module(output, Constant(children.get(output)))  # type: ignore[arg-type]
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, None]:
-        """Returns an output (B, T, D) and no attention weights, as stock attention does."""
+    def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """Returns an output (B, T, D), and attention weights of no heads where stock ones have some.
+
+        So the weights that a model returns are one tensor for each layer, (B, 0, T, S) for this one.
+        """
         cache = kwargs.get("past_key_values")
+        keys = hidden_states[:, None, :, :1]  # (B, 1, T, 1): only T matters
         if cache is not None and self.layer_idx is not None:
             # Caches take the text's length from any slot, and take tokens back from all of them.
-            length = hidden_states[:, None, :, :1]  # (B, 1, T, 1): only T matters
-            cache.update(length, length, self.layer_idx)
-        return self.get_submodule(self.output)(hidden_states), None
+            keys, _ = cache.update(keys, keys, self.layer_idx)  # (B, 1, S, 1)
+        weights = None
+        if self.config is not None and self.config._attn_implementation == "eager":
+            batch, length, _ = hidden_states.shape
+            weights = hidden_states.new_zeros(batch, 0, length, keys.shape[2])
+        return self.get_submodule(self.output)(hidden_states), weights
 
 
 class Spread(nn.Module):

@@ -111,13 +111,29 @@ def _without_layers(config: Any) -> Any:
     return bare
 
 
+class _OPTDecoder(opt.OPTDecoder):
+    """What an OPT model keeps its layers in."""
+
+    _can_record_outputs = {
+        "hidden_states": opt.OPTDecoderLayer,
+        "attentions": [opt.OPTAttention, Headless],
+    }
+
+
 class _PrunedDecoder(transformers.PreTrainedModel):
     """Makes a stock base model build its layers one by one, each from its own configuration."""
 
     _layer_class: type[nn.Module]
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        recorded: Any = cls._can_record_outputs  # of the stock class
+        cls._can_record_outputs = recorded | {"attentions": [recorded["attentions"], Headless]}
+
     def __init__(self, config: Any) -> None:
         super().__init__(_without_layers(config))
+        if hasattr(self, "decoder"):
+            self.decoder = _OPTDecoder(self.config)
         decoder = getattr(self, "decoder", self)  # only OPT has a decoder of its own
         decoder.layers = _layers(self._layer_class, config)
         config._attn_implementation = self.config._attn_implementation  # checked by super

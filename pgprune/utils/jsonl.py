@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -43,24 +44,28 @@ def read_lines(path: Path) -> list[Record]:
 
 
 def add_line(path: Path, record: Mapping[str, Any], remedy: str = _REMEDY) -> None:
-    """Appends a record; numbers that are not finite become null.
+    """Appends a record as a line of its own; numbers that are not finite become null.
 
     Raises:
         PruningError: the record cannot be written.
     """
+    close_line(path, remedy)
     with saving(path, remedy):
         append_line(path, json.dumps(finite(record), allow_nan=False))  # NaN is not JSON
 
 
-def close_line(path: Path) -> None:
+def close_line(path: Path, remedy: str = _REMEDY) -> None:
     """Ends an incomplete last line, so that the next record starts a new line.
 
     Raises:
         PruningError: the file cannot be written.
     """
     # A new record would join an incomplete line, and both would be lost.
-    if path.exists() and (content := path.read_bytes()) and not content.endswith(b"\n"):
-        with saving(path, _REMEDY), path.open("ab") as file:
+    if not path.is_file() or not path.stat().st_size:
+        return
+    with saving(path, remedy), path.open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
             file.write(b"\n")
 
 

@@ -95,6 +95,21 @@ def test_a_cache_that_is_cropped_by_hand(pruned):
 
 
 @torch.no_grad()
+def test_attention_weights_are_one_tensor_for_each_layer(pruned):
+    """Of as many heads as it has left; layers without attention would else shift the others."""
+    pruned.set_attn_implementation("eager")
+    try:
+        options = {"output_attentions": True, "return_dict_in_generate": True}
+        found = pruned.generate(tokens(), max_new_tokens=3, do_sample=False, **options).attentions
+    finally:
+        pruned.set_attn_implementation("sdpa")
+    layers = pruned.get_decoder().layers
+    heads = [getattr(layer.self_attn, "num_heads", 0) for layer in layers]
+    for weights in found:  # of each new token
+        assert [layer.shape[1] for layer in weights] == heads
+
+
+@torch.no_grad()
 def test_padding_on_the_left(pruned):
     ids = tokens(batch=1)
     padded = torch.cat([torch.zeros(1, 3, dtype=torch.int64), ids], dim=1)
