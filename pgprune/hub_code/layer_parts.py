@@ -40,9 +40,9 @@ class Headless(nn.Module):
         self.add_module(output, Constant(children.get(output)))  # type: ignore[arg-type]
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-        """Returns an output (B, T, D), and attention weights of no heads where stock ones have some.
+        """Returns an output (B, T, D), and weights of no heads where stock attention returns some.
 
-        So the weights that a model returns are one tensor for each layer, (B, 0, T, S) for this one.
+        So the attention weights of a model are one tensor for each layer, here (B, 0, T, S).
         """
         cache = kwargs.get("past_key_values")
         keys = hidden_states[:, None, :, :1]  # (B, 1, T, 1): only T matters

@@ -238,6 +238,7 @@ def _read_config(source: str, pruned: bool) -> PretrainedConfig:
         config.__dict__.pop("auto_map", None)
     config.use_cache = False  # masks are evaluated on whole windows
     config.return_dict = True  # a tuple has no names
+    config.output_attentions = False  # which only the slowest attention kernel can
     return config
 
 

@@ -60,6 +60,11 @@ def test_generation_settings_that_transformers_loads_but_does_not_save(run, way)
     assert not found.do_sample
 
 
+def test_a_configuration_that_asks_for_attention_weights(run, way):
+    edit(run.path.parent / "model" / "config.json", output_attentions=True)
+    exported(run, way)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="files have no modes")
 @pytest.mark.parametrize("mask", [0o077, 0o002])
 def test_weights_are_for_those_whom_the_umask_lets_read(run, mask):
