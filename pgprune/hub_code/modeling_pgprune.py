@@ -133,7 +133,8 @@ class _PrunedDecoder(transformers.PreTrainedModel):
     def __init__(self, config: Any) -> None:
         super().__init__(_without_layers(config))
         if hasattr(self, "decoder"):
-            self.decoder = _OPTDecoder(self.config)
+            bare: Any = self.config
+            self.add_module("decoder", _OPTDecoder(bare))
         decoder = getattr(self, "decoder", self)  # only OPT has a decoder of its own
         decoder.layers = _layers(self._layer_class, config)
         config._attn_implementation = self.config._attn_implementation  # checked by super
