@@ -90,14 +90,16 @@ class Experiment:
 
     def _reported(self, config: CellsConfig) -> str:
         """Makes the tables and plots of records that may be of any origin."""
+        where = odd_line(config.records)
         try:
-            return self.report(config)
+            if not where:
+                return self.report(config)
         except PruningError:
             raise
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
             lacking = error.args[0] if isinstance(error, KeyError) else None
             where = odd_line(config.records, lacking) or first_line(error)
-            raise PruningError(
-                f"{config.records} has a line that no table can show ({where}); remove it and "
-                "measure its cell again"
-            ) from error
+        raise PruningError(
+            f"{config.records} has a line that no table can show ({where}); remove it and measure "
+            "its cell again"
+        )

@@ -5,6 +5,7 @@ done with the run's mask: ``none`` leaves it as it is, ``own`` says that the met
 or biases. A cell that could not be measured has a record, too, which says why by ``error``.
 """
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -19,25 +20,28 @@ def _is_text(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
+    """Whether a value is a finite number, and none of hundreds of digits."""
+    return type(value) in (int, float) and abs(value) < _MOST  # type: ignore[operator]
 
 
 def _are_numbers(value: object) -> bool:
     """Whether a value holds positive numbers by name; null stands for one that is not finite."""
     return isinstance(value, dict) and all(
-        one is None or isinstance(one, int | float) and one > 0 for one in value.values()
+        one is None or type(one) in (int, float) and 0 < one < sys.float_info.max
+        for one in value.values()
     )
 
 
 _FIELDS: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(["method", "task", "model", "repair", "needs", "granularity"], _is_text),
     **dict.fromkeys(["error", "run"], _is_text),
-    **dict.fromkeys(["seed", "rate", "seconds", "layers", "mask_evaluations"], _is_number),
+    **dict.fromkeys(["seed", "rate"], _is_number),
     **dict.fromkeys(["perplexity", "dense", "parameters"], _are_numbers),
     "hyperparameters": lambda value: isinstance(value, dict),
     "curve": lambda value: isinstance(value, list),
 }
 _QUOTED = 60  # characters of an odd value
+_MOST = 1e18
 
 
 def adapted(record: Record) -> Record:
@@ -81,7 +85,7 @@ def read_records(path: Path, adapt: Callable[[Record], Record] = adapted) -> lis
 
 
 def odd_line(path: Path, lacking: object = None) -> str:
-    """Finds the first record that no table can show.
+    """Finds the first record with a field that no table can show.
 
     Args:
         path: the file.
@@ -90,18 +94,22 @@ def odd_line(path: Path, lacking: object = None) -> str:
     Returns:
         Its line, the field and its value; or an empty text, if nothing is odd by itself.
     """
-    for number, line in enumerate(read_text(path).splitlines(), start=1):
+    lines = list[tuple[int, Record]]()
+    for number, line in enumerate(read_text(path).splitlines() if path.exists() else [], start=1):
         try:
             record = parse_json(line)
         except ValueError:  # incomplete, and no record
             continue
-        if not isinstance(record, dict):
-            continue
+        if isinstance(record, dict):
+            lines.append((number, record))
+    for number, record in lines:
         for name, fits in _FIELDS.items():
             if name in record and not fits(record[name]):
                 return f"line {number}, {name}: {ascii(record[name])[:_QUOTED]}"
-        if isinstance(lacking, str) and not {lacking, "error"} & record.keys():
-            return f"line {number}, {lacking}: missing"
+    if any(lacking in record for _, record in lines):  # else it is of something within a record
+        for number, record in lines:
+            if not {lacking, "error"} & record.keys():
+                return f"line {number}, {lacking}: missing"
     return ""
 
 

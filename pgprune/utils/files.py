@@ -59,6 +59,8 @@ def read_text(path: Path) -> str:
     Raises:
         PruningError: the file cannot be read, or is not text in UTF-8.
     """
+    if path.exists() and not path.is_file():  # a pipe would wait for a writer
+        raise PruningError(f"cannot read {path}: it is no file; move it away")
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

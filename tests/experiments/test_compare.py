@@ -1,5 +1,7 @@
 """scripts/compare_methods.py: what it measures and what it shows."""
 
+import json
+import os
 import shutil
 import statistics
 
@@ -194,8 +196,24 @@ def test_a_record_that_no_table_can_show(compare, tmp_path):
     said = "comparison.jsonl has a line that no table can show"
     with pytest.raises(PruningError, match=f"{said} .line 2, perplexity: 5.; remove it"):
         compare(tmp_path, "--report")
-    records.write_text(line.replace("5}", '{"code": 5}}'))
-    with pytest.raises(PruningError, match=f"{said} .line 1, [a-z]+: missing.; remove it"):
+    other = line.replace("5}", '{"code": 5}}')
+    records.write_text(f'{other[:-1]}, "model": "m"}}\n{other}')
+    with pytest.raises(PruningError, match=f"{said} .line 2, model: missing.; remove it"):
+        compare(tmp_path, "--report")
+
+
+@pytest.mark.parametrize("value", ["1e400", "NaN", "9" * 400, "true", "-1", "0", '"5"'])
+def test_a_perplexity_that_is_none_is_named_by_its_line(value, compare, compared, tmp_path):
+    lines = (compared / "comparison.jsonl").read_text().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | {"perplexity": {"code": "?"}})
+    (tmp_path / "comparison.jsonl").write_text("\n".join(lines).replace('"?"', value))
+    with pytest.raises(PruningError, match=r"line 2, perplexity: \{"):
+        compare(tmp_path, "--report")
+
+
+def test_a_pipe_in_the_place_of_the_records_is_refused(compare, tmp_path):
+    os.mkfifo(tmp_path / "comparison.jsonl")
+    with pytest.raises(PruningError, match="comparison.jsonl: it is no file; move it away"):
         compare(tmp_path, "--report")
 
 
