@@ -21,7 +21,9 @@ def _is_text(value: object) -> bool:
 
 def _is_number(value: object) -> bool:
     """Whether a value is a finite number, and none of hundreds of digits."""
-    return type(value) in (int, float) and abs(value) < _MOST  # type: ignore[operator]
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return abs(value) < _MOST
 
 
 def _are_numbers(value: object) -> bool:
