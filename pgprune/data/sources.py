@@ -11,6 +11,7 @@ from pathlib import Path
 from pgprune.data.known_texts import KNOWN_TEXTS, KnownText
 from pgprune.errors import PruningError
 from pgprune.utils.files import user_path
+from pgprune.utils.options import at_home
 
 FORMATS = (".txt", ".jsonl", ".parquet", ".txt.gz", ".jsonl.gz")
 """Suffixes of the text files that can be read, in small or capital letters."""
@@ -183,7 +184,10 @@ def _has_name(place: str) -> bool:
 
 def _exists(text: str) -> bool:
     """Whether a text is the path of something, also if it may be too long or odd for one."""
-    return os.path.exists(os.path.expanduser(text))
+    try:
+        return os.path.exists(at_home(text))
+    except PruningError:  # an unknown home
+        return False
 
 
 def _is_local(place: str) -> bool:

@@ -239,7 +239,10 @@ def at_home(text: str) -> str:
     Raises:
         PruningError: it is the home of an unknown user.
     """
-    path = os.path.expanduser(text)
+    try:
+        path = os.path.expanduser(text)
+    except ValueError:  # no name of a user: a part of UTF-8, or a zero
+        path = text
     if path.startswith("~"):
         raise PruningError(f"{text!r} begins with a home that is unknown; give the path without ~")
     return path

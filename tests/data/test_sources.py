@@ -60,5 +60,11 @@ def test_a_file_that_is_there_is_one_item_whatever_its_name(name, tmp_path, monk
     assert items(f"{tmp_path}/{name}")[0].path == tmp_path / name
 
 
+@pytest.mark.parametrize("source", ["~\ud800", "~\0", "~nobody-of-this-name/[x]"])
+def test_what_is_no_path_is_one_sentence(source):
+    with pytest.raises(PruningError, match="a home that is unknown|is not understood"):
+        items(source)
+
+
 def test_a_mix_may_be_longer_than_a_name_of_a_file():
     assert len(items(",".join(["a.jsonl:1"] * 1000))) == 1000
