@@ -67,7 +67,9 @@ def record_of(run: Run) -> Record:
         "granularity": sections["pruning"]["granularity"],
         "budget": sections["pruning"]["budget"],
         # Agents bring no repair of their own, but for the weights of levels.
-        "repair": results["repair"]["asked"].replace("auto", "none"),
+        "repair": results["repair"]["asked"].replace(
+            "auto", "levels" if results["reward"] == "levels" else "none"
+        ),
         "asked_evaluations": sections["run"]["total_timesteps"],
         **{name: results[name] for name in (*FACTS, "method_cost") if name in results},
         "prune_rate": results["prune_rate"],
