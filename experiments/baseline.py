@@ -201,7 +201,6 @@ class Baseline:
         }
 
     def _write(self, run: Run, pruned: Pruned, results: dict[str, Any]) -> None:
-        run.resumable = False
         units, budget = self.problem.units, self.problem.budget
         tensors: dict[str, Tensor] = {"mask": pruned.mask} | self.problem.basis()
         if pruned.importance is not None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from pgprune.experiments.cells import CellsConfig
 from pgprune.utils.files import saving, write_file
 from pgprune.utils.jsonl import Record
-from pgprune.utils.markdown import renew_page
+from pgprune.utils.markdown import plain, renew_page
 
 
 def page_of(config: CellsConfig) -> Path:
@@ -45,7 +45,8 @@ def failures_list(records: Iterable[Record]) -> str:
         if "error" in record:
             repair = "" if record["repair"] == "none" else f", {record['repair']}"
             # Seeds that fail alike are one line.
-            line = f"{record['method']}{repair} on {record['task']}: {record['error']}"
+            what = f"{record['method']}{repair} on {record['task']}: {record['error']}"
+            line = plain(what.replace("\n", " "))  # an error may have several
             seeds.setdefault(line, []).append(str(record["seed"]))
     lines = [f"- {line} (seed {', '.join(found)})\n" for line, found in seeds.items()]
     return "Not measured:\n\n" + "".join(lines) if lines else ""

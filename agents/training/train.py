@@ -90,6 +90,7 @@ class Training:
             "model_fingerprint": self.problem.model_fingerprint,
             "text_fingerprint": fingerprint(first_batch, self.problem.validation),
             "validation": "held out",
+            **({} if self.settings.entry.no_resume is None else {"resumable": False}),
         }
 
     def check(self, run: Run) -> None:
@@ -130,7 +131,6 @@ class Training:
                 losses are not finite.
         """
         settings = self.settings
-        run.resumable = settings.entry.no_resume is None
         self._env.judge.levels = levels_of(run, settings, self.problem, self._repair_windows)
         checkpoint = run.load_checkpoint()
         self._env.judge.remember(self._validation)  # a resumed run counted its tokens before

@@ -1,11 +1,15 @@
 """Where runs are, and the names of the files in one, for all that writes or reads them."""
 
 import shlex
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
-from pgprune.utils.files import check_new, check_place
+from pgprune.errors import PruningError
+from pgprune.utils.files import check_new, check_place, read_text
 from pgprune.utils.manifest import MANIFEST
+from pgprune.utils.options import load_yaml
 
 RUNS = Path("runs")
 """Where runs without a directory of their own go."""
@@ -51,6 +55,26 @@ def check_output(output: str | None) -> None:
         check_place(RUNS)
     else:
         remedy = "choose another --output"
-        if (Path(output) / RunFile.CONFIG).is_file():
+        if _may_resume(Path(output) / RunFile.CONFIG):
             remedy += f", or resume an interrupted run with --resume {shlex.quote(output)}"
         check_new(Path(output), remedy)
+
+
+def is_resumable(sections: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Says whether an unfinished run can be resumed: not that of a method or of some agents.
+
+    Args:
+        sections: the content of config.yaml.
+    """
+    # Agents that cannot resume say so in what was decided when the run began.
+    return "method" not in sections and sections.get("decided", {}).get("resumable") is not False
+
+
+def _may_resume(config: Path) -> bool:
+    """Whether there is a run that can be resumed; a damaged one gets another sentence then."""
+    if not config.is_file():
+        return False
+    try:
+        return is_resumable(load_yaml(read_text(config), str(config)))
+    except PruningError:
+        return True

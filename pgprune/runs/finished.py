@@ -53,8 +53,9 @@ class FinishedRun(Run):
         super().__init__(path, sections)
         known = read_results(path) if results is None else results
         if known is None:
-            again = "prune again" if "method" in sections else f"resume it with --resume {path}"
-            raise PruningError(f"{path} has no results yet; {again}")
+            again = "prune again" if "method" in sections else "start a new run"
+            remedy = f"resume it with --resume {path}" if self.resumable else again
+            raise PruningError(f"{path} has no results yet; {remedy}")
         self.results = known
 
     @property

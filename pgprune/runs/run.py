@@ -18,7 +18,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from pgprune.errors import PruningError
-from pgprune.runs.files import LISTED, RUNS, RunFile, check_output
+from pgprune.runs.files import LISTED, RUNS, RunFile, check_output, is_resumable
 from pgprune.runs.lock import locked
 from pgprune.runs.progress import ProgressLog
 from pgprune.runs.results_file import read_results
@@ -49,11 +49,10 @@ class Run:
         resumable: whether an unfinished run can be resumed, as errors then advise.
     """
 
-    resumable = True
-
     def __init__(self, path: Path, sections: dict[str, dict[str, Any]]) -> None:
         self.path = path
         self.sections = sections
+        self.resumable = is_resumable(sections)
         self._progress = ProgressLog(path)
         self._checkpoint = path / RunFile.CHECKPOINT
         self._lock: ExitStack | None = None

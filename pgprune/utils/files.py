@@ -139,6 +139,7 @@ def check_new(path: Path, remedy: str = "choose another --output") -> None:
     if os.path.lexists(path):
         raise PruningError(f"{path} exists; {remedy}")
     check_place(path.parent)
+    _check_length(path)
 
 
 def make_folder(path: Path) -> None:
@@ -163,6 +164,18 @@ def check_place(path: Path) -> None:
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise PruningError(f"cannot make a directory in {place}; choose another --output")
+    _check_length(path)
+
+
+def _check_length(path: Path) -> None:
+    """Refuses a path of which a name, or the whole, is too long for its file system."""
+    for part in (path, *path.parts):  # names below what does not exist are not looked at
+        try:
+            os.lstat(part)
+        except OSError as error:
+            if error.errno == errno.ENAMETOOLONG:
+                reason = "a name in it is too long; choose a shorter --output"
+                raise PruningError(f"cannot write {path}: {reason}") from None
 
 
 def make_directory(

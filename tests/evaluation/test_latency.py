@@ -178,3 +178,10 @@ def test_an_existing_output_is_not_touched(tmp_path):
     with pytest.raises(PruningError, match=exists):
         command("benchmark_inference", "builtin", f"--output={tmp_path}")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("output", ["x" * 256, f"below/{'x' * 256}", "/".join(["x" * 99] * 50)])
+def test_an_output_with_too_long_a_name_is_refused_before_measuring(output, monkeypatch):
+    monkeypatch.setattr("pgprune.evaluation.latency._load", None)  # which would come next
+    with pytest.raises(PruningError, match="cannot write .* a name in it is too long; choose"):
+        command("benchmark_inference", "builtin", f"--output={output}")

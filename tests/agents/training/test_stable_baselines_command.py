@@ -9,6 +9,8 @@ from helpers.command import Crash, results, train
 from pgprune import PruningError
 from pgprune.agents.stable_baselines import Sb3Agent
 from pgprune.agents.training.results import next_commands
+from pgprune.runs.files import check_output
+from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
 
 
@@ -33,6 +35,10 @@ def test_a_crashed_run_says_why_it_cannot_go_on(options, tmp_path, monkeypatch):
         train(*options, "--agent=ppo", f"--output={run}")
     with pytest.raises(PruningError, match="agent ppo cannot resume .*; start a new run"):
         train(f"--resume={run}")
+    with pytest.raises(PruningError, match="run exists; choose another --output$"):
+        check_output(str(run))
+    with pytest.raises(PruningError, match="has no results yet; start a new run$"):
+        FinishedRun.open(run)
     stopped = {"completed": False, "model": "builtin", "agent": "ppo"}
     assert next_commands(stopped, Run.open(run)) == [], "nothing that it would refuse"
     assert "--resume" in next_commands(stopped | {"agent": "auto"}, Run.open(run))[0]
