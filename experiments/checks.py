@@ -37,6 +37,7 @@ def check_cells(words: Words, config: CellsConfig, data: DataConfig) -> None:
     """
     check_place(Path(config.output))
     _check_own(Path(config.output), config)
+    text = asdict(data.absolute())  # a file of the same name in another folder is another text
     # Shapes come from config.json alone, so no weights are loaded before everything is checked.
     shapes = dict[str, list[LayerShape]]()
     for model in dict.fromkeys(cell.model for cell in words):
@@ -52,7 +53,7 @@ def check_cells(words: Words, config: CellsConfig, data: DataConfig) -> None:
         some = {cell.task: cell for cell in words if cell.method == method}
         _check_fit({cell: words[cell] for cell in some.values()}, shapes, config.kind)
     sections = {
-        model_name(cell.model): {"model": place_of(cell.model), **text_of(cell.model, asdict(data))}
+        model_name(cell.model): {"model": place_of(cell.model), **text_of(cell.model, text)}
         for cell in words
     }
     options = {f"{cell.method} on {cell.task}": config.options_of(cell) for cell in words}
@@ -60,12 +61,17 @@ def check_cells(words: Words, config: CellsConfig, data: DataConfig) -> None:
 
 
 def _check_own(folder: Path, config: CellsConfig) -> None:
-    """Refuses a directory with other things, such as a run or a model."""
+    """Refuses a directory with other things, such as a run, or records without their settings."""
     own = {"settings.json", config.records.name}
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
     if any(not name.startswith(".") for name in names) and not own & names:
         raise PruningError(
             f"{folder} holds other things than a {config.records.stem}; choose another --output"
+        )
+    if config.records.exists() and not (folder / "settings.json").exists():
+        raise PruningError(
+            f"{folder / 'settings.json'} is gone, so nothing says what the records were measured "
+            "with; restore it from a copy, or choose another --output"
         )
 
 

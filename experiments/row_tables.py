@@ -4,7 +4,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-from pgprune.errors import PruningError
+from pgprune.errors import PruningError, printable
 from pgprune.evaluation.tables import error_of_mean
 from pgprune.experiments.report import failures_list
 from pgprune.experiments.rows import (
@@ -18,7 +18,7 @@ from pgprune.experiments.rows import (
     rows_of,
 )
 from pgprune.utils.jsonl import Record
-from pgprune.utils.markdown import grid, spread
+from pgprune.utils.markdown import grid, plain, spread
 
 _MIB = 2**20
 
@@ -66,7 +66,7 @@ def summary(rows: Sequence[Row], columns: Sequence[Column]) -> str:
 
 def _overview(rows: Sequence[Row], columns: Sequence[Column], models: Sequence[str]) -> str:
     best = best_forward(rows, columns)
-    head, lines = ["method", "repair", "type", *models, "all"], []
+    head, lines = ["method", "repair", "type", *map(plain, models), "all"], []
     for row in ranked(rows, columns):
         means = [row.mean([one for one in columns if one[0] == model]) for model in models]
         lines.append([*_names(row, row is best), *map(_mean, [*means, row.mean(columns)])])
@@ -82,7 +82,7 @@ def _model_table(
     sets = list(dict.fromkeys(name for _, _, name in columns))
     rates = list(dict.fromkeys(rate for _, rate, _ in columns))
     best = best_forward(rows, columns)
-    head = [f"{rate:g} {name}" if len(sets) > 1 else f"{rate:g}" for _, rate, name in columns]
+    head = [f"{rate:g} {plain(name)}" if len(sets) > 1 else f"{rate:g}" for _, rate, name in columns]
     costs = ["parameters kept", f"seconds at {rate:g}", f"MiB at {rate:g}", "seeds"]
     head = ["method", "repair", "type", *head, "mean", *costs]
     lines = []
@@ -98,10 +98,11 @@ def _model_table(
         lines.append([*names, *cells, _mean(row.mean(columns)), *_costs(row, model, rates, rate)])
     # What is said of the dense model is in every record of the model.
     one = next(record for row in rows for record in row.records if record["model"] == model)
-    dense = ", ".join(f"{name} {spread([one['dense'][name]])}" for name in sets)
+    dense = ", ".join(f"{plain(name)} {spread([one['dense'][name]])}" for name in sets)
     size = f"{one['parameters']['dense']:,}"
     shots = _zero_shot_table(ordered, model, rate)
-    about = f"`{model}`: {size} parameters; dense perplexity {dense}. Columns are prune rates."
+    code = printable(model).replace("`", "'")
+    about = f"`{code}`: {size} parameters; dense perplexity {dense}. Columns are prune rates."
     if error := _largest_error(rows, model):
         about += f" Standard errors over windows are at most {error:.1%} of a perplexity."
     return f"{about}\n\n" + grid(head, lines) + (f"\n{shots}" if shots else "")
@@ -162,7 +163,7 @@ def _zero_shot_table(rows: Sequence[Row], model: str, wanted: float) -> str:
         return ""
     about = "; the mean is over all tasks, ± its standard error over items" if mean else ""
     return f"Zero-shot accuracy (%) at {rate:g}, tasks with a row above chance{about}.\n\n" + grid(
-        ["method", "repair", "type", *above, *mean], lines
+        ["method", "repair", "type", *map(plain, above), *mean], lines
     )
 
 
@@ -189,12 +190,13 @@ def _accuracy(found: Sequence[Record]) -> str:
 
 
 def _name(row: Row) -> str:
-    return row.method if row.repair in ("none", "own") else f"{row.method} + {row.repair}"
+    return plain(row.method if row.repair in ("none", "own") else f"{row.method} + {row.repair}")
 
 
 def _names(row: Row, bold: bool = False) -> list[str]:
     mark = "**" if bold else ""
-    return [f"{mark}{row.method}{mark}", f"{mark}{row.repair}{mark}", row.kind]
+    names = [f"{mark}{plain(name)}{mark}" for name in (row.method, row.repair)]
+    return [*names, row.kind]
 
 
 def _mean(value: float) -> str:

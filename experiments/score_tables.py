@@ -13,7 +13,7 @@ from pgprune.experiments.score_plots import plot_all
 from pgprune.experiments.scores import Scores
 from pgprune.experiments.statistics import Estimate
 from pgprune.utils.jsonl import Record
-from pgprune.utils.markdown import grid, spread
+from pgprune.utils.markdown import grid, plain, spread
 
 
 def report(config: BenchmarkConfig) -> str:
@@ -63,7 +63,7 @@ def _summary(scores: Scores) -> str:
 
 def _loss_table(scores: Scores) -> str:
     """Tabulates scores, losses by task, and costs."""
-    head = ["agent", "score", *scores.tasks, "seconds", "tokens", "seeds"]
+    head = ["agent", "score", *map(plain, scores.tasks), "seconds", "tokens", "seeds"]
     lines = []
     random = [RANDOM] if scores.ends else []
     for agent in [*_ordered(scores), *random]:
@@ -72,7 +72,7 @@ def _loss_table(scores: Scores) -> str:
         costs = [_costs(scores, agent, name) for name in ("seconds", "tokens")]
         seeds = {seed for task in scores.tasks for seed in scores.runs(agent, task)}
         shown = [score, *losses, *costs] if agent != RANDOM else ["0", *losses, "–", "–"]
-        name = "random masks" if agent == RANDOM else agent
+        name = "random masks" if agent == RANDOM else plain(agent)
         lines.append([name, *shown, str(len(seeds))])
     return (
         "Loss of the answer on the validation batch (nats a token), mean ± standard deviation over "
@@ -88,11 +88,11 @@ def _perplexity_table(scores: Scores) -> str:
     some = {task: scores.some_run(task) for task in scores.tasks}
     columns = [(task, name) for task in some for name in some[task]["dense"]]
     lines = [
-        [agent, *(spread(scores.perplexities(agent, *column)) for column in columns)]
+        [plain(agent), *(spread(scores.perplexities(agent, *column)) for column in columns)]
         for agent in _ordered(scores)
     ]
     dense = ["dense", *(spread([some[task]["dense"][name]]) for task, name in columns)]
-    head = ["agent", *(f"{task} {name}" for task, name in columns)]
+    head = ["agent", *(plain(f"{task} {name}") for task, name in columns)]
     about = "Perplexity of the answer on the evaluation text, mean ± standard deviation.\n\n"
     return about + grid(head, [*lines, dense])
 
@@ -103,7 +103,7 @@ def _paired_table(scores: Scores, one: str, other: str) -> str:
     for task, (found, pairs) in scores.differences(one, other).items():
         # One pair has no spread, hence no interval and no verdict.
         sure = [f"[{found.low:+.4f}, {found.high:+.4f}]", _verdict(found)]
-        lines.append([task, f"{found.value:+.4f}", *(sure if pairs > 1 else "––"), str(pairs)])
+        lines.append([plain(task), f"{found.value:+.4f}", *(sure if pairs > 1 else "––"), str(pairs)])
     if not lines or one == other:
         return ""
     head = ["task", "difference", "95 % interval", "", "seeds"]
@@ -124,7 +124,7 @@ def _hyperparameters(scores: Scores) -> str:
                 said.setdefault((agent, own or "the defaults"), []).append(task)
     counts = Counter(agent for agent, _ in said)
     return "".join(
-        f"- {agent}{_on(tasks) if counts[agent] > 1 else ''}: {own}\n"
+        f"- {plain(agent + (_on(tasks) if counts[agent] > 1 else '') + f': {own}')}\n"
         for (agent, own), tasks in said.items()
     )
 

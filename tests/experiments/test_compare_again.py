@@ -71,6 +71,29 @@ def test_failures_are_tried_again_only_if_asked(compare, compared, tmp_path):
     assert lines(output)[-1] == next(line for line in before if '"error":' in line)
 
 
+def test_records_without_their_settings_are_not_added_to(compare, compared, tmp_path):
+    output = tmp_path / "copy"
+    shutil.copytree(compared, output)
+    (output / "settings.json").unlink()
+    with pytest.raises(PruningError, match="settings.json is gone, .*; restore it from a copy, or"):
+        compare(output, "--methods", "random:method-samples=8", "--rates", "0.33")
+
+
+def test_texts_are_told_apart_by_their_folders(
+    compare, compared, arguments, tmp_path, monkeypatch
+):
+    few = ("--methods", "random:method-samples=8", "--rates", "0.33", "--seeds=2")
+    text = Path(arguments["calibration"])
+    monkeypatch.chdir(text.parent)
+    before = lines(compared)
+    assert compare(compared, *few, f"--calibration={text.name}") == 0
+    assert lines(compared) == before, "the same text, named from its own folder"
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(text, tmp_path)
+    with pytest.raises(PruningError, match="was measured with calibration .*; repeat it with"):
+        compare(compared, *few, f"--calibration={text.name}")
+
+
 def test_other_settings_need_another_directory(compare, compared):
     with pytest.raises(PruningError, match="was measured with timesteps 1, not 2"):
         compare(compared, "--timesteps=2")

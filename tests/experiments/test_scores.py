@@ -11,6 +11,7 @@ from pgprune.errors import PruningError
 from pgprune.experiments.cells import RANDOM
 from pgprune.experiments.plan import BenchmarkConfig
 from pgprune.experiments.records import read_records
+from pgprune.experiments.report import failures_list
 from pgprune.experiments.score_plots import plot_all
 from pgprune.experiments.score_tables import report, tables
 from pgprune.experiments.scores import Scores, curve_at
@@ -149,3 +150,12 @@ def test_one_pair_has_no_interval():
 def test_nothing_measured_is_said(tmp_path):
     with pytest.raises(PruningError, match="nothing of the benchmark .* is measured yet"):
         report(BenchmarkConfig(output=str(tmp_path)))
+
+
+def test_what_others_have_named_makes_no_cell_line_or_html():
+    more = {"repair": "none", "rate": 0.5, "model": "a|b", "error": "first\n# second <b>\x1b[31m"}
+    odd = record("method|<b>", "a|b:0.5", 0, [1.0, 2.0]) | more
+    assert failures_list([odd]) == (
+        "Not measured:\n\n"
+        "- method\\|&lt;b&gt; on a\\|b:0.5: first # second &lt;b&gt;\ufffd\\[31m (seed 0)\n"
+    )
