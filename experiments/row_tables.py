@@ -82,7 +82,9 @@ def _model_table(
     sets = list(dict.fromkeys(name for _, _, name in columns))
     rates = list(dict.fromkeys(rate for _, rate, _ in columns))
     best = best_forward(rows, columns)
-    head = [f"{rate:g} {plain(name)}" if len(sets) > 1 else f"{rate:g}" for _, rate, name in columns]
+    head = [
+        f"{rate:g} {plain(name)}" if len(sets) > 1 else f"{rate:g}" for _, rate, name in columns
+    ]
     costs = ["parameters kept", f"seconds at {rate:g}", f"MiB at {rate:g}", "seeds"]
     head = ["method", "repair", "type", *head, "mean", *costs]
     lines = []

@@ -103,7 +103,8 @@ def _paired_table(scores: Scores, one: str, other: str) -> str:
     for task, (found, pairs) in scores.differences(one, other).items():
         # One pair has no spread, hence no interval and no verdict.
         sure = [f"[{found.low:+.4f}, {found.high:+.4f}]", _verdict(found)]
-        lines.append([plain(task), f"{found.value:+.4f}", *(sure if pairs > 1 else "––"), str(pairs)])
+        interval = sure if pairs > 1 else "––"
+        lines.append([plain(task), f"{found.value:+.4f}", *interval, str(pairs)])
     if not lines or one == other:
         return ""
     head = ["task", "difference", "95 % interval", "", "seeds"]

@@ -79,9 +79,7 @@ def test_records_without_their_settings_are_not_added_to(compare, compared, tmp_
         compare(output, "--methods", "random:method-samples=8", "--rates", "0.33")
 
 
-def test_texts_are_told_apart_by_their_folders(
-    compare, compared, arguments, tmp_path, monkeypatch
-):
+def test_texts_are_told_apart_by_their_folders(compare, compared, arguments, tmp_path, monkeypatch):
     few = ("--methods", "random:method-samples=8", "--rates", "0.33", "--seeds=2")
     text = Path(arguments["calibration"])
     monkeypatch.chdir(text.parent)
