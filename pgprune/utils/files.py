@@ -169,7 +169,7 @@ def check_place(path: Path) -> None:
 
 def _check_length(path: Path) -> None:
     """Refuses a path of which a name, or the whole, is too long for its file system."""
-    for part in (path, *path.parts):  # names below what does not exist are not looked at
+    for part in (str(path), *path.parts):  # names below what does not exist are not looked at
         try:
             os.lstat(part)
         except OSError as error:
