@@ -61,8 +61,8 @@ class Finetuning:
         run = run_at(source)
         self._source, self._config, self._lora = source, config, lora
         self.output = output_of(source, run, config.output)
-        # Beside the new directory, which appears only when it is complete.
-        self._checkpoint = self.output.with_name(f"{self.output.name}.checkpoint.safetensors")
+        # Beside the new directory, which appears only when it is complete; "." has no name.
+        self._checkpoint = self.output.parent / f"{self.output.name}.checkpoint.safetensors"
         self._check_output()
         model_config, self._tokenizer = check_source(
             source, device=config.device, dtype=config.dtype

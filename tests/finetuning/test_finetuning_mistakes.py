@@ -83,6 +83,8 @@ def refuses(message, source, config, data) -> None:
 def test_an_output_that_exists(run, config, data):
     (run.path / "finetuned").mkdir()
     refuses("finetuned exists; choose another --output", run.path, config, data)
+    for output in (".", "", "..", "/"):
+        refuses("^[./]+ exists; choose another", run.path, replace(config, output=output), data)
 
 
 def test_zeros_in_dense_shapes(run, config, data):
