@@ -33,7 +33,8 @@ def read_lines(path: Path) -> list[Record]:
     An incomplete line, which a power cut may leave, is skipped.
     """
     records: list[Record] = []
-    for line in read_text(path).splitlines() if path.exists() else []:
+    text = read_text(path).removeprefix("\ufeff") if path.exists() else ""  # a byte order mark
+    for line in text.splitlines():
         try:
             record = parse_json(line)
         except ValueError:  # incomplete
