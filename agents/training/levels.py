@@ -34,6 +34,7 @@ def levels_of(run: Run, settings: Settings, problem: Problem, windows: Tensor) -
         return None
     folder = run.path / RunFile.LEVELS
     if (found := Levels.load(problem.units, folder, problem.lm.device)) is not None:
+        problem.lm.meter.add(found.tokens)  # as if they were fitted; a checkpoint has its own count
         return found
     kept, _ = grid(problem.budget)
     with run.saving():

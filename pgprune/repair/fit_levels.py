@@ -43,7 +43,7 @@ def fit_levels(
     """
     make_folder(folder)
     groups, tensors = list[GroupLevels](), dict[str, Tensor]()
-    last = lm.units.kinds[-1]
+    last, before = lm.units.kinds[-1], lm.meter.tokens
 
     def solve(projection: Projection) -> Solution:
         if (group := projection.group) is None:
@@ -61,7 +61,7 @@ def fit_levels(
 
     with phase("levels"):
         refit_layers(lm, lm.units.ones(), windows, solve, "projection", relative=True)
-        levels = Levels(lm.units, groups, folder, lm.device)
+        levels = Levels(lm.units, groups, folder, lm.device, lm.meter.tokens - before)
         levels.save()
     return levels
 

@@ -59,10 +59,12 @@ class Levels:
         groups: the levels of each group, in the order of ``units.groups``.
         folder: with the weights, a file for each layer.
         device: where weights are read to; those read last stay there, one level of each group.
+        tokens: that the model has read to fit them.
 
     Attributes:
         units: as given.
         groups: as given.
+        tokens: as given.
     """
 
     def __init__(
@@ -71,8 +73,10 @@ class Levels:
         groups: Sequence[GroupLevels],
         folder: Path,
         device: torch.device | None = None,
+        tokens: int = 0,
     ) -> None:
         self.units = units
+        self.tokens = tokens
         self.groups = list(groups)
         self._folder = folder
         self._device = device or torch.device("cpu")
@@ -156,7 +160,7 @@ class Levels:
         Raises:
             OSError: the disk is full or refuses.
         """
-        tensors = dict[str, Tensor]()
+        tensors = {"tokens": torch.tensor(self.tokens)}
         for i, levels in enumerate(self.groups):
             width = torch.tensor(levels.width)
             values = {"kept": levels.kept, "order": levels.order, "errors": levels.errors}
@@ -188,11 +192,12 @@ class Levels:
                 )
                 for i in range(len(units.groups))
             ]
+            tokens = int(tensors["tokens"])
         except (SafetensorError, OSError, LookupError) as error:
             raise PruningError(
                 f"the levels in {str(folder)!r} are damaged or of another model; start a new run"
             ) from error
-        return cls(units, groups, folder, device)
+        return cls(units, groups, folder, device, tokens)
 
 
 def path_of(folder: Path, layer: int) -> Path:

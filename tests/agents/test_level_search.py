@@ -10,13 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from helpers.command import assert_same_run, results, train
+from helpers.command import Crash, assert_same_run, results, train
 from helpers.layered import left_to_gain
 from helpers.tiny import AdditiveLM, toy_problem, toy_units
 from pgprune import PruningError
 from pgprune.agents.level_search import LevelSearch, scores_of_levels
 from pgprune.agents.levels.start import starts
 from pgprune.agents.training import final_mask
+from pgprune.agents.training.train import Training
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.export.export import ExportConfig, export
 from pgprune.masking.budget import Budget
@@ -174,6 +175,23 @@ def test_a_run_ships_levels_and_can_be_resumed(repair, likely, monkeypatch, tmp_
     shutil.copytree(whole, cut)
     (cut / "results.json").unlink()
     assert train(f"--resume={cut}") == 0
+    assert_same_run(whole, cut)
+
+
+def test_levels_of_a_run_that_crashed_before_its_first_checkpoint(likely, monkeypatch, tmp_path):
+    whole, cut = (tmp_path / name for name in ("whole", "cut"))
+    few = [*likely, *LEVELS, "--total-timesteps=2"]
+    assert train(*few, f"--output={whole}") == 0
+
+    def crash(training: Training) -> Importance:
+        raise Crash
+
+    with monkeypatch.context() as patched, pytest.raises(Crash):
+        patched.setattr(Training, "_initialise", crash)
+        train(*few, f"--output={cut}")
+    assert (cut / "levels" / "groups.safetensors").is_file()
+    assert train(f"--resume={cut}") == 0
+    assert results(cut)["tokens"] == results(whole)["tokens"]
     assert_same_run(whole, cut)
 
 
