@@ -17,6 +17,7 @@ from pgprune.repair.level_grid import grid
 from pgprune.repair.levels import Levels
 from pgprune.runs.files import RunFile
 from pgprune.runs.run import Run
+from pgprune.utils.manifest import MANIFEST
 
 _WINDOWS = 32  # that choose the start
 
@@ -43,7 +44,9 @@ def levels_of(run: Run, settings: Settings, problem: Problem, windows: Tensor) -
 
 def drop_levels(run: Run) -> None:
     """Removes the levels of a run that needs them no more; they are several times the model."""
-    shutil.rmtree(run.path / RunFile.LEVELS, ignore_errors=True)
+    folder = run.path / RunFile.LEVELS
+    (folder / MANIFEST).unlink(missing_ok=True)  # first: without it, they are fitted again
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def start_of(settings: Settings, problem: Problem, windows: Tensor, judge: Judge) -> Importance:

@@ -4,6 +4,7 @@ import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from helpers.tiny import AdditiveLM, toy_problem, toy_units
 from pgprune import PruningError
 from pgprune.agents.level_search import LevelSearch, scores_of_levels
 from pgprune.agents.levels.start import starts
-from pgprune.agents.training import final_mask
+from pgprune.agents.training import final_mask, levels
 from pgprune.agents.training.train import Training
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.export.export import ExportConfig, export
@@ -178,21 +179,26 @@ def test_a_run_ships_levels_and_can_be_resumed(repair, likely, monkeypatch, tmp_
     assert_same_run(whole, cut)
 
 
-def test_levels_of_a_run_that_crashed_before_its_first_checkpoint(likely, monkeypatch, tmp_path):
+@pytest.mark.parametrize("moment", ["before the first checkpoint", "when levels are dropped"])
+def test_levels_of_a_run_that_crashed(moment, likely, monkeypatch, tmp_path):
     whole, cut = (tmp_path / name for name in ("whole", "cut"))
     few = [*likely, *LEVELS, "--total-timesteps=2"]
     assert train(*few, f"--output={whole}") == 0
 
-    def crash(training: Training) -> Importance:
+    def crash(*_: object, **__: object) -> None:
         raise Crash
 
     with monkeypatch.context() as patched, pytest.raises(Crash):
-        patched.setattr(Training, "_initialise", crash)
+        if moment == "before the first checkpoint":
+            patched.setattr(Training, "_initialise", crash)
+        else:
+            patched.setattr(levels, "shutil", SimpleNamespace(rmtree=crash))
         train(*few, f"--output={cut}")
     assert (cut / "levels" / "groups.safetensors").is_file()
     assert train(f"--resume={cut}") == 0
     assert results(cut)["tokens"] == results(whole)["tokens"]
     assert_same_run(whole, cut)
+    assert not (cut / "levels").exists()
 
 
 @pytest.mark.parametrize(
