@@ -41,7 +41,11 @@ def real_numbers(values: Any, expected: str) -> Tensor:
         PruningError: they are not real numbers, or a tensor without values of its own.
     """
     if isinstance(values, Tensor):
-        if values.is_complex() or values.is_meta or values.layout is not torch.strided:
+        if (
+            values.is_complex()
+            or values.device.type == "meta"
+            or values.layout is not torch.strided
+        ):
             kind = f"{values.dtype} on {values.device}, {values.layout}"
             raise PruningError(f"{expected}; got a tensor of {kind}")
         return values.detach().cpu()  # checks on the device would wait for it

@@ -127,8 +127,8 @@ class _PrunedDecoder(transformers.PreTrainedModel):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        recorded: Any = cls._can_record_outputs  # of the stock class
-        cls._can_record_outputs = recorded | {"attentions": [recorded["attentions"], Headless]}
+        recorded: Any = getattr(cls, "_can_record_outputs", {})  # of the stock class
+        cls._can_record_outputs = recorded | {"attentions": [recorded.get("attentions"), Headless]}
 
     def __init__(self, config: Any) -> None:
         super().__init__(_without_layers(config))
