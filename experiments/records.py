@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from pgprune.experiments.cells import RANDOM, Cell, Key
-from pgprune.utils.files import read_text
-from pgprune.utils.jsonl import Record, parse_json, read_lines
+from pgprune.utils.jsonl import Record, numbered_lines, read_lines
 
 
 def _is_text(value: object) -> bool:
@@ -96,14 +95,7 @@ def odd_line(path: Path, lacking: object = None) -> str:
     Returns:
         Its line, the field and its value; or an empty text, if nothing is odd by itself.
     """
-    lines = list[tuple[int, Record]]()
-    for number, line in enumerate(read_text(path).splitlines() if path.exists() else [], start=1):
-        try:
-            record = parse_json(line)
-        except ValueError:  # incomplete, and no record
-            continue
-        if isinstance(record, dict):
-            lines.append((number, record))
+    lines = numbered_lines(path)
     for number, record in lines:
         for name, fits in _FIELDS.items():
             if name in record and not fits(record[name]):

@@ -32,15 +32,20 @@ def read_lines(path: Path) -> list[Record]:
 
     An incomplete line, which a power cut may leave, is skipped.
     """
-    records: list[Record] = []
+    return [record for _, record in numbered_lines(path)]
+
+
+def numbered_lines(path: Path) -> list[tuple[int, Record]]:
+    """Reads the records of a file as ``read_lines``, each with its line, counted from 1."""
+    records: list[tuple[int, Record]] = []
     text = read_text(path).removeprefix("\ufeff") if path.exists() else ""  # a byte order mark
-    for line in text.splitlines():
+    for number, line in enumerate(text.splitlines(), start=1):
         try:
             record = parse_json(line)
         except ValueError:  # incomplete
             continue
         if isinstance(record, dict):
-            records.append(record)
+            records.append((number, record))
     return records
 
 
