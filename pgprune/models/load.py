@@ -23,6 +23,7 @@ from transformers import (
 )
 
 from pgprune.errors import PruningError, first_line
+from pgprune.models.checkpoint_kind import check_floats, check_kind
 from pgprune.models.families import FAMILIES, check_layers, family_of
 from pgprune.models.gguf_model import check_tensors, read_gguf_model
 from pgprune.models.loading_bars import bars_as_phases
@@ -212,12 +213,14 @@ def _read_config(source: str, pruned: bool) -> PretrainedConfig:
         family = str(raw.get("model_type"))
     except Exception as error:  # a list in place of an object, or one nested too deeply
         raise PruningError(_unreadable(source, "configuration", error)) from error
+    check_floats(source, raw)
     dense = family.removeprefix(PRUNED).removeprefix("slicegpt_")  # the family before pruning
     is_pruned = dense in FAMILIES and family.startswith(PRUNED)
     if is_pruned and not pruned:
         raise PruningError(f"the model {source!r} is already pruned; give the dense model")
     # Before transformers reads it, which fails otherwise on families that it does not know.
     if not is_pruned and family not in FAMILIES:
+        check_kind(source, raw)
         raise PruningError(
             f"the model {source!r} is of the family {family!r}, which is not "
             f"supported; known families: {', '.join(FAMILIES)}"

@@ -40,6 +40,7 @@ def check_export(source: Source) -> None:
 _READ = (".json", ".safetensors", ".jinja", ".model")  # what changes a model or its tokenizer
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _WHOLE = "model.safetensors"
+_FLOATS = ("F16", "BF16", "F32", "F64")  # names of safetensors
 
 
 def check_adapter(place: str) -> None:
@@ -211,9 +212,10 @@ def _names(directory: Path, file: Path) -> set[str]:
             "or download them again"
         ) from error
     # Quantized ones, without the scales that belong to them, would be taken as they are.
-    if odd := sorted(name for name, kind in kinds.items() if not kind.startswith(("F", "BF"))):
+    if odd := sorted(name for name, kind in kinds.items() if kind not in _FLOATS):
         raise PruningError(
             f"the weights {str(file)!r} hold {odd[0]} as {kinds[odd[0]]}, which is no "
-            "floating-point number; give the model as it was before it was quantized"
+            "floating-point number of 16, 32 or 64 bits; give the model as it was before it "
+            "was quantized"
         )
     return set(kinds)

@@ -79,7 +79,7 @@ def test_a_tokenizer_whose_odd_value_matters_on_a_text(directory):
     refuses("the tokenizer of the model .* cannot be read", directory)
 
 
-@pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.complex64])
+@pytest.mark.parametrize("kind", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
 def test_weights_that_are_no_floating_point_numbers(directory, kind):
     weights = load_file(directory / "model.safetensors")
     weights["lm_head.weight"] = weights["lm_head.weight"].to(kind)
