@@ -10,24 +10,23 @@ of each layer, and weights have their stock names (but see ``keep_values``).
 ``num_key_value_heads``, ``intermediate_size`` (``ffn_dim`` for OPT), ``skip`` for an attention or
 MLP block that is pruned with its norm, ``biases`` for projections that have a bias here but not in
 the dense model, and ``value_dims``, how many value dimensions each kv head keeps, if it is not all.
+``config.block_norms`` names the norms of each block where they are not those of LLaMA.
 A block of 0 heads or 0 channels is not skipped: the bias of its output projection still acts.
 """
 
 import copy
 from collections import OrderedDict
+from functools import cache
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers.models.llama import modeling_llama as llama
-from transformers.models.mistral import modeling_mistral as mistral
-from transformers.models.opt import modeling_opt as opt
-from transformers.models.qwen2 import modeling_qwen2 as qwen2
-from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
-from .classification import SequenceClassifier
+from .family_classes import FamilyClasses
 from .layer_parts import Constant, Headless, keep_values
+
+_BLOCK_NORMS = {"attention": ["input_layernorm"], "mlp": ["post_attention_layernorm"]}
 
 
 def _with_biases(layer: nn.Module, own: Any) -> nn.Module:
@@ -47,15 +46,18 @@ def _gated_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Mo
     own.intermediate_size = max(1, channels)
     layer: Any = _with_biases(layer_class(own, index), own)
     if "attention" in skip:
-        layer.self_attn, layer.input_layernorm = Headless(), nn.Identity()
+        layer.self_attn = Headless()
     elif not heads:
         layer.self_attn = Headless(layer.self_attn)
     else:
         keep_values(layer.self_attn, getattr(own, "value_dims", ()))
     if "mlp" in skip:
-        layer.mlp, layer.post_attention_layernorm = Constant(), nn.Identity()
+        layer.mlp = Constant()
     elif not channels:
         layer.mlp = nn.Sequential(OrderedDict(down_proj=Constant(layer.mlp.down_proj)))
+    norms = getattr(own, "block_norms", _BLOCK_NORMS)
+    for name in (name for block in skip for name in norms[block]):
+        setattr(layer, name, nn.Identity())
     return layer
 
 
@@ -88,7 +90,7 @@ def _opt_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Modu
 
 def _layers(layer_class: type[nn.Module], config: Any) -> nn.ModuleList:
     """Builds all layers of a model, with the numbers that caches and servers read."""
-    build = _opt_layer if layer_class is opt.OPTDecoderLayer else _gated_layer
+    build = _opt_layer if layer_class.__name__ == "OPTDecoderLayer" else _gated_layer
     layers = nn.ModuleList(build(layer_class, config, i) for i in range(config.num_hidden_layers))
     for index, layer in enumerate(layers):
         for module in layer.modules():
@@ -111,13 +113,17 @@ def _without_layers(config: Any) -> Any:
     return bare
 
 
-class _OPTDecoder(opt.OPTDecoder):
-    """What an OPT model keeps its layers in."""
+def _recorded(stock: Any) -> dict[str, Any]:
+    """Returns the outputs that a model records, and attention weights of layers without heads."""
+    recorded = getattr(stock, "_can_record_outputs", None) or {}
+    return recorded | {"attentions": [recorded.get("attentions"), Headless]}
 
-    _can_record_outputs = {
-        "hidden_states": opt.OPTDecoderLayer,
-        "attentions": [opt.OPTAttention, Headless],
-    }
+
+@cache
+def _recording(stock: Any) -> Any:
+    """Makes a class of decoder that records such outputs."""
+    values = {"_can_record_outputs": _recorded(stock), "__module__": __name__}
+    return type(f"Pruned{stock.__name__}", (stock,), values)
 
 
 class _PrunedDecoder(transformers.PreTrainedModel):
@@ -127,15 +133,13 @@ class _PrunedDecoder(transformers.PreTrainedModel):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        recorded: Any = getattr(cls, "_can_record_outputs", {})  # of the stock class
-        cls._can_record_outputs = recorded | {"attentions": [recorded.get("attentions"), Headless]}
+        cls._can_record_outputs = _recorded(cls)
 
     def __init__(self, config: Any) -> None:
         super().__init__(_without_layers(config))
-        if hasattr(self, "decoder"):
-            bare: Any = self.config
-            self.add_module("decoder", _OPTDecoder(bare))
-        decoder = getattr(self, "decoder", self)  # only OPT has a decoder of its own
+        decoder: Any = getattr(self, "decoder", self)  # only OPT has a decoder of its own
+        if decoder is not self:
+            self.decoder = decoder = _recording(type(decoder))(self.config)
         decoder.layers = _layers(self._layer_class, config)
         config._attn_implementation = self.config._attn_implementation  # checked by super
         self.config = decoder.config = config
@@ -151,7 +155,7 @@ class _PrunedCausalLM(transformers.PreTrainedModel):
     def __init__(self, config: Any) -> None:
         super().__init__(_without_layers(config))
         config._attn_implementation = self.config._attn_implementation
-        self.model = self._base_class(config)
+        setattr(self, self.base_model_prefix, self._base_class(config))
         self.config = config
         self.post_init()
 
@@ -160,141 +164,5 @@ class _PrunedCausalLM(transformers.PreTrainedModel):
         return None
 
 
-class PGPruneLlamaConfig(transformers.LlamaConfig):
-    """A pruned LLaMA."""
-
-    model_type = "pgprune_llama"
-    _auto_class = "AutoConfig"
-
-
-class PGPruneLlamaModel(_PrunedDecoder, llama.LlamaModel):
-    """A pruned LLaMA without its head."""
-
-    config_class = PGPruneLlamaConfig
-    _layer_class = llama.LlamaDecoderLayer
-
-
-class PGPruneLlamaForCausalLM(_PrunedCausalLM, llama.LlamaForCausalLM):
-    """A pruned LLaMA."""
-
-    config_class = PGPruneLlamaConfig
-    _base_class = PGPruneLlamaModel
-
-
-class PGPruneLlamaForSequenceClassification(SequenceClassifier, llama.LlamaPreTrainedModel):
-    """A pruned LLaMA with the head of a classifier."""
-
-    config_class = PGPruneLlamaConfig
-    _base_class = PGPruneLlamaModel
-
-
-class PGPruneMistralConfig(transformers.MistralConfig):
-    """A pruned Mistral."""
-
-    model_type = "pgprune_mistral"
-    _auto_class = "AutoConfig"
-
-
-class PGPruneMistralModel(_PrunedDecoder, mistral.MistralModel):
-    """A pruned Mistral without its head."""
-
-    config_class = PGPruneMistralConfig
-    _layer_class = mistral.MistralDecoderLayer
-
-
-class PGPruneMistralForCausalLM(_PrunedCausalLM, mistral.MistralForCausalLM):
-    """A pruned Mistral."""
-
-    config_class = PGPruneMistralConfig
-    _base_class = PGPruneMistralModel
-
-
-class PGPruneMistralForSequenceClassification(SequenceClassifier, mistral.MistralPreTrainedModel):
-    """A pruned Mistral with the head of a classifier."""
-
-    config_class = PGPruneMistralConfig
-    _base_class = PGPruneMistralModel
-
-
-class PGPruneQwen2Config(transformers.Qwen2Config):
-    """A pruned Qwen2."""
-
-    model_type = "pgprune_qwen2"
-    _auto_class = "AutoConfig"
-
-
-class PGPruneQwen2Model(_PrunedDecoder, qwen2.Qwen2Model):
-    """A pruned Qwen2 without its head."""
-
-    config_class = PGPruneQwen2Config
-    _layer_class = qwen2.Qwen2DecoderLayer
-
-
-class PGPruneQwen2ForCausalLM(_PrunedCausalLM, qwen2.Qwen2ForCausalLM):
-    """A pruned Qwen2."""
-
-    config_class = PGPruneQwen2Config
-    _base_class = PGPruneQwen2Model
-
-
-class PGPruneQwen2ForSequenceClassification(SequenceClassifier, qwen2.Qwen2PreTrainedModel):
-    """A pruned Qwen2 with the head of a classifier."""
-
-    config_class = PGPruneQwen2Config
-    _base_class = PGPruneQwen2Model
-
-
-class PGPruneQwen3Config(transformers.Qwen3Config):
-    """A pruned Qwen3."""
-
-    model_type = "pgprune_qwen3"
-    _auto_class = "AutoConfig"
-
-
-class PGPruneQwen3Model(_PrunedDecoder, qwen3.Qwen3Model):
-    """A pruned Qwen3 without its head."""
-
-    config_class = PGPruneQwen3Config
-    _layer_class = qwen3.Qwen3DecoderLayer
-
-
-class PGPruneQwen3ForCausalLM(_PrunedCausalLM, qwen3.Qwen3ForCausalLM):
-    """A pruned Qwen3."""
-
-    config_class = PGPruneQwen3Config
-    _base_class = PGPruneQwen3Model
-
-
-class PGPruneQwen3ForSequenceClassification(SequenceClassifier, qwen3.Qwen3PreTrainedModel):
-    """A pruned Qwen3 with the head of a classifier."""
-
-    config_class = PGPruneQwen3Config
-    _base_class = PGPruneQwen3Model
-
-
-class PGPruneOPTConfig(transformers.OPTConfig):
-    """A pruned OPT."""
-
-    model_type = "pgprune_opt"
-    _auto_class = "AutoConfig"
-
-
-class PGPruneOPTModel(_PrunedDecoder, opt.OPTModel):
-    """A pruned OPT without its head."""
-
-    config_class = PGPruneOPTConfig
-    _layer_class = opt.OPTDecoderLayer
-
-
-class PGPruneOPTForCausalLM(_PrunedCausalLM, opt.OPTForCausalLM):
-    """A pruned OPT."""
-
-    config_class = PGPruneOPTConfig
-    _base_class = PGPruneOPTModel
-
-
-class PGPruneOPTForSequenceClassification(SequenceClassifier, opt.OPTPreTrainedModel):
-    """A pruned OPT with the head of a classifier."""
-
-    config_class = PGPruneOPTConfig
-    _base_class = PGPruneOPTModel
+# Such as PGPruneLlamaConfig, PGPruneLlamaModel, PGPruneLlamaForCausalLM.
+__getattr__ = FamilyClasses(__name__, "PGPrune", "pgprune", _PrunedDecoder, _PrunedCausalLM).find

@@ -10,15 +10,6 @@ from typing import Any, NamedTuple
 CODE = "modeling_pgprune"
 """The module of ``pgprune.hub_code`` that is copied into exported models."""
 
-PREFIXES = {
-    "llama": "PGPruneLlama",
-    "mistral": "PGPruneMistral",
-    "qwen2": "PGPruneQwen2",
-    "qwen3": "PGPruneQwen3",
-    "opt": "PGPruneOPT",
-}
-"""Prefix of the names of a family's classes in that module, by its ``model_type``."""
-
 SLICED_CODE = "modeling_slicegpt"
 """The module of ``pgprune.hub_code`` that is copied into sliced models."""
 
@@ -49,18 +40,20 @@ class PrunedClasses(NamedTuple):
 
 def pruned_classes(model_type: str) -> PrunedClasses:
     """Returns the classes of pruned models of a family, by the dense model's ``model_type``."""
-    return _classes(CODE, PREFIXES[model_type])
+    return _classes(CODE, "PGPrune", model_type)
 
 
 def sliced_classes(model_type: str) -> PrunedClasses:
     """Returns the classes of sliced models of a family, by the dense model's ``model_type``."""
-    return _classes(SLICED_CODE, PREFIXES[model_type].replace("PGPrune", "SliceGPT"))
+    return _classes(SLICED_CODE, "SliceGPT", model_type)
 
 
-def _classes(file: str, prefix: str) -> PrunedClasses:
+def _classes(file: str, brand: str, model_type: str) -> PrunedClasses:
+    from transformers import CONFIG_MAPPING
+
     code = importlib.import_module(f"pgprune.hub_code.{file}")
-    names = (prefix + ending for ending in _ENDINGS.values())
-    return PrunedClasses(*(getattr(code, name) for name in names))
+    family = CONFIG_MAPPING[model_type].__name__.removesuffix("Config")
+    return PrunedClasses(*(getattr(code, brand + family + ending) for ending in _ENDINGS.values()))
 
 
 def register() -> None:
@@ -76,8 +69,10 @@ def register() -> None:
         AutoModelForSequenceClassification,
     )
 
+    from pgprune.models.families import FAMILIES
+
     # exist_ok: an export that is loaded with remote code registers the same names.
-    for classes in (*map(pruned_classes, PREFIXES), *map(sliced_classes, PREFIXES)):
+    for classes in (*map(pruned_classes, FAMILIES), *map(sliced_classes, FAMILIES)):
         AutoConfig.register(classes.config.model_type, classes.config, exist_ok=True)
         AutoModel.register(classes.config, classes.model, exist_ok=True)
         AutoModelForCausalLM.register(classes.config, classes.causal_lm, exist_ok=True)

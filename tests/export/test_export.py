@@ -55,6 +55,7 @@ def test_the_round_trip(model, granularity, name, tmp_path):
         "generation_config.json",
         "model.safetensors",
         "modeling_pgprune.py",
+        "family_classes.py",
         "layer_parts.py",
         "classification.py",
         "tokenizer.json",

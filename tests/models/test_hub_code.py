@@ -2,11 +2,13 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import transformers
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
@@ -14,14 +16,16 @@ from helpers.finished_run import assert_close, finished_run, logits
 from helpers.masks import patterns
 from helpers.tiny import CONFIGS, tiny_model, tokens
 from pgprune.export.export import ExportConfig, export
+from pgprune.hub_code import modeling_pgprune
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
-from pgprune.models.registration import PREFIXES
+from pgprune.models.registration import pruned_classes
 from pgprune.repair.fit import fit_repair
 from pgprune.repair.repair import repaired
 from pgprune.runs.files import RunFile
 
-CODE, PARTS, HEAD = "modeling_pgprune.py", "layer_parts.py", "classification.py"
+CODE, PARTS, CLASSES = "modeling_pgprune.py", "layer_parts.py", "family_classes.py"
+HEAD = "classification.py"
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +121,7 @@ def test_the_auto_map_is_complete_and_in_the_order_that_vllm_needs(exported):
         folder = exported[family]
         config = json.loads((folder / "config.json").read_text())
         assert config["model_type"] == f"pgprune_{family}"
-        assert config["architectures"] == [f"{PREFIXES[family]}ForCausalLM"]
+        assert config["architectures"] == [pruned_classes(family).causal_lm.__name__]
         assert list(config["auto_map"])[:3] == ["AutoConfig", "AutoModel", "AutoModelForCausalLM"]
         assert list(config["auto_map"])[3:] == ["AutoModelForSequenceClassification"]
         assert set(config["per_layer_config"]) <= {"0", "1", "2"}
@@ -128,7 +132,7 @@ def test_a_loaded_model_saves_everything_again(exported, tmp_path):
     for folder in exported.values():
         again = tmp_path / folder.parent.name
         AutoModelForCausalLM.from_pretrained(folder).save_pretrained(again)
-        for code in (CODE, PARTS, HEAD):
+        for code in (CODE, PARTS, CLASSES, HEAD):
             assert (again / code).read_bytes() == (folder / code).read_bytes()
         configs = [json.loads((path / "config.json").read_text()) for path in (folder, again)]
         assert configs[0] == configs[1]
@@ -141,10 +145,11 @@ def test_the_code_imports_nothing_of_ours(exported):
         (
             CODE,
             [
-                "from .classification import SequenceClassifier",
+                "from .family_classes import FamilyClasses",
                 "from .layer_parts import Constant, Headless, keep_values",
             ],
         ),
+        (CLASSES, ["from .classification import SequenceClassifier"]),
         (PARTS, []),
         (HEAD, []),
     ):
@@ -152,3 +157,18 @@ def test_the_code_imports_nothing_of_ours(exported):
         imports = [line for line in text.splitlines() if line.startswith(("import", "from"))]
         assert imports
         assert [line for line in imports if "pgprune" in line or "from ." in line] == beside
+
+
+def test_classes_are_made_when_they_are_asked_for():
+    """Each once; what transformers or this code lacks is an ordinary AttributeError."""
+    llama = modeling_pgprune.PGPruneLlamaForCausalLM
+    assert llama is modeling_pgprune.PGPruneLlamaForCausalLM
+    assert issubclass(llama, transformers.LlamaForCausalLM)
+    assert (llama.__module__, llama.__name__) == (
+        "pgprune.hub_code.modeling_pgprune",
+        "PGPruneLlamaForCausalLM",
+    )
+    assert pickle.loads(pickle.dumps(llama)) is llama
+    for name in ("PGPruneNobodyModel", "PGPruneLlama", "LlamaModel", "SliceGPTLlamaModel", "Model"):
+        with pytest.raises(AttributeError, match=f"has no attribute '{name}'"):
+            getattr(modeling_pgprune, name)

@@ -10,11 +10,9 @@ from helpers.masks import Case, case_of, patterns
 from helpers.pruned import in_pieces, parameters
 from helpers.tiny import CONFIGS, layers_of, masked_lm, tiny_model, tokens
 from pgprune import PruningError
-from pgprune.hub_code import modeling_pgprune
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.families import family_of
-from pgprune.models.registration import PREFIXES
 from pgprune.surgery.layers import plan_layers, prune, zero_pruned
 
 GRANULARITIES = ["heads+channels", "values+channels", "blocks", "layers"]
@@ -189,13 +187,3 @@ def test_a_mask_that_leaves_no_layer_is_refused():
     units = PruningUnits.of(model, "layers")
     with pytest.raises(PruningError, match="prunes every layer"):
         plan_layers(units, torch.zeros(3), family_of(model.config))
-
-
-def test_every_family_has_its_classes():
-    assert set(PREFIXES) == set(CONFIGS)
-    names = vars(modeling_pgprune)
-    for prefix in PREFIXES.values():
-        assert {
-            f"{prefix}{end}"
-            for end in ("Config", "Model", "ForCausalLM", "ForSequenceClassification")
-        } <= set(names)
