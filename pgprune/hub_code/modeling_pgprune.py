@@ -139,7 +139,8 @@ class _PrunedDecoder(transformers.PreTrainedModel):
         super().__init__(_without_layers(config))
         decoder: Any = getattr(self, "decoder", self)  # only OPT has a decoder of its own
         if decoder is not self:
-            self.decoder = decoder = _recording(type(decoder))(self.config)
+            stock: Any = type(decoder)
+            self.decoder = decoder = _recording(stock)(self.config)
         decoder.layers = _layers(self._layer_class, config)
         config._attn_implementation = self.config._attn_implementation  # checked by super
         self.config = decoder.config = config
