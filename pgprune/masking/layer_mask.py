@@ -223,3 +223,8 @@ def columns_of_values(values: Rows, head_dim: int, group: int) -> Rows:
 def rows_of_groups(groups: Rows, width: int) -> Rows:
     """Returns the indices of all rows of groups of ``width`` rows: (h,) -> (h * width,)."""
     return (groups[:, None] * width + np.arange(width)).ravel()
+
+
+def by_unit(inputs: Tensor, order: Tensor | None) -> Tensor:
+    """Arranges inputs or columns (..., inputs) in the order of ``PruningUnits.input_order``."""
+    return inputs if order is None else inputs.index_select(-1, order.to(inputs.device))

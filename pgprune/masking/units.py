@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from pgprune.errors import PruningError, check_choice
-from pgprune.models.families import decoder_layers, family_of, linear_at
+from pgprune.models.families import (
+    check_kinds,
+    decoder_layers,
+    family_of,
+    head_sizes,
+    linear_at,
+)
 from pgprune.utils.transfer import send
 
 GRANULARITIES: dict[str, tuple[str, ...]] = {
@@ -116,7 +122,12 @@ class PruningUnits:
     def of(
         cls, model: nn.Module, granularity: str = "heads+channels", channel_block: int = 1
     ) -> "PruningUnits":
-        """Returns the units of a loaded causal LM of a known family."""
+        """Returns the units of a loaded causal LM of a known family.
+
+        Raises:
+            PruningError: as the class, or units of such a kind cannot be pruned in this family.
+        """
+        check_kinds(getattr(model, "config", None), GRANULARITIES.get(granularity, ()))
         return cls(list(layer_shapes(model)), granularity, channel_block)
 
     @cached_property
@@ -245,37 +256,25 @@ def layer_shapes(model: nn.Module) -> Iterator[LayerShape]:
     """
     family = family_of(getattr(model, "config", None))
     for layer in decoder_layers(model, family):
-        attention = layer.get_submodule(family.attention)
-        head_dim = int(attention.head_dim)  # type: ignore[arg-type]
-        query, key, value, output, down, *expand = (
-            linear_at(layer, path)
-            for path in (
-                *(family.query, family.key, family.value, family.output, family.down),
-                *family.expand,
-            )
+        kv_heads, per_group, head_dim = head_sizes(layer, family)
+        output, down = linear_at(layer, family.output), linear_at(layer, family.down)
+        query, key, value = (
+            _row_cost(layer, path) for path in (family.query, family.key, family.value)
         )
-        kv_heads = key.out_features // head_dim
-        per_group = query.out_features // key.out_features  # query heads of a kv head
         # A kv group owns its rows of k and v, the rows of its query heads, and their columns of o.
-        value_cost = _row_cost(value) + per_group * output.out_features
-        rows = _row_cost(key) + per_group * _row_cost(query)
+        value_cost = value + per_group * output.out_features
+        mlp = (*family.expand, family.down, *family.mlp_norms)
         yield LayerShape(
             kv_heads=kv_heads,
             query_heads_per_group=per_group,
             head_dim=head_dim,
             channels=down.in_features,
-            kv_group_cost=head_dim * (rows + value_cost),
+            kv_group_cost=head_dim * (key + per_group * query + value_cost),
             value_cost=value_cost,
-            channel_cost=sum(_row_cost(linear) for linear in expand) + down.out_features,
-            attention_cost=_parameters(attention, layer, family.attention_norms),
-            mlp_cost=sum(p.numel() for linear in (*expand, down) for p in linear.parameters())
-            + _parameters(None, layer, family.mlp_norms),
+            channel_cost=sum(_row_cost(layer, path) for path in family.expand) + down.out_features,
+            attention_cost=_parameters(layer, (family.attention, *family.attention_norms)),
+            mlp_cost=_parameters(layer, mlp),
         )
-
-
-def by_unit(inputs: Tensor, order: Tensor | None) -> Tensor:
-    """Arranges inputs or columns (..., inputs) in the order of ``PruningUnits.input_order``."""
-    return inputs if order is None else inputs.index_select(-1, order.to(inputs.device))
 
 
 def _count_and_cost(shape: LayerShape, kind: str, channel_block: int) -> tuple[int, int]:
@@ -290,11 +289,11 @@ def _count_and_cost(shape: LayerShape, kind: str, channel_block: int) -> tuple[i
     }[kind]
 
 
-def _row_cost(linear: nn.Linear) -> int:
-    """Counts the parameters of one output of a projection, its bias included."""
-    return linear.in_features + (linear.bias is not None)
+def _row_cost(layer: nn.Module, path: str) -> int:
+    """Counts the parameters of one output of a projection, its bias included; 0 without a path."""
+    linear = linear_at(layer, path) if path else None
+    return 0 if linear is None else linear.in_features + (linear.bias is not None)
 
 
-def _parameters(block: nn.Module | None, layer: nn.Module, norms: tuple[str, ...]) -> int:
-    modules = [layer.get_submodule(name) for name in norms] + ([block] if block else [])
-    return sum(p.numel() for module in modules for p in module.parameters())
+def _parameters(layer: nn.Module, paths: tuple[str, ...]) -> int:
+    return sum(p.numel() for path in paths for p in layer.get_submodule(path).parameters())

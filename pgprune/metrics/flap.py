@@ -7,8 +7,9 @@ from torch import Tensor
 
 from pgprune.errors import PruningError
 from pgprune.masking.budget import Budget
+from pgprune.masking.layer_mask import by_unit
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.masking.units import Group, by_unit
+from pgprune.masking.units import Group
 from pgprune.metrics.base import FINE, metric
 from pgprune.metrics.importance import Importance
 

@@ -3,8 +3,8 @@
 A new family is a new row of ``FAMILIES``; no other code names an architecture.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -21,7 +21,8 @@ class Family:
     Attributes:
         layers: the list of decoder layers, from the causal LM.
         attention: the attention module, from a layer.
-        query: query projection, from a layer; its rows belong to query heads.
+        query: query projection, from a layer; its rows belong to query heads. Empty, as the next
+            two, where they are not known; heads and value dimensions are then refused.
         key: key projection, from a layer; its rows belong to kv heads.
         value: value projection, from a layer; its rows belong to kv heads.
         output: attention output projection, from a layer; its columns belong to query heads.
@@ -40,6 +41,7 @@ class Family:
         final_norm: the norm before the head, from the causal LM.
         positions: learned position embeddings, from the causal LM; None without them.
         gguf: llama.cpp's architecture for the pruned model; None without one.
+        refused: why units of a kind cannot be pruned, after "because", by their kind.
     """
 
     layers: str
@@ -59,6 +61,7 @@ class Family:
     final_norm: str = "model.norm"
     positions: str | None = None
     gguf: str | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def gated(self) -> bool:
@@ -154,6 +157,20 @@ def family_of(config: Any) -> Family:
     return FAMILIES[model_type]
 
 
+def check_kinds(config: Any, kinds: Iterable[str]) -> None:
+    """Checks that units of some kinds can be pruned in the family of a configuration.
+
+    Raises:
+        PruningError: they cannot.
+    """
+    for kind, reason in family_of(config).refused.items():
+        if kind in kinds:
+            raise PruningError(
+                f"units of the kind {kind!r} cannot be pruned in the family "
+                f"{config.model_type!r}, because {reason}; choose another --granularity"
+            )
+
+
 def projection_of(model: nn.Module, layer: int, kind: str) -> nn.Linear | None:
     """Returns a projection of ``Family.projections``; None if the model lacks it.
 
@@ -172,6 +189,20 @@ def decoder_layers(model: nn.Module, family: Family) -> nn.ModuleList:
     layers = model.get_submodule(family.layers)
     assert isinstance(layers, nn.ModuleList)
     return layers
+
+
+def head_sizes(layer: nn.Module, family: Family) -> tuple[int, int, int]:
+    """Returns kv heads, query heads of each, and their size; of unknown heads, one of all inputs.
+
+    Args:
+        layer: a decoder layer.
+        family: of the model.
+    """
+    if not family.query:
+        return 1, 1, linear_at(layer, family.output).in_features
+    head_dim: Any = layer.get_submodule(family.attention).head_dim
+    query, key = (linear_at(layer, path).out_features for path in (family.query, family.key))
+    return key // head_dim, query // key, head_dim
 
 
 def linear_at(layer: nn.Module, path: str) -> nn.Linear:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pgprune.errors import PruningError
-from pgprune.masking.units import by_unit
+from pgprune.masking.layer_mask import by_unit
 
 _LEAST_ROWS = 64
 _BLOCKS = 4  # of rows of x x^T: with m of them, (m + 1) / 2m of the products are computed

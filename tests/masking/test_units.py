@@ -1,5 +1,7 @@
 """Units: what a mask bit stands for, in which order, and how many parameters it costs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -150,3 +152,18 @@ def test_a_block_that_does_not_divide_the_channels_is_refused(block):
 
 def test_every_family_is_tested():
     assert set(FAMILIES) == set(CONFIGS)
+
+
+def test_kinds_that_a_family_refuses_and_heads_that_nobody_knows(monkeypatch):
+    refused = {kind: "its heads are not known" for kind in ("heads", "values")}
+    row = replace(FAMILIES["llama"], query="", key="", value="", refused=refused)
+    monkeypatch.setitem(FAMILIES, "llama", row)
+    model = tiny_model("llama")
+    for granularity in ("heads", "values+channels"):
+        with pytest.raises(PruningError, match="family 'llama', because its heads are not known"):
+            PruningUnits.of(model, granularity)
+    monkeypatch.undo()
+    costs = PruningUnits.of(model, "layers").cost
+    monkeypatch.setitem(FAMILIES, "llama", row)
+    assert torch.equal(PruningUnits.of(model, "layers").cost, costs)
+    assert PruningUnits.of(model, "channels").shapes[0].kv_heads == 1
