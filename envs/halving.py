@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pgprune.errors import PruningError
-from pgprune.models.window_losses import window_losses
+from pgprune.losses.windows import window_losses
 
 TOKENS = (2048, 16384, 131072)
 KEEP = 1 / 8  # the tokens grow by 8, so each round costs about the same

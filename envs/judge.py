@@ -9,10 +9,10 @@ from torch import Tensor
 
 from pgprune.envs.nearby_repair import NearbyRepair
 from pgprune.envs.precision import matmul_precision
+from pgprune.losses.divergence import Predictions
 from pgprune.masking.layer_mask import Fill
 from pgprune.masking.mask_tree import distinct
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.models.divergence import Predictions
 from pgprune.models.load import fingerprint
 from pgprune.repair.levels import Levels
 from pgprune.repair.repair import repaired

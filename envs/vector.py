@@ -19,9 +19,9 @@ from pgprune.envs.arguments import check_arguments, real_numbers
 from pgprune.envs.precision import PRECISIONS
 from pgprune.envs.reward import check_reward, reward_judge
 from pgprune.errors import PruningError, check_choice
+from pgprune.losses.windows import window_losses
 from pgprune.masking.perplexity import perplexity
 from pgprune.masking.problem import Problem, PruningConfig
-from pgprune.models.window_losses import window_losses
 from pgprune.utils.transfer import read, send
 
 Array = npt.NDArray[Any] | Tensor

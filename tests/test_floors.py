@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("utils", "hub_code"),
-    ("data", "models"),
+    ("data", "losses", "models"),
     ("masking",),
     ("repair",),
     ("metrics", "surgery"),

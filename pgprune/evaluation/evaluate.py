@@ -22,9 +22,9 @@ from pgprune.data.known_texts import ASSETS
 from pgprune.data.stream import DataConfig, EvaluationSet, check_sequence_length, evaluation_sets
 from pgprune.errors import PruningError
 from pgprune.evaluation.zero_shot import PAPER_TASKS, Harness, is_local, load_tasks
+from pgprune.losses.windows import model_losses, perplexity_of, window_losses
 from pgprune.masking.perplexity import bos_rule, tokenizer_identity
 from pgprune.models.load import ModelConfig, fingerprint
-from pgprune.models.window_losses import model_losses, perplexity_of, window_losses
 from pgprune.runs.any_model import LoadedModel, check_source, load_any, short_name
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun

@@ -18,8 +18,8 @@ from transformers import PreTrainedModel
 
 from pgprune.errors import PruningError
 from pgprune.evaluation.timing import Clock, measure_in_turn
+from pgprune.losses.tokens import next_token_logits
 from pgprune.models.load import DTYPES, ModelConfig
-from pgprune.models.losses import next_token_logits
 from pgprune.runs.any_model import check_source, load_any
 from pgprune.surgery.random_models import ShapeConfig, random_models
 from pgprune.utils.devices import choose_device

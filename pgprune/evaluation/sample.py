@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pgprune.losses.tokens import next_token_logits
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.pruned import pruned
-from pgprune.models.losses import next_token_logits
 from pgprune.repair.repair import Repair, repaired
 from pgprune.utils.progress import phase, track
 

@@ -27,9 +27,9 @@ from pgprune.finetuning.config import (
 from pgprune.finetuning.instructions import TrainingDataConfig, training_windows
 from pgprune.finetuning.lora import LoraConfig, LoraTrainer, check_peft
 from pgprune.finetuning.output import RECORD_FILE, add_to_run, write_finetuned
+from pgprune.losses.windows import model_losses
 from pgprune.masking.perplexity import bos_rule
 from pgprune.models.load import fingerprint
-from pgprune.models.window_losses import model_losses
 from pgprune.runs.any_model import LoadedModel, check_source, load_any, run_at
 from pgprune.runs.lock import locked
 from pgprune.runs.results import Perplexities, measured

@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 
 from pgprune.errors import PruningError
 from pgprune.finetuning.instructions import TrainingWindows
+from pgprune.losses.tokens import chunk_tokens, token_losses
 from pgprune.models.families import FAMILIES, decoder_layers
-from pgprune.models.losses import chunk_tokens, token_losses
 from pgprune.utils.memory import within_memory
 from pgprune.utils.options import Config, option
 

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pgprune.errors import PruningError
+from pgprune.losses.divergence import Predictions, divergences, predictions
+from pgprune.losses.tokens import LogitsMemory, token_losses
 from pgprune.masking.executors import LayerCall, executor_of, run_sliced
 from pgprune.masking.kept_weights import lay_out
 from pgprune.masking.layer_driver import LayerDriver, RunLayers
@@ -21,9 +23,7 @@ from pgprune.masking.mask_tree import distinct, run_tree
 from pgprune.masking.observation import Observation
 from pgprune.masking.token_meter import TokenMeter
 from pgprune.masking.units import PruningUnits
-from pgprune.models.divergence import Predictions, divergences, predictions
 from pgprune.models.families import decoder_layers, family_of, linear_at
-from pgprune.models.losses import LogitsMemory, token_losses
 from pgprune.utils.progress import track
 from pgprune.utils.transfer import send
 

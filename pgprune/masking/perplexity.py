@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from pgprune.losses.windows import perplexity_of, window_losses
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.models.window_losses import perplexity_of, window_losses
 
 # Numbers, spaces, accents, code, Chinese and an emoji: tokenizers differ in how they cut these.
 _PROBE = "It's 12,345.67 naïve  Köln cafés\n\tdef f(x): return [x] * 2  # 漢字 🙂"

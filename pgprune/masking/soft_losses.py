@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pgprune.losses.tokens import chunk_tokens, token_losses
 from pgprune.masking.executors import multiplied
 from pgprune.masking.layer_mask import LayerMask
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.models.families import decoder_layers, family_of
-from pgprune.models.losses import chunk_tokens, token_losses
 
 
 def soft_losses(

@@ -1,1 +1,1 @@
-"""Families, loading, weights on disk, and losses of tokens."""
+"""Families, loading, and weights on disk."""

@@ -20,11 +20,11 @@ from pgprune.data.stream import DataConfig, evaluation_sets
 from pgprune.evaluation import evaluate as model_evaluation
 from pgprune.evaluation import tables as evaluation_view
 from pgprune.export.export import ExportConfig, export
+from pgprune.losses import windows as counting
+from pgprune.losses.windows import model_perplexity
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.perplexity import perplexity, tokenizer_identity
 from pgprune.masking.units import PruningUnits
-from pgprune.models import window_losses as counting
-from pgprune.models.window_losses import model_perplexity
 from pgprune.runs.any_model import load_any
 from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run

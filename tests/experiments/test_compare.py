@@ -19,7 +19,7 @@ from pgprune.experiments import checks, variants
 from pgprune.experiments.records import read_records
 from pgprune.experiments.row_plots import hamming_distances, plot_all
 from pgprune.experiments.row_tables import tables
-from pgprune.models.window_losses import model_perplexity
+from pgprune.losses.windows import model_perplexity
 from pgprune.repair.fit import fit_repair
 from pgprune.repair.repair import repaired
 from pgprune.runs.finished import FinishedRun

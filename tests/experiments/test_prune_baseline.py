@@ -13,10 +13,10 @@ from helpers.finished_run import logits, numbers
 from helpers.tiny import tokens
 from pgprune.errors import PruningError
 from pgprune.experiments.baseline import Baseline, BaselineSettings, fitting
+from pgprune.losses import windows as window_losses
 from pgprune.masking.problem import Problem, PruningConfig
 from pgprune.methods import METHODS
 from pgprune.metrics import METRICS
-from pgprune.models import window_losses
 from pgprune.models.load import ModelConfig, load_model
 from pgprune.repair.repair import Repair
 from pgprune.runs.finished import FinishedRun

@@ -15,7 +15,7 @@ from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.export.export import ExportConfig, export
 from pgprune.finetuning.config import FinetuningConfig
 from pgprune.finetuning.instructions import TrainingDataConfig
-from pgprune.models.window_losses import model_perplexity
+from pgprune.losses.windows import model_perplexity
 from pgprune.runs.any_model import load_any
 from pgprune.utils.options import dump_yaml, to_dict
 

@@ -104,7 +104,7 @@ def test_a_model_of_which_only_biases_are_left_is_refused():
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing")
 def test_updates_are_those_of_autograd_and_adamw(model, monkeypatch):
     """Against the loss that Hugging Face computes, on all logits at once."""
-    monkeypatch.setattr("pgprune.models.losses.LOGITS_BYTES", 1)
+    monkeypatch.setattr("pgprune.losses.tokens.LOGITS_BYTES", 1)
     reference = copy.deepcopy(model)
     trainer = trained(model.requires_grad_(False), steps=3, warmup=0.5, epochs=2, rank=2, alpha=3.0)
     config = peft.LoraConfig(r=2, lora_alpha=3.0, target_modules=projections(reference))

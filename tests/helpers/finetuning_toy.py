@@ -11,7 +11,7 @@ from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.finetuning.config import FinetuningConfig
 from pgprune.finetuning.finetune import Finetuning
 from pgprune.finetuning.lora import LoraConfig
-from pgprune.models.window_losses import model_perplexity
+from pgprune.losses.windows import model_perplexity
 from pgprune.utils.progress import Phase, listening
 
 LORA = LoraConfig(learning_rate=1e-2, batch_size=4, rank=4)

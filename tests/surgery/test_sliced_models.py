@@ -17,9 +17,9 @@ from pgprune import PruningError
 from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.experiments.baseline import Baseline, BaselineSettings
 from pgprune.export.export import ExportConfig, export, parameters_in
+from pgprune.losses.windows import model_perplexity
 from pgprune.methods.common.base import MethodConfig
 from pgprune.models.load import ModelConfig, load_model
-from pgprune.models.window_losses import model_perplexity
 from pgprune.runs.any_model import load_any
 from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run

@@ -8,7 +8,7 @@ import pytest
 
 from helpers.command import Crash, assert_same_run, logged, results, start, train, wait_for
 from pgprune.agents.registry import AGENTS
-from pgprune.models import window_losses
+from pgprune.losses import windows as window_losses
 from pgprune.runs.results import with_repair
 from pgprune.runs.run import Run
 

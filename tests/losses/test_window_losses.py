@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pgprune.models.window_losses import (
+from pgprune.losses.windows import (
     FEWEST_WINDOWS,
     STANDARD_ERROR,
     perplexity_of,

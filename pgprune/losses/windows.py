@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pgprune.models.losses import sequence_losses
+from pgprune.losses.tokens import sequence_losses
 from pgprune.utils.progress import phase
 
 STANDARD_ERROR = 0.01

@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from pgprune import PruningError
-from pgprune.models.divergence import Predictions, divergences, predictions
-from pgprune.models.losses import LogitsMemory
+from pgprune.losses.divergence import Predictions, divergences, predictions
+from pgprune.losses.tokens import LogitsMemory
 
 VOCABULARY = 200
 

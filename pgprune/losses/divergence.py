@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgprune.errors import PruningError
-from pgprune.models.losses import LogitsMemory, each_chunk
+from pgprune.losses.tokens import LogitsMemory, each_chunk
 
 
 class Predictions(NamedTuple):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from pgprune.models.losses import LogitsMemory, token_losses
+from pgprune.losses.tokens import LogitsMemory, token_losses
 
 
 class Headed(nn.Module):
