@@ -15,7 +15,7 @@ from hypothesis import settings
 
 from helpers.listener import Heard
 from helpers.masks import Case, case_of
-from helpers.tiny import CONFIGS, tiny_arguments, tiny_model
+from helpers.tiny import FEW, tiny_arguments, tiny_model
 from pgprune.data.stream import DataConfig
 from pgprune.masking.problem import Problem, PruningConfig, make_problem
 from pgprune.models.load import ModelConfig
@@ -55,9 +55,9 @@ def painted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "png", PNG)
 
 
-@pytest.fixture(params=list(CONFIGS))
+@pytest.fixture(params=FEW)
 def model(request: pytest.FixtureRequest) -> transformers.PreTrainedModel:
-    """A tiny random model of each family in float64."""
+    """A tiny random model of a few families in float64."""
     return tiny_model(request.param)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +68,8 @@ def token_losses(
         head = model.get_output_embeddings()  # type: ignore[operator]
         size = chunk or chunk_tokens(head.weight.shape[0])
         chunks = zip(hidden.split(size), targets.split(size), strict=True)
-        return torch.cat([_compiled_losses(head, *each) for each in chunks])
+        finish = Finish.of(model)
+        return torch.cat([_compiled_losses(head, finish, *each) for each in chunks])
     return torch.cat(each_chunk(model, hidden, _losses, targets, chunk=chunk, memory=memory))
 
 
@@ -94,7 +95,7 @@ def each_chunk(
     Returns:
         What was computed of each chunk.
     """
-    head = model.get_output_embeddings()  # type: ignore[operator]
+    head, finish = model.get_output_embeddings(), Finish.of(model)  # type: ignore[operator]
     chunk = chunk or chunk_tokens(head.weight.shape[0])
     memory = memory or LogitsMemory()
     in_place = _works_in_place(head, hidden)
@@ -103,8 +104,8 @@ def each_chunk(
 
     def of(states: Tensor) -> Tensor:
         if in_place:
-            return _log_probabilities_in_place(head, states, memory)
-        return _widened(head(states)).log_softmax(1)
+            return _log_probabilities_in_place(head, finish, states, memory)
+        return _widened(finish(head(states))).log_softmax(1)
 
     split = (tensor.split(chunk) for tensor in (hidden, *beside))
     # Not in a variable, which would hold the log-probabilities of one chunk beside the next.
@@ -138,10 +139,49 @@ def next_token_logits(
         Logits (B, vocabulary) and the cache.
     """
     embeddings: Any = model.get_input_embeddings()
-    head: Any = model.get_output_embeddings()
     ids = input_ids.to(embeddings.weight.device)
     output = model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
-    return head(output.last_hidden_state[:, -1].contiguous()), output.past_key_values
+    last = output.last_hidden_state[:, -1].contiguous()
+    return logits_of(model, last), output.past_key_values
+
+
+def logits_of(model: nn.Module, hidden: Tensor) -> Tensor:
+    """Computes the model's logits of last hidden states: (..., D) -> (..., vocabulary)."""
+    head = model.get_output_embeddings()  # type: ignore[operator]
+    logits: Tensor = Finish.of(model)(head(hidden))
+    return logits
+
+
+class Finish(NamedTuple):
+    """What a model does to the outputs of its head.
+
+    Attributes:
+        divisor: of the outputs (Granite); None for 1.
+        cap: c of the soft-capping c tanh(x / c) (Gemma 2); None without it.
+    """
+
+    divisor: float | None = None
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "Finish":
+        """Reads it from a model's configuration."""
+        config = getattr(model, "config", None)
+        names = ("logits_scaling", "final_logit_softcapping")
+        return cls(*(getattr(config, name, None) for name in names))
+
+    def __call__(self, logits: Tensor) -> Tensor:
+        """Computes the logits, in the same operations as transformers."""
+        if self.divisor is not None:
+            logits = logits / self.divisor
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    def in_place(self, logits: Tensor) -> None:
+        """Computes the logits in memory of their own."""
+        if self.divisor is not None:
+            logits.div_(self.divisor)
+        if self.cap is not None:
+            logits.div_(self.cap).tanh_().mul_(self.cap)
 
 
 def _losses(log_probabilities: Tensor, targets: Tensor) -> Tensor:
@@ -157,21 +197,24 @@ def _works_in_place(head: nn.Module, hidden: Tensor) -> bool:
     return on_cpu and head.weight.dtype in (torch.float32, torch.float64)
 
 
-def _log_probabilities_in_place(head: nn.Linear, hidden: Tensor, memory: LogitsMemory) -> Tensor:
+def _log_probabilities_in_place(
+    head: nn.Linear, finish: Finish, hidden: Tensor, memory: LogitsMemory
+) -> Tensor:
     """Computes log-probabilities (N, vocabulary), which overwrite the logits."""
     logits = memory.take(len(hidden), len(head.weight), head.weight.dtype)  # (N, vocabulary)
     if head.bias is None:
         torch.mm(hidden, head.weight.T, out=logits)
     else:
         torch.addmm(head.bias, hidden, head.weight.T, out=logits)
+    finish.in_place(logits)
     return torch.log_softmax(logits, 1, out=logits)  # in place
 
 
-def _compiled_losses(head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor:
+def _compiled_losses(head: nn.Linear, finish: Finish, hidden: Tensor, targets: Tensor) -> Tensor:
     from torch._dynamo.exc import TorchDynamoException
 
     try:
-        return compiled_head_and_loss()(hidden, head.weight, head.bias, targets)
+        return compiled_head_and_loss(finish)(hidden, head.weight, head.bias, targets)
     except TorchDynamoException as error:
         raise PruningError(
             f"head and loss cannot be compiled ({first_line(error)}); leave out --compile-head, or "
@@ -181,11 +224,13 @@ def _compiled_losses(head: nn.Linear, hidden: Tensor, targets: Tensor) -> Tensor
 
 # Compiled once for all models: weights are arguments, and shapes do not change.
 @cache
-def compiled_head_and_loss() -> Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]:
+def compiled_head_and_loss(
+    finish: Finish,
+) -> Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]:
     """Compiles the losses of hidden states by the head's weight and bias, and targets."""
 
     def losses(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Tensor:
-        logits = _widened(F.linear(hidden, weight, bias))
+        logits = _widened(finish(F.linear(hidden, weight, bias)))
         return F.cross_entropy(logits, targets.to(logits.device), reduction="none")
 
     return torch.compile(losses)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from pgprune.errors import PruningError
 from pgprune.losses.divergence import Predictions, divergences, predictions
-from pgprune.losses.tokens import LogitsMemory, token_losses
+from pgprune.losses.tokens import LogitsMemory, logits_of, token_losses
 from pgprune.masking.executors import LayerCall, executor_of, run_sliced
 from pgprune.masking.kept_weights import lay_out
 from pgprune.masking.layer_driver import LayerDriver, RunLayers
@@ -24,6 +24,7 @@ from pgprune.masking.observation import Observation
 from pgprune.masking.token_meter import TokenMeter
 from pgprune.masking.units import PruningUnits
 from pgprune.models.families import decoder_layers, family_of, linear_at
+from pgprune.models.residual import additions
 from pgprune.utils.progress import track
 from pgprune.utils.transfer import send
 
@@ -135,8 +136,8 @@ class MaskedLM:
     @torch.no_grad()
     def logits(self, masks: Tensor, input_ids: Tensor) -> Tensor:
         """Computes next-token logits under each mask, (K, B, T, vocabulary), for small inputs."""
-        head = self.model.get_output_embeddings()  # type: ignore[operator]
-        return self._in_passes(masks, input_ids, lambda few: head(self._hidden(few, input_ids)))
+        of = partial(logits_of, self.model)
+        return self._in_passes(masks, input_ids, lambda few: of(self._hidden(few, input_ids)))
 
     @torch.no_grad()
     def observe(self, mask: Tensor, input_ids: Tensor) -> Iterator[Observation]:
@@ -185,25 +186,19 @@ class MaskedLM:
         captured = [self._capture(chunk) for chunk in self._chunks(input_ids)]
         states, calls = [hidden.cpu() for hidden, _ in captured], [each for _, each in captured]
         del captured  # the embeddings
-        added: list[Tensor] = []  # by attention and MLP of a layer, to one chunk
         for index, layer in enumerate(self._layers):
-            parts = (linear_at(layer, p) for p in (self.family.output, self.family.down))
-            hooks = [p.register_forward_hook(lambda *call: added.append(call[2])) for p in parts]
             between, after = list[Tensor](), list[Tensor]()
-            try:
+            with additions(layer, self.family) as parts:
                 for chunk, of_layers in enumerate(calls):
                     before = send(states[chunk], self.device)
                     states[chunk] = of_layers[index](before).cpu()
                     wide = torch.promote_types(before.dtype, torch.float32)
-                    attention, mlp = (part.view_as(before) for part in added)
-                    added.clear()
+                    attention, mlp = (part.view_as(before) for part in parts)
+                    parts.clear()
                     between.append(before.to(attention.device, wide).add(attention).cpu())
                     same = before.dtype == wide  # in which the layer has added them up
                     sums = states[chunk] if same else between[-1].to(mlp.device).add(mlp).cpu()
                     after.append(sums)
-            finally:
-                for hook in hooks:
-                    hook.remove()
             yield between
             del between
             yield after

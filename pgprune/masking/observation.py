@@ -1,8 +1,8 @@
 """One dense layer on the hidden states of a text, run in halves that are computed once.
 
 The first half ends at the inputs of the attention output projection, the second at those of the
-down projection. What follows are a product and a sum, so a metric or a repair that has read these
-inputs has paid for most of the layer already.
+down projection. What follows are a product and a sum (and in some families a norm), so a metric or
+a repair that has read these inputs has paid for most of the layer already.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pgprune.masking.executors import LayerCall, attending, select
 from pgprune.masking.layer_mask import LayerMask
 from pgprune.models.families import Family, linear_at
+from pgprune.models.residual import added
 from pgprune.utils.transfer import send
 
 KEPT_BYTES = 256 * 2**20
@@ -27,7 +28,7 @@ class Halves(NamedTuple):
 
     Attributes:
         attention: inputs of the output projection, (b, T, query heads * head_dim).
-        output: outputs of that projection, (b, T, D); None where only the first half has run.
+        output: what attention adds to the stream, (b, T, D); None after the first half.
         mlp: inputs of the down projection, (b, T, channels), or None.
         weights: the parameters that the second half was computed with.
     """
@@ -53,6 +54,7 @@ class Observation:
 
     Attributes:
         layer: index of the layer.
+        module: the layer.
         states: hidden states before it, on the host, which has room for those of all the text.
     """
 
@@ -65,6 +67,7 @@ class Observation:
         device: torch.device,
     ) -> None:
         self.layer = layer
+        self.module = calls[0].layer
         self.states = states
         self._calls = calls
         self._family = family
@@ -132,7 +135,8 @@ class Observation:
                 down = linear_at(call.layer, self._family.down)
                 mlp = halves.mlp if channels is None else select(halves.mlp, channels, None)
                 assert halves.output is not None
-                after = state.to(halves.output.device) + halves.output + down(mlp)  # as the layer
+                mlp = added(call.layer, self._family, "channels", down(mlp))
+                after = state.to(halves.output.device) + halves.output + mlp  # as the layer
             else:
                 call = replace(call, attention=halves.attention if halves else None)
                 after = run(call, state[None], mask)[0]
@@ -163,6 +167,8 @@ class Observation:
             hook.remove()
         batch = self.states[chunk].shape[:2]  # OPT flattens (b, T) before its MLP
         parts = {name: part.view(*batch, -1) for name, part in seen.items()}
+        if "output" in parts:
+            parts["output"] = added(call.layer, family, "heads", parts["output"])
         halves = Halves(
             parts["attention"], parts.get("output"), parts.get("mlp"), self._weights(call)
         )

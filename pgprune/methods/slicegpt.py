@@ -14,7 +14,7 @@ from pgprune.masking.observation import Observation
 from pgprune.masking.problem import Problem
 from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.models.families import decoder_layers, family_of
-from pgprune.surgery.slice_model import sliced_parameters
+from pgprune.surgery.slice_model import check_sliceable, sliced_parameters
 from pgprune.surgery.stream_slices import Slices, centred, project, projection_hooks
 
 _MULTIPLE = 8  # of widths, where the stream is wide or a fraction is asked for
@@ -48,11 +48,12 @@ def slicegpt(problem: Problem, windows: Tensor, seed: int, config: MethodConfig)
         A mask that keeps all, and the slices.
 
     Raises:
-        PruningError: no width is narrow enough, the model has no norm before its head, or hidden
-            states are not finite.
+        PruningError: no width is narrow enough, the model's layers cannot be sliced, it has no norm
+            before its head, or hidden states are not finite.
     """
     lm, units, fraction = problem.lm, problem.units, config.slice_fraction
     model: PreTrainedModel = lm.model  # type: ignore[assignment]
+    check_sliceable(model)
     if fraction is not None:
         width = width_of(model, fraction)
     else:

@@ -30,6 +30,13 @@ class Family:
         down: MLP projection whose columns are channels, from a layer.
         attention_norms: norms that belong to the attention block, from a layer.
         mlp_norms: norms that belong to the MLP block, from a layer.
+        attention_end: the one of them that acts on the attention's output before it is added to the
+            residual stream; None without one.
+        mlp_end: likewise of the MLP.
+        multiplier: the layer's attribute that multiplies what both blocks add to the residual
+            stream; None without one.
+        layer_lists: values of the configuration that are lists with an entry for each layer.
+        sliced: whether SliceGPT's layers compute what those of the family do.
         channel_count: name of the configuration's MLP width.
         head_count: name of the attention module's attribute that must hold the number of heads,
             None where the number follows from the shapes.
@@ -54,6 +61,11 @@ class Family:
     down: str
     attention_norms: tuple[str, ...]
     mlp_norms: tuple[str, ...]
+    attention_end: str | None = None
+    mlp_end: str | None = None
+    multiplier: str | None = None
+    layer_lists: tuple[str, ...] = ("layer_types",)
+    sliced: bool = True
     channel_count: str = "intermediate_size"
     head_count: str | None = None
     stock_heads: str = "any"
@@ -92,6 +104,15 @@ _LLAMA = Family(
     mlp_norms=("post_attention_layernorm",),
     gguf="deci",
 )
+_GEMMA = replace(
+    _LLAMA,
+    attention_norms=("input_layernorm", "post_attention_layernorm"),
+    mlp_norms=("pre_feedforward_layernorm", "post_feedforward_layernorm"),
+    attention_end="post_attention_layernorm",
+    mlp_end="post_feedforward_layernorm",
+    sliced=False,
+    gguf=None,
+)
 
 FAMILIES: dict[str, Family] = {
     "llama": replace(_LLAMA, stock_heads="divisor", stand_in="mistral"),
@@ -115,6 +136,8 @@ FAMILIES: dict[str, Family] = {
         final_norm="model.decoder.final_layer_norm",
         positions="model.decoder.embed_positions",
     ),
+    "gemma2": _GEMMA,
+    "gemma3_text": _GEMMA,
 }
 """Every supported family by its Hugging Face ``model_type``."""
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.observation import Observation
 from pgprune.masking.units import Group, PruningUnits
+from pgprune.models.residual import added, before_adding, slope
 from pgprune.repair.gated_mlp import GatedMLP, Tokens
 from pgprune.repair.least_squares import LeastSquares, SecondMoments
 
@@ -109,22 +111,32 @@ class Projection:
         These are (b, T, D), or None if they are the projection's own.
         """
         for chunk, (inputs, *before) in enumerate(self._seen()):
-            yield inputs, self._missing(chunk, before)
+            yield inputs, self._missing(chunk, before, self._slopes(inputs))
 
-    def _missing(self, chunk: int, before: Sequence[Tensor]) -> Tensor | None:
-        """Computes the wanted states after the block minus those before it, (b, T, D)."""
+    def _missing(
+        self, chunk: int, before: Sequence[Tensor], slopes: Tensor | None
+    ) -> Tensor | None:
+        """Computes the output that gives the wanted states with those before it, (b, T, D)."""
         if self.wanted is None:
             return None
         missing = self.wanted[chunk].to(before[0].device)
         for part in before:
             missing = missing - part
-        return missing
+        return before_adding(self.seen.module, self.lm.family, self.kind, missing, slopes)
 
     def _weighted(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
         """Yields inputs and targets as ``targets``, and how much each token counts, (b, T)."""
         for chunk, (inputs, *before) in enumerate(self._seen()):
+            slopes = self._slopes(inputs)
             weights = self._token_weights(chunk, inputs, before) if self.relative else None
-            yield inputs, self._missing(chunk, before), weights
+            if slopes is not None:  # errors count as they are in the stream
+                weights = slopes[..., 0].square() * (1 if weights is None else weights)
+            yield inputs, self._missing(chunk, before, slopes), weights
+
+    def _slopes(self, inputs: Tensor) -> Tensor | None:
+        """Computes how much changes of its dense output change the stream, (b, T, 1)."""
+        output = partial(run_linear, self.linear, inputs)
+        return slope(self.seen.module, self.lm.family, self.kind, output)
 
     def _token_weights(self, chunk: int, inputs: Tensor, before: Sequence[Tensor]) -> Tensor:
         """Computes one over the mean square of the wanted states after the block, (b, T).
@@ -134,7 +146,8 @@ class Projection:
         the others (Sun et al. 2024, Massive Activations, arXiv 2402.17762).
         """
         if self.wanted is None:
-            after = sum(before, run_linear(self.linear, inputs))
+            output = run_linear(self.linear, inputs)
+            after = sum(before, added(self.seen.module, self.lm.family, self.kind, output))
         else:
             after = self.wanted[chunk]
         return after.square().mean(-1).clamp(min=torch.finfo(after.dtype).tiny).reciprocal()

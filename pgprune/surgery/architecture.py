@@ -118,8 +118,9 @@ def _config(
     values = {key: value for key, value in dense.to_dict().items() if key not in CLASS_KEYS}
     values["num_hidden_layers"] = len(layers)  # without the pruned ones
     values["use_cache"] = True  # loading a model to evaluate masks has switched it off
-    if values.get("layer_types") is not None:
-        values["layer_types"] = [values["layer_types"][layer.index] for layer in layers]
+    for name in family.layer_lists:
+        if values.get(name) is not None:
+            values[name] = [values[name][layer.index] for layer in layers]
     values["pgprune"] = {
         "granularity": units.granularity,
         "layers": [layer.index for layer in layers],
@@ -138,6 +139,11 @@ def _config(
         values["biases"] = []  # transformers needs a value for the layers without added biases
     if any("value_dims" in override for override in overrides):
         values["value_dims"] = []
+    if any("skip" in override for override in overrides):
+        values["block_norms"] = {
+            "attention": list(family.attention_norms),
+            "mlp": list(family.mlp_norms),
+        }
     config: PretrainedConfig = classes.config(
         **values,
         per_layer_config={new: values for new, values in enumerate(overrides) if values},

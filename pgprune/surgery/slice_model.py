@@ -66,6 +66,20 @@ def sliced_config(model: PreTrainedModel, width: int) -> Any:
     )
 
 
+def check_sliceable(model: PreTrainedModel) -> None:
+    """Checks that narrower layers can compute what those of a model do.
+
+    Raises:
+        PruningError: they cannot.
+    """
+    if not family_of(model.config).sliced:
+        raise PruningError(
+            f"SliceGPT cannot slice the family {model.config.model_type!r}, whose layers change "
+            "what they add to the residual stream; choose a method that prunes units, such as "
+            "wanda-sp"
+        )
+
+
 def sliced_parameters(model: PreTrainedModel, width: int) -> int:
     """Computes the exact number of parameters of a sliced model, on any device (meta included).
 

@@ -12,6 +12,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
     OPTConfig,
@@ -38,13 +40,23 @@ _COMMON = {
     "max_position_embeddings": 64,
 }
 _GROUPED = _COMMON | {"num_key_value_heads": 2, "intermediate_size": 12}
+_MIXED = {
+    "sliding_window": 5,
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+}
 CONFIGS = {
     "llama": LlamaConfig(**_GROUPED, attention_bias=True, mlp_bias=True),
     "mistral": MistralConfig(**_GROUPED, sliding_window=5),
     "qwen2": Qwen2Config(**_GROUPED),
     "qwen3": Qwen3Config(**_GROUPED, head_dim=10),  # not hidden_size / heads
     "opt": OPTConfig(**_COMMON, ffn_dim=12, word_embed_proj_dim=32),
+    "gemma2": Gemma2Config(
+        **_GROUPED, **_MIXED, head_dim=8, attn_logit_softcapping=8.0, final_logit_softcapping=20.0
+    ),
+    "gemma3_text": Gemma3TextConfig(**_GROUPED, **_MIXED, head_dim=10, query_pre_attn_scalar=12),
 }
+FEW = ("llama", "mistral", "qwen2", "qwen3", "opt")
+"""Families for what does not depend on the family's own code."""
 PATHS = {
     "opt": ("model.decoder.layers", "self_attn.out_proj", "fc2"),
     "other": ("model.layers", "self_attn.o_proj", "mlp.down_proj"),

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from helpers.masks import all_patterns, case_of
-from helpers.tiny import CONFIGS, layers_of, masked_lm, projections_of, tiny_model, tokens
+from helpers.tiny import FEW, layers_of, masked_lm, projections_of, tiny_model, tokens
 from pgprune.masking.executors import EXECUTORS
 from pgprune.masking.kept_weights import aligned, gather
 from pgprune.masking.masked_lm import MaskedLM
@@ -68,7 +68,7 @@ def test_a_layer_runs_once_for_all_masks_that_agree_up_to_it_and_the_embedding_f
     assert calls_of_layers(lm, masks[[0, 4]], ids) == [2, 2, 2]
 
 
-@pytest.fixture(params=list(CONFIGS))
+@pytest.fixture(params=FEW)
 def wide(request):
     """A model of each family whose MLPs are so wide that gathered matrices end in zeros."""
     return tiny_model(request.param, **dict.fromkeys(("intermediate_size", "ffn_dim"), 1160))

@@ -7,7 +7,7 @@ import torch
 
 from helpers.masks import patterns
 from helpers.stories import perplexities_beside, stories_problem
-from helpers.tiny import CONFIGS, exact_norms, tiny_model, tokens
+from helpers.tiny import FEW, exact_norms, tiny_model, tokens
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.problem import Problem
 from pgprune.masking.soft_losses import soft_losses
@@ -132,7 +132,7 @@ def test_the_budget_is_met_and_the_cost_is_noted(problem, method):
 
 
 @METHODS
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", FEW)
 @pytest.mark.parametrize("granularity", ["channels", "layers"])
 def test_all_families_and_granularities(problem, family, granularity, method):
     model = tiny_model(family, torch.float32)

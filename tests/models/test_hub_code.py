@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from helpers.finished_run import assert_close, finished_run, logits
 from helpers.masks import patterns
-from helpers.tiny import CONFIGS, tiny_model, tokens
+from helpers.tiny import FEW, tiny_model, tokens
 from pgprune.export.export import ExportConfig, export
 from pgprune.hub_code import modeling_pgprune
 from pgprune.masking.masked_lm import MaskedLM
@@ -36,7 +36,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     lost value dimensions.
     """
     folders = {}
-    names = {family: ("heads+channels", "layer 0 and some") for family in CONFIGS}
+    names = {family: ("heads+channels", "layer 0 and some") for family in FEW}
     fewer_values = ("values+channels", "the first kv head and some")
     for name, (granularity, pattern) in (
         names | {"llama-values": fewer_values, "opt-values": fewer_values}
@@ -117,7 +117,7 @@ def test_a_registered_model_needs_no_remote_code(exported, code):
 
 
 def test_the_auto_map_is_complete_and_in_the_order_that_vllm_needs(exported):
-    for family in CONFIGS:
+    for family in FEW:
         folder = exported[family]
         config = json.loads((folder / "config.json").read_text())
         assert config["model_type"] == f"pgprune_{family}"
