@@ -13,6 +13,7 @@ import torch
 import transformers
 from hypothesis import settings
 
+import pgprune
 from helpers.listener import Heard
 from helpers.masks import Case, case_of
 from helpers.tiny import FEW, tiny_arguments, tiny_model
@@ -27,6 +28,7 @@ from helpers.command import as_options, train  # noqa: E402
 
 settings.register_profile("deterministic", derandomize=True, deadline=None, database=None)
 settings.load_profile("deterministic")
+pgprune.register()
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
 torch.set_num_threads(1)  # tiny models gain nothing from more

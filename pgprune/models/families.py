@@ -113,6 +113,13 @@ _GEMMA = replace(
     sliced=False,
     gguf=None,
 )
+_WIDE_NORMS = "its norms of queries and keys span all heads of a layer"
+_OLMO = replace(
+    _GEMMA,
+    attention_norms=("post_attention_layernorm",),
+    mlp_norms=("post_feedforward_layernorm",),
+    refused={"heads": _WIDE_NORMS, "values": _WIDE_NORMS},
+)
 
 FAMILIES: dict[str, Family] = {
     "llama": replace(_LLAMA, stock_heads="divisor", stand_in="mistral"),
@@ -136,8 +143,17 @@ FAMILIES: dict[str, Family] = {
         final_norm="model.decoder.final_layer_norm",
         positions="model.decoder.embed_positions",
     ),
+    "gemma": replace(_LLAMA, sliced=False, gguf=None),
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
+    "granite": replace(_LLAMA, multiplier="residual_multiplier", sliced=False, gguf=None),
+    "smollm3": replace(_LLAMA, layer_lists=("layer_types", "no_rope_layers"), gguf=None),
+    "olmo2": _OLMO,
+    "olmo3": _OLMO,
+    "ministral3": replace(_LLAMA, gguf=None),
+    "seed_oss": replace(_LLAMA, gguf=None),
+    "hunyuan_v1_dense": replace(_LLAMA, gguf=None),
+    "arcee": replace(_LLAMA, expand=("mlp.up_proj",), stock_heads="divisor", gguf=None),
 }
 """Every supported family by its Hugging Face ``model_type``."""
 

@@ -52,8 +52,6 @@ DTYPES = {
 PRUNED = "pgprune_"
 """Prefix of the ``model_type`` of pruned models."""
 
-register()  # so that exports load like any other model
-
 
 @dataclass(frozen=True)
 class ModelConfig(Config):
@@ -218,6 +216,8 @@ def _read_config(source: str, pruned: bool) -> PretrainedConfig:
     is_pruned = dense in FAMILIES and family.startswith(PRUNED)
     if is_pruned and not pruned:
         raise PruningError(f"the model {source!r} is already pruned; give the dense model")
+    if is_pruned:
+        register(dense)  # so that it loads like any other model
     # Before transformers reads it, which fails otherwise on families that it does not know.
     if not is_pruned and family not in FAMILIES:
         check_kind(source, raw)

@@ -5,6 +5,7 @@ own, whose import takes seconds and loads torch.
 """
 
 import importlib
+from functools import cache
 from typing import Any, NamedTuple
 
 CODE = "modeling_pgprune"
@@ -39,43 +40,49 @@ class PrunedClasses(NamedTuple):
 
 
 def pruned_classes(model_type: str) -> PrunedClasses:
-    """Returns the classes of pruned models of a family, by the dense model's ``model_type``."""
+    """Returns the classes of pruned models of a family, by the dense model's ``model_type``.
+
+    They are registered with transformers' automatic classes.
+    """
     return _classes(CODE, "PGPrune", model_type)
 
 
 def sliced_classes(model_type: str) -> PrunedClasses:
-    """Returns the classes of sliced models of a family, by the dense model's ``model_type``."""
+    """Returns the classes of sliced models of a family, registered likewise."""
     return _classes(SLICED_CODE, "SliceGPT", model_type)
 
 
+@cache
 def _classes(file: str, brand: str, model_type: str) -> PrunedClasses:
-    from transformers import CONFIG_MAPPING
+    import transformers
 
     code = importlib.import_module(f"pgprune.hub_code.{file}")
-    family = CONFIG_MAPPING[model_type].__name__.removesuffix("Config")
-    return PrunedClasses(*(getattr(code, brand + family + ending) for ending in _ENDINGS.values()))
+    family = transformers.CONFIG_MAPPING[model_type].__name__.removesuffix("Config")
+    names = (brand + family + ending for ending in _ENDINGS.values())
+    classes = PrunedClasses(*(getattr(code, name) for name in names))
+    # exist_ok: an export that is loaded with remote code registers the same names.
+    transformers.AutoConfig.register(classes.config.model_type, classes.config, exist_ok=True)
+    for auto, kind in zip(_ENDINGS, classes, strict=True):
+        if auto != "AutoConfig":
+            getattr(transformers, auto).register(classes.config, kind, exist_ok=True)
+    return classes
 
 
-def register() -> None:
-    """Registers the classes of all families with transformers' automatic classes.
+def register(model_type: str = "") -> None:
+    """Registers the classes of pruned and sliced models with transformers' automatic classes.
 
     ``AutoModelForCausalLM.from_pretrained`` then loads exports without ``trust_remote_code``. A
     second call changes nothing.
+
+    Args:
+        model_type: of the only family to register, before it was pruned; all by default.
     """
-    from transformers import (
-        AutoConfig,
-        AutoModel,
-        AutoModelForCausalLM,
-        AutoModelForSequenceClassification,
-    )
+    import transformers
 
     from pgprune.models.families import FAMILIES
 
-    # exist_ok: an export that is loaded with remote code registers the same names.
-    for classes in (*map(pruned_classes, FAMILIES), *map(sliced_classes, FAMILIES)):
-        AutoConfig.register(classes.config.model_type, classes.config, exist_ok=True)
-        AutoModel.register(classes.config, classes.model, exist_ok=True)
-        AutoModelForCausalLM.register(classes.config, classes.causal_lm, exist_ok=True)
-        AutoModelForSequenceClassification.register(
-            classes.config, classes.classifier, exist_ok=True
-        )
+    for name, family in FAMILIES.items():
+        if name in transformers.CONFIG_MAPPING and model_type in ("", name):
+            pruned_classes(name)
+            if family.sliced:
+                sliced_classes(name)

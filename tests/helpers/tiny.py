@@ -11,16 +11,25 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
+    ArceeConfig,
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
+    GemmaConfig,
+    GraniteConfig,
+    HunYuanDenseV1Config,
     LlamaConfig,
+    Ministral3Config,
     MistralConfig,
+    Olmo2Config,
+    Olmo3Config,
     OPTConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    SeedOssConfig,
+    SmolLM3Config,
 )
 
 from pgprune.data.stream import CalibrationStream, DataConfig
@@ -54,6 +63,24 @@ CONFIGS = {
         **_GROUPED, **_MIXED, head_dim=8, attn_logit_softcapping=8.0, final_logit_softcapping=20.0
     ),
     "gemma3_text": Gemma3TextConfig(**_GROUPED, **_MIXED, head_dim=10, query_pre_attn_scalar=12),
+    "gemma": GemmaConfig(**_GROUPED, head_dim=10),
+    "granite": GraniteConfig(
+        **_GROUPED,
+        embedding_multiplier=3.0,
+        residual_multiplier=0.4,
+        attention_multiplier=0.3,
+        logits_scaling=2.0,
+        attention_bias=True,
+    ),
+    "smollm3": SmolLM3Config(
+        **_GROUPED, **_MIXED, use_sliding_window=True, no_rope_layers=[0, 1, 1], pad_token_id=0
+    ),
+    "olmo2": Olmo2Config(**_GROUPED),
+    "olmo3": Olmo3Config(**_GROUPED, **_MIXED),
+    "ministral3": Ministral3Config(**_GROUPED, head_dim=10, sliding_window=5),
+    "seed_oss": SeedOssConfig(**_GROUPED, head_dim=10),
+    "hunyuan_v1_dense": HunYuanDenseV1Config(**_GROUPED, head_dim=10, attention_bias=True),
+    "arcee": ArceeConfig(**_GROUPED, mlp_bias=True),
 }
 FEW = ("llama", "mistral", "qwen2", "qwen3", "opt")
 """Families for what does not depend on the family's own code."""
