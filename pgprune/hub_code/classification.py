@@ -13,10 +13,14 @@ class SequenceClassifier(GenericForSequenceClassification, transformers.PreTrain
     _auto_class = "AutoModelForSequenceClassification"
     _base_class: type[transformers.PreTrainedModel]
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.base_model_prefix = cls._base_class.base_model_prefix
+
     def __init__(self, config: Any) -> None:
         # The stock class asks AutoModel for its base, which does not know this code.
         transformers.PreTrainedModel.__init__(self, config)
         self.num_labels = config.num_labels
-        self.model = self._base_class(config)
+        setattr(self, self.base_model_prefix, self._base_class(config))
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()

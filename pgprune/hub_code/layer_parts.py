@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .fused import Joined
+
 
 class Constant(nn.Module):
     """A projection without inputs, which returns its bias or zero."""
@@ -32,7 +34,7 @@ class Headless(nn.Module):
         super().__init__()
         children = {} if attention is None else dict(attention.named_children())
         for name, child in children.items():
-            if not isinstance(child, nn.Linear):  # norms of queries and keys
+            if not isinstance(child, nn.Linear | Joined):  # norms of queries and keys
                 self.add_module(name, child)
         self.layer_idx: int | None = None  # slot of the cache
         self.config: Any = None
@@ -44,7 +46,7 @@ class Headless(nn.Module):
 
         So the attention weights of a model are one tensor for each layer, here (B, 0, T, S).
         """
-        cache = kwargs.get("past_key_values")
+        cache = kwargs.get("past_key_values", kwargs.get("layer_past"))  # GPT-NeoX has the latter
         keys = hidden_states[:, None, :, :1]  # (B, 1, T, 1): only T matters
         if cache is not None and self.layer_idx is not None:
             # Caches take the text's length from any slot, and take tokens back from all of them.
@@ -87,7 +89,13 @@ class Narrow(Spread):
         return torch.cat([part.flatten(-2) for part in parts], dim=-1)
 
 
-def keep_values(attention: Any, kept: Sequence[int], output: str = "o_proj") -> None:
+def keep_values(
+    attention: Any,
+    kept: Sequence[int],
+    output: str = "o_proj",
+    value: str = "v_proj",
+    head_dim: int | None = None,
+) -> None:
     """Lets attention have kept value dimensions only: ``v_proj.linear`` and ``o_proj.linear``.
 
     The projections stay plain linear layers, so that adapters and quantisers can replace them.
@@ -96,14 +104,24 @@ def keep_values(attention: Any, kept: Sequence[int], output: str = "o_proj") -> 
         attention: a stock attention module.
         kept: how many value dimensions each kv head keeps; empty for all.
         output: name of the output projection.
+        value: path of the value projection.
+        head_dim: width of a head; None takes what the module says.
     """
     if not kept:
         return
-    v, o, size = attention.v_proj, attention.get_submodule(output), attention.head_dim
+    v, o = attention.get_submodule(value), attention.get_submodule(output)
+    size = head_dim or attention.head_dim
     queries = o.in_features // (len(kept) * size)  # of one kv head
     values = nn.Linear(v.in_features, sum(kept), bias=v.bias is not None)
     outputs = nn.Linear(queries * sum(kept), o.out_features, bias=o.bias is not None)
     parts: dict[str, nn.Module] = {"linear": values, "spread": Spread(kept, size)}
-    attention.v_proj = nn.Sequential(OrderedDict(parts))
+    attention.set_submodule(value, nn.Sequential(OrderedDict(parts)))
     parts = {"narrow": Narrow(kept, size), "linear": outputs}
     attention.add_module(output, nn.Sequential(OrderedDict(parts)))
+
+
+def add_biases(layer: nn.Module, own: Any) -> None:
+    """Adds the biases of a repair to a layer, where its configuration names some."""
+    for path in getattr(own, "biases", ()):
+        linear: Any = layer.get_submodule(path)
+        linear.bias = nn.Parameter(torch.zeros(linear.out_features))

@@ -10,7 +10,8 @@ of each layer, and weights have their stock names (but see ``keep_values``).
 ``num_key_value_heads``, ``intermediate_size`` (``ffn_dim`` for OPT), ``skip`` for an attention or
 MLP block that is pruned with its norm, ``biases`` for projections that have a bias here but not in
 the dense model, and ``value_dims``, how many value dimensions each kv head keeps, if it is not all.
-``config.block_norms`` names the norms of each block where they are not those of LLaMA.
+``config.block_norms`` names the norms of each block where they are not those of LLaMA, and
+``config.layout`` where everything is in layers whose stock class fuses projections.
 A block of 0 heads or 0 channels is not skipped: the bias of its output projection still acts.
 """
 
@@ -19,22 +20,14 @@ from collections import OrderedDict
 from functools import cache
 from typing import Any
 
-import torch
 import transformers
 from torch import nn
 
 from .family_classes import FamilyClasses
-from .layer_parts import Constant, Headless, keep_values
+from .fitted_layers import fit_head_counts, fitted_layer, layout_of
+from .layer_parts import Constant, Headless, add_biases, keep_values
 
 _BLOCK_NORMS = {"attention": ["input_layernorm"], "mlp": ["post_attention_layernorm"]}
-
-
-def _with_biases(layer: nn.Module, own: Any) -> nn.Module:
-    """Adds the biases of a repair to a layer."""
-    for path in getattr(own, "biases", ()):
-        linear: Any = layer.get_submodule(path)
-        linear.bias = nn.Parameter(torch.zeros(linear.out_features))
-    return layer
 
 
 def _gated_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Module:
@@ -44,7 +37,8 @@ def _gated_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Mo
     if not heads:
         own.num_attention_heads = own.num_key_value_heads = 1  # the stock class needs heads
     own.intermediate_size = max(1, channels)
-    layer: Any = _with_biases(layer_class(own, index), own)
+    layer: Any = layer_class(own, index)
+    add_biases(layer, own)
     if "attention" in skip:
         layer.self_attn = Headless()
     elif not heads:
@@ -67,7 +61,8 @@ def _opt_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Modu
     heads, channels, skip = own.num_attention_heads, own.ffn_dim, getattr(own, "skip", ())
     own.num_attention_heads = own.hidden_size // own.head_dim  # the stock class needs all heads
     own.ffn_dim = max(1, channels)
-    layer: Any = _with_biases(layer_class(own, index), own)
+    layer: Any = layer_class(own, index)
+    add_biases(layer, own)
     if "attention" in skip:
         layer.self_attn, layer.self_attn_layer_norm = Headless(), nn.Identity()
     elif not heads:
@@ -91,17 +86,16 @@ def _opt_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Modu
 def _layers(layer_class: type[nn.Module], config: Any) -> nn.ModuleList:
     """Builds all layers of a model, with the numbers that caches and servers read."""
     build = _opt_layer if layer_class.__name__ == "OPTDecoderLayer" else _gated_layer
+    if getattr(config, "layout", None):
+        build = fitted_layer
     layers = nn.ModuleList(build(layer_class, config, i) for i in range(config.num_hidden_layers))
     for index, layer in enumerate(layers):
         for module in layer.modules():
             if hasattr(module, "config"):
                 module.config = config  # sees later changes of the attention kernel
-        own: Any = config.per_layer_config[index]
-        attention: Any = layer.self_attn
+        attention: Any = layer.get_submodule(layout_of(config).attention)
         attention.layer_idx = index
-        if not isinstance(attention, Headless):
-            attention.num_heads = own.num_attention_heads
-            attention.num_key_value_heads = getattr(own, "num_key_value_heads", attention.num_heads)
+        fit_head_counts(layer, config, index)
     return layers
 
 
@@ -141,7 +135,7 @@ class _PrunedDecoder(transformers.PreTrainedModel):
         if decoder is not self:
             stock: Any = type(decoder)
             self.decoder = decoder = _recording(stock)(self.config)
-        decoder.layers = _layers(self._layer_class, config)
+        setattr(decoder, layout_of(config).layers, _layers(self._layer_class, config))
         config._attn_implementation = self.config._attn_implementation  # checked by super
         self.config = decoder.config = config
         self.post_init()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pgprune.errors import check_choice
+from pgprune.hub_code.fused import count_heads
 from pgprune.masking.kept_weights import (
     KERNELS,
     KeptWeight,
@@ -227,18 +228,17 @@ def attending(call: LayerCall, family: Family) -> AbstractContextManager[None]:
 
 @contextmanager
 def _head_count(layer: nn.Module, mask: LayerMask, kv_heads: int) -> Iterator[None]:
-    """Sets the number of heads of an attention module that reads it (OPT) while the body runs."""
-    name = mask.family.head_count
-    if name is None:
-        yield
-        return
+    """Sets the numbers of heads that an attention module reads (OPT) while the body runs."""
+    counts, shape = mask.family.head_counts, mask.shape
     attention = layer.get_submodule(mask.family.attention)
-    dense = getattr(attention, name)
-    setattr(attention, name, kv_heads * mask.shape.query_heads_per_group)
+    dense = {name: getattr(attention, name) for name in (path.split(".")[0] for path in counts)}
+    heads = kv_heads * shape.query_heads_per_group
+    count_heads(attention, counts, heads, kv_heads, shape.head_dim)
     try:
         yield
     finally:
-        setattr(attention, name, dense)
+        for name, value in dense.items():
+            setattr(attention, name, value)
 
 
 @contextmanager

@@ -19,11 +19,17 @@ RunLayers = Callable[[Tensor, list[LayerCall]], Tensor]
 
 
 class LayerDriver:
-    """Replaces the layers of a decoder, the module that has ``layers``, by a function."""
+    """Replaces the layers of a decoder by a function.
 
-    def __init__(self, decoder: nn.Module) -> None:
-        layers: Any = decoder.layers
+    Args:
+        decoder: the module that has them.
+        name: of their list in it.
+    """
+
+    def __init__(self, decoder: nn.Module, name: str) -> None:
+        layers: Any = getattr(decoder, name)
         self._decoder = decoder
+        self._name = name
         self._layers = layers
         self._recorders = nn.ModuleList(map(_LayerRecorder, layers))
 
@@ -36,12 +42,12 @@ class LayerDriver:
             return run_layers(hidden, [recorder.call for recorder in recorders])
 
         recorders[-1].then = last
-        self._decoder.layers = self._recorders
+        setattr(self._decoder, self._name, self._recorders)
         try:
             with _one_sequence_a_row():
                 yield
         finally:
-            self._decoder.layers = self._layers
+            setattr(self._decoder, self._name, self._layers)
             recorders[-1].then = None  # the closure would keep its tensors alive
 
 

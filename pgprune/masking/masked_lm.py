@@ -73,7 +73,8 @@ class MaskedLM:
         self.meter = TokenMeter()
         self.family = family_of(model.config)
         self._layers = decoder_layers(model, self.family)
-        self._driver = LayerDriver(model.get_submodule(self.family.layers.rpartition(".")[0]))
+        decoder, _, name = self.family.layers.rpartition(".")
+        self._driver = LayerDriver(model.get_submodule(decoder), name)
         if executor == "sliced" and {"heads", "values", "channels"} & set(units.kinds):
             lay_out(self._layers, self.family)
 

@@ -4,92 +4,19 @@ A new family is a new row of ``FAMILIES``; no other code names an architecture.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from pgprune.errors import PruningError
+from pgprune.hub_code.fused import Fused
+from pgprune.models.family import Family as Family
+from pgprune.models.opening import open_layers
 
 _MOST_LAYERS = 10_000
 
-
-@dataclass(frozen=True)
-class Family:
-    """Dotted paths of the modules of a decoder, as in ``module.get_submodule``.
-
-    Attributes:
-        layers: the list of decoder layers, from the causal LM.
-        attention: the attention module, from a layer.
-        query: query projection, from a layer; its rows belong to query heads. Empty, as the next
-            two, where they are not known; heads and value dimensions are then refused.
-        key: key projection, from a layer; its rows belong to kv heads.
-        value: value projection, from a layer; its rows belong to kv heads.
-        output: attention output projection, from a layer; its columns belong to query heads.
-        expand: MLP projections whose rows are channels, from a layer; a gate comes first.
-        down: MLP projection whose columns are channels, from a layer.
-        attention_norms: norms that belong to the attention block, from a layer.
-        mlp_norms: norms that belong to the MLP block, from a layer.
-        attention_end: the one of them that acts on the attention's output before it is added to the
-            residual stream; None without one.
-        mlp_end: likewise of the MLP.
-        multiplier: the layer's attribute that multiplies what both blocks add to the residual
-            stream; None without one.
-        layer_lists: values of the configuration that are lists with an entry for each layer.
-        sliced: whether SliceGPT's layers compute what those of the family do.
-        channel_count: name of the configuration's MLP width.
-        head_count: name of the attention module's attribute that must hold the number of heads,
-            None where the number follows from the shapes.
-        stock_heads: the numbers of heads that the stock configuration takes if all layers have
-            the same number: ``any``; a ``divisor`` of the width; the ``dense`` model's only, where
-            the size of a head is the width over their number.
-        stand_in: ``model_type`` of the same network that takes any number of heads; for models
-            without sliding window and biases.
-        final_norm: the norm before the head, from the causal LM.
-        positions: learned position embeddings, from the causal LM; None without them.
-        gguf: llama.cpp's architecture for the pruned model; None without one.
-        refused: why units of a kind cannot be pruned, after "because", by their kind.
-    """
-
-    layers: str
-    attention: str
-    query: str
-    key: str
-    value: str
-    output: str
-    expand: tuple[str, ...]
-    down: str
-    attention_norms: tuple[str, ...]
-    mlp_norms: tuple[str, ...]
-    attention_end: str | None = None
-    mlp_end: str | None = None
-    multiplier: str | None = None
-    layer_lists: tuple[str, ...] = ("layer_types",)
-    sliced: bool = True
-    channel_count: str = "intermediate_size"
-    head_count: str | None = None
-    stock_heads: str = "any"
-    stand_in: str | None = None
-    final_norm: str = "model.norm"
-    positions: str | None = None
-    gguf: str | None = None
-    refused: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def gated(self) -> bool:
-        """Whether MLPs multiply a gate with the outputs of an up projection."""
-        return len(self.expand) > 1
-
-    @property
-    def projections(self) -> dict[str, str]:
-        """Paths of the projections that a repair refits, by the kind of unit that they belong to.
-
-        A mask prunes inputs of the output (``heads``) and the down projection (``channels``), and
-        outputs of the up projection of a gated MLP (``up``).
-        """
-        gated = {"up": self.expand[-1]} if self.gated else {}
-        return {"heads": self.output, "channels": self.down} | gated
-
+_QKV = ("query", "key", "value")
 
 _LLAMA = Family(
     layers="model.layers",
@@ -138,7 +65,7 @@ FAMILIES: dict[str, Family] = {
         attention_norms=("self_attn_layer_norm",),
         mlp_norms=("final_layer_norm",),
         channel_count="ffn_dim",
-        head_count="num_heads",
+        head_counts={"num_heads": "heads"},
         stock_heads="dense",
         final_norm="model.decoder.final_layer_norm",
         positions="model.decoder.embed_positions",
@@ -154,8 +81,83 @@ FAMILIES: dict[str, Family] = {
     "seed_oss": replace(_LLAMA, gguf=None),
     "hunyuan_v1_dense": replace(_LLAMA, gguf=None),
     "arcee": replace(_LLAMA, expand=("mlp.up_proj",), stock_heads="divisor", gguf=None),
+    "phi3": replace(
+        _LLAMA,
+        query="self_attn.qkv_proj.query",
+        key="self_attn.qkv_proj.key",
+        value="self_attn.qkv_proj.value",
+        expand=("mlp.gate_up_proj.gate", "mlp.gate_up_proj.up"),
+        head_counts={"config.num_attention_heads": "heads", "num_key_value_heads": "kv_heads"},
+        sliced=False,
+        fused=(Fused("self_attn.qkv_proj", _QKV), Fused("mlp.gate_up_proj", ("gate", "up"))),
+        gguf=None,
+    ),
+    "gpt_neox": Family(
+        layers="gpt_neox.layers",
+        attention="attention",
+        query="attention.query_key_value.query",
+        key="attention.query_key_value.key",
+        value="attention.query_key_value.value",
+        output="attention.dense",
+        expand=("mlp.dense_h_to_4h",),
+        down="mlp.dense_4h_to_h",
+        attention_norms=("input_layernorm",),
+        mlp_norms=("post_attention_layernorm",),
+        head_dim="head_size",
+        sliced=False,
+        fused=(Fused("attention.query_key_value", _QKV, by_head=True),),
+        stock_heads="dense",
+        final_norm="gpt_neox.final_layer_norm",
+    ),
+    "gpt2": Family(
+        layers="transformer.h",
+        attention="attn",
+        query="attn.c_attn.query",
+        key="attn.c_attn.key",
+        value="attn.c_attn.value",
+        output="attn.c_proj",
+        expand=("mlp.c_fc",),
+        down="mlp.c_proj",
+        attention_norms=("ln_1",),
+        mlp_norms=("ln_2",),
+        channel_count="n_inner",
+        head_counts={"split_size": "width"},
+        sliced=False,
+        fused=(
+            Fused("attn.c_attn", _QKV, transposed=True),
+            Fused("attn.c_proj", transposed=True),
+            Fused("mlp.c_fc", transposed=True),
+            Fused("mlp.c_proj", transposed=True),
+        ),
+        stock_heads="dense",
+        final_norm="transformer.ln_f",
+        positions="transformer.wpe",
+    ),
 }
 """Every supported family by its Hugging Face ``model_type``."""
+
+
+_REFUSED = (
+    (
+        "do_layer_norm_before",
+        False,
+        "OPT with norms after its blocks (do_layer_norm_before=false, as opt-350m) is not "
+        "supported, because a norm would still act where a block is gone; take another size",
+    ),
+    (
+        "scale_attn_by_inverse_layer_idx",
+        True,
+        "GPT-2 whose attention depends on the number of its layer (scale_attn_by_inverse_layer_idx"
+        "=true) is not supported, because pruned layers change these numbers; take another model",
+    ),
+    (
+        "add_cross_attention",
+        True,
+        "GPT-2 that reads an encoder (add_cross_attention=true) is not supported, because masks "
+        "are for decoders of text; take another model",
+    ),
+)
+"""Variants that masks cannot describe: configuration key, its value there, and the reason."""
 
 
 def check_layers(config: Mapping[str, Any], where: str) -> None:
@@ -188,12 +190,12 @@ def family_of(config: Any) -> Family:
             f"the model family {model_type!r} is not supported; known families: "
             f"{', '.join(sorted(FAMILIES))}"
         )
-    if getattr(config, "do_layer_norm_before", True) is False:  # only opt-350m
-        raise PruningError(
-            "OPT with norms after its blocks (do_layer_norm_before=false, as opt-350m) is not "
-            "supported, because a norm would still act where a block is gone; take another size"
-        )
-    return FAMILIES[model_type]
+    for name, value, reason in _REFUSED:
+        if getattr(config, name, None) is value:
+            raise PruningError(reason)
+    family = FAMILIES[model_type]
+    parallel = getattr(config, "use_parallel_residual", family.parallel)
+    return family if parallel == family.parallel else replace(family, parallel=parallel)
 
 
 def check_kinds(config: Any, kinds: Iterable[str]) -> None:
@@ -224,9 +226,10 @@ def projection_of(model: nn.Module, layer: int, kind: str) -> nn.Linear | None:
 
 
 def decoder_layers(model: nn.Module, family: Family) -> nn.ModuleList:
-    """Returns the list of decoder layers of a causal LM."""
+    """Returns the list of decoder layers of a causal LM, and opens what is fused in them."""
     layers = model.get_submodule(family.layers)
     assert isinstance(layers, nn.ModuleList)
+    open_layers(layers, family.fused, model.config)
     return layers
 
 
@@ -239,7 +242,7 @@ def head_sizes(layer: nn.Module, family: Family) -> tuple[int, int, int]:
     """
     if not family.query:
         return 1, 1, linear_at(layer, family.output).in_features
-    head_dim: Any = layer.get_submodule(family.attention).head_dim
+    head_dim: Any = getattr(layer.get_submodule(family.attention), family.head_dim)
     query, key = (linear_at(layer, path).out_features for path in (family.query, family.key))
     return key // head_dim, query // key, head_dim
 

@@ -26,7 +26,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from pgprune.models.families import Family, decoder_layers, family_of, linear_at
+from pgprune.models.families import decoder_layers, family_of, head_sizes, linear_at
 from pgprune.utils.progress import phase, track
 
 _DAMPING = 1e-6  # of A and of s, relative to their mean and largest: keeps R invertible
@@ -50,7 +50,7 @@ def fit_rotations(model: nn.Module, windows: Tensor, pass_tokens: int = 2048) ->
     outputs = [linear_at(layer, family.output) for layer in layers]
 
     def adder(index: int) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        kv_heads, head_dim = _sizes(layers[index], family)
+        kv_heads, _, head_dim = head_sizes(layers[index], family)
 
         def add(module: nn.Module, args: tuple[Tensor, ...]) -> None:
             heads = args[0].flatten(0, -2).unflatten(-1, (kv_heads, -1, head_dim))  # (n, h, q, d)
@@ -110,9 +110,3 @@ def _of_heads(output: nn.Linear, heads: Tensor) -> Tensor:
     kv_heads, size = heads.shape[:2]
     weight = output.weight.to("cpu", torch.float64)
     return weight.view(len(weight), kv_heads, -1, size).permute(1, 2, 0, 3)
-
-
-def _sizes(layer: nn.Module, family: Family) -> tuple[int, int]:
-    """Returns the number of kv heads and the width of a head."""
-    head_dim = int(layer.get_submodule(family.attention).head_dim)  # type: ignore[arg-type]
-    return linear_at(layer, family.value).out_features // head_dim, head_dim

@@ -8,7 +8,7 @@ if all layers have the same numbers of heads and channels. Otherwise it takes on
 import copy
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -20,8 +20,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from pgprune.hub_code.fused import close_weights, head_dim
 from pgprune.masking.units import PruningUnits
-from pgprune.models.families import Family, family_of
+from pgprune.models.families import FAMILIES, Family, family_of
 from pgprune.models.registration import pruned_classes
 
 CLASS_KEYS = ("model_type", "architectures", "transformers_version", "auto_map")
@@ -67,6 +68,8 @@ def assemble(
     family = family_of(model.config)
     config = _config(model.config, units, layers, family)
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if config.model_type in FAMILIES:
+        layers = [_closed(layer, family, model.config) for layer in layers]
     return from_weights(model, model_class, config, dict(_weights(model, layers, family)))
 
 
@@ -87,6 +90,14 @@ def from_weights(
     # from_pretrained(None) has no directory to read the generation settings from.
     made.generation_config = savable_generation_config(dense, config)
     return made.to(dense.device).eval()
+
+
+def _closed(layer: PrunedLayer, family: Family, dense: PretrainedConfig) -> PrunedLayer:
+    """Returns a layer whose weights have the names and the layout of a stock layer."""
+    weights = dict(layer.weights)
+    for row in family.fused:
+        close_weights(weights, f"{row.path}.", row, head_dim(row, dense))
+    return replace(layer, weights=weights)
 
 
 def stock_type(
@@ -116,7 +127,8 @@ def _config(
 ) -> PretrainedConfig:
     """Makes a stock configuration if one can hold the layers, else one of ours."""
     values = {key: value for key, value in dense.to_dict().items() if key not in CLASS_KEYS}
-    values["num_hidden_layers"] = len(layers)  # without the pruned ones
+    name = dense.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    values[name] = len(layers)  # without the pruned ones
     values["use_cache"] = True  # loading a model to evaluate masks has switched it off
     for name in family.layer_lists:
         if values.get(name) is not None:
@@ -135,15 +147,17 @@ def _config(
         return AutoConfig.for_model(stock, **(values | overrides[0]))
     classes = pruned_classes(dense.model_type)
     values["head_dim"] = units.shapes[0].head_dim
-    if any("biases" in override for override in overrides):
-        values["biases"] = []  # transformers needs a value for the layers without added biases
-    if any("value_dims" in override for override in overrides):
-        values["value_dims"] = []
-    if any("skip" in override for override in overrides):
+    if family.layout is not None:
+        values["layout"] = family.layout
+    elif any("skip" in override for override in overrides):
         values["block_norms"] = {
             "attention": list(family.attention_norms),
             "mlp": list(family.mlp_norms),
         }
+    if any("biases" in override for override in overrides):
+        values["biases"] = []  # transformers needs a value for the layers without added biases
+    if any("value_dims" in override for override in overrides):
+        values["value_dims"] = []
     config: PretrainedConfig = classes.config(
         **values,
         per_layer_config={new: values for new, values in enumerate(overrides) if values},

@@ -2,9 +2,10 @@
 
 The Transformers backends of vLLM and SGLang refuse a layer without attention, and llama.cpp
 miscomputes some. A layer with attention only, followed by a layer with an MLP only, equals one
-whole layer of a pre-norm decoder. A block that is then still missing becomes a ghost: one kv group
-or a few channels of zeros, with norms of ones, which adds nothing to the residual stream. Value
-dimensions that are pruned come back as zeros, because all heads of a layer must be equally wide.
+whole layer of a pre-norm decoder, unless its MLP reads what attention reads (a parallel residual).
+A block that is then still missing becomes a ghost: one kv group or a few channels of zeros, with
+norms of ones, which adds nothing to the residual stream. Value dimensions that are pruned come back
+as zeros, because all heads of a layer must be equally wide.
 """
 
 from collections.abc import Iterator
@@ -55,7 +56,7 @@ def portable_layers(
     kept = [layer for layer in acting if layer.weights] or acting[:1]
     return [
         _with_ghosts(layer, dense[layer.index], units.shapes[layer.index], family, channels)
-        for layer in _merged(kept)
+        for layer in (kept if family.parallel else _merged(kept))
     ]
 
 

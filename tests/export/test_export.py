@@ -56,6 +56,8 @@ def test_the_round_trip(model, granularity, name, tmp_path):
         "model.safetensors",
         "modeling_pgprune.py",
         "family_classes.py",
+        "fitted_layers.py",
+        "fused.py",
         "layer_parts.py",
         "classification.py",
         "tokenizer.json",

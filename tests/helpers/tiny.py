@@ -16,6 +16,8 @@ from transformers import (
     Gemma2Config,
     Gemma3TextConfig,
     GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
     GraniteConfig,
     HunYuanDenseV1Config,
     LlamaConfig,
@@ -24,6 +26,7 @@ from transformers import (
     Olmo2Config,
     Olmo3Config,
     OPTConfig,
+    Phi3Config,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -81,11 +84,16 @@ CONFIGS = {
     "seed_oss": SeedOssConfig(**_GROUPED, head_dim=10),
     "hunyuan_v1_dense": HunYuanDenseV1Config(**_GROUPED, head_dim=10, attention_bias=True),
     "arcee": ArceeConfig(**_GROUPED, mlp_bias=True),
+    "phi3": Phi3Config(**_GROUPED, pad_token_id=0, partial_rotary_factor=0.5, sliding_window=6),
+    "gpt_neox": GPTNeoXConfig(**_COMMON, intermediate_size=12, rotary_pct=0.5),
+    "gpt2": GPT2Config(**_COMMON, n_inner=12, bos_token_id=0, eos_token_id=2),
 }
 FEW = ("llama", "mistral", "qwen2", "qwen3", "opt")
 """Families for what does not depend on the family's own code."""
 PATHS = {
     "opt": ("model.decoder.layers", "self_attn.out_proj", "fc2"),
+    "gpt_neox": ("gpt_neox.layers", "attention.dense", "mlp.dense_4h_to_h"),
+    "gpt2": ("transformer.h", "attn.c_proj", "mlp.c_proj"),
     "other": ("model.layers", "self_attn.o_proj", "mlp.down_proj"),
 }
 """Where each family keeps its layers, and in them the projections whose inputs are masked."""
@@ -106,7 +114,8 @@ def _made(family: str, **changes) -> PreTrainedModel:
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float64)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
-                parameter.normal_(mean=1 if "norm.weight" in name else 0, std=0.3)
+                is_norm = "norm.weight" in name or ".ln_" in name and name.endswith("weight")
+                parameter.normal_(mean=1 if is_norm else 0, std=0.3)
     return model.eval()
 
 

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import BloomConfig, BloomForCausalLM
 
 from helpers.tiny import CONFIGS, layers_of, projections_of, tiny_model, toy_units
 from pgprune import PruningError
 from pgprune.masking.units import GRANULARITIES, Group, PruningUnits
 from pgprune.models.families import FAMILIES
 
-SMALL = GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=16)
+SMALL = BloomConfig(n_layer=1, hidden_size=8, n_head=2, vocab_size=16)
 
 
 def numel(modules) -> int:
@@ -129,7 +129,7 @@ def test_kept_shares_parameters_and_prune_rate():
 @pytest.mark.parametrize(
     ("model", "granularity", "message"),
     [
-        (GPT2LMHeadModel(SMALL), "heads", "'gpt2'.*llama, .*mistral, .*qwen3"),
+        (BloomForCausalLM(SMALL), "heads", "'bloom'.*llama, .*mistral, .*qwen3"),
         (torch.nn.Linear(2, 2), "heads", "family None"),
         (tiny_model("opt", do_layer_norm_before=False), "heads", "opt-350m"),
         (

@@ -25,7 +25,7 @@ from pgprune.repair.repair import repaired
 from pgprune.runs.files import RunFile
 
 CODE, PARTS, CLASSES = "modeling_pgprune.py", "layer_parts.py", "family_classes.py"
-HEAD = "classification.py"
+HEAD, FITTED, FUSED = "classification.py", "fitted_layers.py", "fused.py"
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_a_loaded_model_saves_everything_again(exported, tmp_path):
     for folder in exported.values():
         again = tmp_path / folder.parent.name
         AutoModelForCausalLM.from_pretrained(folder).save_pretrained(again)
-        for code in (CODE, PARTS, CLASSES, HEAD):
+        for code in (CODE, PARTS, CLASSES, HEAD, FITTED, FUSED):
             assert (again / code).read_bytes() == (folder / code).read_bytes()
         configs = [json.loads((path / "config.json").read_text()) for path in (folder, again)]
         assert configs[0] == configs[1]
@@ -146,11 +146,20 @@ def test_the_code_imports_nothing_of_ours(exported):
             CODE,
             [
                 "from .family_classes import FamilyClasses",
-                "from .layer_parts import Constant, Headless, keep_values",
+                "from .fitted_layers import fit_head_counts, fitted_layer, layout_of",
+                "from .layer_parts import Constant, Headless, add_biases, keep_values",
             ],
         ),
         (CLASSES, ["from .classification import SequenceClassifier"]),
-        (PARTS, []),
+        (PARTS, ["from .fused import Joined"]),
+        (
+            FITTED,
+            [
+                "from .fused import Fused, count_heads, open_projections",
+                "from .layer_parts import Constant, Headless, add_biases, keep_values",
+            ],
+        ),
+        (FUSED, []),
         (HEAD, []),
     ):
         text = (exported["llama"] / code).read_text()

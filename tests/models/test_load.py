@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
-from transformers import GPT2Config, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import BloomConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from pgprune import PruningError
 from pgprune.models.families import FAMILIES
@@ -166,7 +166,7 @@ class TestRefusedBeforeWeightsAreRead:
 
     @pytest.mark.parametrize("family", ["xglm", None])
     def test_an_unknown_family(self, directory, family):
-        GPT2Config().save_pretrained(directory)
+        BloomConfig().save_pretrained(directory)
         edit_config(directory, model_type=family)
         refuses("llama, mistral, qwen2, qwen3, opt", directory)
 

@@ -1,0 +1,104 @@
+"""What a model family is to all code: where in a Hugging Face architecture everything is."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pgprune.hub_code.fused import Fused
+
+
+@dataclass(frozen=True)
+class Family:
+    """Dotted paths of the modules of a decoder, as in ``module.get_submodule``.
+
+    Attributes:
+        layers: the list of decoder layers, from the causal LM.
+        attention: the attention module, from a layer.
+        query: query projection, from a layer; its rows belong to query heads. Empty, as the next
+            two, where they are not known; heads and value dimensions are then refused.
+        key: key projection, from a layer; its rows belong to kv heads.
+        value: value projection, from a layer; its rows belong to kv heads.
+        output: attention output projection, from a layer; its columns belong to query heads.
+        expand: MLP projections whose rows are channels, from a layer; a gate comes first.
+        down: MLP projection whose columns are channels, from a layer.
+        attention_norms: norms that belong to the attention block, from a layer.
+        mlp_norms: norms that belong to the MLP block, from a layer.
+        attention_end: the one of them that acts on the attention's output before it is added to the
+            residual stream; None without one.
+        mlp_end: likewise of the MLP.
+        multiplier: the layer's attribute that multiplies what both blocks add to the residual
+            stream; None without one.
+        layer_lists: values of the configuration that are lists with an entry for each layer.
+        sliced: whether SliceGPT's layers compute what those of the family do.
+        channel_count: name of the configuration's MLP width.
+        head_counts: attributes of the attention module that must fit its projections, as
+            ``count_heads`` takes them; none where the numbers follow from the shapes.
+        head_dim: name of the attention module's width of a head.
+        fused: projections that the stock layer fuses or stores transposed; the paths above are
+            those after they were opened.
+        parallel: whether the MLP reads what attention reads, and not what it writes.
+        stock_heads: the numbers of heads that the stock configuration takes if all layers have
+            the same number: ``any``; a ``divisor`` of the width; the ``dense`` model's only, where
+            the size of a head is the width over their number.
+        stand_in: ``model_type`` of the same network that takes any number of heads; for models
+            without sliding window and biases.
+        final_norm: the norm before the head, from the causal LM.
+        positions: learned position embeddings, from the causal LM; None without them.
+        gguf: llama.cpp's architecture for the pruned model; None without one.
+        refused: why units of a kind cannot be pruned, after "because", by their kind.
+    """
+
+    layers: str
+    attention: str
+    query: str
+    key: str
+    value: str
+    output: str
+    expand: tuple[str, ...]
+    down: str
+    attention_norms: tuple[str, ...]
+    mlp_norms: tuple[str, ...]
+    attention_end: str | None = None
+    mlp_end: str | None = None
+    multiplier: str | None = None
+    layer_lists: tuple[str, ...] = ("layer_types",)
+    sliced: bool = True
+    channel_count: str = "intermediate_size"
+    head_counts: Mapping[str, str] = field(default_factory=dict)
+    head_dim: str = "head_dim"
+    fused: tuple[Fused, ...] = ()
+    parallel: bool = False
+    stock_heads: str = "any"
+    stand_in: str | None = None
+    final_norm: str = "model.norm"
+    positions: str | None = None
+    gguf: str | None = None
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def gated(self) -> bool:
+        """Whether MLPs multiply a gate with the outputs of an up projection."""
+        return len(self.expand) > 1
+
+    @property
+    def layout(self) -> dict[str, Any] | None:
+        """What the code that travels with an export must know of layers that it cuts to size.
+
+        None where the stock class builds layers of any size.
+        """
+        if not self.fused:
+            return None
+        paths = ("attention", "query", "key", "value", "output", "expand", "down")
+        others = ("attention_norms", "mlp_norms", "channel_count", "head_counts", "fused")
+        values = {name: getattr(self, name) for name in (*paths, *others)}
+        return values | {"layers": self.layers.rpartition(".")[2]}
+
+    @property
+    def projections(self) -> dict[str, str]:
+        """Paths of the projections that a repair refits, by the kind of unit that they belong to.
+
+        A mask prunes inputs of the output (``heads``) and the down projection (``channels``), and
+        outputs of the up projection of a gated MLP (``up``).
+        """
+        gated = {"up": self.expand[-1]} if self.gated else {}
+        return {"heads": self.output, "channels": self.down} | gated
