@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pgprune.data.documents import Documents, Part, calibration_parts, iterate
 from pgprune.data.stream import CalibrationStream, DataConfig
-from pgprune.data.tokens import cut, encode
+from pgprune.data.tokens import cut, encode, window_start
 from pgprune.data.windows import MixedWindows, TextWindows, Windows
 from pgprune.errors import PruningError
 
@@ -51,7 +51,8 @@ def open_calibration(
     length = config.sequence_length
 
     def has_window(documents: Documents) -> bool:
-        windows = chain.from_iterable(cut(encode(tokenizer, iterate(documents)), length))
+        ids, start = encode(tokenizer, iterate(documents)), window_start(tokenizer)
+        windows = chain.from_iterable(cut(ids, length, start))
         return next(windows, None) is not None
 
     trained, validated = list[TextWindows](), list[TextWindows]()

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pgprune.data.documents import Documents, evaluation_documents, iterate
 from pgprune.data.sources import absolute_source
-from pgprune.data.tokens import Ids, cut, measured
+from pgprune.data.tokens import Ids, cut, measured, window_start
 from pgprune.data.windows import Windows, generator, too_short
 from pgprune.errors import PruningError
 from pgprune.utils.options import Config, option
@@ -257,7 +257,8 @@ def _evaluation_set(
     name: str, documents: Documents, tokenizer: PreTrainedTokenizerBase, length: int, most: int
 ) -> EvaluationSet:
     sizes: Counter[str] = Counter()
-    blocks = cut(measured(iterate(documents), tokenizer, sizes), length)  # each (M, T)
+    ids = measured(iterate(documents), tokenizer, sizes)
+    blocks = cut(ids, length, window_start(tokenizer))  # each (M, T)
     windows = list(islice(chain.from_iterable(blocks), most))
     if not windows:
         raise PruningError(too_short(f"the evaluation text {name!r}", length))

@@ -81,14 +81,26 @@ def encode(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> Iterator
         yield from (np.array(ids, dtype=np.int32) for ids in encoded["input_ids"])
 
 
-def cut(blocks: Iterable[Ids], length: int) -> Iterator[Ids]:
-    """Joins blocks of ids and yields the windows that each block completes, (M, length)."""
-    rest = np.empty(0, dtype=np.int32)
+def window_start(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Returns the token that every window begins with; None if windows begin anywhere in a text."""
+    return tokenizer.bos_token_id if getattr(tokenizer, "windows_begin_with_bos", False) else None
+
+
+def cut(blocks: Iterable[Ids], length: int, start: int | None = None) -> Iterator[Ids]:
+    """Joins blocks of ids and yields the windows that each block completes, (M, length).
+
+    Args:
+        blocks: ids, (tokens,) each.
+        length: of a window, with the start.
+        start: a token that every window begins with; None for none.
+    """
+    rest, size = np.empty(0, dtype=np.int32), length - (start is not None)
     for block in blocks:
         joined = np.concatenate([rest, block])  # (tokens,)
-        whole = len(joined) - len(joined) % length
+        whole = len(joined) - len(joined) % size
         rest = joined[whole:]
-        yield joined[:whole].reshape(-1, length)  # (M, length)
+        windows = joined[:whole].reshape(-1, size)
+        yield windows if start is None else np.insert(windows, 0, start, axis=1)  # (M, length)
 
 
 def measured(

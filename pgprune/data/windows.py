@@ -8,7 +8,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from pgprune.data.documents import Documents
-from pgprune.data.tokens import BLOCK_DOCUMENTS, BlockTokens, Ids, cut
+from pgprune.data.tokens import BLOCK_DOCUMENTS, BlockTokens, Ids, cut, window_start
 from pgprune.errors import PruningError
 
 W = TypeVar("W")
@@ -41,6 +41,7 @@ class TextWindows:
         self.length = length
         self.name = name
         self._tokens = BlockTokens(documents, tokenizer, block_documents)
+        self._start = window_start(tokenizer)
 
     def first(self, seed: int, n: int) -> list[Ids]:
         """Returns the first n windows, or all there are, (T,) each."""
@@ -63,7 +64,7 @@ class TextWindows:
     def epoch(self, seed: int, epoch: int) -> Iterator[Ids]:
         """Yields the windows of one epoch; block 0 of its generators orders the documents."""
         blocks = self._tokens.blocks(generator(seed, epoch, 0))
-        for block, windows in enumerate(cut(blocks, self.length), start=1):
+        for block, windows in enumerate(cut(blocks, self.length, self._start), start=1):
             yield from generator(seed, epoch, block).permutation(windows)
 
 

@@ -9,6 +9,7 @@ length, so that no token of a window is padding.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from transformers import PreTrainedTokenizerBase
 from pgprune.data.documents import calibration_parts
 from pgprune.data.rows import BROKEN, check_length, hub_rows, jsonl_rows, parquet_rows
 from pgprune.data.sources import Item, items, text_format
-from pgprune.data.tokens import Ids, encode
+from pgprune.data.tokens import Ids, encode, window_start
 from pgprune.data.windows import interleave
 from pgprune.errors import PruningError, first_line
 from pgprune.utils.jsonl import parse_json
@@ -110,19 +111,15 @@ def training_windows(
             f"train_on response needs instructions, and {source!r} is plain text; choose train_on "
             "all, or give instructions as data"
         )
-    order = np.random.default_rng(seed)
-    windows: Iterator[tuple[Ids, Trained]]
+    order, start = np.random.default_rng(seed), window_start(tokenizer)
+    windows_of = partial(_windows, length=sequence_length, start=start)
     if found is None:
         # Of a mix, windows are taken by weight until one of its texts ends.
         parts = calibration_parts(source)
-        plain = [
-            _windows(_encode_text(_shuffled(part.documents, order), tokenizer), sequence_length)
-            for part in parts
-        ]
-        windows = interleave(plain, [part.weight for part in parts])
+        texts = (_encode_text(_shuffled(part.documents, order), tokenizer) for part in parts)
+        windows = interleave(list(map(windows_of, texts)), [part.weight for part in parts])
     else:
-        examples = _encode_examples(_shuffled(found, order), tokenizer, train_on)
-        windows = _windows(examples, sequence_length)
+        windows = windows_of(_encode_examples(_shuffled(found, order), tokenizer, train_on))
     # Nothing predicts the first token of a window, so alone it gives nothing to learn.
     useful = (window for window in windows if window[1][1:].any())
     kept = list(islice(useful, samples))
@@ -282,15 +279,18 @@ def _encode_examples(
             yield ids, trained
 
 
-def _windows(parts: Iterable[tuple[Ids, Trained]], length: int) -> Iterator[tuple[Ids, Trained]]:
-    """Joins parts and cuts them into windows, (length,) each; what is left at the end is lost."""
-    ids, trained = np.empty(0, np.int32), np.empty(0, bool)
+def _windows(
+    parts: Iterable[tuple[Ids, Trained]], length: int, start: int | None
+) -> Iterator[tuple[Ids, Trained]]:
+    """Joins parts and cuts them into windows, (length,) each; the remainder is lost."""
+    first = np.array([] if start is None else [start], np.int32)
+    ids, trained, size = np.empty(0, np.int32), np.empty(0, bool), length - len(first)
     for more, which in parts:
         ids, trained = np.append(ids, more), np.append(trained, which)
         # Examples are longer or shorter than a window; none is padded.
-        while len(ids) >= length:
-            yield ids[:length], trained[:length]
-            ids, trained = ids[length:], trained[length:]
+        while len(ids) >= size:
+            yield np.append(first, ids[:size]), np.append(first < 0, trained[:size])
+            ids, trained = ids[size:], trained[size:]
 
 
 def _common(first: Ids, second: Ids) -> int:

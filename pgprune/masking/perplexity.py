@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from pgprune.data.tokens import window_start
 from pgprune.losses.windows import perplexity_of, window_losses
 from pgprune.masking.masked_lm import MaskedLM
 
@@ -43,6 +44,8 @@ def bos_rule(tokenizer: PreTrainedTokenizerBase) -> str:
     """Names the beginning of documents: perplexities with and without BOS do not compare."""
     ids = tokenizer("a")["input_ids"]
     begins = tokenizer.bos_token_id is not None and ids[:1] == [tokenizer.bos_token_id]
+    if window_start(tokenizer) is not None:
+        return "one BOS per window"
     return "one BOS per document" if begins else "none"
 
 

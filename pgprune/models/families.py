@@ -38,6 +38,7 @@ _GEMMA = replace(
     attention_end="post_attention_layernorm",
     mlp_end="post_feedforward_layernorm",
     sliced=False,
+    bos=True,
     gguf=None,
 )
 _WIDE_NORMS = "its norms of queries and keys span all heads of a layer"
@@ -45,6 +46,7 @@ _OLMO = replace(
     _GEMMA,
     attention_norms=("post_attention_layernorm",),
     mlp_norms=("post_feedforward_layernorm",),
+    bos=False,
     refused={"heads": _WIDE_NORMS, "values": _WIDE_NORMS},
 )
 
@@ -70,7 +72,7 @@ FAMILIES: dict[str, Family] = {
         final_norm="model.decoder.final_layer_norm",
         positions="model.decoder.embed_positions",
     ),
-    "gemma": replace(_LLAMA, sliced=False, gguf=None),
+    "gemma": replace(_LLAMA, sliced=False, bos=True, gguf=None),
     "gemma2": _GEMMA,
     "gemma3_text": _GEMMA,
     "granite": replace(_LLAMA, multiplier="residual_multiplier", sliced=False, gguf=None),

@@ -30,6 +30,7 @@ class Family:
             stream; None without one.
         layer_lists: values of the configuration that are lists with an entry for each layer.
         sliced: whether SliceGPT's layers compute what those of the family do.
+        bos: whether every window of tokens begins with BOS, without which the model fails.
         channel_count: name of the configuration's MLP width.
         head_counts: attributes of the attention module that must fit its projections, as
             ``count_heads`` takes them; none where the numbers follow from the shapes.
@@ -63,6 +64,7 @@ class Family:
     multiplier: str | None = None
     layer_lists: tuple[str, ...] = ("layer_types",)
     sliced: bool = True
+    bos: bool = False
     channel_count: str = "intermediate_size"
     head_counts: Mapping[str, str] = field(default_factory=dict)
     head_dim: str = "head_dim"

@@ -27,9 +27,9 @@ from pgprune.models.checkpoint_kind import check_floats, check_kind
 from pgprune.models.families import FAMILIES, check_layers, family_of
 from pgprune.models.gguf_model import check_tensors, read_gguf_model
 from pgprune.models.loading_bars import bars_as_phases
-from pgprune.models.registration import register
+from pgprune.models.registration import attention_kernel, register
 from pgprune.models.source import Source, find_source
-from pgprune.models.vocabulary import check_dropout, guard_vocabulary
+from pgprune.models.vocabulary import begin_windows, check_dropout, guard_vocabulary
 from pgprune.models.weight_files import (
     check_adapter,
     check_export,
@@ -116,13 +116,13 @@ def check_model(
     if (gguf := source.gguf_path) is not None:
         found = read_gguf_model(gguf)
         found.config.use_cache = False  # masks are evaluated on whole windows
-        return found.config, found.tokenizer
+        return found.config, begin_windows(found.tokenizer, found.config)
     model_config = _read_config(source.place, pruned)
     if dtype == "auto":  # the checkpoint decides
         check_dtype(model_config.dtype, device)
     if Path(source.place).is_dir():
         check_weights(Path(source.place), model_config)
-    return model_config, _load_tokenizer(source.place)
+    return model_config, begin_windows(_load_tokenizer(source.place), model_config)
 
 
 def load_model(
@@ -150,7 +150,7 @@ def load_model(
             source,
             config=model_config,
             dtype=dtype,
-            attn_implementation=config.attn_implementation,
+            attn_implementation=attention_kernel(model_config, config.attn_implementation),
             **placement,
         )
     # accelerate leaves weights that fit nowhere on the meta device.
@@ -214,9 +214,9 @@ def _read_config(source: str, pruned: bool) -> PretrainedConfig:
     check_floats(source, raw)
     dense = family.removeprefix(PRUNED).removeprefix("slicegpt_")  # the family before pruning
     is_pruned = dense in FAMILIES and family.startswith(PRUNED)
-    if is_pruned and not pruned:
-        raise PruningError(f"the model {source!r} is already pruned; give the dense model")
     if is_pruned:
+        if not pruned:
+            raise PruningError(f"the model {source!r} is already pruned; give the dense model")
         register(dense)  # so that it loads like any other model
     # Before transformers reads it, which fails otherwise on families that it does not know.
     if not is_pruned and family not in FAMILIES:

@@ -68,6 +68,14 @@ def _classes(file: str, brand: str, model_type: str) -> PrunedClasses:
     return classes
 
 
+def attention_kernel(config: Any, wanted: str) -> str:
+    """Returns ``eager`` in place of ``sdpa`` for a model that needs soft-capping (Gemma 2)."""
+    import transformers
+
+    model: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return "eager" if wanted == "sdpa" and not model._supports_sdpa else wanted
+
+
 def register(model_type: str = "") -> None:
     """Registers the classes of pruned and sliced models with transformers' automatic classes.
 

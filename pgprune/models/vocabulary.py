@@ -3,9 +3,10 @@
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pgprune.errors import PruningError
+from pgprune.models.families import FAMILIES
 
 
 class _Vocabulary:
@@ -40,6 +41,17 @@ def guard_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase,
     size = embeddings.weight.shape[0]
     if max(tokenizer.get_vocab().values(), default=0) >= size:
         embeddings.register_forward_pre_hook(_Vocabulary(name, size))
+
+
+def begin_windows(
+    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig
+) -> PreTrainedTokenizerBase:
+    """Lets windows of tokens begin with BOS if the family of a model, pruned or not, needs it."""
+    kind = str(config.model_type)
+    family = FAMILIES.get(kind.removeprefix("pgprune_"))
+    if family is not None and family.bos:
+        tokenizer.windows_begin_with_bos = True
+    return tokenizer
 
 
 def check_dropout(tokenizer: PreTrainedTokenizerBase, name: str) -> None:

@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.observation import Observation
 from pgprune.masking.units import Group, PruningUnits
-from pgprune.models.residual import added, before_adding, slope
+from pgprune.models.residual import added, adds_its_output, slope, wanted_output
 from pgprune.repair.gated_mlp import GatedMLP, Tokens
 from pgprune.repair.least_squares import LeastSquares, SecondMoments
 
@@ -111,10 +110,10 @@ class Projection:
         These are (b, T, D), or None if they are the projection's own.
         """
         for chunk, (inputs, *before) in enumerate(self._seen()):
-            yield inputs, self._missing(chunk, before, self._slopes(inputs))
+            yield inputs, self._missing(chunk, before, self._dense_output(inputs))
 
     def _missing(
-        self, chunk: int, before: Sequence[Tensor], slopes: Tensor | None
+        self, chunk: int, before: Sequence[Tensor], output: Tensor | None
     ) -> Tensor | None:
         """Computes the output that gives the wanted states with those before it, (b, T, D)."""
         if self.wanted is None:
@@ -122,21 +121,24 @@ class Projection:
         missing = self.wanted[chunk].to(before[0].device)
         for part in before:
             missing = missing - part
-        return before_adding(self.seen.module, self.lm.family, self.kind, missing, slopes)
+        if output is None:
+            return missing
+        return wanted_output(self.seen.module, self.lm.family, self.kind, missing, output)
 
     def _weighted(self) -> Iterator[tuple[Tensor, Tensor | None, Tensor | None]]:
         """Yields inputs and targets as ``targets``, and how much each token counts, (b, T)."""
         for chunk, (inputs, *before) in enumerate(self._seen()):
-            slopes = self._slopes(inputs)
+            output = self._dense_output(inputs)
             weights = self._token_weights(chunk, inputs, before) if self.relative else None
-            if slopes is not None:  # errors count as they are in the stream
-                weights = slopes[..., 0].square() * (1 if weights is None else weights)
-            yield inputs, self._missing(chunk, before, slopes), weights
+            if output is not None:  # errors count as they are in the stream
+                steepness = slope(self.seen.module, self.lm.family, self.kind, output)[..., 0]
+                weights = steepness.square() * (1 if weights is None else weights)
+            yield inputs, self._missing(chunk, before, output), weights
 
-    def _slopes(self, inputs: Tensor) -> Tensor | None:
-        """Computes how much changes of its dense output change the stream, (b, T, 1)."""
-        output = partial(run_linear, self.linear, inputs)
-        return slope(self.seen.module, self.lm.family, self.kind, output)
+    def _dense_output(self, inputs: Tensor) -> Tensor | None:
+        """Computes its dense output, (b, T, D), where the block does not add it as it is."""
+        adds = adds_its_output(self.lm.family, self.kind)
+        return None if adds else run_linear(self.linear, inputs)
 
     def _token_weights(self, chunk: int, inputs: Tensor, before: Sequence[Tensor]) -> Tensor:
         """Computes one over the mean square of the wanted states after the block, (b, T).

