@@ -257,9 +257,8 @@ def _evaluation_set(
     name: str, documents: Documents, tokenizer: PreTrainedTokenizerBase, length: int, most: int
 ) -> EvaluationSet:
     sizes: Counter[str] = Counter()
-    ids = measured(iterate(documents), tokenizer, sizes)
-    blocks = cut(ids, length, window_start(tokenizer))  # each (M, T)
-    windows = list(islice(chain.from_iterable(blocks), most))
+    ids, start = measured(iterate(documents), tokenizer, sizes), window_start(tokenizer)
+    windows = list(islice(chain.from_iterable(cut(ids, length, start)), most))
     if not windows:
         raise PruningError(too_short(f"the evaluation text {name!r}", length))
     return EvaluationSet(_stack(windows, length), sizes["bytes"] / sizes["tokens"])
