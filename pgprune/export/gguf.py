@@ -116,8 +116,8 @@ def _architecture(config: PretrainedConfig) -> str:
     architecture = family_of(config).gguf
     if architecture is None:
         raise PruningError(
-            f"llama.cpp has no architecture for the family {config.model_type}, so there is no "
-            "GGUF file of it; choose --format hf"
+            f"pgprune writes no GGUF file of the family {config.model_type}; choose --format hf, "
+            "with --uniform if llama.cpp is to convert it and knows the family"
         )
     if config.hidden_act not in ("silu", "swish"):
         raise PruningError(

@@ -89,6 +89,7 @@ FAMILIES: dict[str, Family] = {
         key="self_attn.qkv_proj.key",
         value="self_attn.qkv_proj.value",
         expand=("mlp.gate_up_proj.gate", "mlp.gate_up_proj.up"),
+        stock_heads="unscaled",
         head_counts={"config.num_attention_heads": "heads", "num_key_value_heads": "kv_heads"},
         sliced=False,
         fused=(Fused("self_attn.qkv_proj", _QKV), Fused("mlp.gate_up_proj", ("gate", "up"))),

@@ -39,8 +39,9 @@ class Family:
             those after they were opened.
         parallel: whether the MLP reads what attention reads, and not what it writes.
         stock_heads: the numbers of heads that the stock configuration takes if all layers have
-            the same number: ``any``; a ``divisor`` of the width; the ``dense`` model's only, where
-            the size of a head is the width over their number.
+            the same number: ``any``; a ``divisor`` of the width; any if the rotary embedding is
+            ``unscaled``; the ``dense`` model's only, where the size of a head is the width over
+            their number.
         stand_in: ``model_type`` of the same network that takes any number of heads; for models
             without sliding window and biases.
         final_norm: the norm before the head, from the causal LM.

@@ -10,6 +10,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from pgprune.errors import PruningError, first_line
+from pgprune.models.families import FAMILIES
 from pgprune.models.source import Source
 from pgprune.utils.manifest import MANIFEST, Manifest
 from pgprune.utils.progress import phase
@@ -38,7 +39,8 @@ def check_export(source: Source) -> None:
 
 
 _READ = (".json", ".safetensors", ".jinja", ".model")  # what changes a model or its tokenizer
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
+_LISTS = "|".join(sorted({row.layers.rpartition(".")[2] for row in FAMILIES.values()}))
+_LAYER = re.compile(rf"(?:^|\.)(?:{_LISTS})\.(\d+)\.")
 _WHOLE = "model.safetensors"
 _FLOATS = ("F16", "BF16", "F32", "F64")  # names of safetensors
 

@@ -116,8 +116,13 @@ def stock_type(
     """
     family, shape = family_of(dense), units.shapes[0]
     width, heads = int(dense.hidden_size), kv_heads * shape.query_heads_per_group
-    fits = family.stock_heads == "any" or (family.stock_heads == "divisor" and width % heads == 0)
-    if fits or kv_heads == shape.kv_heads:
+    fits = {
+        "any": True,
+        "divisor": width % heads == 0,
+        "unscaled": "short_factor" not in (getattr(dense, "rope_parameters", None) or {}),
+        "dense": False,
+    }
+    if fits[family.stock_heads] or kv_heads == shape.kv_heads:
         return str(dense.model_type)
     return None if biases else family.stand_in
 

@@ -47,7 +47,7 @@ def scaled(kind: str) -> dict:
 @pytest.mark.parametrize(
     ("family", "changes", "message"),
     [
-        ("opt", {}, "no architecture for the family opt.* --format hf"),
+        ("opt", {}, "no GGUF file of the family opt.* --format hf"),
         ("qwen3", {"attention_bias": True}, "llama.cpp's qwen3 has no biases"),
         ("llama", {"hidden_act": "gelu"}, "with silu, but the model has 'gelu'"),
         ("llama", scaled("dynamic"), "rotary .* of the type 'dynamic' cannot be written"),

@@ -6,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from helpers.masks import patterns
 from helpers.tiny import tiny_model, tokens
@@ -76,6 +77,24 @@ def test_merged_is_what_was_trained(model, granularity, pattern):
     assert type(merged) is type(model)
     assert not any(parameter.requires_grad for parameter in merged.parameters())
     assert not any("lora" in name for name, _ in merged.named_modules())
+
+
+@pytest.mark.parametrize("family", ["phi3", "gpt_neox", "gpt2"])
+@pytest.mark.parametrize("pattern", ["nothing", "layer 0 and some"])
+def test_parts_of_fused_projections_are_trained_and_saved_fused(family, pattern, tmp_path):
+    model = pruned(family, pattern)
+    if pattern == "nothing":
+        assert len(projections(model)) == 3 * (7 if family == "phi3" else 6)
+    names = model.state_dict().keys()
+    trainer = trained(model)
+    with torch.no_grad():
+        logits = model(tokens()).logits
+    merged = trainer.merge()
+    assert merged.state_dict().keys() == names
+    merged.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    torch.testing.assert_close(loaded(tokens()).logits, logits, rtol=0, atol=1e-5)
+    assert (type(loaded).__module__.startswith("transformers.models")) == (pattern == "nothing")
 
 
 def test_untrained_adapters_change_nothing():
