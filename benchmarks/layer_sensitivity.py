@@ -1,6 +1,6 @@
 """Measures what the loss says of each layer that errors do not, as two Markdown tables.
 
-    python benchmarks/sensitivity.py --model smollm2 --calibration c4
+    python benchmarks/layer_sensitivity.py --model smollm2 --calibration c4
 
 The first table has, for each layer, the KL divergence from the dense model when a third of the
 levels of one kind is gone in this layer alone, over the error of the hidden states that this

@@ -11,7 +11,7 @@ from pgprune.repair.level_grid import grid
 
 @pytest.fixture(scope="module")
 def script():
-    return load(ROOT / "benchmarks" / "sensitivity.py")
+    return load(ROOT / "benchmarks" / "layer_sensitivity.py")
 
 
 def test_losses_are_none_for_the_dense_model_and_rise_with_what_is_pruned(script, tmp_path):
