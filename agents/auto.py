@@ -130,7 +130,9 @@ class Auto(Agent):
     def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
         """Does one step of the current stage: learns offsets, or single units."""
         first = self.steps_for(self.config.evaluations_of_layers(total_timesteps))
-        if self.budget.units.n == len(self.mean):  # each offset is of a single unit anyway
+        if self.budget.scope != "global":  # an offset of a layer changes nothing
+            first = 0
+        elif self.budget.units.n == len(self.mean):  # each offset is of a single unit anyway
             first = total_steps
         if self.steps < first:
             losses = self._learn_offsets()

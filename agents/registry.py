@@ -28,6 +28,7 @@ class Entry:
             config is the number of masks in a step.
         actions: kinds of actions to choose from, the default first; empty where there is no choice.
         densities: whether it learns how much each layer keeps, whatever its action is.
+        experts: whether it learns single experts where the share of each layer is fixed.
         stages: whether it can raise the prune rate in stages.
         metric: that it starts from for heads and channels; None takes the stream error.
         package: that it needs, and the extra of pgprune that installs the package.
@@ -38,6 +39,7 @@ class Entry:
     config: type[Config]
     actions: tuple[str, ...] = ()
     densities: bool = False
+    experts: bool = False
     stages: bool = False
     metric: str | None = None
     package: tuple[str, str] | None = None
@@ -51,7 +53,7 @@ def _sb3(config: type[Sb3Config]) -> Entry:
 
 AGENTS: dict[str, Entry] = {
     "reinforce": Entry(Reinforce, ReinforceConfig, stages=True, metric="wanda-sp"),
-    "auto": Entry(Auto, AutoConfig, densities=True),
+    "auto": Entry(Auto, AutoConfig, densities=True, experts=True),
     "random-search": Entry(RandomSearch, RandomSearchConfig, densities=True),
     "cma-es": Entry(CMAES, CMAESConfig, ("density", "score"), package=PACKAGE),
     "evolution": Entry(Evolution, EvolutionConfig),

@@ -90,9 +90,9 @@ def check_units(granularity: str) -> None:
     """Makes sure that units are inputs of projections.
 
     Raises:
-        PruningError: they are whole blocks or layers.
+        PruningError: they are whole blocks, layers or experts.
     """
-    if granularity in ("blocks", "layers"):
+    if granularity in ("blocks", "layers", "experts", "heads+experts"):
         raise PruningError(
             f"a least-squares reward is about heads and channels, not granularity {granularity}; "
             "choose reward plain, or granularity heads+channels"

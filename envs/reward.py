@@ -35,10 +35,11 @@ def check_reward(reward: str, loss: str, granularity: str) -> None:
     """
     check_choice("reward", reward, REWARDS)
     check_choice("loss", loss, LOSSES)
-    if reward == "repaired" and granularity == "layers":
+    if reward == "repaired" and granularity in ("layers", "experts", "heads+experts"):
         raise PruningError(
             "reward repaired is about biases that make up for what is pruned, but a pruned layer "
-            "has none; choose reward plain or a granularity other than layers"
+            "or expert has none; choose reward plain or a granularity other than "
+            f"{granularity}"
         )
 
 

@@ -82,6 +82,7 @@ def fitting(method: str, pruning: PruningConfig, asked: Mapping[str, Any]) -> Pr
         if option not in asked:
             uniform = pruning.scope == "uniform" and "per-kind" in fits  # which is all it knows
             own: dict[str, Any] = {option: "per-kind" if uniform else fits[0]}
+            own |= {} if "scope" in asked else {"scope": "auto"}
             pruning = replace(pruning, **own)
         elif asked[option] not in fits:
             raise PruningError(

@@ -14,8 +14,9 @@ from pgprune.errors import PruningError
 from pgprune.evaluation.zero_shot import load_tasks
 from pgprune.experiments.baseline import BaselineSettings
 from pgprune.experiments.cells import Cell, CellsConfig, model_name, place_of, text_of
-from pgprune.masking.units import LayerShape, PruningUnits, shapes_of
+from pgprune.masking.units import PruningUnits
 from pgprune.models.load import ModelConfig, check_model
+from pgprune.models.shapes import LayerShape, shapes_of
 from pgprune.utils.command_line import ArgumentParser
 from pgprune.utils.files import check_place, read_text, saving, write_file
 from pgprune.utils.jsonl import parse_json

@@ -12,6 +12,7 @@ from pgprune.agents.training.config import LEVELS, AgentConfig, TrainingRunConfi
 from pgprune.data.stream import DataConfig
 from pgprune.errors import PruningError
 from pgprune.masking.problem import PruningConfig
+from pgprune.masking.units import GRANULARITIES
 from pgprune.metrics.initialization import PROGRESSIVE, InitConfig, metric_name
 from pgprune.models.load import ModelConfig
 from pgprune.repair.config import RepairConfig
@@ -75,7 +76,8 @@ class Settings(Sections):
                 "have; choose another init, or agent reinforce"
             )
         scope = settings.pruning.scope
-        if settings.learns_densities and scope != "global":
+        fixed = scope != "global" and not (entry.experts and "experts" in settings.kinds)
+        if settings.learns_densities and fixed:
             raise PruningError(
                 f"agent {agent} learns how much each layer keeps, which scope {scope} fixes; "
                 "choose agent reinforce, or scope global"
@@ -102,7 +104,7 @@ class Settings(Sections):
         if self.agent.reward != "auto":
             return self.agent.reward
         shipped = self.repair.repair in ("least-squares", "alternating")
-        fine = self.pruning.granularity not in ("blocks", "layers")
+        fine = not {"attention", "layer", "experts"} & set(self.kinds)
         alone = self.run.ray_actors is None and world_size() == 1
         searched = self.agent.agent == "auto" and self.pruning.scope == "global"
         return LEVELS if searched and shipped and fine and alone else "plain"
@@ -158,6 +160,11 @@ class Settings(Sections):
         searching = "stream-error-refit" if self.refits else "stream-error"
         fine = self.entry.metric or searching
         return metric_name(self.init.init, self.pruning.granularity, fine)
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Returns the kinds of unit."""
+        return GRANULARITIES[self.pruning.granularity]
 
     @property
     def learning_rate(self) -> float:

@@ -19,9 +19,9 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from pgprune.errors import PruningError
 from pgprune.export.gguf_vocabulary import write_vocabulary
-from pgprune.masking.units import LayerShape
 from pgprune.models.families import family_of
 from pgprune.models.gguf_files import copy_vocabulary, load_gguf
+from pgprune.models.shapes import LayerShape
 from pgprune.runs.finished import LoadedRun
 from pgprune.runs.model_card import base_name
 from pgprune.surgery.architecture import PrunedLayer

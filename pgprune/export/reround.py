@@ -79,15 +79,16 @@ def _fits(units: PruningUnits, mask: Tensor, uniform: bool, round_to: int) -> bo
     # An architecture of equal layers also needs something left of every block.
     if not uniform or units.kinds == ("layer",):  # layers that stay are whole
         return True
-    if not {"heads", "channels"}.issuperset(units.kinds):
+    if "attention" in units.kinds:
         return kept["attention"] == kept["mlp"]
     return all(len(set(counts)) == 1 and counts[0] for counts in kept.values())
 
 
 def _kept_counts(units: PruningUnits, mask: Tensor) -> dict[str, list[int]]:
-    """Counts the kept units of each layer by their kind."""
+    """Counts the kept units of each layer that has some, by their kind."""
+    groups = [group for group in units.groups if group.stop > group.start]
     return {
-        kind: [int(mask[g.start : g.stop].sum()) for g in units.groups if g.kind == kind]
+        kind: [int(mask[g.start : g.stop].sum()) for g in groups if g.kind == kind]
         for kind in units.kinds
     }
 
@@ -128,7 +129,8 @@ def _check_stock(loaded: LoadedRun, mask: Tensor) -> None:
 
 def _note(loaded: LoadedRun, mask: Tensor, uniform: bool, round_to: int) -> str:
     """Says that this is not the learned mask."""
-    aims = ["all layers keep equally many heads and equally many channels"] if uniform else []
+    kinds = " and equally many ".join(loaded.units.kinds)
+    aims = [f"all layers keep equally many {kinds}"] if uniform else []
     if round_to > 1:
         aims.append(f"every layer keeps a multiple of {round_to} channels")
     units, scores = loaded.units, "probabilities" if loaded.learned.probable else "scores"

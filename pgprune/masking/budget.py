@@ -3,7 +3,8 @@
 Scores live in pools that share one capacity. ``per-kind`` has a pool for each kind of unit,
 ``units`` (Eq. 1 of arXiv 2406.10576) and ``parameters`` have one; the scope ``local`` splits each
 pool by layer (Sect. 5.2), and ``uniform`` gives all layers the same capacity, rounded down. A unit
-costs one, or its parameters where the budget counts parameters.
+costs one, or its parameters where the budget counts parameters, or those of them that a token uses.
+Every layer keeps as many experts as a token uses.
 """
 
 import math
@@ -14,8 +15,10 @@ import torch
 from torch import Tensor
 
 from pgprune.errors import PruningError, check_choice
+from pgprune.masking.projection import no_numbers, ordinary, project_pool, shift
 from pgprune.masking.rounding import (
     best_chunks,
+    best_of_groups,
     best_units,
     check_round_to,
     check_uniform,
@@ -24,11 +27,8 @@ from pgprune.masking.rounding import (
 from pgprune.masking.units import PruningUnits
 from pgprune.utils.transfer import send
 
-BUDGETS = ("per-kind", "units", "parameters")
+BUDGETS = ("per-kind", "units", "parameters", "active-parameters")
 SCOPES = ("global", "local", "uniform")
-_BISECTIONS = 32  # leaves the shift within 2^-32 of exact; one linear step makes it exact
-_ORDINARY = 2.0**20  # larger scores lose what is small beside them: 1 is nothing beside 1e18
-_FEW = 10_000  # scores; on a CPU with more of them, arithmetic costs more than calls
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Budget:
     Args:
         units: the units to choose from.
         prune_rate: share to remove, inside (0, 1).
-        kind: ``per-kind``, ``units`` or ``parameters``.
+        kind: ``per-kind``, ``units``, ``parameters`` or ``active-parameters``, those of a token.
         scope: ``global``, ``local`` (each layer keeps its share) or ``uniform`` (all layers keep
             equally many heads and equally many channels).
         round_to: the number of channels that a layer keeps is a multiple of it.
@@ -64,7 +64,8 @@ class Budget:
     Raises:
         PruningError: a rate outside (0, 1), an unknown kind or scope, a scope that leaves nothing
             to choose, a scope or ``round_to`` that does not fit the units, or a rate so high that
-            no unit of a kind is left (with ``uniform``, in a layer).
+            no unit of a kind is left (with ``uniform``, in a layer) or fewer experts than a token
+            uses.
     """
 
     def __init__(
@@ -87,7 +88,8 @@ class Budget:
         # A fraction, so that both 0.3 and 0.1 + 0.2 of 20 heads are 6.
         self._keep = 1 - Fraction(prune_rate).limit_denominator(10**9)
         self.target_share = float(self._keep)
-        self.cost = units.cost if kind == "parameters" else torch.ones_like(units.cost)  # (n,)
+        costs = {"parameters": units.cost, "active-parameters": units.active_cost}
+        self.cost = costs.get(kind, torch.ones_like(units.cost))  # (n,)
         self._chunk = torch.ones_like(units.cost)  # units that are kept together, (n,)
         if round_to > 1:
             channels = units.kind == units.kinds.index("channels")
@@ -118,17 +120,19 @@ class Budget:
         Minimises sum_i c_i (s_i - z_i)^2 subject to sum_i c_i s_i <= B and 0 <= s <= 1 in each
         pool, whose solution is clip(z - v, 0, 1) with one shift v >= 0 (Theorem 1 of the paper,
         after Wang & Carreira-Perpinan 2013). Bisection brackets the shift and a linear step makes
-        it exact. Infinite scores are larger or smaller than all others. On a GPU, where a look at
-        the values would wait for it, scores must be finite.
+        it exact. Where a group must keep some units, its s add up to their number at least, so its
+        shift stops at the one for that. Infinite scores are larger or smaller than all others. On a
+        GPU, where a look at the values would wait for it, scores must be finite.
 
         Raises:
             PruningError: a score is not a number.
         """
-        if probabilities.device.type == "cpu" and not bool((probabilities.abs() < _ORDINARY).all()):
-            probabilities = _brought_near(probabilities)
+        probabilities = ordinary(probabilities)
         projected = torch.empty_like(probabilities)
+        most = self._most_shift(probabilities)
         for members, cost, share in self._pools_on(probabilities.device):
-            projected[members] = _project_pool(probabilities[members], cost, share)
+            limit = None if most is None else most[members]
+            projected[members] = project_pool(probabilities[members], cost, share, limit)
         return projected
 
     def round(self, scores: Tensor) -> Tensor:
@@ -145,12 +149,14 @@ class Budget:
         """
         scores = scores.detach().to("cpu", torch.float64)
         if scores.shape != (self.units.n,) or bool(scores.isnan().any()):
-            raise PruningError(_no_numbers(scores, self.units.n))
+            raise PruningError(no_numbers(scores, self.units.n))
         mask = torch.zeros(self.units.n, dtype=torch.uint8)
+        first = best_of_groups(self.units, scores) if bool(self.units.least.any()) else None
         for pool in self.pools:
             members = pool.members
             if self.round_to == 1:
-                kept = best_units(scores[members], pool.cost, pool.capacity)
+                needed = None if first is None else first[members]
+                kept = best_units(scores[members], pool.cost, pool.capacity, needed)
             else:
                 group, chunk = self.units.group[members], self._chunk[members]
                 kept = best_chunks(scores[members], pool.cost, pool.capacity, group, chunk)
@@ -190,7 +196,7 @@ class Budget:
 
     def _capacities(self, shares: list[Fraction], members: list[Tensor]) -> list[int]:
         """Rounds the shares of the pools of one kind to whole capacities."""
-        if self.kind == "parameters":
+        if self.kind in ("parameters", "active-parameters"):
             return [math.floor(share) for share in shares]
         chunk = int(self._chunk[torch.cat(members)].min())  # 1 beside heads
         if self.scope == "uniform":
@@ -215,10 +221,39 @@ class Budget:
                 "scope local leaves nothing to choose, because each layer has one unit of a kind; "
                 "choose scope global"
             )
+        self._check_least()
         kept = {pool.name for pool in self.pools if pool.capacity >= self._least(pool)}
         for pool in self.pools:
             if pool.name not in kept:
                 raise PruningError(self._nothing_left(pool))
+
+    def _check_least(self) -> None:
+        """Refuses a budget that has no room for the experts that a token uses."""
+        least = self.units.least / self.units.sizes.clamp(min=1)  # (groups,)
+        shares = least[self.units.group] * self.cost  # (n,) of what they cost
+        needed = [math.ceil(float(shares[pool.members].sum()) - 1e-6) for pool in self.pools]
+        room = [min(pool.capacity, math.floor(pool.share + 1e-9)) for pool in self.pools]
+        if all(need <= has for need, has in zip(needed, room, strict=True)):
+            return
+        costs = [int(pool.cost.sum()) for pool in self.pools]
+        worst = max(need / cost for need, cost in zip(needed, costs, strict=True))
+        most = math.floor(1e4 * (1 - worst)) / 1e4
+        raise PruningError(
+            f"prune rate {self.prune_rate} leaves fewer experts in a layer than the "
+            f"{int(self.units.least.max())} that each token uses; choose a rate of at most {most:g}"
+        )
+
+    def _most_shift(self, z: Tensor) -> Tensor | None:
+        """Computes the shift at which each group is at its least: scores (n,) -> (n,), or None."""
+        if not bool(self.units.least.any()):
+            return None
+        most = torch.full_like(z, math.inf)
+        for group, least in zip(self.units.groups, self.units.least.tolist(), strict=True):
+            if least:
+                here = z[group.start : group.stop]
+                base = here.min() - 1  # at which all are kept
+                most[group.start : group.stop] = base + shift(here - base, None, least)
+        return most
 
     def _least(self, pool: Pool) -> int:
         """Returns the smallest cost of a unit, or of a chunk of units, of a pool."""
@@ -238,31 +273,6 @@ class Budget:
         )
 
 
-def _brought_near(z: Tensor) -> Tensor:
-    """Moves large scores, (n,), together without a change of their projection, which is exact then.
-
-    What is below 0 projects to 0. A shift leaves scores that are more than 1 apart on both sides of
-    the interval [0, 1], so that such a gap may be any other above 1.
-    """
-    if bool(z.isnan().any()):
-        raise PruningError(_no_numbers(z, len(z)))
-    near = z.clamp(min=0)
-    large = near > 1
-    base = near[~large].max() if bool((~large).any()) else z.new_zeros(())
-    values, order = near[large].sort()
-    gaps = (values - torch.cat([base[None], values[:-1]])).nan_to_num(0, posinf=2)  # inf - inf
-    moved = torch.empty_like(values)
-    moved[order] = base + gaps.clamp(max=2).cumsum(0)
-    return near.masked_scatter(large, moved)
-
-
-def _no_numbers(scores: Tensor, n: int) -> str:
-    return (
-        f"scores must be {n} numbers, got shape {tuple(scores.shape)} with "
-        f"{int(scores.isnan().sum())} not-a-number entries"
-    )
-
-
 def _check(prune_rate: float, kind: str, scope: str) -> None:
     if not isinstance(prune_rate, int | float) or not 0 < prune_rate < 1:
         raise PruningError(
@@ -270,30 +280,3 @@ def _check(prune_rate: float, kind: str, scope: str) -> None:
         )
     check_choice("budget", kind, BUDGETS)
     check_choice("scope", scope, SCOPES)
-
-
-def _project_pool(z: Tensor, cost: Tensor, share: float) -> Tensor:
-    """Computes clip(z - v, 0, 1) with the smallest v >= 0 whose cost is within ``share``.
-
-    The cost sum_i c_i clip(z_i - v, 0, 1) falls with v, and v = max z costs nothing, so the root is
-    in [0, max z] and a search by sections finds it.
-    """
-    low, width = torch.zeros_like(z[0]), z.max().clamp(min=0)
-    # S sections need log2(S) times fewer rounds than halving, and S - 1 times the arithmetic in
-    # each. On a GPU or for few scores a round costs a launch, so 8; else the arithmetic counts.
-    sections = 2 if z.device.type == "cpu" and len(z) > _FEW else 8
-    inner = torch.arange(1, sections, dtype=z.dtype, device=z.device) / sections
-    kept = z.new_empty(sections - 1, len(z))  # the same memory in each round
-    for _ in range(math.ceil(_BISECTIONS / math.log2(sections))):
-        shifts = low + width * inner  # (sections - 1,)
-        over = torch.sub(z, shifts[:, None], out=kept).clamp_(0, 1) @ cost > share
-        width = width / sections
-        low = low + width * over.sum()  # counted on the device, so that the host does not wait
-    # Between its breakpoints z - 1 and z the cost is linear in v. With A = {0 < z - v < 1} it is
-    # sum_A c (z - v) + sum_{z - v >= 1} c = share, so v = (sum_A c z + sum c - share) / sum_A c.
-    high = low + width
-    gap = z - high
-    active = cost * ((gap > 0) & (gap < 1))
-    shift = (active @ z + cost @ (gap >= 1).to(z) - share) / active.sum()
-    shift = torch.where(shift.isfinite(), shift, high).clamp(low, high)
-    return (z - shift).clamp(0, 1)

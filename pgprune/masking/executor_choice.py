@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from pgprune.masking.units import LayerShape, PruningUnits
+from pgprune.masking.units import PruningUnits
+from pgprune.models.shapes import LayerShape
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ def choose_executor(
         dtype: number format of the weights.
         device: device type: ``cpu``, ``cuda`` or ``mps``.
     """
+    if "experts" in units.kinds:  # a token uses as many of them under any mask
+        return "masked"
     rates = DEVICE_RATES.get(device, DEVICE_RATES["cpu"])
     largest = max(_kept_weights(shape, units, prune_rate) for shape in units.shapes)
     if largest * dtype.itemsize > MOST_COPIED:  # gathered copies do not fit

@@ -26,6 +26,7 @@ from pgprune.masking.kept_weights import (
     gathered,
 )
 from pgprune.masking.layer_mask import KeptRows, LayerMask
+from pgprune.models.experts import route
 from pgprune.models.families import Family, linear_at
 from pgprune.utils.transfer import send
 
@@ -86,9 +87,12 @@ def run_sliced(
         attention = _no_attention(layer, mask.family, constant)
     else:
         attention = attending(call, mask.family)
-    if rows.channels is not None:
+    mlp = routed(layer, mask)
+    if rows.channels is not None and mask.family.experts is None:
         weights += _sliced_channels(layer, mask, rows.channels)
-    with attention, products(weights):
+    elif rows.channels is not None:
+        mlp = calling(layer.get_submodule(mask.family.down), torch.zeros_like)
+    with attention, mlp, products(weights):
         return call(state)[None]
 
 
@@ -108,7 +112,10 @@ def select(tensor: Tensor, keep: Tensor, fill: Tensor | None) -> Tensor:
 
 @contextmanager
 def multiplied(layer: nn.Module, mask: LayerMask, multiply: Multiply = select) -> Iterator[None]:
-    """Multiplies inputs and outputs of a layer's blocks by masks while the body runs."""
+    """Multiplies inputs and outputs of a layer's blocks by masks while the body runs.
+
+    Its router, where it has one, chooses among kept experts only.
+    """
     family = mask.family
     inputs = {family.output: mask.output_columns(), family.down: mask.by_kind.get("channels")}
     outputs = {family.output: mask.by_kind.get("attention"), family.down: mask.by_kind.get("mlp")}
@@ -122,7 +129,8 @@ def multiplied(layer: nn.Module, mask: LayerMask, multiply: Multiply = select) -
         if keep is not None
     ]
     try:
-        yield
+        with routed(layer, mask):
+            yield
     finally:
         for hook in hooks:
             hook.remove()
@@ -212,6 +220,15 @@ def _constant(layer: nn.Module, mask: LayerMask, path: str, kept: Tensor) -> Ten
     if bias is None:
         return None
     return torch.zeros_like(bias) if {"attention", "mlp"} & mask.by_kind.keys() else bias
+
+
+def routed(layer: nn.Module, mask: LayerMask) -> AbstractContextManager[None]:
+    """Lets the router of a layer choose among kept experts only; others then compute nothing."""
+    keep = mask.by_kind.get("experts")
+    if keep is None or mask.family.experts is None or not mask.shape.experts:
+        return nullcontext()
+    router = mask.family.experts.router_of(layer)
+    return calling(router, partial(route, router, router.forward, keep))
 
 
 def attending(call: LayerCall, family: Family) -> AbstractContextManager[None]:

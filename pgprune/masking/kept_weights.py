@@ -159,7 +159,8 @@ def lay_out(layers: Iterable[nn.Module], family: Family) -> None:
     model works as before.
     """
     for layer in layers:
-        for path in (family.output, family.down):
+        ends = {"heads", "channels"} & family.projections.keys()
+        for path in (family.projections[kind] for kind in ends):
             weight = linear_at(layer, path).weight
             weight.data = weight.data.t().contiguous().t()
 

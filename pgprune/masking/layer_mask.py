@@ -107,8 +107,9 @@ class LayerMask:
         self.index = index
         self.family = family
         self.refit = refit
-        kinds = {family.output: "heads", family.down: "channels"}
-        self.fill = {path: fill[index, kind] for path, kind in kinds.items()} if fill else {}
+        kinds = {"heads": family.output, "channels": family.down}
+        found = [kind for kind in kinds if fill and (index, kind) in fill]
+        self.fill = {kinds[kind]: fill[index, kind] for kind in found} if fill else {}
         self.shape = units.shapes[index]
         self.prepared: KeptRows | None = None
         first = index * len(units.kinds)

@@ -12,6 +12,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
+from pgprune.data.token_meter import TokenMeter
 from pgprune.errors import PruningError
 from pgprune.losses.divergence import Predictions, divergences, predictions
 from pgprune.losses.tokens import LogitsMemory, logits_of, token_losses
@@ -21,7 +22,6 @@ from pgprune.masking.layer_driver import LayerDriver, RunLayers
 from pgprune.masking.layer_mask import Fill, LayerMask, Refit, prepare
 from pgprune.masking.mask_tree import distinct, run_tree
 from pgprune.masking.observation import Observation
-from pgprune.masking.token_meter import TokenMeter
 from pgprune.masking.units import PruningUnits
 from pgprune.models.families import decoder_layers, family_of, linear_at
 from pgprune.models.residual import additions

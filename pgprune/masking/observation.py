@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pgprune.masking.executors import LayerCall, attending, select
 from pgprune.masking.layer_mask import LayerMask
-from pgprune.models.families import Family, linear_at
+from pgprune.models.families import Family
 from pgprune.models.residual import added
 from pgprune.utils.transfer import send
 
@@ -42,7 +42,8 @@ class Halves(NamedTuple):
 class Observation:
     """The inputs of the output and down projections of one dense layer.
 
-    They are computed when they are read, with the weights that the layer has then. A change of the
+    In a mixture of experts, those of the whole MLP take the place of the down projection's. They
+    are computed when they are read, with the weights that the layer has then. A change of the
     output or the expanding projections changes what is read next, and what comes after the layer.
 
     Args:
@@ -132,7 +133,7 @@ class Observation:
             state = send(self.states[chunk], self._device)
             halves = self._kept.pop(chunk, None)
             if halves and not partial and halves.mlp is not None and self._is_present(halves):
-                down = linear_at(call.layer, self._family.down)
+                down = call.layer.get_submodule(self._family.down)
                 mlp = halves.mlp if channels is None else select(halves.mlp, channels, None)
                 assert halves.output is not None
                 mlp = added(call.layer, self._family, "channels", down(mlp))
@@ -145,7 +146,7 @@ class Observation:
     def _run(self, chunk: int, path: str) -> Halves:
         """Runs the layer up to its output or its down projection, from what is known of it."""
         family, call = self._family, self._call_of(chunk)
-        output, down = (linear_at(call.layer, p) for p in (family.output, family.down))
+        output, down = (call.layer.get_submodule(p) for p in (family.output, family.down))
         seen: dict[str, Tensor] = {}
 
         def keep_attention(module: nn.Module, args: tuple[Tensor, ...]) -> None:

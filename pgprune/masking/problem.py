@@ -50,9 +50,9 @@ class PruningConfig(Config):
         choices=list(BUDGETS),
     )
     scope: str = option(
-        "global",
+        "auto",
         "layers may differ (global), share one rate (local), or have equal shapes",
-        choices=list(SCOPES),
+        choices=["auto", *SCOPES],
     )
     round_to: int = option(
         1, "round kept channels per layer to a multiple of this (8-128 is fast)", minimum=1
@@ -70,6 +70,17 @@ class PruningConfig(Config):
     compile_head: bool = option(
         False, "experimental: compile head and loss by torch.compile, for a GPU"
     )
+
+    def __post_init__(self) -> None:
+        """Refuses what an option does not allow, and decides the scope.
+
+        No other tool loads layers with different numbers of experts, so they are equal where the
+        budget fixes a number.
+        """
+        super().__post_init__()
+        if self.scope == "auto":
+            equal = "experts" in GRANULARITIES[self.granularity] and self.budget == "per-kind"
+            object.__setattr__(self, "scope", "uniform" if equal else "global")
 
 
 @dataclass(frozen=True)

@@ -70,10 +70,11 @@ def check_uniform(units: PruningUnits, budget: str) -> None:
             kinds trade.
     """
     check_whole_heads(units)
-    if not {"heads", "channels"}.issuperset(units.kinds):
+    if not {"heads", "channels", "experts"}.issuperset(units.kinds):
         raise PruningError(
-            f"scope uniform is about numbers of heads and channels, but granularity "
-            f"{units.granularity} prunes whole ones; choose heads+channels, heads or channels"
+            f"scope uniform is about numbers of heads, channels or experts, but granularity "
+            f"{units.granularity} prunes whole ones; choose heads+channels, heads, channels, "
+            "experts or heads+experts"
         )
     if budget != "per-kind":
         raise PruningError(
@@ -103,18 +104,30 @@ def largest_remainder(shares: list[Fraction], sizes: list[int], chunk: int = 1) 
     return [count * chunk for count in whole]
 
 
-def best_units(scores: Tensor, cost: Tensor, capacity: int) -> Tensor:
+def best_of_groups(units: PruningUnits, scores: Tensor) -> Tensor:
+    """Finds the best units of each group, as many as ``units.least``: (n,) -> (n,) bool."""
+    best = torch.zeros(units.n, dtype=torch.bool)
+    for group, least in zip(units.groups, units.least.tolist(), strict=True):
+        order = torch.argsort(scores[group.start : group.stop], descending=True, stable=True)
+        best[group.start + order[:least]] = True
+    return best
+
+
+def best_units(scores: Tensor, cost: Tensor, capacity: int, first: Tensor | None = None) -> Tensor:
     """Keeps units in descending order of score, each if it still fits.
 
     Args:
         scores: (p,); ties go by index.
         cost: (p,) int64, positive.
         capacity: limit of the sum of the kept units' costs.
+        first: units that are kept before all others, (p,) bool; None for none.
 
     Returns:
         The indices of the kept units, at most p.
     """
     order = torch.argsort(scores, descending=True, stable=True)
+    if first is not None:
+        order = torch.cat([order[first[order]], order[~first[order]]])
     return order[_fill(cost[order], capacity)]
 
 

@@ -1,21 +1,14 @@
 """The units that mask bits keep or prune: their flat order, their groups, their parameters."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from pgprune.errors import PruningError, check_choice
-from pgprune.models.families import (
-    check_kinds,
-    decoder_layers,
-    family_of,
-    head_sizes,
-    linear_at,
-)
+from pgprune.models.families import check_kinds
+from pgprune.models.shapes import LayerShape, layer_shapes
 from pgprune.utils.transfer import send
 
 GRANULARITIES: dict[str, tuple[str, ...]] = {
@@ -26,42 +19,10 @@ GRANULARITIES: dict[str, tuple[str, ...]] = {
     "values": ("values",),
     "blocks": ("attention", "mlp"),
     "layers": ("layer",),
+    "experts": ("experts",),
+    "heads+experts": ("heads", "experts"),
 }
 """The kinds of unit of each granularity, in their order within a layer."""
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """The numbers of kv heads and channels of a decoder layer, and the parameters of each.
-
-    Attributes:
-        kv_heads: kv heads; one kv group is a kv head with all its query heads.
-        query_heads_per_group: query heads of one kv group.
-        head_dim: width of one head.
-        channels: width of the MLP.
-        kv_group_cost: parameters of one kv group: its rows of q, k, v with their biases, and its
-            columns of the output projection.
-        value_cost: parameters of one value dimension of a kv head: its row of v with its bias, and
-            its columns of the output projection, one for each query head.
-        channel_cost: parameters of one channel.
-        attention_cost: parameters of the whole attention block, norms and biases included.
-        mlp_cost: parameters of the whole MLP block, norm and biases included.
-    """
-
-    kv_heads: int
-    query_heads_per_group: int
-    head_dim: int
-    channels: int
-    kv_group_cost: int
-    value_cost: int
-    channel_cost: int
-    attention_cost: int
-    mlp_cost: int
-
-    @property
-    def query_key_cost(self) -> int:
-        """Parameters of a kv group that are none of its value dimensions: rows of q and k."""
-        return self.kv_group_cost - self.head_dim * self.value_cost
 
 
 @dataclass(frozen=True)
@@ -88,13 +49,15 @@ class PruningUnits:
         channel_block: how many neighbouring MLP channels make one unit.
 
     Raises:
-        PruningError: an unknown granularity, or a block that does not divide the MLP width.
+        PruningError: an unknown granularity, one that is about other MLPs, or a block that does
+            not divide the MLP width.
     """
 
     def __init__(
         self, shapes: list[LayerShape], granularity: str = "heads+channels", channel_block: int = 1
     ) -> None:
         check_choice("granularity", granularity, GRANULARITIES)
+        _check_experts(shapes, granularity)
         for layer, shape in enumerate(shapes):
             if channel_block < 1 or shape.channels % channel_block:
                 raise PruningError(
@@ -157,14 +120,38 @@ class PruningUnits:
         """Units in each group, (groups,) float64."""
         return torch.tensor([float(group.stop - group.start) for group in self.groups]).double()
 
+    @cached_property
+    def least(self) -> Tensor:
+        """Units of each group that every mask within a budget keeps, (groups,) int64.
+
+        A token uses a number of experts, and a layer keeps as many.
+        """
+        needs = {"experts": [shape.experts_per_token for shape in self.shapes]}
+        none = [0] * self.layers
+        return torch.tensor([needs.get(group.kind, none)[group.layer] for group in self.groups])
+
+    @cached_property
+    def active_cost(self) -> Tensor:
+        """Parameters that a token uses less without each unit, (n,) int64.
+
+        Without an expert it uses another one, but the router has a row less.
+        """
+        rows = torch.tensor([shape.router_row_cost for shape in self.shapes])[self.layer]
+        experts = [kind == "experts" for kind in self.kinds]
+        return torch.where(torch.tensor(experts)[self.kind], rows, self.cost)
+
     def kept_counts(self, masks: Tensor) -> Tensor:
         """Counts the kept units of each group: masks (K, n) -> (K, groups) float64."""
         groups = (masks[:, group.start : group.stop] for group in self.groups)
         return torch.stack([bits.sum(dim=1, dtype=torch.float64) for bits in groups], dim=1)
 
     def kept_shares(self, masks: Tensor) -> Tensor:
-        """Computes the share of units kept in each group: masks (K, n) -> (K, groups) float64."""
-        return self.kept_counts(masks) / send(self.sizes, masks.device)
+        """Computes the share of units kept in each group: masks (K, n) -> (K, groups) float64.
+
+        A group without units, such as the experts of a layer without them, has 1.
+        """
+        sizes = send(self.sizes, masks.device)
+        return (self.kept_counts(masks) / sizes).masked_fill(sizes == 0, 1.0)
 
     def kind_shares(self, masks: Tensor) -> Tensor:
         """Computes the share of units kept of each kind: masks (K, n) -> (K, kinds) float64."""
@@ -241,42 +228,6 @@ class PruningUnits:
         }
 
 
-def shapes_of(config: PretrainedConfig) -> list[LayerShape]:
-    """Returns the shapes of the decoder layers of a model from its configuration alone."""
-    with torch.device("meta"):  # builds the modules without memory for their weights
-        shadow = AutoModelForCausalLM.from_config(config)
-    return list(layer_shapes(shadow))
-
-
-def layer_shapes(model: nn.Module) -> Iterator[LayerShape]:
-    """Yields the shape of each decoder layer, from its weights.
-
-    Raises:
-        PruningError: the model's family is unknown.
-    """
-    family = family_of(getattr(model, "config", None))
-    for layer in decoder_layers(model, family):
-        kv_heads, per_group, head_dim = head_sizes(layer, family)
-        output, down = linear_at(layer, family.output), linear_at(layer, family.down)
-        query, key, value = (
-            _row_cost(layer, path) for path in (family.query, family.key, family.value)
-        )
-        # A kv group owns its rows of k and v, the rows of its query heads, and their columns of o.
-        value_cost = value + per_group * output.out_features
-        mlp = (*family.expand, family.down, *family.mlp_norms)
-        yield LayerShape(
-            kv_heads=kv_heads,
-            query_heads_per_group=per_group,
-            head_dim=head_dim,
-            channels=down.in_features,
-            kv_group_cost=head_dim * (key + per_group * query + value_cost),
-            value_cost=value_cost,
-            channel_cost=sum(_row_cost(layer, path) for path in family.expand) + down.out_features,
-            attention_cost=_parameters(layer, (family.attention, *family.attention_norms)),
-            mlp_cost=_parameters(layer, mlp),
-        )
-
-
 def _count_and_cost(shape: LayerShape, kind: str, channel_block: int) -> tuple[int, int]:
     """Returns the number of units of a kind in a layer, and the parameters of one."""
     return {
@@ -286,14 +237,19 @@ def _count_and_cost(shape: LayerShape, kind: str, channel_block: int) -> tuple[i
         "attention": (1, shape.attention_cost),
         "mlp": (1, shape.mlp_cost),
         "layer": (1, shape.attention_cost + shape.mlp_cost),
+        "experts": (shape.experts, shape.expert_cost),
     }[kind]
 
 
-def _row_cost(layer: nn.Module, path: str) -> int:
-    """Counts the parameters of one output of a projection, its bias included; 0 without a path."""
-    linear = linear_at(layer, path) if path else None
-    return 0 if linear is None else linear.in_features + (linear.bias is not None)
-
-
-def _parameters(layer: nn.Module, paths: tuple[str, ...]) -> int:
-    return sum(p.numel() for path in paths for p in layer.get_submodule(path).parameters())
+def _check_experts(shapes: list[LayerShape], granularity: str) -> None:
+    """Refuses experts of a model without them, and channels of one with experts."""
+    mixture = any(shape.experts for shape in shapes)
+    unfit = "channels" if mixture else "experts"
+    if unfit in GRANULARITIES[granularity]:
+        fitting = [name for name, kinds in GRANULARITIES.items() if unfit not in kinds]
+        rest = [name for name in fitting if mixture or "experts" not in GRANULARITIES[name]]
+        what = "is a mixture of experts without channels" if mixture else "has no experts"
+        raise PruningError(
+            f"granularity {granularity} does not fit, because the model {what}; choose "
+            f"{', '.join(rest[:-1])} or {rest[-1]}"
+        )

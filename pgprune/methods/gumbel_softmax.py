@@ -8,7 +8,7 @@ from pgprune.masking.soft_losses import soft_losses
 from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.methods.common.learning import steps_for, stopwatch
 from pgprune.metrics import METRICS, Importance
-from pgprune.metrics.base import ALL
+from pgprune.metrics.base import DEPTH, FINE
 from pgprune.metrics.initialization import initial_probabilities, metric_name
 from pgprune.utils.progress import track
 
@@ -17,7 +17,7 @@ _HOT, _COLD = 2.0, 0.4  # temperatures at the first and the last step
 _INTERIOR = 1e-4  # distance of probabilities from 0 and 1, where logits are infinite
 
 
-@method("gumbel-softmax", ALL, random=True, backward=True, learns=True)
+@method("gumbel-softmax", FINE + DEPTH, random=True, backward=True, learns=True)
 def gumbel_softmax(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
     """Learns keep probabilities by back-propagation through sampled masks.
 

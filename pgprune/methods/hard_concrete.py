@@ -11,7 +11,7 @@ from pgprune.masking.soft_losses import soft_losses
 from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.methods.common.learning import steps_for, stopwatch
 from pgprune.metrics import Importance
-from pgprune.metrics.base import ALL
+from pgprune.metrics.base import DEPTH, FINE
 from pgprune.utils.progress import track
 
 _BETA, _GAMMA, _ZETA = 2 / 3, -0.1, 1.1  # temperature and stretch of Louizos et al.
@@ -21,7 +21,7 @@ _RAMP = 0.2  # share of the steps in which the target falls from everything to t
 _ALPHA = (math.log(0.01), math.log(100))  # the range of alpha
 
 
-@method("hard-concrete", ALL, random=True, backward=True, learns=True)
+@method("hard-concrete", FINE + DEPTH, random=True, backward=True, learns=True)
 def hard_concrete(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
     """Learns masks whose expected number of kept units Lagrange multipliers hold to the budget.
 

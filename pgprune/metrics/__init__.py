@@ -6,6 +6,7 @@ A new metric is one file here, with a function under ``@metric(...)``, and one l
 
 from pgprune.metrics.base import Metric, metric
 from pgprune.metrics.bonsai import bonsai
+from pgprune.metrics.experts import expert_frequency, reap
 from pgprune.metrics.fasp import fasp
 from pgprune.metrics.flap import flap
 from pgprune.metrics.importance import Importance
@@ -33,5 +34,7 @@ METRICS: dict[str, Metric] = {
     "bonsai": bonsai,
     "stream-error": stream_error,
     "stream-error-refit": stream_error_refit,
+    "reap": reap,
+    "expert-frequency": expert_frequency,
 }
 """Every metric by its name: also a pruning method (``--method``) and a start (``--init``)."""

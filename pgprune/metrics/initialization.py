@@ -10,6 +10,7 @@ from torch import Tensor
 from pgprune.errors import check_choice
 from pgprune.masking.budget import Budget
 from pgprune.metrics import METRICS, Importance
+from pgprune.metrics.base import EXPERTS
 from pgprune.utils.options import Config, option
 
 TRANSFORMS = ("sigmoid-norm", "score-const", "rank")
@@ -44,12 +45,14 @@ def metric_name(init: str, granularity: str, fine: str = "wanda-sp") -> str:
     Args:
         init: a metric, ``auto`` or ``random-progressive``.
         granularity: of the units.
-        fine: what ``auto`` means for heads and channels.
+        fine: what ``auto`` means for heads and channels; for experts it is ``reap``.
 
     Raises:
         PruningError: an unknown metric.
     """
     if init == "auto":
+        if granularity in EXPERTS:
+            return "reap"
         return "layerwise-ppl" if granularity in ("blocks", "layers") else fine
     name = "random" if init == PROGRESSIVE else init
     check_choice("init", name, ["auto", *METRICS, PROGRESSIVE])

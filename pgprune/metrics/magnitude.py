@@ -4,7 +4,7 @@ from torch import Tensor
 
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.metrics.base import FINE, metric
+from pgprune.metrics.base import EXPERTS, FINE, metric
 from pgprune.metrics.importance import Importance, outer_units
 from pgprune.metrics.unit_sums import slice_sums, unit_sums
 
@@ -15,9 +15,10 @@ def magnitude(
 ) -> Importance:
     """Sums |w| over the weights of a unit.
 
-    Heads, values and channels are compared within a layer and every layer keeps its share, as by
-    Wanda-sp. Blocks and layers are compared with each other, and those of the first L/8 and last
-    L/16 layers are kept (Magnitude+ of Kim et al. 2024, Nota-NetsPresso/shortened-llm).
+    Heads, values, channels and experts are compared within a layer and every layer keeps its
+    share, as by Wanda-sp. Blocks and layers are compared with each other, and those of the first
+    L/8 and last L/16 layers are kept (Magnitude+ of Kim et al. 2024,
+    Nota-NetsPresso/shortened-llm).
 
     Options:
         protect_layers: whether to keep the outer blocks and layers.
@@ -25,7 +26,7 @@ def magnitude(
     Raises:
         PruningError: the budget is less than what is protected.
     """
-    fine = lm.units.granularity in FINE
+    fine = lm.units.granularity in FINE + EXPERTS
     protected = None if fine else outer_units(budget, protect_layers)
     scores = unit_sums(lm, lambda parameter, dim: slice_sums(parameter.detach().abs(), dim))
     return Importance(scores, local=fine, protected=protected)

@@ -28,6 +28,8 @@ def unit_sums(lm: MaskedLM, salience: Salience) -> Tensor:
     layers = decoder_layers(lm.model, family)
     sums = torch.zeros(lm.units.n, dtype=torch.float64)
     for group in lm.units.groups:
+        if group.start == group.stop:
+            continue
         here = slice(group.start, group.stop)
         for parameter, dim in _parts(layers[group.layer], family, group.kind):
             values = salience(parameter, dim).to("cpu", torch.float64)
@@ -62,6 +64,9 @@ def _parts(
         for path in rows:
             yield from ((p, 0) for p in layer.get_submodule(path).parameters())
         yield layer.get_submodule(column).get_parameter("weight"), 1
+    if kind == "experts" and family.experts is not None:
+        for path in (family.experts.router, family.experts.experts):
+            yield from ((p, 0) for p in layer.get_submodule(path).parameters())
     if kind in ("attention", "layer"):
         yield from _whole(layer, family.attention, *family.attention_norms)
     if kind in ("mlp", "layer"):

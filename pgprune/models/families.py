@@ -11,6 +11,7 @@ from torch import nn
 
 from pgprune.errors import PruningError
 from pgprune.hub_code.fused import Fused
+from pgprune.models.experts import Experts
 from pgprune.models.family import Family as Family
 from pgprune.models.opening import open_layers
 
@@ -49,6 +50,7 @@ _OLMO = replace(
     bos=False,
     refused={"heads": _WIDE_NORMS, "values": _WIDE_NORMS},
 )
+_MIXTURE = replace(_LLAMA, expand=(), down="mlp", sliced=False, gguf=None, experts=Experts())
 
 FAMILIES: dict[str, Family] = {
     "llama": replace(_LLAMA, stock_heads="divisor", stand_in="mistral"),
@@ -83,6 +85,10 @@ FAMILIES: dict[str, Family] = {
     "seed_oss": replace(_LLAMA, gguf=None),
     "hunyuan_v1_dense": replace(_LLAMA, gguf=None),
     "arcee": replace(_LLAMA, expand=("mlp.up_proj",), stock_heads="divisor", gguf=None),
+    "qwen3_moe": replace(
+        _MIXTURE, experts=Experts(dense_layers="mlp_only_layers", step="decoder_sparse_step")
+    ),
+    "mixtral": _MIXTURE,
     "phi3": replace(
         _LLAMA,
         query="self_attn.qkv_proj.query",

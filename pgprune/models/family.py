@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pgprune.hub_code.fused import Fused
+from pgprune.models.experts import Experts
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,8 @@ class Family:
         value: value projection, from a layer; its rows belong to kv heads.
         output: attention output projection, from a layer; its columns belong to query heads.
         expand: MLP projections whose rows are channels, from a layer; a gate comes first.
-        down: MLP projection whose columns are channels, from a layer.
+        down: MLP projection whose columns are channels, from a layer; of a mixture of experts, the
+            whole MLP, and nothing expands.
         attention_norms: norms that belong to the attention block, from a layer.
         mlp_norms: norms that belong to the MLP block, from a layer.
         attention_end: the one of them that acts on the attention's output before it is added to the
@@ -47,6 +49,7 @@ class Family:
         final_norm: the norm before the head, from the causal LM.
         positions: learned position embeddings, from the causal LM; None without them.
         gguf: llama.cpp's architecture for the pruned model; None without one.
+        experts: where the experts of a mixture are; None where every token uses the whole MLP.
         refused: why units of a kind cannot be pruned, after "because", by their kind.
     """
 
@@ -76,6 +79,7 @@ class Family:
     final_norm: str = "model.norm"
     positions: str | None = None
     gguf: str | None = None
+    experts: Experts | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -103,5 +107,7 @@ class Family:
         A mask prunes inputs of the output (``heads``) and the down projection (``channels``), and
         outputs of the up projection of a gated MLP (``up``).
         """
+        if self.experts is not None:
+            return {"heads": self.output}
         gated = {"up": self.expand[-1]} if self.gated else {}
         return {"heads": self.output, "channels": self.down} | gated

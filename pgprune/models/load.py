@@ -145,6 +145,8 @@ def load_model(
     device, source = choose_device(config.device), config.source()
     dtype = choose_dtype(config, device)
     placement = {"device_map": config.device_map} if config.device_map else {}
+    if torch.float64 in (dtype, model_config.dtype):  # unknown to grouped products of experts
+        model_config._experts_implementation = "eager"
     with phase(f"loading {config.model}"):
         model = _load_weights(
             source,
@@ -277,11 +279,7 @@ def _load_weights(source: Source, **options: Any) -> PreTrainedModel:
 
 
 def move_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    """Moves a model to a device.
-
-    Raises:
-        PruningError: the model does not fit into the device's memory.
-    """
+    """Moves a model to a device; raises ``PruningError`` where it does not fit into its memory."""
     try:
         return model.to(device)  # type: ignore[arg-type]
     except torch.OutOfMemoryError as error:

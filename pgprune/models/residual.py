@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgprune.models.families import Family, linear_at
+from pgprune.models.families import Family
 
 _DAMPING = 0.01  # relative to the mean square of gains
 
@@ -41,7 +41,7 @@ def additions(layer: nn.Module, family: Family) -> Iterator[list[Tensor]]:
         parts.append(added(layer, family, kind, output))
 
     hooks = [
-        linear_at(layer, path).register_forward_hook(partial(hook, kind))
+        layer.get_submodule(path).register_forward_hook(partial(hook, kind))
         for kind, path in (("heads", family.output), ("channels", family.down))
     ]
     try:

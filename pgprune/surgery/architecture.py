@@ -1,7 +1,7 @@
 """Makes a model of layers: chooses the class and the configuration that hold them.
 
 It takes a stock architecture wherever one holds the layers exactly: after pruning whole layers, and
-if all layers have the same numbers of heads and channels. Otherwise it takes one of
+if all layers have the same numbers of heads, channels and experts. Otherwise it takes one of
 ``pgprune.hub_code``, whose layers may differ.
 """
 
@@ -41,6 +41,7 @@ class PrunedLayer:
         weights: copies of the weights, by their names in a stock layer.
         biases: projections that have a bias here and none in the dense model.
         value_dims: how many value dimensions each kv head keeps; empty if all keep all.
+        experts: number of experts, 0 in a layer without them.
     """
 
     index: int
@@ -50,6 +51,7 @@ class PrunedLayer:
     weights: dict[str, Tensor]
     biases: tuple[str, ...] = ()
     value_dims: tuple[int, ...] = ()
+    experts: int = 0
 
 
 def assemble(
@@ -77,6 +79,7 @@ def from_weights(
     dense: PreTrainedModel, model_class: Any, config: PretrainedConfig, weights: dict[str, Tensor]
 ) -> PreTrainedModel:
     """Makes a model of weights by name, in the dense model's number format and on its device."""
+    config._experts_implementation = dense.config._experts_implementation
     # As from a file, so that names and shapes are checked.
     made, report = model_class.from_pretrained(
         None,
@@ -138,6 +141,7 @@ def _config(
     for name in family.layer_lists:
         if values.get(name) is not None:
             values[name] = [values[name][layer.index] for layer in layers]
+    values |= _dense_layers(dense, units, layers, family)
     values["pgprune"] = {
         "granularity": units.granularity,
         "layers": [layer.index for layer in layers],
@@ -149,7 +153,8 @@ def _config(
     if stock := _stock(dense, units, layers):
         if stock != dense.model_type:  # mistral in place of llama
             values["sliding_window"] = None
-        return AutoConfig.for_model(stock, **(values | overrides[0]))
+        equal = {key: value for override in overrides for key, value in override.items()}
+        return AutoConfig.for_model(stock, **(values | equal))
     classes = pruned_classes(dense.model_type)
     values["head_dim"] = units.shapes[0].head_dim
     if family.layout is not None:
@@ -172,11 +177,29 @@ def _config(
     return config
 
 
+def _dense_layers(
+    dense: PretrainedConfig, units: PruningUnits, layers: list[PrunedLayer], family: Family
+) -> dict[str, Any]:
+    """Returns the configuration values that say which layers have no experts."""
+    names = family.experts
+    if names is None or names.dense_layers is None or names.step is None:
+        return {}
+    plain = [new for new, layer in enumerate(layers) if not units.shapes[layer.index].experts]
+    return {names.dense_layers: plain, names.step: 1}
+
+
 def _stock(dense: PretrainedConfig, units: PruningUnits, layers: list[PrunedLayer]) -> str | None:
     """Returns the stock architecture that holds the layers, or None."""
     (kv_heads, channels), *others = {(layer.kv_heads, layer.channels) for layer in layers}
+    experts = {layer.experts for layer in layers if units.shapes[layer.index].experts}
     # Layers that differ, lack a block or have added biases or fewer values need a class of ours.
-    if others or not kv_heads or not channels or any(x.biases or x.value_dims for x in layers):
+    if (
+        others
+        or len(experts) > 1
+        or not kv_heads
+        or not channels
+        or any(x.biases or x.value_dims for x in layers)
+    ):
         return None
     # The stand-in, Mistral, has no biases.
     biases = any(name.endswith(".bias") for layer in layers for name in layer.weights)
@@ -195,6 +218,8 @@ def _overrides(
             values["num_key_value_heads"] = layer.kv_heads
     if "mlp" not in layer.skip and layer.channels != shape.channels:
         values[family.channel_count] = layer.channels
+    if family.experts is not None and "mlp" not in layer.skip and layer.experts != shape.experts:
+        values[family.experts.count] = layer.experts
     if layer.biases:
         values["biases"] = list(layer.biases)
     if layer.value_dims:

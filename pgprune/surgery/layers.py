@@ -1,12 +1,12 @@
 """Surgery: makes physically smaller layers of a mask, and a model with the same logits.
 
 It cuts what a mask prunes out of the weights: kv groups with their query heads, value dimensions,
-MLP channels, whole blocks with their norms. A kv group without value dimensions is cut as a whole.
-Empty layers are dropped and the others renumbered. The removed parameters are exactly those that
-the units count: a layer whose heads are all pruned keeps its norm, because the cost of heads and
-channels includes neither norms nor the biases of the output and down projections; the cost of a
-block or layer includes everything. A repair brings other weights for kept units, and perhaps biases
-that the dense model lacks.
+MLP channels, experts with their rows of the router, whole blocks with their norms. A kv group
+without value dimensions is cut as a whole. Empty layers are dropped and the others renumbered. The
+removed parameters are exactly those that the units count: a layer whose heads are all pruned keeps
+its norm, because the cost of heads and channels includes neither norms nor the biases of the output
+and down projections; the cost of a block or layer includes everything. A repair brings other
+weights for kept units, and perhaps biases that the dense model lacks.
 """
 
 from collections.abc import Iterator
@@ -18,8 +18,9 @@ from transformers import PreTrainedModel
 
 from pgprune.errors import PruningError
 from pgprune.masking.layer_mask import LayerMask, columns_of_values, rows_of_groups
-from pgprune.masking.units import LayerShape, PruningUnits
+from pgprune.masking.units import PruningUnits
 from pgprune.models.families import Family, decoder_layers, family_of
+from pgprune.models.shapes import LayerShape
 from pgprune.repair.repair import Repair
 from pgprune.surgery.architecture import PrunedLayer, assemble
 
@@ -34,6 +35,7 @@ class LayerPlan:
         values: indices of the kept value dimensions of all kv heads, (r,); None likewise.
         channels: indices of the kept channels, (c,); None if all are kept or the block is pruned.
         skip: the blocks that are pruned with their norms: of ``attention`` and ``mlp``.
+        experts: indices of the kept experts, (e,); None if all are kept or the block is pruned.
     """
 
     index: int
@@ -41,15 +43,18 @@ class LayerPlan:
     values: Tensor | None
     channels: Tensor | None
     skip: tuple[str, ...]
+    experts: Tensor | None = None
 
 
 def plan_layers(units: PruningUnits, mask: Tensor, family: Family) -> list[LayerPlan]:
     """Plans what to keep of each layer that a mask (n,) keeps, in order.
 
     Raises:
-        PruningError: the mask is over other units, or keeps no layer.
+        PruningError: the mask is over other units, keeps no layer, or in a layer fewer experts
+            than a token uses.
     """
     units.check_mask(mask)
+    _check_least(units, mask)
     plans = []
     for index in range(units.layers):
         layer_mask = LayerMask(mask.cpu()[None], units, index, family)
@@ -60,7 +65,8 @@ def plan_layers(units: PruningUnits, mask: Tensor, family: Family) -> list[Layer
         )
         channels = None if "mlp" in skip else layer_mask.kept("channels", "mlp")
         if len(skip) < 2:  # else nothing of the layer is kept
-            plans.append(LayerPlan(index, heads, values, channels, skip))
+            experts = layer_mask.kept("experts", "mlp") if "experts" in units.kinds else None
+            plans.append(LayerPlan(index, heads, values, channels, skip, experts))
     if not plans:
         raise PruningError("the mask prunes every layer, so no model is left; prune less")
     return plans
@@ -146,6 +152,16 @@ def zero_pruned(model: PreTrainedModel, units: PruningUnits, mask: Tensor) -> Pr
     return model
 
 
+def _check_least(units: PruningUnits, mask: Tensor) -> None:
+    """Refuses masks that leave a layer too few experts to run."""
+    kept = units.kept_counts(mask.cpu()[None])[0]  # (groups,)
+    for group in torch.nonzero(kept < units.least).flatten().tolist():
+        raise PruningError(
+            f"the mask keeps {int(kept[group])} experts in layer {units.groups[group].layer}, but "
+            f"each token uses {int(units.least[group])}; keep more of them"
+        )
+
+
 def _is_pruned(mask: LayerMask, block: str) -> bool:
     """Tells if a mask prunes a block as one unit, or its whole layer."""
     keep = mask.by_kind.get(block, mask.by_kind.get("layer"))
@@ -167,6 +183,7 @@ def _pruned_layer(
         weights=weights,
         biases=tuple(name.rpartition(".")[0] for name in weights if name not in dense_names),
         value_dims=_value_dims(plan, shape),
+        experts=shape.experts if plan.experts is None else len(plan.experts),
     )
 
 
@@ -199,6 +216,7 @@ def layer_weights(
         (plan.heads, head_cuts),
         (plan.values, value_cuts),  # in place of the heads' cuts of v and o
         (plan.channels, channel_cuts),
+        (plan.experts, expert_cuts),
     ):
         for name, dim, index in cuts_of(kept, shape, family, layer) if kept is not None else ():
             cuts[name] = dim, index
@@ -253,3 +271,11 @@ def channel_cuts(channels: Tensor, shape: LayerShape, family: Family, layer: nn.
         for name, _ in layer.get_submodule(path).named_parameters():
             yield f"{path}.{name}", 0, channels
     yield f"{family.down}.weight", 1, channels  # (D, channels)
+
+
+def expert_cuts(experts: Tensor, shape: LayerShape, family: Family, layer: nn.Module) -> Cuts:
+    """Yields where experts (e,) are: names of parameters, dimensions, indices along them."""
+    assert family.experts is not None
+    for path in (family.experts.router, family.experts.experts):
+        for name, _ in layer.get_submodule(path).named_parameters():
+            yield f"{path}.{name}", 0, experts

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgprune.masking.layer_mask import columns_of_values
-from pgprune.masking.units import LayerShape, PruningUnits
+from pgprune.masking.units import PruningUnits
 from pgprune.models.families import Family, decoder_layers, family_of
+from pgprune.models.shapes import LayerShape
 from pgprune.repair.repair import Repair
 from pgprune.surgery.architecture import PrunedLayer
 from pgprune.surgery.layers import block_names, channel_cuts, head_cuts, pruned_layers

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from pgprune.masking.budget import Budget
-from pgprune.masking.units import PruningUnits, shapes_of
+from pgprune.masking.units import PruningUnits
+from pgprune.models.shapes import shapes_of
 from pgprune.surgery.layers import prune
 from pgprune.utils.options import Config, option
 

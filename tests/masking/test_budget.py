@@ -38,7 +38,7 @@ def pools(budget: Budget) -> list[tuple[list[int], list[int]]]:
         kind = group.kind if budget.kind == "per-kind" else "all"
         layer = group.layer if budget.scope == "local" else "all"
         pools.setdefault((kind, layer), []).append(i)
-    weighted = budget.kind == "parameters"
+    weighted = "parameters" in budget.kind
     return [
         (pool, [int(units.cost[i]) if weighted else 1 for i in pool]) for pool in pools.values()
     ]
@@ -107,7 +107,7 @@ def reference_capacities(budget: Budget) -> list[int]:
     """Computes what each pool may keep; tied largest remainders go to the first layers."""
     shares = [keep(budget) * sum(cost) for _, cost in pools(budget)]
     floors = [share.numerator // share.denominator for share in shares]
-    if budget.kind == "parameters":
+    if "parameters" in budget.kind:
         return floors
     kinds = [UNITS.groups[UNITS.group[members[0]]].kind for members, _ in pools(budget)]
     for kind in set(kinds):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from pgprune.masking.executor_choice import choose_executor
-from pgprune.masking.units import LayerShape, PruningUnits
+from pgprune.masking.units import PruningUnits
+from pgprune.models.shapes import LayerShape
 
 
 def units(hidden, channels, heads, layers=4, granularity="heads+channels") -> PruningUnits:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import BloomConfig, BloomForCausalLM
 
-from helpers.tiny import CONFIGS, layers_of, projections_of, tiny_model, toy_units
+from helpers.tiny import CONFIGS, MIXTURES, layers_of, projections_of, tiny_model, toy_units
 from pgprune import PruningError
 from pgprune.masking.units import GRANULARITIES, Group, PruningUnits
 from pgprune.models.families import FAMILIES
@@ -151,7 +151,7 @@ def test_a_block_that_does_not_divide_the_channels_is_refused(block):
 
 
 def test_every_family_is_tested():
-    assert set(FAMILIES) == set(CONFIGS)
+    assert set(FAMILIES) == set(CONFIGS | MIXTURES)
 
 
 def test_kinds_that_a_family_refuses_and_heads_that_nobody_knows(monkeypatch):

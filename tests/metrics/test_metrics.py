@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from helpers.inputs import inputs_of
-from helpers.tiny import inputs_of_unit, layers_of, projections_of, tiny_model, tokens, zeroed
+from helpers.tiny import (
+    inputs_of_unit,
+    layers_of,
+    model_of,
+    projections_of,
+    tiny_model,
+    tokens,
+    zeroed,
+)
 from pgprune import PruningError
 from pgprune.masking.budget import Budget
 from pgprune.masking.executors import EXECUTORS
@@ -121,7 +129,7 @@ def test_random_is_a_function_of_the_seed():
     [(name, g) for name, m in METRICS.items() for g in GRANULARITIES if g not in m.granularities],
 )
 def test_a_metric_of_other_units_is_refused_before_any_work(metric, granularity):
-    lm, ids, budget = problem(tiny_model("llama"), granularity)
+    lm, ids, budget = problem(model_of(granularity), granularity)
     with pytest.raises(PruningError, match=re.escape(f"{metric} ") + ".*" + re.escape(granularity)):
         METRICS[metric](lm, ids, budget, 0)
     assert lm.meter.tokens == 0

@@ -1,0 +1,89 @@
+"""Metrics of experts from where a router sends tokens: how many, and how much comes back."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pgprune.masking.budget import Budget
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.observation import Observation
+from pgprune.metrics.base import EXPERTS, mean_absolute, metric, per_unit, square_sum
+from pgprune.metrics.importance import Importance
+from pgprune.models.families import decoder_layers
+
+Gains = Callable[[Any, Tensor, Tensor, int], Tensor]
+"""(experts, tokens (t, D) that are sent to one, router weights (t,), its index) -> (t,)"""
+
+
+@metric("reap", EXPERTS)
+@torch.no_grad()
+def reap(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
+    """Scores an expert by what it adds: router weight times the norm of its output.
+
+    The score is the mean of g_e(x) |f_e(x)| over the tokens x that the router sends to the expert,
+    with the weight g after renormalisation where the architecture has one; 0 without tokens. Scores
+    are of the dense model and compare within a layer. Heads are scored as by Wanda-sp, in the dense
+    model.
+
+    Source: Lasby et al. 2025, "REAP the Experts" (arXiv 2510.13999), Eq. 9.
+    """
+    scores, counts = _sums(lm, windows, _added)
+    return Importance(scores / counts.clamp(min=1), local=True)
+
+
+@metric("expert-frequency", EXPERTS)
+@torch.no_grad()
+def expert_frequency(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
+    """Scores an expert by the share of tokens that the router sends to it, else as ``reap``."""
+    scores, _ = _sums(lm, windows, lambda experts, states, weights, index: torch.ones_like(weights))
+    experts = lm.units.kind == lm.units.kinds.index("experts")
+    return Importance(scores / torch.where(experts, windows.numel(), 1), local=True)
+
+
+def _added(experts: Any, states: Tensor, weights: Tensor, index: int) -> Tensor:
+    """Computes router weight times output norm for tokens (t, D) of one expert: (t,)."""
+    where = torch.full((len(states), 1), index, device=states.device)
+    outputs = experts(states, where, torch.ones_like(states[:, :1]))  # (t, D)
+    return weights.double() * outputs.double().norm(dim=1)
+
+
+def _sums(lm: MaskedLM, windows: Tensor, gains: Gains) -> tuple[Tensor, Tensor]:
+    """Sums gains of experts over their tokens.
+
+    Returns:
+        The sums, (n,) float64, with Wanda's scores of heads; and the number of tokens of each
+        expert, 1 of a head, (n,) float64.
+    """
+    sums = torch.zeros(lm.units.n, dtype=torch.float64)
+    counts = torch.ones_like(sums)
+    for seen in lm.observe(lm.units.ones(), windows):
+        for group in (group for group in lm.units.groups if group.layer == seen.layer):
+            here = slice(group.start, group.stop)
+            if group.kind == "heads":
+                squares = torch.stack([square_sum(x) for x in seen.attention_inputs()]).sum(0)
+                column = mean_absolute(lm.projection(group.layer, "heads"))  # (inputs,)
+                energy = (squares / windows.numel()).sqrt()
+                sums[here] = per_unit(lm, group, column * energy).cpu()
+            elif group.stop > group.start:
+                counts[here] = 0
+                for index, each in _routed(lm, seen, gains):
+                    sums[group.start + index] += each.double().sum().cpu()
+                    counts[group.start + index] += len(each)
+    return sums, counts
+
+
+def _routed(lm: MaskedLM, seen: Observation, gains: Gains) -> Iterator[tuple[int, Tensor]]:
+    """Yields each expert of a layer with the gains of its tokens, chunk by chunk of the text."""
+    paths = lm.family.experts
+    assert paths is not None
+    layer = decoder_layers(lm.model, lm.family)[seen.layer]
+    router, experts = paths.router_of(layer), layer.get_submodule(paths.experts)
+    for _, inputs in seen.inputs:
+        states = inputs.flatten(0, 1)  # (b*T, D)
+        _, weights, indices = router(states)  # (b*T, k)
+        for index in range(len(router.weight)):
+            tokens, slots = torch.nonzero(indices == index, as_tuple=True)
+            if len(tokens):
+                yield index, gains(experts, states[tokens], weights[tokens, slots], index)

@@ -1,0 +1,84 @@
+"""Metrics of experts against plain computations on the dense model."""
+
+import pytest
+import torch
+
+from helpers.tiny import MIXTURES, masked_lm, tiny_model, tokens
+from pgprune.masking.budget import Budget
+from pgprune.metrics import METRICS
+from pgprune.metrics.initialization import initial_probabilities, metric_name
+
+WINDOWS = tokens(batch=6, length=12)
+
+
+def plain_scores(model, name: str) -> list[list[float]]:
+    """Scores of the experts of each layer, token by token."""
+    seen: dict[int, torch.Tensor] = {}
+    hooks = [
+        layer.mlp.register_forward_pre_hook(lambda m, args, i=i: seen.update({i: args[0]}))
+        for i, layer in enumerate(model.model.layers)
+    ]
+    with torch.no_grad():
+        model(WINDOWS)
+    for hook in hooks:
+        hook.remove()
+    scores = []
+    for i, layer in enumerate(model.model.layers):
+        if not hasattr(layer.mlp, "experts"):
+            continue
+        gains: list[list[float]] = [[] for _ in range(4)]
+        for token in seen[i].flatten(0, 1):
+            weights = (layer.mlp.gate.weight @ token).softmax(0)
+            best = weights.topk(2)
+            for expert, weight in zip(best.indices, best.values / best.values.sum(), strict=True):
+                gate, up = (layer.mlp.experts.gate_up_proj[expert] @ token).chunk(2)
+                output = layer.mlp.experts.down_proj[expert] @ (torch.nn.functional.silu(gate) * up)
+                gains[int(expert)].append(float(weight * output.norm()))
+        count = {"reap": len, "expert-frequency": lambda each: WINDOWS.numel()}[name]
+        value = {"reap": sum, "expert-frequency": len}[name]
+        scores.append([value(each) / max(1, count(each)) for each in gains])
+    return scores
+
+
+@pytest.mark.parametrize("name", ["reap", "expert-frequency"])
+@pytest.mark.parametrize("granularity", ["experts", "heads+experts"])
+@pytest.mark.parametrize("family", MIXTURES)
+def test_scores_are_those_of_a_plain_computation(family, granularity, name):
+    model = tiny_model(family)
+    lm = masked_lm(model, granularity, pass_tokens=30)  # several chunks of windows
+    scores = METRICS[name](lm, WINDOWS, Budget(lm.units, 0.5), 0).scores
+    experts = scores[lm.units.kind == lm.units.kinds.index("experts")]
+    expected = torch.tensor(plain_scores(model, name), dtype=torch.float64).flatten()
+    torch.testing.assert_close(experts, expected, rtol=0, atol=1e-6)  # routers use float32
+    if granularity == "heads+experts":
+        heads = masked_lm(model, "heads")
+        wanda = METRICS["wanda-sp"](heads, WINDOWS, Budget(heads.units, 0.01, "units"), 0).scores
+        torch.testing.assert_close(scores[lm.units.kind == 0][:2], wanda[:2])  # nothing before
+
+
+@pytest.mark.parametrize("scope", ["global", "local", "uniform"])
+@pytest.mark.parametrize("name", ["reap", "expert-frequency", "random", "magnitude"])
+@pytest.mark.parametrize("family", MIXTURES)
+def test_masks_and_starts_are_within_the_budget(family, name, scope):
+    lm = masked_lm(tiny_model(family), "experts")
+    budget = Budget(lm.units, 0.34, scope=scope)
+    importance = METRICS[name](lm, WINDOWS, budget, 0)
+    mask = importance.mask(budget)
+    assert float(budget.excess(mask[None])) == 0
+    assert bool((lm.units.kept_counts(mask[None])[0] >= lm.units.least).all())
+    start = initial_probabilities(importance, budget)
+    assert float(budget.excess(start[None])) <= 1e-9
+    assert lm.model.model.layers[0].mlp.gate.top_k == 2
+
+
+def test_an_expert_without_tokens_scores_nothing():
+    model = tiny_model("mixtral")
+    model.model.layers[1].mlp.gate.weight.data.zero_()  # all tokens go to the same two
+    lm = masked_lm(model, "experts")
+    for name in ("reap", "expert-frequency"):
+        scores = METRICS[name](lm, WINDOWS, Budget(lm.units, 0.5), 0).scores.view(3, 4)
+        assert int((scores[1] == 0).sum()) == 2
+
+
+def test_experts_start_from_reap():
+    assert metric_name("auto", "experts") == metric_name("auto", "heads+experts") == "reap"
