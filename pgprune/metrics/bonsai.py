@@ -11,8 +11,8 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.metrics.base import FINE, finite, metric
 from pgprune.metrics.importance import Importance, ranks
-from pgprune.metrics.ridge import ridge
 from pgprune.metrics.wanda_sp import layer_scores
+from pgprune.repair.ridge import ridge
 from pgprune.utils.progress import track
 
 MASKS, WINDOWS, FRACTION = 200, 8, 0.05

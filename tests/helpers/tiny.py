@@ -23,7 +23,6 @@ from transformers import (
     LlamaConfig,
     Ministral3Config,
     MistralConfig,
-    MixtralConfig,
     Olmo2Config,
     Olmo3Config,
     OPTConfig,
@@ -32,11 +31,11 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
-    Qwen3MoeConfig,
     SeedOssConfig,
     SmolLM3Config,
 )
 
+from helpers.mixtures import MIXTURES
 from pgprune.data.stream import CalibrationStream, DataConfig
 from pgprune.data.windows import TextWindows
 from pgprune.masking.budget import Budget
@@ -93,22 +92,6 @@ CONFIGS = {
 }
 FEW = ("llama", "mistral", "qwen2", "qwen3", "opt")
 """Families for what does not depend on the family's own code."""
-MIXTURES = {  # the last layer of the first one has no experts
-    "qwen3_moe": Qwen3MoeConfig(
-        **_GROUPED,
-        head_dim=10,
-        moe_intermediate_size=6,
-        num_experts=4,
-        num_experts_per_tok=2,
-        norm_topk_prob=True,
-        mlp_only_layers=[2],
-        experts_implementation="eager",  # the default knows no float64
-    ),
-    "mixtral": MixtralConfig(
-        **_GROUPED | {"intermediate_size": 6}, num_local_experts=4, experts_implementation="eager"
-    ),
-}
-"""Families with experts as units in place of channels."""
 PATHS = {
     "opt": ("model.decoder.layers", "self_attn.out_proj", "fc2"),
     "gpt_neox": ("gpt_neox.layers", "attention.dense", "mlp.dense_4h_to_h"),
@@ -139,11 +122,6 @@ def _made(family: str, **changes) -> PreTrainedModel:
 
 
 _usual = cache(_made)  # a copy takes half the time
-
-
-def model_of(granularity: str, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-    """A model that has units of a granularity."""
-    return tiny_model("mixtral" if "experts" in granularity else "llama", dtype)
 
 
 def exact_norms(model: PreTrainedModel, heads: bool = False) -> PreTrainedModel:

@@ -7,8 +7,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from helpers.masks import Case, case_of, patterns
+from helpers.mixtures import MIXTURES
 from helpers.pruned import equal_layers, in_pieces, parameters
-from helpers.tiny import MIXTURES, tiny_model, tokens
+from helpers.tiny import tiny_model, tokens
 from pgprune import PruningError
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from helpers.far_device import FarDevice, take
-from helpers.tiny import masked_lm, model_of, tokens, toy_problem
+from helpers.mixtures import family_with
+from helpers.tiny import masked_lm, tokens, toy_problem
 from pgprune.masking.budget import Budget
 from pgprune.masking.problem import Problem
 from pgprune.methods import METHODS
@@ -34,7 +35,9 @@ def problem_of(name: str, far: bool) -> Problem:
     """A problem that suits a metric, method or repair, of a grouped model with biases."""
     method = METHODS[name if name in METHODS else "wanda-sp"]
     granularity, kind = method.granularities[0], method.budgets[0]
-    lm = masked_lm(model_of(granularity, torch.float32), granularity, executor="sliced")
+    lm = masked_lm(
+        tiny_model(family_with(granularity), torch.float32), granularity, executor="sliced"
+    )
     if far:
         take(lm.model)
     problem = toy_problem(lm, batch=8)  # few steps, of which each costs much there

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import BloomConfig, BloomForCausalLM
 
-from helpers.tiny import CONFIGS, MIXTURES, layers_of, projections_of, tiny_model, toy_units
+from helpers.mixtures import MIXTURES
+from helpers.tiny import CONFIGS, layers_of, projections_of, tiny_model, toy_units
 from pgprune import PruningError
 from pgprune.masking.units import GRANULARITIES, Group, PruningUnits
 from pgprune.models.families import FAMILIES

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from helpers.inputs import inputs_of
+from helpers.mixtures import family_with
 from helpers.tiny import (
     layers_of,
     letters_tokenizer,
-    model_of,
     projections_of,
     tiny_model,
     tokens,
@@ -92,7 +92,9 @@ def test_every_method_prunes_every_family_within_the_budget(model, method, granu
 def test_the_same_seed_gives_the_same_mask(method):
     masks = []
     for seed in (1, 1):
-        problem = problem_of(model_of(METHODS[method].granularities[0]), method)
+        problem = problem_of(
+            tiny_model(family_with(METHODS[method].granularities[0], "qwen2")), method
+        )
         masks.append(prune(method, problem, seed, **FEW, barrier=0).mask)
     assert torch.equal(*masks)
 
@@ -107,7 +109,9 @@ def test_the_same_seed_gives_the_same_mask(method):
     ],
 )
 def test_units_that_do_not_fit_are_refused_before_any_work(method, granularity):
-    problem = problem_of(model_of(granularity), method, granularity=granularity, kind="per-kind")
+    problem = problem_of(
+        tiny_model(family_with(granularity)), method, granularity=granularity, kind="per-kind"
+    )
     says = rf"{method} does not .* granularity '{re.escape(granularity)}'"
     with pytest.raises(PruningError, match=says):
         prune(method, problem)

@@ -12,7 +12,7 @@ from pgprune.methods.bonsai import bonsai
 from pgprune.methods.common.base import MethodConfig
 from pgprune.metrics import METRICS
 from pgprune.metrics.bonsai import find_candidates, sample_pairs, wanda_prior
-from pgprune.metrics.ridge import ridge
+from pgprune.repair.ridge import ridge
 
 FEW = MethodConfig(bonsai_masks=10, bonsai_windows=2, bonsai_fraction=0.2)
 

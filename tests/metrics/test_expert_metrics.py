@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from helpers.tiny import MIXTURES, masked_lm, tiny_model, tokens
+from helpers.mixtures import MIXTURES
+from helpers.tiny import masked_lm, tiny_model, tokens
 from pgprune.masking.budget import Budget
 from pgprune.metrics import METRICS
 from pgprune.metrics.initialization import initial_probabilities, metric_name

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from helpers.inputs import inputs_of
+from helpers.mixtures import family_with
 from helpers.tiny import (
     inputs_of_unit,
     layers_of,
-    model_of,
     projections_of,
     tiny_model,
     tokens,
@@ -129,7 +129,7 @@ def test_random_is_a_function_of_the_seed():
     [(name, g) for name, m in METRICS.items() for g in GRANULARITIES if g not in m.granularities],
 )
 def test_a_metric_of_other_units_is_refused_before_any_work(metric, granularity):
-    lm, ids, budget = problem(model_of(granularity), granularity)
+    lm, ids, budget = problem(tiny_model(family_with(granularity)), granularity)
     with pytest.raises(PruningError, match=re.escape(f"{metric} ") + ".*" + re.escape(granularity)):
         METRICS[metric](lm, ids, budget, 0)
     assert lm.meter.tokens == 0
