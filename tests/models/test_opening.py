@@ -11,9 +11,10 @@ from transformers import AutoModelForCausalLM
 from helpers.tiny import masked_lm, tiny_model, tokens
 from pgprune import PruningError
 from pgprune.masking.budget import Budget
-from pgprune.masking.units import PruningUnits, shapes_of
+from pgprune.masking.units import PruningUnits
 from pgprune.metrics import METRICS
 from pgprune.models.families import FAMILIES, decoder_layers, family_of, linear_at
+from pgprune.models.shapes import shapes_of
 from pgprune.surgery.layers import zero_pruned
 
 FUSED = [name for name, row in FAMILIES.items() if row.fused]
