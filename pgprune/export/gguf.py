@@ -1,11 +1,10 @@
 """Writes a pruned model as one GGUF file, for llama.cpp, Ollama and LM Studio.
 
 llama.cpp's architecture ``deci`` is a LLaMA whose layers differ in their numbers of heads and
-channels, with biases where there are any: it holds LLaMA, Mistral and Qwen2. Its rotary embedding
-turns neighbouring rows of a head, so query and key rows are put in that order. Layers without
-attention or MLP come as ghosts of zeros, because llama.cpp refuses or, silently, miscomputes some
-of them. ``qwen3`` is another architecture, with equal layers only.
-Sources: llama.cpp, src/models/deci.cpp and src/models/qwen3.cpp; the package gguf.
+channels, with biases where there are any: it holds LLaMA, Mistral, Qwen2 and Seed-OSS. Its rotary
+embedding turns neighbouring rows of a head, so query and key rows are put in that order. Layers
+without attention or MLP come as ghosts of zeros, because llama.cpp refuses or, silently,
+miscomputes some of them. The other architectures have equal layers only (``gguf_layouts``).
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,6 +17,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pgprune.errors import PruningError
+from pgprune.export.gguf_layouts import NAMES, Layout, layout_of, rope_of
 from pgprune.export.gguf_vocabulary import write_vocabulary
 from pgprune.models.families import family_of
 from pgprune.models.gguf_files import copy_vocabulary, load_gguf
@@ -26,24 +26,6 @@ from pgprune.runs.finished import LoadedRun
 from pgprune.runs.model_card import base_name
 from pgprune.surgery.architecture import PrunedLayer
 from pgprune.surgery.portable import ghost_channels, portable_layers
-
-_NAMES = {
-    "model.embed_tokens": "token_embd",
-    "model.norm": "output_norm",
-    "lm_head": "output",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
-"""What llama.cpp calls each module; an output projection that is tied to the input it fills in."""
 
 _FIXED_ROPE = ("default", "linear", "llama3")  # the same frequencies for texts of any length
 
@@ -67,20 +49,20 @@ def write_gguf(loaded: LoadedRun, path: Path, vocabulary: Mapping[str, Any] | No
     """
     model, units = loaded.model, loaded.units
     config = model.config
-    architecture, factors = _architecture(config), _rope_factors(model)
+    layout, factors = layout_of(config), _rope_factors(model)
     # llama.cpp needs attention and MLP in every layer: zeros take the place of what is gone.
     ghosts = ghost_channels(loaded.round_to, units.shapes[0].channels)
     layers = portable_layers(model, units, loaded.mask, ghosts, loaded.repair)
-    if architecture == "qwen3":
-        _check_equal(layers)
+    _check_layers(layers, layout)
     gguf = load_gguf()
-    with closing(gguf.GGUFWriter(path, architecture)) as writer:
+    with closing(gguf.GGUFWriter(path, layout.name)) as writer:
         writer.add_name(f"{base_name(loaded.run)}, pruned")
         writer.add_file_type(_file_type(model.dtype))
         _write_shapes(writer, config, layers, units.shapes[0])
+        layout.write_values(writer, config, [layer.index for layer in layers])
         _write_vocabulary(writer, loaded.tokenizer, config.vocab_size, vocabulary)
         parameters = 0
-        for key, weight in _tensors(model, layers, units.shapes[0], architecture):
+        for key, weight in _tensors(model, layers, units.shapes[0], layout):
             parameters += weight.numel()
             _add(writer, key, weight)
         if factors is not None:
@@ -103,28 +85,8 @@ def check_gguf(
     """
     _rope_factors(model)
     # A writer without a file: it takes the same keys and refuses the same ones.
-    writer = load_gguf().GGUFWriter(None, _architecture(model.config))
+    writer = load_gguf().GGUFWriter(None, layout_of(model.config).name)
     _write_vocabulary(writer, tokenizer, model.config.vocab_size, vocabulary)
-
-
-def _architecture(config: PretrainedConfig) -> str:
-    """Names llama.cpp's architecture for a dense model.
-
-    Raises:
-        PruningError: there is none.
-    """
-    architecture = family_of(config).gguf
-    if architecture is None:
-        raise PruningError(
-            f"pgprune writes no GGUF file of the family {config.model_type}; choose --format hf, "
-            "with --uniform if llama.cpp is to convert it and knows the family"
-        )
-    if config.hidden_act not in ("silu", "swish"):
-        raise PruningError(
-            f"llama.cpp computes {architecture} with silu, but the model has "
-            f"{config.hidden_act!r}; choose --format hf"
-        )
-    return architecture
 
 
 def holds_biases(config: PretrainedConfig) -> bool:
@@ -133,7 +95,7 @@ def holds_biases(config: PretrainedConfig) -> bool:
     Raises:
         PruningError: as ``check_gguf``.
     """
-    return _architecture(config) != "qwen3"
+    return layout_of(config).biases
 
 
 def check_scope(config: PretrainedConfig, granularity: str, scope: str) -> None:
@@ -147,20 +109,23 @@ def check_scope(config: PretrainedConfig, granularity: str, scope: str) -> None:
     Raises:
         PruningError: they will not, or as ``check_gguf``.
     """
-    if _architecture(config) == "qwen3" and granularity != "layers" and scope != "uniform":
+    layout = layout_of(config)
+    if not layout.varied and granularity != "layers" and scope != "uniform":
         raise PruningError(
-            f"the layers of llama.cpp's qwen3 are all equal, which --scope {scope} does not give; "
-            "choose --scope uniform, or export the finished run by export.py --format gguf "
-            "--uniform"
+            f"the layers of llama.cpp's {layout.name} are all equal, which --scope {scope} does "
+            "not give; choose --scope uniform, or export the finished run by export.py --format "
+            "gguf --uniform"
         )
 
 
 def context_length(config: PretrainedConfig) -> int:
     """Returns how long a text may be for llama.cpp to read it as the model does.
 
-    They have no sliding window, which makes no difference until the text is longer than the window.
+    Most have no sliding window, which makes no difference until the text is longer than the window.
     """
     longest = int(config.max_position_embeddings)
+    if layout_of(config).sliding:
+        return longest
     types = getattr(config, "layer_types", None) or ["sliding_attention"]
     window = getattr(config, "sliding_window", None) if "sliding_attention" in types else None
     return min(longest, window or longest)
@@ -175,17 +140,20 @@ def _write_vocabulary(
         copy_vocabulary(writer, vocabulary, size)
 
 
-def _check_equal(layers: list[PrunedLayer]) -> None:
-    """Refuses layers that ``qwen3`` cannot hold."""
+def _check_layers(layers: list[PrunedLayer], layout: Layout) -> None:
+    """Refuses layers that an architecture cannot hold."""
     sizes = {(layer.kv_heads, layer.channels) for layer in layers}
-    if len(sizes) > 1:
+    if len(sizes) > 1 and not layout.varied:
         raise PruningError(
-            "the layers of llama.cpp's qwen3 are all equal, but here they keep "
+            f"the layers of llama.cpp's {layout.name} are all equal, but here they keep "
             f"{min(sizes)[0]} to {max(sizes)[0]} kv heads and {min(c for _, c in sizes):,} to "
             f"{max(c for _, c in sizes):,} channels; export with --uniform"
         )
-    if any(name.endswith(".bias") for layer in layers for name in layer.weights):
-        raise PruningError("llama.cpp's qwen3 has no biases, but the model has; choose --format hf")
+    biases = any(name.endswith(".bias") for layer in layers for name in layer.weights)
+    if biases and not layout.biases:
+        raise PruningError(
+            f"llama.cpp's {layout.name} has no biases, but the model has; choose --format hf"
+        )
 
 
 def _rope_factors(model: PreTrainedModel) -> Tensor | None:
@@ -194,12 +162,12 @@ def _rope_factors(model: PreTrainedModel) -> Tensor | None:
     Raises:
         PruningError: no fixed numbers describe the embedding.
     """
-    config, architecture = model.config, _architecture(model.config)
-    kind, base = config.rope_parameters["rope_type"], config.rope_parameters["rope_theta"]
-    if kind not in _FIXED_ROPE or (architecture == "qwen3" and kind != "default"):
+    config, layout, rope = model.config, layout_of(model.config), rope_of(model.config)
+    kind, base = rope["rope_type"], rope["rope_theta"]
+    if kind not in _FIXED_ROPE or (kind != "default" and not layout.scaled):
         raise PruningError(
             f"the rotary embedding of the type {kind!r} cannot be written for llama.cpp's "
-            f"{architecture}; choose --format hf"
+            f"{layout.name}; choose --format hf"
         )
     if kind == "default":
         return None
@@ -226,7 +194,7 @@ def _write_shapes(
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
     writer.add_rope_dimension_count(shape.head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_rope_freq_base(rope_of(config)["rope_theta"])
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_embedding_length(config.hidden_size)
     writer.add_context_length(context_length(config))
@@ -234,25 +202,27 @@ def _write_shapes(
 
 
 def _tensors(
-    model: PreTrainedModel, layers: list[PrunedLayer], shape: LayerShape, architecture: str
+    model: PreTrainedModel, layers: list[PrunedLayer], shape: LayerShape, layout: Layout
 ) -> Iterator[tuple[str, Tensor]]:
     """Yields all weights by llama.cpp's names, tied ones once."""
     family = family_of(model.config)
     for name, parameter in model.named_parameters():
         if not name.startswith(f"{family.layers}."):
-            yield _renamed(name), parameter
-    # Only deci rotates neighbouring rows; qwen3 keeps the order of Hugging Face.
-    turned = (family.query, family.key) if architecture == "deci" else ()
+            yield _renamed(name, parameter, layout)
+    turned = (family.query, family.key) if layout.turned else ()
     for new, layer in enumerate(layers):
         for name, weight in layer.weights.items():
             if name.rpartition(".")[0] in turned:
                 weight = _interleaved(weight, shape.head_dim)
-            yield f"blk.{new}.{_renamed(name)}", weight
+            own, weight = _renamed(name, weight, layout)
+            yield f"blk.{new}.{own}", weight
 
 
-def _renamed(name: str) -> str:
+def _renamed(name: str, weight: Tensor, layout: Layout) -> tuple[str, Tensor]:
+    """Returns a parameter's name and content in the file."""
     module, _, kind = name.rpartition(".")
-    return f"{_NAMES[module]}.{kind}"
+    own = layout.names.get(module) or NAMES[module]
+    return f"{own}.{kind}", weight + layout.norm_shift if own.endswith("norm") else weight
 
 
 def _interleaved(weight: Tensor, head_dim: int) -> Tensor:

@@ -216,6 +216,30 @@ def test_a_uniform_qwen3_is_an_architecture_of_its_own(tmp_path):
         assert torch.equal(own, layer[f"self_attn.{name}.weight"]), name
 
 
+def test_gemma3_has_its_norms_windows_and_both_bases_of_the_rotary_embedding(tmp_path):
+    model = small_model("gemma3_text", query_pre_attn_scalar=10)
+    units = PruningUnits.of(model, "layers")
+    mask = units.ones()
+    mask[1] = 0  # the one with full attention
+    run = gguf_run(tmp_path, model, units, mask)
+    file = reader(export(run, ExportConfig(format="gguf")))
+    keys, found = values(file), weights(file)
+    assert keys["general.architecture"] == "gemma3"
+    assert keys["gemma3.attention.sliding_window"] == 5
+    assert keys["gemma3.attention.sliding_window_pattern"] == [True, True]
+    assert keys["gemma3.context_length"] == 64  # longer than the window
+    assert (keys["gemma3.rope.freq_base"], keys["gemma3.rope.freq_base_swa"]) == (1e6, 1e4)
+    assert "output.weight" not in found  # tied
+    last = model.model.layers[2]
+    for name, norm in (
+        ("post_attention_norm", last.post_attention_layernorm),
+        ("ffn_norm", last.pre_feedforward_layernorm),
+        ("post_ffw_norm", last.post_feedforward_layernorm),
+        ("attn_q_norm", last.self_attn.q_norm),
+    ):
+        assert torch.equal(found[f"blk.1.{name}.weight"], norm.weight + 1), name
+
+
 def test_a_sliding_window_limits_the_context(tmp_path, heard):
     model = small_model("mistral")  # whose window is 5 tokens
     units = PruningUnits.of(model)

@@ -49,6 +49,8 @@ def scaled(kind: str) -> dict:
     [
         ("opt", {}, "no GGUF file of the family opt.* --format hf"),
         ("qwen3", {"attention_bias": True}, "llama.cpp's qwen3 has no biases"),
+        ("granite", {}, "llama.cpp's granite has no biases"),
+        ("gemma3_text", {}, "by the root of the size of a head, 10, but the model by that of 12"),
         ("llama", {"hidden_act": "gelu"}, "with silu, but the model has 'gelu'"),
         ("llama", scaled("dynamic"), "rotary .* of the type 'dynamic' cannot be written"),
         ("qwen3", scaled("linear"), "rotary .* of the type 'linear' cannot be written"),
