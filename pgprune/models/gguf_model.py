@@ -72,7 +72,7 @@ def _read(path: Path, modified: int, size: int) -> GGUFModel:
     config = _config(path, architecture, reader.fields)
     _check_keys(path, architecture, reader, config)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    _check_scaling(path, architecture, reader.fields)
+    _check_rotary(path, architecture, reader.fields, config)
     if factors := tensors.pop(ROPE_FACTORS, None):
         config.rope_parameters = _llama3(path, config, torch.tensor(factors.data))
     try:
@@ -97,11 +97,15 @@ def _read(path: Path, modified: int, size: int) -> GGUFModel:
 
 
 def _config(path: Path, architecture: str, fields: Mapping[str, Any]) -> PretrainedConfig:
-    size = fields.get(f"{architecture}.attention.key_length")  # which transformers skips
+    # Two keys that transformers skips.
+    size = fields.get(f"{architecture}.attention.key_length")
+    window = fields.get(f"{architecture}.attention.sliding_window")
     try:
         raw, _ = PretrainedConfig.get_config_dict(str(path.parent), gguf_file=path.name)
         family = raw.pop("model_type")
         raw |= {} if size is None else {"head_dim": int(size.contents())}
+        if window is not None:
+            raw.setdefault("sliding_window", int(window.contents()))
         check_layers(raw, f"GGUF file {str(path)!r}")
         config = AutoConfig.for_model(family, **raw) if family in FAMILIES else None
     except PruningError:
@@ -148,8 +152,18 @@ def _check_keys(path: Path, architecture: str, reader: Any, config: PretrainedCo
         )
 
 
-def _check_scaling(path: Path, architecture: str, fields: Mapping[str, Any]) -> None:
-    """Refuses a scaled rotary embedding, which transformers would read as a plain one."""
+def _check_rotary(
+    path: Path, architecture: str, fields: Mapping[str, Any], config: PretrainedConfig
+) -> None:
+    """Refuses a scaled or partial rotary embedding, which transformers would read as plain."""
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    turned = fields.get(f"{architecture}.rope.dimension_count")
+    if turned is not None and int(turned.contents()) != size:
+        raise PruningError(
+            f"the GGUF file {str(path)!r} turns {turned.contents()} of the {size} dimensions of a "
+            "head by their position, which transformers does not read from GGUF; give the model as "
+            "a Hugging Face directory"
+        )
     field = fields.get(f"{architecture}.rope.scaling.type")
     kind = "none" if field is None else field.contents()
     if kind != "none":

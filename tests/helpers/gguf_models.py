@@ -90,8 +90,10 @@ NAMES = {
     "self_attn.q_norm": "attn_q_norm",
     "self_attn.k_norm": "attn_k_norm",
     "self_attn.o_proj": "attn_output",
+    "self_attn.qkv_proj": "attn_qkv",
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
+    "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
 
@@ -101,7 +103,7 @@ def dense_gguf(path: Path, model, tokenizer=None, more=None, **keys) -> Path:
 
     Args:
         path: the new file.
-        model: a LLaMA, Qwen2 or Qwen3.
+        model: a LLaMA, Qwen2, Qwen3 or Phi-3.
         tokenizer: None for one that has the model's size; False for a file without one.
         more: further tensors by name.
         keys: further keys of the architecture, such as ``rope.scaling.type``, or its name as
@@ -125,7 +127,8 @@ def dense_gguf(path: Path, model, tokenizer=None, more=None, **keys) -> Path:
     writer.add_key_length(head_dim)
     writer.add_vocab_size(config.vocab_size)
     for key, value in keys.items():
-        writer.add_string(f"{architecture}.{key.replace('__', '.')}", value)
+        add = writer.add_string if isinstance(value, str) else writer.add_uint32
+        add(f"{architecture}.{key.replace('__', '.')}", value)
     if tokenizer is not False:
         write_vocabulary(writer, tokenizer or byte_tokenizer(), config.vocab_size)
     for name, weight in model.named_parameters():

@@ -10,9 +10,11 @@ from tokenizers import pre_tokenizers
 
 from helpers.command import command
 from helpers.gguf_models import TEXT, byte_tokenizer, dense_gguf, small_model
-from helpers.tiny import tokens
+from helpers.tiny import tiny_model, tokens
 from pgprune import PruningError
 from pgprune.export.export import ExportConfig, export
+from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.units import PruningUnits
 from pgprune.models.gguf_files import read_vocabulary
 from pgprune.models.load import ModelConfig, fingerprint, load_model
 from pgprune.models.source import find_source
@@ -107,6 +109,21 @@ def test_what_transformers_would_read_wrong_is_refused(tmp_path):
     refuses("31 weights, but transformers reads 30 .*blk.0.attn_q.bias", path)
     path = dense_gguf(tmp_path / "scaled.gguf", llama(), rope__scaling__type="yarn")
     refuses("scales its rotary embedding .yarn.", path)
+    path = dense_gguf(tmp_path / "partial.gguf", llama(), rope__dimension_count=4)
+    refuses("turns 4 of the 8 dimensions of a head", path)
+
+
+@pytest.mark.slow
+def test_phi3_has_fused_projections_and_a_window(tmp_path):
+    rope = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0}
+    # The default padding token of a configuration has to be in the vocabulary.
+    written = tiny_model("phi3", torch.float32, vocab_size=32064, rope_parameters=rope)
+    keys = {"rope__dimension_count": 8, "attention__sliding_window": 6}
+    model, _ = load(dense_gguf(tmp_path / "tiny.gguf", written, **keys))
+    ids = tokens()
+    assert torch.equal(model(ids).logits, written(ids).logits)
+    units = PruningUnits.of(model)
+    assert torch.equal(MaskedLM(model, units).logits(units.ones()[None], ids)[0], model(ids).logits)
 
 
 def test_files_that_are_no_model(tmp_path):
