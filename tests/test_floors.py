@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("utils", "hub_code"),
+    ("utils", "inspection", "hub_code"),
     ("data", "losses", "models"),
     ("masking",),
     ("repair",),

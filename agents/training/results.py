@@ -115,11 +115,13 @@ def next_commands(results: dict[str, Any], run: Run) -> list[str]:
         resume = f"pgprune train --resume {path}"
         return [] if AGENTS[results["agent"]].no_resume else [resume]
     agent = results["agent"]
+    asked = run.sections.get("model", {}).get("family", "known")
+    again = model if asked == "known" else f"{model} --family {asked}"
     higher = min(0.9, results["prune_rate"]["requested"] + 0.1)
     compare = f"pgprune bench-inference {model} {path}    # how much faster it is"
     smaller = f"pgprune export {path}    # the smaller model, for transformers"
     return [
         compare if (run.path / "hf").exists() else smaller,
-        f"pgprune train --agent {agent} --model {model} --prune-rate {higher:.2g}    # prune more",
+        f"pgprune train --agent {agent} --model {again} --prune-rate {higher:.2g}    # prune more",
         f"tensorboard --logdir {path}/tensorboard    # how it learned; pictures in {path}/plots",
     ]

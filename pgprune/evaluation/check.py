@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from pgprune.errors import PruningError
-from pgprune.models.gguf_files import gguf_parameters
+from pgprune.inspection.gguf_files import gguf_parameters
 from pgprune.models.weight_files import check_values
 from pgprune.runs.any_model import is_run, load_any
 from pgprune.runs.files import RunFile

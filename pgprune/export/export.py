@@ -20,8 +20,8 @@ from pgprune.export.gguf import check_gguf, check_scope, holds_biases
 from pgprune.export.reround import reround
 from pgprune.export.reship import reship
 from pgprune.export.writers import WRITERS, window, write_llama_cpp, write_portable
+from pgprune.inspection.gguf_files import gguf_parameters, load_gguf, read_vocabulary
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.models.gguf_files import gguf_parameters, load_gguf, read_vocabulary
 from pgprune.models.load import DTYPES, ModelConfig
 from pgprune.repair.config import adds_biases
 from pgprune.repair.fit import REPAIRS

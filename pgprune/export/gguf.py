@@ -19,8 +19,8 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from pgprune.errors import PruningError
 from pgprune.export.gguf_layouts import NAMES, Layout, layout_of, rope_of
 from pgprune.export.gguf_vocabulary import write_vocabulary
+from pgprune.inspection.gguf_files import copy_vocabulary, load_gguf
 from pgprune.models.families import family_of
-from pgprune.models.gguf_files import copy_vocabulary, load_gguf
 from pgprune.models.shapes import LayerShape
 from pgprune.runs.finished import LoadedRun
 from pgprune.runs.model_card import base_name

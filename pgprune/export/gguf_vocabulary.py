@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from transformers import PreTrainedTokenizerBase
 
 from pgprune.errors import PruningError
-from pgprune.models.gguf_files import load_gguf
+from pgprune.inspection.gguf_files import load_gguf
 
 _SPACE = "\u2581"  # what SentencePiece writes for a space
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))

@@ -74,10 +74,16 @@ def projections(model: PreTrainedModel) -> list[str]:
     Where pruning left nothing of a projection but its bias, it is not in the list.
 
     Raises:
-        PruningError: the model has none.
+        PruningError: the model has none, or its family is not listed.
     """
     kind = f"_{model.config.model_type}"  # as in _llama, _pgprune_llama
-    family = next(family for name, family in FAMILIES.items() if kind.endswith(f"_{name}"))
+    families = [family for name, family in FAMILIES.items() if kind.endswith(f"_{name}")]
+    if not families:
+        raise PruningError(
+            f"a model of the family {model.config.model_type!r}, which pgprune does not list, "
+            "cannot be finetuned here; export the run and finetune it with peft"
+        )
+    family = families[0]
     paths = (family.query, family.key, family.value, family.output, *family.expand, family.down)
     paths_of_linears = [
         f"{family.layers}.{index}.{path}"

@@ -24,14 +24,15 @@ class LayerDriver:
     Args:
         decoder: the module that has them.
         name: of their list in it.
+        tuples: whether a layer returns a tuple, with the states first.
     """
 
-    def __init__(self, decoder: nn.Module, name: str) -> None:
+    def __init__(self, decoder: nn.Module, name: str, tuples: bool = False) -> None:
         layers: Any = getattr(decoder, name)
         self._decoder = decoder
         self._name = name
         self._layers = layers
-        self._recorders = nn.ModuleList(map(_LayerRecorder, layers))
+        self._recorders = nn.ModuleList(_LayerRecorder(layer, tuples) for layer in layers)
 
     @contextmanager
     def layers_run_by(self, run_layers: RunLayers) -> Iterator[None]:
@@ -69,14 +70,16 @@ def _one_sequence_a_row() -> Iterator[None]:
 class _LayerRecorder(nn.Module):
     """Stands in for one decoder layer and records how it would be called."""
 
-    def __init__(self, layer: nn.Module) -> None:
+    def __init__(self, layer: nn.Module, tuples: bool) -> None:
         super().__init__()
+        self._tuples = tuples
         # A tuple hides the layer from module registration, so no parameter moves.
         self._layer = (layer,)
         self.attention_type = getattr(layer, "attention_type", None)
         self.then: Callable[[Tensor], Tensor] | None = None
         self.call = LayerCall(layer, (), {})
 
-    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
         self.call = LayerCall(self._layer[0], args, kwargs)
-        return self.then(hidden) if self.then else hidden
+        states = self.then(hidden) if self.then else hidden
+        return (states, None) if self._tuples else states

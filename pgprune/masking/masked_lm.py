@@ -74,7 +74,7 @@ class MaskedLM:
         self.family = family_of(model.config)
         self._layers = decoder_layers(model, self.family)
         decoder, _, name = self.family.layers.rpartition(".")
-        self._driver = LayerDriver(model.get_submodule(decoder), name)
+        self._driver = LayerDriver(model.get_submodule(decoder), name, self.family.tuples)
         if executor == "sliced" and {"heads", "values", "channels"} & set(units.kinds):
             lay_out(self._layers, self.family)
 

@@ -19,7 +19,9 @@ from pgprune.masking.executor_choice import choose_executor
 from pgprune.masking.executors import EXECUTORS
 from pgprune.masking.kept_weights import KERNELS, check_kernels
 from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.pruned import check_masks
 from pgprune.masking.units import GRANULARITIES, PruningUnits
+from pgprune.models.families import is_found
 from pgprune.models.load import ModelConfig, fingerprint, load_model
 from pgprune.models.value_rotation import fit_rotations, rotate_values
 from pgprune.utils.devices import choose_device
@@ -204,4 +206,6 @@ def make_problem(
     lm = MaskedLM(language_model, units, executor, pruning.kernels, pruning.compile_head)
     if rotations is not None:
         lm.meter.add(windows.numel())
+    if is_found(language_model.config):
+        check_masks(lm)
     return Problem(lm, units, budget, stream, validation, tokenizer, data, loaded, rotations)

@@ -145,6 +145,9 @@ FAMILIES: dict[str, Family] = {
 }
 """Every supported family by its Hugging Face ``model_type``."""
 
+_FOUND: dict[str, Family] = {}
+"""Families that were found and proven on a model which this process has loaded."""
+
 
 _REFUSED = (
     (
@@ -194,10 +197,12 @@ def family_of(config: Any) -> Family:
         PruningError: the family is unknown, or a variant of it that masks cannot describe.
     """
     model_type = getattr(config, "model_type", None)
+    if model_type in _FOUND:
+        return _FOUND[model_type]
     if model_type not in FAMILIES:
         raise PruningError(
             f"the model family {model_type!r} is not supported; known families: "
-            f"{', '.join(sorted(FAMILIES))}"
+            f"{', '.join(sorted(FAMILIES))}, and what --family auto proves"
         )
     for name, value, reason in _REFUSED:
         if getattr(config, name, None) is value:
@@ -205,6 +210,24 @@ def family_of(config: Any) -> Family:
     family = FAMILIES[model_type]
     parallel = getattr(config, "use_parallel_residual", family.parallel)
     return family if parallel == family.parallel else replace(family, parallel=parallel)
+
+
+def add_found(model_type: str, family: Family) -> None:
+    """Keeps a family that was proven on a loaded model, for this process.
+
+    Raises:
+        PruningError: a model of the family was loaded before that is built otherwise.
+    """
+    if _FOUND.setdefault(model_type, family) != family:
+        raise PruningError(
+            "this process has loaded another model of this family that is built otherwise; start "
+            "a process for each"
+        )
+
+
+def is_found(config: Any) -> bool:
+    """Whether the family of a configuration was found on a loaded model, and is none of ours."""
+    return getattr(config, "model_type", None) in _FOUND
 
 
 def check_kinds(config: Any, kinds: Iterable[str]) -> None:

@@ -50,6 +50,7 @@ class Family:
         positions: learned position embeddings, from the causal LM; None without them.
         gguf: llama.cpp's architecture for the pruned model; None without one.
         experts: where the experts of a mixture are; None where every token uses the whole MLP.
+        tuples: whether a layer returns a tuple, with the states first.
         refused: why units of a kind cannot be pruned, after "because", by their kind.
     """
 
@@ -80,6 +81,7 @@ class Family:
     positions: str | None = None
     gguf: str | None = None
     experts: Experts | None = None
+    tuples: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
 
     @property

@@ -20,8 +20,8 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from pgprune.errors import PruningError, first_line
+from pgprune.inspection.gguf_files import has_vocabulary, read_gguf
 from pgprune.models.families import FAMILIES, check_layers, family_of
-from pgprune.models.gguf_files import has_vocabulary, read_gguf
 
 ROPE_FACTORS = "rope_freqs.weight"
 """Tensor of the divisors of the rotary frequencies, of Llama 3.1 and later."""

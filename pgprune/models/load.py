@@ -16,20 +16,20 @@ from torch import Tensor
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from pgprune.errors import PruningError, first_line
-from pgprune.models.checkpoint_kind import check_floats, check_kind
+from pgprune.inspection.checkpoint_kind import check_floats, check_kind
+from pgprune.models.discovery import settle_family
 from pgprune.models.families import FAMILIES, check_layers, family_of
 from pgprune.models.gguf_model import check_tensors, read_gguf_model
 from pgprune.models.loading_bars import bars_as_phases
 from pgprune.models.registration import attention_kernel, register
-from pgprune.models.source import Source, find_source
-from pgprune.models.vocabulary import begin_windows, check_dropout, guard_vocabulary
+from pgprune.models.source import Source, find_source, unreadable
+from pgprune.models.vocabulary import begin_windows, guard_vocabulary, load_tokenizer
 from pgprune.models.weight_files import (
     check_adapter,
     check_export,
@@ -76,6 +76,11 @@ class ModelConfig(Config):
     gguf_file: str | None = option(
         None, "GGUF file in that directory or hub repository", unset="none", metavar="NAME"
     )
+    family: str = option(
+        "known",
+        "where its layers are: known, auto (find and prove it), or as in a family",
+        choices=["known", "auto", *FAMILIES],
+    )
 
     def absolute(self) -> Self:
         """Returns the options with an absolute path, where the model is one."""
@@ -117,12 +122,12 @@ def check_model(
         found = read_gguf_model(gguf)
         found.config.use_cache = False  # masks are evaluated on whole windows
         return found.config, begin_windows(found.tokenizer, found.config)
-    model_config = _read_config(source.place, pruned)
+    model_config = _read_config(source.place, pruned, config.family)
     if dtype == "auto":  # the checkpoint decides
         check_dtype(model_config.dtype, device)
     if Path(source.place).is_dir():
         check_weights(Path(source.place), model_config)
-    return model_config, begin_windows(_load_tokenizer(source.place), model_config)
+    return model_config, load_tokenizer(source.place, model_config)
 
 
 def load_model(
@@ -164,6 +169,9 @@ def load_model(
     if not placement:  # else accelerate has placed it
         model = move_model(model, device)
     check_values(f"model {config.model!r}", model)
+    if config.family != "known" and model_config.model_type not in FAMILIES:
+        with phase(f"proving where the layers of {config.model} are"):
+            settle_family(config.model, model.eval(), config.family)
     guard_vocabulary(model, tokenizer, config.model)
     return model.eval().requires_grad_(False), tokenizer
 
@@ -206,13 +214,19 @@ def _check_device_map(config: ModelConfig) -> None:
         )
 
 
-def _read_config(source: str, pruned: bool) -> PretrainedConfig:
-    """Reads the configuration of a known family, or of a pruned model of one."""
+def _read_config(source: str, pruned: bool, choice: str) -> PretrainedConfig:
+    """Reads the configuration of a known family, of a pruned model, or of one to be found.
+
+    Args:
+        source: a directory or a hub id.
+        pruned: whether exports of pgprune are allowed, and others that are only to be measured.
+        choice: as ``ModelConfig.family``.
+    """
     try:
         raw, _ = PretrainedConfig.get_config_dict(source)
         family = str(raw.get("model_type"))
     except Exception as error:  # a list in place of an object, or one nested too deeply
-        raise PruningError(_unreadable(source, "configuration", error)) from error
+        raise PruningError(unreadable(source, "configuration", error)) from error
     check_floats(source, raw)
     dense = family.removeprefix(PRUNED).removeprefix("slicegpt_")  # the family before pruning
     is_pruned = dense in FAMILIES and family.startswith(PRUNED)
@@ -223,21 +237,23 @@ def _read_config(source: str, pruned: bool) -> PretrainedConfig:
     # Before transformers reads it, which fails otherwise on families that it does not know.
     if not is_pruned and family not in FAMILIES:
         check_kind(source, raw)
-        raise PruningError(
-            f"the model {source!r} is of the family {family!r}, which is not "
-            f"supported; known families: {', '.join(FAMILIES)}"
-        )
+        if choice == "known" and not pruned:
+            raise PruningError(
+                f"the model {source!r} is of the family {family!r}, which pgprune does not list; "
+                "--family auto finds where its layers are and proves it, known families are "
+                f"{', '.join(FAMILIES)}"
+            )
     if not isinstance(raw.get("pgprune", {}), dict):
         raise PruningError(f"the config.json of {source!r} is damaged (pgprune); restore it")
     check_layers(raw, f"config.json of the model {source!r}")
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        if not is_pruned:
+        if family in FAMILIES:
             family_of(config)  # raises for variants that cannot be pruned
     except PruningError:
         raise
     except Exception as error:  # configuration classes raise errors of many types
-        raise PruningError(_unreadable(source, "configuration", error)) from error
+        raise PruningError(unreadable(source, "configuration", error)) from error
     if not is_pruned:
         # Code of the model's own is never run, so what is made of the model must not ask for it.
         config.__dict__.pop("auto_map", None)
@@ -245,17 +261,6 @@ def _read_config(source: str, pruned: bool) -> PretrainedConfig:
     config.return_dict = True  # a tuple has no names
     config.output_attentions = False  # which only the slowest attention kernel can
     return config
-
-
-def _load_tokenizer(source: str) -> PreTrainedTokenizerBase:
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        tokenizer("a")  # some odd values matter only then
-    except Exception as error:  # tokenizers raise errors of all types, bare Exception included
-        raise PruningError(_unreadable(source, "tokenizer", error)) from error
-    check_dropout(tokenizer, source)
-    tokenizer.init_kwargs.pop("auto_map", None)  # as of the model, below
-    return tokenizer
 
 
 def _load_weights(source: Source, **options: Any) -> PreTrainedModel:
@@ -270,7 +275,7 @@ def _load_weights(source: Source, **options: Any) -> PreTrainedModel:
                 **options,
             )
     except Exception as error:  # odd values in a model's files raise errors of all types
-        raise PruningError(_unreadable(str(source), "weights", error)) from error
+        raise PruningError(unreadable(str(source), "weights", error)) from error
     model, report = loaded
     check_report(str(source), report)
     if (gguf := source.gguf_path) is not None:
@@ -287,11 +292,3 @@ def move_model(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
             f"the model does not fit into the memory of {device} ({first_line(error)}); choose a "
             "smaller dtype, device_map auto or device cpu"
         ) from error
-
-
-def _unreadable(source: str, what: str, error: Exception) -> str:
-    remedy = "check the files" if Path(source).exists() else "check the hub id and the network"
-    reason = first_line(error)
-    if "ignore_mismatched_sizes" in reason:  # speaks of a table that is not shown
-        reason = "their shapes are not those of its config.json"
-    return f"the {what} of the model {source!r} cannot be read ({reason}); {remedy}"

@@ -120,3 +120,18 @@ def _gguf_inside(model: str, path: Path, gguf_file: str) -> Source:
             f"({first_line(error)}); check the hub id, --gguf-file and the network"
         ) from error
     return Source(str(found.parent), found.name)
+
+
+def unreadable(source: str, what: str, error: Exception) -> str:
+    """Returns a sentence on an error of another library.
+
+    Args:
+        source: the model.
+        what: of it could not be read.
+        error: what was raised.
+    """
+    remedy = "check the files" if Path(source).exists() else "check the hub id and the network"
+    reason = first_line(error)
+    if "ignore_mismatched_sizes" in reason:  # speaks of a table that is not shown
+        reason = "their shapes are not those of its config.json"
+    return f"the {what} of the model {source!r} cannot be read ({reason}); {remedy}"

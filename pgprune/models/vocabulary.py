@@ -1,12 +1,13 @@
-"""Refuses tokens that a model has no embedding for, and tokenizers that draw them at random."""
+"""Loads tokenizers; refuses tokens without an embedding, and tokenizers that draw at random."""
 
 from typing import Any
 
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pgprune.errors import PruningError
 from pgprune.models.families import FAMILIES
+from pgprune.models.source import unreadable
 
 
 class _Vocabulary:
@@ -70,3 +71,23 @@ def check_dropout(tokenizer: PreTrainedTokenizerBase, name: str) -> None:
             f"the tokenizer of the model {name!r} cuts words at random, with a BPE dropout of "
             f"{dropout:g}; write null for dropout in its tokenizer.json"
         )
+
+
+def load_tokenizer(source: str, config: PretrainedConfig) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer of a model, without running code of its own.
+
+    Args:
+        source: a directory or a hub id.
+        config: of the model.
+
+    Raises:
+        PruningError: it cannot be read, or cuts words at random.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer("a")  # some odd values matter only then
+    except Exception as error:  # tokenizers raise errors of all types, bare Exception included
+        raise PruningError(unreadable(source, "tokenizer", error)) from error
+    check_dropout(tokenizer, source)
+    tokenizer.init_kwargs.pop("auto_map", None)  # nothing that is made of it may ask for it
+    return begin_windows(tokenizer, config)

@@ -10,7 +10,6 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from pgprune.errors import PruningError, first_line
-from pgprune.models.families import FAMILIES
 from pgprune.models.source import Source
 from pgprune.utils.manifest import MANIFEST, Manifest
 from pgprune.utils.progress import phase
@@ -39,8 +38,7 @@ def check_export(source: Source) -> None:
 
 
 _READ = (".json", ".safetensors", ".jinja", ".model")  # what changes a model or its tokenizer
-_LISTS = "|".join(sorted({row.layers.rpartition(".")[2] for row in FAMILIES.values()}))
-_LAYER = re.compile(rf"(?:^|\.)(?:{_LISTS})\.(\d+)\.")
+_LAYER = re.compile(r"(?:^|\.)[a-z]\w*\.(\d+)\.")  # the first: of a layer, not of an expert in it
 _WHOLE = "model.safetensors"
 _FLOATS = ("F16", "BF16", "F32", "F64")  # names of safetensors
 

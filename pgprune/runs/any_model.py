@@ -9,7 +9,16 @@ from pathlib import Path
 
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from pgprune.models.load import ModelConfig, check_model, choose_dtype, load_model, move_model
+from pgprune.masking.pruned import check_logits
+from pgprune.models.families import FAMILIES
+from pgprune.models.load import (
+    PRUNED,
+    ModelConfig,
+    check_model,
+    choose_dtype,
+    load_model,
+    move_model,
+)
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
 from pgprune.utils.devices import choose_device
@@ -64,6 +73,8 @@ def load_any(
     run = run_at(source)
     if run is None:
         model, tokenizer = load_model(config, pruned=True)
+        if not (kind := model.config.model_type).startswith(PRUNED) and kind not in FAMILIES:
+            check_logits(model)
     else:
         model, tokenizer = _load_run(run, config)
     # Evaluating masks does without a cache; whoever generates text needs it.

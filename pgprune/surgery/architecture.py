@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -20,9 +20,12 @@ from transformers import (
     PreTrainedModel,
 )
 
+from pgprune.errors import PruningError
 from pgprune.hub_code.fused import close_weights, head_dim
 from pgprune.masking.units import PruningUnits
-from pgprune.models.families import FAMILIES, Family, family_of
+from pgprune.models.families import Family, family_of, is_found
+from pgprune.models.load import PRUNED
+from pgprune.models.proof import values_of_layers
 from pgprune.models.registration import pruned_classes
 
 CLASS_KEYS = ("model_type", "architectures", "transformers_version", "auto_map")
@@ -70,9 +73,17 @@ def assemble(
     family = family_of(model.config)
     config = _config(model.config, units, layers, family)
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    if config.model_type in FAMILIES:
+    if not config.model_type.startswith(PRUNED):
         layers = [_closed(layer, family, model.config) for layer in layers]
-    return from_weights(model, model_class, config, dict(_weights(model, layers, family)))
+    weights = dict(_weights(model, layers, family))
+    try:
+        return from_weights(model, model_class, config, weights)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        if not is_found(model.config):
+            raise
+        raise PruningError(
+            f"no stock {model.config.model_type!r} has layers of these sizes; use --format masked"
+        ) from error
 
 
 def from_weights(
@@ -134,7 +145,10 @@ def _config(
     dense: PretrainedConfig, units: PruningUnits, layers: list[PrunedLayer], family: Family
 ) -> PretrainedConfig:
     """Makes a stock configuration if one can hold the layers, else one of ours."""
-    values = {key: value for key, value in dense.to_dict().items() if key not in CLASS_KEYS}
+    own = dense.to_dict()
+    if is_found(dense):  # what its lists mean is not known, but check_pruned compares
+        own = values_of_layers(dense, [layer.index for layer in layers])
+    values = {key: value for key, value in own.items() if key not in CLASS_KEYS}
     name = dense.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     values[name] = len(layers)  # without the pruned ones
     values["use_cache"] = True  # loading a model to evaluate masks has switched it off
@@ -155,6 +169,11 @@ def _config(
             values["sliding_window"] = None
         equal = {key: value for override in overrides for key, value in override.items()}
         return AutoConfig.for_model(stock, **(values | equal))
+    if is_found(dense):
+        raise PruningError(
+            f"layers that differ, or lack a block, load in no stock {dense.model_type!r}; use "
+            "--uniform, --granularity layers, or --format masked"
+        )
     classes = pruned_classes(dense.model_type)
     values["head_dim"] = units.shapes[0].head_dim
     if family.layout is not None:
@@ -217,6 +236,11 @@ def _overrides(
         if hasattr(dense, "num_key_value_heads"):  # OPT has none: a kv head is a head
             values["num_key_value_heads"] = layer.kv_heads
     if "mlp" not in layer.skip and layer.channels != shape.channels:
+        if not family.channel_count:
+            raise PruningError(
+                f"no entry of a {dense.model_type!r} configuration is the width of its MLPs, so "
+                "none can be narrower; use --granularity layers, or --format masked"
+            )
         values[family.channel_count] = layer.channels
     if family.experts is not None and "mlp" not in layer.skip and layer.experts != shape.experts:
         values[family.experts.count] = layer.experts
@@ -234,7 +258,12 @@ def _weights(
     for name, parameter in model.named_parameters():
         if not name.startswith(f"{family.layers}."):  # embeddings, final norm, head
             yield name, parameter.clone()
+    stored = model.state_dict(keep_vars=True) if is_found(model.config) else {}
+    buffers = {name: b for name, b in stored.items() if not isinstance(b, nn.Parameter)}
     for new, layer in enumerate(layers):
+        dense = f"{family.layers}.{layer.index}."
+        for name in (name for name in buffers if name.startswith(dense)):  # of activations
+            yield f"{family.layers}.{new}.{name.removeprefix(dense)}", buffers[name].clone()
         for name, weight in layer.weights.items():
             path, _, kind = name.rpartition(".")
             if layer.value_dims and path in (family.value, family.output):

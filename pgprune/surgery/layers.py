@@ -19,10 +19,11 @@ from transformers import PreTrainedModel
 from pgprune.errors import PruningError
 from pgprune.masking.layer_mask import LayerMask, columns_of_values, rows_of_groups
 from pgprune.masking.units import PruningUnits
-from pgprune.models.families import Family, decoder_layers, family_of
+from pgprune.models.families import Family, decoder_layers, family_of, is_found
 from pgprune.models.shapes import LayerShape
 from pgprune.repair.repair import Repair
 from pgprune.surgery.architecture import PrunedLayer, assemble
+from pgprune.surgery.found import check_pruned
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,11 @@ def prune(
     Raises:
         PruningError: the mask is over other units, or keeps no layer.
     """
-    return assemble(model, units, pruned_layers(model, units, mask, repair))
+    smaller = assemble(model, units, pruned_layers(model, units, mask, repair))
+    if is_found(model.config):
+        bare = pruned_layers(model, units, mask)
+        check_pruned(model, units, mask, assemble(model, units, bare) if repair else smaller)
+    return smaller
 
 
 @torch.no_grad()

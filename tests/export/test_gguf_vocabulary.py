@@ -16,7 +16,7 @@ from helpers.gguf_models import (
 )
 from pgprune import PruningError
 from pgprune.export.gguf_vocabulary import write_vocabulary
-from pgprune.models.gguf_files import copy_vocabulary, read_vocabulary
+from pgprune.inspection.gguf_files import copy_vocabulary, read_vocabulary
 
 gguf = pytest.importorskip("gguf", reason="needs pip install 'pgprune[gguf]'")
 

@@ -23,12 +23,13 @@ def finished_run(
     mask: torch.Tensor,
     dtype: str = "float64",
     repair: str = "auto",
+    family: str = "known",
 ) -> FinishedRun:
     """A finished run of a model whose answer is a mask."""
     model.save_pretrained(folder / "model")
     letters_tokenizer().save_pretrained(folder / "model")
     settings = Settings(
-        model=ModelConfig(model=str(folder / "model"), dtype=dtype),
+        model=ModelConfig(model=str(folder / "model"), dtype=dtype, family=family),
         repair=RepairConfig(repair=repair),
     )
     decided = {"model_fingerprint": fingerprint(*model.parameters())}

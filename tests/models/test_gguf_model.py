@@ -13,9 +13,9 @@ from helpers.gguf_models import TEXT, byte_tokenizer, dense_gguf, small_model
 from helpers.tiny import tiny_model, tokens
 from pgprune import PruningError
 from pgprune.export.export import ExportConfig, export
+from pgprune.inspection.gguf_files import read_vocabulary
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
-from pgprune.models.gguf_files import read_vocabulary
 from pgprune.models.load import ModelConfig, fingerprint, load_model
 from pgprune.models.source import find_source
 from pgprune.runs.any_model import load_any

@@ -72,7 +72,10 @@ def test_quantized_weights_of_an_unknown_family_of_a_part_and_of_an_older_versio
         ),
         ({"model_type": "own"}, "(model_type 'own') is none that transformers 5."),
         ({"model_type": "vit"}, "is none that transformers has a causal LM of"),
-        ({"model_type": "bloom"}, "is of the family 'bloom', which is not supported"),
+        (
+            {"model_type": "bloom"},
+            "'bloom', which pgprune does not list; --family auto finds",
+        ),
     ],
 )
 def test_what_is_no_decoder_of_text(directory, changes, message):
