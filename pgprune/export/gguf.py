@@ -19,7 +19,9 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from pgprune.errors import PruningError
 from pgprune.export.gguf_layouts import NAMES, Layout, layout_of, rope_of
 from pgprune.export.gguf_vocabulary import write_vocabulary
+from pgprune.hub_code.fused import Fused, close_weights
 from pgprune.inspection.gguf_files import copy_vocabulary, load_gguf
+from pgprune.masking.units import GRANULARITIES
 from pgprune.models.families import family_of
 from pgprune.models.shapes import LayerShape
 from pgprune.runs.finished import LoadedRun
@@ -27,6 +29,10 @@ from pgprune.runs.model_card import base_name
 from pgprune.surgery.architecture import PrunedLayer
 from pgprune.surgery.portable import ghost_channels, portable_layers
 
+_FILLED = (
+    "the heads of llama.cpp's {name} fill the width, so none can be pruned; choose --granularity "
+    "channels, or --format hf"
+)
 _FIXED_ROPE = ("default", "linear", "llama3")  # the same frequencies for texts of any length
 
 
@@ -53,7 +59,7 @@ def write_gguf(loaded: LoadedRun, path: Path, vocabulary: Mapping[str, Any] | No
     # llama.cpp needs attention and MLP in every layer: zeros take the place of what is gone.
     ghosts = ghost_channels(loaded.round_to, units.shapes[0].channels)
     layers = portable_layers(model, units, loaded.mask, ghosts, loaded.repair)
-    _check_layers(layers, layout)
+    _check_layers(layers, layout, units.shapes[0])
     gguf = load_gguf()
     with closing(gguf.GGUFWriter(path, layout.name)) as writer:
         writer.add_name(f"{base_name(loaded.run)}, pruned")
@@ -110,6 +116,8 @@ def check_scope(config: PretrainedConfig, granularity: str, scope: str) -> None:
         PruningError: they will not, or as ``check_gguf``.
     """
     layout = layout_of(config)
+    if layout.filled and {"heads", "values"} & set(GRANULARITIES[granularity]):
+        raise PruningError(_FILLED.format(name=layout.name))
     if not layout.varied and granularity != "layers" and scope != "uniform":
         raise PruningError(
             f"the layers of llama.cpp's {layout.name} are all equal, which --scope {scope} does "
@@ -140,7 +148,7 @@ def _write_vocabulary(
         copy_vocabulary(writer, vocabulary, size)
 
 
-def _check_layers(layers: list[PrunedLayer], layout: Layout) -> None:
+def _check_layers(layers: list[PrunedLayer], layout: Layout, dense: LayerShape) -> None:
     """Refuses layers that an architecture cannot hold."""
     sizes = {(layer.kv_heads, layer.channels) for layer in layers}
     if len(sizes) > 1 and not layout.varied:
@@ -149,6 +157,8 @@ def _check_layers(layers: list[PrunedLayer], layout: Layout) -> None:
             f"{min(sizes)[0]} to {max(sizes)[0]} kv heads and {min(c for _, c in sizes):,} to "
             f"{max(c for _, c in sizes):,} channels; export with --uniform"
         )
+    if layout.filled and max(sizes)[0] != dense.kv_heads:
+        raise PruningError(_FILLED.format(name=layout.name))
     biases = any(name.endswith(".bias") for layer in layers for name in layer.weights)
     if biases and not layout.biases:
         raise PruningError(
@@ -163,6 +173,8 @@ def _rope_factors(model: PreTrainedModel) -> Tensor | None:
         PruningError: no fixed numbers describe the embedding.
     """
     config, layout, rope = model.config, layout_of(model.config), rope_of(model.config)
+    if not rope:  # learned positions
+        return None
     kind, base = rope["rope_type"], rope["rope_theta"]
     if kind not in _FIXED_ROPE or (kind != "default" and not layout.scaled):
         raise PruningError(
@@ -193,9 +205,12 @@ def _write_shapes(
     writer.add_feed_forward_length(channels[0] if equal else channels)
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
-    writer.add_rope_dimension_count(shape.head_dim)
-    writer.add_rope_freq_base(rope_of(config)["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    if rope := rope_of(config):
+        turned = int(shape.head_dim * rope.get("partial_rotary_factor", 1.0))
+        writer.add_rope_dimension_count(turned)
+        writer.add_rope_freq_base(rope["rope_theta"])
+    if hasattr(config, "rms_norm_eps"):
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
     writer.add_embedding_length(config.hidden_size)
     writer.add_context_length(context_length(config))
     writer.add_vocab_size(config.vocab_size)
@@ -211,7 +226,10 @@ def _tensors(
             yield _renamed(name, parameter, layout)
     turned = (family.query, family.key) if layout.turned else ()
     for new, layer in enumerate(layers):
-        for name, weight in layer.weights.items():
+        weights = dict(layer.weights)
+        for row in family.fused:  # parts follow each other, as matrices of (outputs, inputs)
+            close_weights(weights, f"{row.path}.", Fused(row.path, row.parts), None)
+        for name, weight in weights.items():
             if name.rpartition(".")[0] in turned:
                 weight = _interleaved(weight, shape.head_dim)
             own, weight = _renamed(name, weight, layout)

@@ -1,7 +1,7 @@
 """What llama.cpp computes under the name of an architecture, and what its files call it.
 
-Sources: llama.cpp, src/models/deci.cpp, qwen3.cpp, gemma2.cpp, gemma3.cpp, granite.cpp, and its
-converter, which adds 1 to the norms of Gemma.
+Sources: llama.cpp, src/models/deci.cpp, qwen3.cpp, gemma2.cpp, gemma3.cpp, granite.cpp, phi3.cpp,
+gptneox.cpp, gpt2.cpp, and its converter, which adds 1 to the norms of Gemma.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,6 +26,7 @@ class Layout:
         turned: whether its rotary embedding turns neighbouring rows of a head.
         scaled: whether a scaled rotary embedding of fixed frequencies can be written.
         sliding: whether it knows sliding windows and which layers have one.
+        filled: whether heads must fill the width, as those of the dense model do.
         norm_shift: what is added to the weights of norms in the file.
         names: what it calls modules, beside or in place of ``NAMES``.
         values: values of the configuration, by the writer's method.
@@ -38,6 +39,7 @@ class Layout:
     turned: bool = False
     scaled: bool = False
     sliding: bool = False
+    filled: bool = False
     norm_shift: float = 0.0
     names: Mapping[str, str] = field(default_factory=dict)
     values: Mapping[str, str] = field(default_factory=dict)
@@ -94,6 +96,8 @@ _GEMMA: dict[str, Any] = {
     "values": _SOFT_CAPS,
 }
 
+_GELU = ("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh")  # llama.cpp has one for all
+
 LAYOUTS = {
     layout.name: layout
     for layout in (
@@ -101,6 +105,47 @@ LAYOUTS = {
         Layout("qwen3"),
         Layout("gemma2", **_GEMMA),
         Layout("gemma3", **_GEMMA),
+        Layout(
+            "phi3",
+            filled=True,
+            names={"self_attn.qkv_proj": "attn_qkv", "mlp.gate_up_proj": "ffn_up"},
+        ),
+        Layout(
+            "gptneox",
+            activations=_GELU,
+            biases=True,
+            filled=True,
+            names={
+                "gpt_neox.embed_in": "token_embd",
+                "gpt_neox.final_layer_norm": "output_norm",
+                "attention.query_key_value": "attn_qkv",
+                "attention.dense": "attn_output",
+                "mlp.dense_h_to_4h": "ffn_up",
+                "mlp.dense_4h_to_h": "ffn_down",
+            },
+            values={
+                "add_layer_norm_eps": "layer_norm_eps",
+                "add_parallel_residual": "use_parallel_residual",
+            },
+        ),
+        Layout(
+            "gpt2",
+            activations=_GELU,
+            biases=True,
+            filled=True,
+            names={
+                "transformer.wte": "token_embd",
+                "transformer.wpe": "position_embd",
+                "transformer.ln_f": "output_norm",
+                "ln_1": "attn_norm",
+                "attn.c_attn": "attn_qkv",
+                "attn.c_proj": "attn_output",
+                "ln_2": "ffn_norm",
+                "mlp.c_fc": "ffn_up",
+                "mlp.c_proj": "ffn_down",
+            },
+            values={"add_layer_norm_eps": "layer_norm_epsilon"},
+        ),
         Layout(
             "granite",
             turned=True,
@@ -129,7 +174,8 @@ def layout_of(config: PretrainedConfig) -> Layout:
             "with --uniform if llama.cpp is to convert it and knows the family"
         )
     layout = LAYOUTS[name]
-    activation = getattr(config, "hidden_activation", None) or config.hidden_act
+    keys = ("hidden_activation", "activation_function", "hidden_act")
+    activation = next(filter(None, (getattr(config, key, None) for key in keys)))
     if activation not in layout.activations:
         raise PruningError(
             f"llama.cpp computes {name} with {layout.activations[0]}, but the model has "
@@ -145,6 +191,6 @@ def layout_of(config: PretrainedConfig) -> Layout:
 
 
 def rope_of(config: PretrainedConfig, kind: str = "full_attention") -> dict[str, Any]:
-    """Returns the parameters of the rotary embedding of a kind of layer."""
-    parameters: dict[str, Any] = config.rope_parameters
+    """Returns the parameters of the rotary embedding of a kind of layer; empty without one."""
+    parameters: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
     return dict(parameters.get(kind) or parameters)

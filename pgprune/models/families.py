@@ -99,7 +99,7 @@ FAMILIES: dict[str, Family] = {
         head_counts={"config.num_attention_heads": "heads", "num_key_value_heads": "kv_heads"},
         sliced=False,
         fused=(Fused("self_attn.qkv_proj", _QKV), Fused("mlp.gate_up_proj", ("gate", "up"))),
-        gguf=None,
+        gguf="phi3",
     ),
     "gpt_neox": Family(
         layers="gpt_neox.layers",
@@ -117,6 +117,7 @@ FAMILIES: dict[str, Family] = {
         fused=(Fused("attention.query_key_value", _QKV, by_head=True),),
         stock_heads="dense",
         final_norm="gpt_neox.final_layer_norm",
+        gguf="gptneox",
     ),
     "gpt2": Family(
         layers="transformer.h",
@@ -141,6 +142,7 @@ FAMILIES: dict[str, Family] = {
         stock_heads="dense",
         final_norm="transformer.ln_f",
         positions="transformer.wpe",
+        gguf="gpt2",
     ),
 }
 """Every supported family by its Hugging Face ``model_type``."""

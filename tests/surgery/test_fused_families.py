@@ -8,9 +8,7 @@ from helpers.finished_run import assert_close, finished_run, logits
 from helpers.masks import case_of, patterns
 from helpers.pruned import equal_layers, in_pieces
 from helpers.tiny import tiny_model, tokens
-from pgprune import PruningError
 from pgprune.export.export import ExportConfig, export
-from pgprune.export.gguf import check_gguf
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.families import FAMILIES, family_of
@@ -55,11 +53,6 @@ def test_exports_of_layers_that_differ(model, options, tmp_path):
     again, _ = load_model(ModelConfig(str(folder), dtype="float64", device="cpu"), pruned=True)
     again.save_pretrained(tmp_path / "again")
     assert_close(logits(tmp_path / "again"), expected)
-
-
-def test_gguf_files_are_refused(model):
-    with pytest.raises(PruningError, match=f"GGUF file of the family .*{model.config.model_type}"):
-        check_gguf(model, None)
 
 
 def test_attention_weights_of_layers_without_heads(model):
