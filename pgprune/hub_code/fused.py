@@ -77,8 +77,10 @@ def open_projections(
         config: of the layer.
     """
     for row in rows:
-        parent, _, name = row.path.rpartition(".")
-        block: Any = dict(layer.named_modules()).get(parent)
+        *parents, name = row.path.split(".")
+        block: Any = layer
+        for parent in parents:  # many times quicker than get_submodule, and asked for often
+            block = block._modules.get(parent) if block is not None else None
         stock: Any = block._modules.get(name) if block is not None else None
         if not isinstance(stock, Conv1D if row.transposed else nn.Linear):
             continue

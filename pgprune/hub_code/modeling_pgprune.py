@@ -5,7 +5,8 @@ A copy of this file is in every pruned model, so that plain transformers (5.15 o
     AutoModelForCausalLM.from_pretrained(DIRECTORY, trust_remote_code=True)
 
 Nothing is reimplemented: the layers are the stock ones of transformers, built from the ``config``
-of each layer, and weights have their stock names (but see ``keep_values``).
+of each layer, and weights have their stock names (but see ``keep_values``, and ``open_projections``
+for what a stock layer fuses).
 ``config.per_layer_config`` holds the values of a layer that differ: ``num_attention_heads``,
 ``num_key_value_heads``, ``intermediate_size`` (``ffn_dim`` for OPT), ``skip`` for an attention or
 MLP block that is pruned with its norm, ``biases`` for projections that have a bias here but not in
