@@ -12,6 +12,7 @@ from torch import nn
 from pgprune.errors import PruningError
 from pgprune.hub_code.fused import Fused
 from pgprune.models.experts import Experts
+from pgprune.models.family import REFUSED
 from pgprune.models.family import Family as Family
 from pgprune.models.opening import open_layers
 
@@ -101,6 +102,20 @@ FAMILIES: dict[str, Family] = {
         fused=(Fused("self_attn.qkv_proj", _QKV), Fused("mlp.gate_up_proj", ("gate", "up"))),
         gguf="phi3",
     ),
+    "phi": replace(
+        _LLAMA,
+        output="self_attn.dense",
+        expand=("mlp.fc1",),
+        down="mlp.fc2",
+        mlp_norms=(),
+        stock_heads="unscaled",
+        parallel=True,
+        fitted=True,
+        sliced=False,
+        final_norm="model.final_layernorm",
+        gguf=None,
+        refused=dict.fromkeys(("attention", "mlp"), "both blocks of a layer share one norm"),
+    ),
     "gpt_neox": Family(
         layers="gpt_neox.layers",
         attention="attention",
@@ -151,29 +166,6 @@ _FOUND: dict[str, Family] = {}
 """Families that were found and proven on a model which this process has loaded."""
 
 
-_REFUSED = (
-    (
-        "do_layer_norm_before",
-        False,
-        "OPT with norms after its blocks (do_layer_norm_before=false, as opt-350m) is not "
-        "supported, because a norm would still act where a block is gone; take another size",
-    ),
-    (
-        "scale_attn_by_inverse_layer_idx",
-        True,
-        "GPT-2 whose attention depends on the number of its layer (scale_attn_by_inverse_layer_idx"
-        "=true) is not supported, because pruned layers change these numbers; take another model",
-    ),
-    (
-        "add_cross_attention",
-        True,
-        "GPT-2 that reads an encoder (add_cross_attention=true) is not supported, because masks "
-        "are for decoders of text; take another model",
-    ),
-)
-"""Variants that masks cannot describe: configuration key, its value there, and the reason."""
-
-
 def check_layers(config: Mapping[str, Any], where: str) -> None:
     """Refuses a number of layers that is a mistake, before a configuration makes lists as long.
 
@@ -206,7 +198,7 @@ def family_of(config: Any) -> Family:
             f"the model family {model_type!r} is not supported; known families: "
             f"{', '.join(sorted(FAMILIES))}, and what --family auto proves"
         )
-    for name, value, reason in _REFUSED:
+    for name, value, reason in REFUSED:
         if getattr(config, name, None) is value:
             raise PruningError(reason)
     family = FAMILIES[model_type]

@@ -39,11 +39,13 @@ class Family:
         head_dim: name of the attention module's width of a head.
         fused: projections that the stock layer fuses or stores transposed; the paths above are
             those after they were opened.
+        fitted: whether layers that differ are cut out of dense ones, as they are if something is
+            fused, because their modules are not called as those of LLaMA.
         parallel: whether the MLP reads what attention reads, and not what it writes.
         stock_heads: the numbers of heads that the stock configuration takes if all layers have
             the same number: ``any``; a ``divisor`` of the width; any if the rotary embedding is
-            ``unscaled``; the ``dense`` model's only, where the size of a head is the width over
-            their number.
+            ``unscaled`` and queries and keys have no norms; the ``dense`` model's only, where the
+            size of a head is the width over their number.
         stand_in: ``model_type`` of the same network that takes any number of heads; for models
             without sliding window and biases.
         final_norm: the norm before the head, from the causal LM.
@@ -75,6 +77,7 @@ class Family:
     head_dim: str = "head_dim"
     fused: tuple[Fused, ...] = ()
     parallel: bool = False
+    fitted: bool = False
     stock_heads: str = "any"
     stand_in: str | None = None
     final_norm: str = "model.norm"
@@ -95,7 +98,7 @@ class Family:
 
         None where the stock class builds layers of any size.
         """
-        if not self.fused:
+        if not (self.fused or self.fitted):
             return None
         paths = ("attention", "query", "key", "value", "output", "expand", "down")
         others = ("attention_norms", "mlp_norms", "channel_count", "head_counts", "fused")
@@ -113,3 +116,26 @@ class Family:
             return {"heads": self.output}
         gated = {"up": self.expand[-1]} if self.gated else {}
         return {"heads": self.output, "channels": self.down} | gated
+
+
+REFUSED = (
+    (
+        "do_layer_norm_before",
+        False,
+        "OPT with norms after its blocks (do_layer_norm_before=false, as opt-350m) is not "
+        "supported, because a norm would still act where a block is gone; take another size",
+    ),
+    (
+        "scale_attn_by_inverse_layer_idx",
+        True,
+        "GPT-2 whose attention depends on the number of its layer (scale_attn_by_inverse_layer_idx"
+        "=true) is not supported, because pruned layers change these numbers; take another model",
+    ),
+    (
+        "add_cross_attention",
+        True,
+        "GPT-2 that reads an encoder (add_cross_attention=true) is not supported, because masks "
+        "are for decoders of text; take another model",
+    ),
+)
+"""Variants that masks cannot describe: configuration key, its value there, and the reason."""

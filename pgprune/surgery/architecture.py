@@ -133,7 +133,8 @@ def stock_type(
     fits = {
         "any": True,
         "divisor": width % heads == 0,
-        "unscaled": "short_factor" not in (getattr(dense, "rope_parameters", None) or {}),
+        "unscaled": "short_factor" not in (getattr(dense, "rope_parameters", None) or {})
+        and not getattr(dense, "qk_layernorm", False),
         "dense": False,
     }
     if fits[family.stock_heads] or kv_heads == shape.kv_heads:

@@ -27,6 +27,7 @@ from transformers import (
     Olmo3Config,
     OPTConfig,
     Phi3Config,
+    PhiConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
@@ -87,6 +88,7 @@ CONFIGS = {
     "hunyuan_v1_dense": HunYuanDenseV1Config(**_GROUPED, head_dim=10, attention_bias=True),
     "arcee": ArceeConfig(**_GROUPED, mlp_bias=True),
     "phi3": Phi3Config(**_GROUPED, pad_token_id=0, partial_rotary_factor=0.5, sliding_window=6),
+    "phi": PhiConfig(**_GROUPED, bos_token_id=0, eos_token_id=2),
     "gpt_neox": GPTNeoXConfig(**_COMMON, intermediate_size=12, rotary_pct=0.5),
     "gpt2": GPT2Config(**_COMMON, n_inner=12, bos_token_id=0, eos_token_id=2),
 }
@@ -94,6 +96,7 @@ FEW = ("llama", "mistral", "qwen2", "qwen3", "opt")
 """Families for what does not depend on the family's own code."""
 PATHS = {
     "opt": ("model.decoder.layers", "self_attn.out_proj", "fc2"),
+    "phi": ("model.layers", "self_attn.dense", "mlp.fc2"),
     "gpt_neox": ("gpt_neox.layers", "attention.dense", "mlp.dense_4h_to_h"),
     "gpt2": ("transformer.h", "attn.c_proj", "mlp.c_proj"),
     "other": ("model.layers", "self_attn.o_proj", "mlp.down_proj"),

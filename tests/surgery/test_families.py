@@ -38,12 +38,15 @@ def model(request: pytest.FixtureRequest):
 
 def fine(model) -> str:
     """The finest units of a family."""
-    return "channels" if family_of(model.config).refused else "heads+channels"
+    return "channels" if "heads" in family_of(model.config).refused else "heads+channels"
 
 
 def case_in(model, granularity: str) -> Case:
     """A few patterns of a granularity; of channels where the family refuses heads."""
-    case = case_of(model, fine(model) if "+" in granularity else granularity)
+    refused = family_of(model.config).refused
+    coarse = "layers" if "attention" in refused else granularity
+    fine_units = fine(model) if "heads" in refused else granularity
+    case = case_of(model, fine_units if "+" in granularity else coarse)
     some = ("nothing", "some", "layer 1", "layer 0 and some", "the first kv head and some")
     kept = [i for i, name in enumerate(case.names) if name in some or name.startswith("all ")]
     case.names, case.masks = [case.names[i] for i in kept], case.masks[kept]
@@ -69,7 +72,7 @@ def test_masked_sliced_and_cut_models_have_the_same_logits(model, granularity):
 @pytest.mark.parametrize("granularity", GRANULARITIES)
 def test_a_saved_model_has_them_too(model, granularity, tmp_path):
     units, ids = case_in(model, granularity).units, tokens()
-    mask = patterns(units)["layer 1" if granularity == "layers" else "layer 1 and some"]
+    mask = patterns(units)["layer 1" if units.granularity == "layers" else "layer 1 and some"]
     expected = MaskedLM(model, units).logits(mask[None], ids)[0]
     prune(model, units, mask).save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)

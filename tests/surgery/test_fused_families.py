@@ -1,4 +1,4 @@
-"""Exports of models whose stock layers fuse projections, and the parallel residual of GPT-NeoX."""
+"""Exports of models whose layers are cut out of dense ones, and parallel residuals."""
 
 import pytest
 import torch
@@ -8,6 +8,7 @@ from helpers.finished_run import assert_close, finished_run, logits
 from helpers.masks import case_of, patterns
 from helpers.pruned import equal_layers, in_pieces
 from helpers.tiny import tiny_model, tokens
+from pgprune import PruningError
 from pgprune.export.export import ExportConfig, export
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
@@ -17,7 +18,7 @@ from pgprune.surgery.architecture import assemble
 from pgprune.surgery.layers import prune
 from pgprune.surgery.portable import portable_layers
 
-FUSED = [name for name, row in FAMILIES.items() if row.fused]
+FUSED = [name for name, row in FAMILIES.items() if row.layout]
 STOCK_HEADS = {name: FAMILIES[name].stock_heads != "dense" for name in FUSED}
 
 
@@ -124,6 +125,10 @@ class TestParallelResidual:
         assert portable.config.num_hidden_layers == layers
         expected = MaskedLM(model, units).logits(mask[None], tokens())[0]
         assert_close(portable(tokens()).logits, expected)
+
+    def test_blocks_that_share_a_norm_are_refused(self):
+        with pytest.raises(PruningError, match="'attention' .* 'phi', because both .* one norm"):
+            PruningUnits.of(tiny_model("phi"), "blocks")
 
     def test_states_after_a_block_are_sums_of_what_it_adds(self):
         lm = MaskedLM(model := tiny_model("gpt_neox"), PruningUnits.of(model))
