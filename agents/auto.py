@@ -83,7 +83,8 @@ class Auto(Agent):
 
     Attributes:
         scores: of the units, which offsets are added to, (n,) float64.
-        mean: of the offsets, (groups,) float64.
+        mean: of the offsets, (groups,) float64; of single units, (n,), where the scope of the
+            budget fixes what a layer keeps.
         average: mean of ``mean`` over all steps, where later ones weigh more, (groups,) float64.
         deviation: of the offsets, (groups,) float64.
         keep: probabilities of single units, (n,) float64; (0,) until they are learned.
@@ -104,7 +105,10 @@ class Auto(Agent):
         super().__init__(env, config.masks if config else None, seed)
         self.config = config or AutoConfig(population=env.num_envs)
         self.scores = scores_of(self.env, importance, seed)
-        self.mean = torch.zeros(len(self.budget.units.groups), dtype=torch.float64)
+        units = self.budget.units
+        # Where the share of each layer is fixed, an offset of all its units would change nothing.
+        offsets = len(units.groups) if self.budget.scope == "global" else units.n
+        self.mean = torch.zeros(offsets, dtype=torch.float64)
         self.deviation = torch.full_like(self.mean, self.config.deviation)
         self.average = torch.zeros_like(self.mean)
         self.keep = torch.empty(0, dtype=torch.float64)
@@ -130,9 +134,7 @@ class Auto(Agent):
     def _learn_step(self, total_steps: int, total_timesteps: int) -> dict[str, float]:
         """Does one step of the current stage: learns offsets, or single units."""
         first = self.steps_for(self.config.evaluations_of_layers(total_timesteps))
-        if self.budget.scope != "global":  # an offset of a layer changes nothing
-            first = 0
-        elif self.budget.units.n == len(self.mean):  # each offset is of a single unit anyway
+        if self.budget.units.n == len(self.mean):  # each offset is of a single unit anyway
             first = total_steps
         if self.steps < first:
             losses = self._learn_offsets()

@@ -30,6 +30,7 @@ from pgprune.agents.estimators import (
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.errors import PruningError
 from pgprune.metrics import METRICS, Importance
+from pgprune.metrics.base import FINE
 from pgprune.metrics.initialization import (
     PROGRESSIVE,
     InitConfig,
@@ -123,10 +124,10 @@ def default_learning_rate(total_timesteps: int, granularity: str = "heads+channe
     """Returns the step size for a number of mask evaluations: the paper's 2e-3 at its 30,000.
 
     The caps were chosen on grids; docs/reinforce.md has them and the command that regenerates them.
-    A block or layer matters far more to the loss than a channel, so its probability needs smaller
-    steps.
+    A block, layer or expert matters far more to the loss than a channel, so its probability needs
+    smaller steps.
     """
-    cap = 8e-3 if granularity in ("blocks", "layers") else 6e-2
+    cap = 6e-2 if granularity in FINE else 8e-3
     return min(cap, 2e-3 * 30_000 / total_timesteps)
 
 

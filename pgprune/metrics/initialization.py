@@ -10,7 +10,7 @@ from torch import Tensor
 from pgprune.errors import check_choice
 from pgprune.masking.budget import Budget
 from pgprune.metrics import METRICS, Importance
-from pgprune.metrics.base import EXPERTS
+from pgprune.metrics.base import FINE
 from pgprune.utils.options import Config, option
 
 TRANSFORMS = ("sigmoid-norm", "score-const", "rank")
@@ -45,15 +45,13 @@ def metric_name(init: str, granularity: str, fine: str = "wanda-sp") -> str:
     Args:
         init: a metric, ``auto`` or ``random-progressive``.
         granularity: of the units.
-        fine: what ``auto`` means for heads and channels; for experts it is ``reap``.
+        fine: what ``auto`` means for heads and channels; else it is ``layerwise-ppl``.
 
     Raises:
         PruningError: an unknown metric.
     """
     if init == "auto":
-        if granularity in EXPERTS:
-            return "reap"
-        return "layerwise-ppl" if granularity in ("blocks", "layers") else fine
+        return fine if granularity in FINE else "layerwise-ppl"
     name = "random" if init == PROGRESSIVE else init
     check_choice("init", name, ["auto", *METRICS, PROGRESSIVE])
     return name

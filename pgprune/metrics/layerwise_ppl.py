@@ -5,23 +5,26 @@ from torch import Tensor
 
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.metrics.base import DEPTH, finite, metric
+from pgprune.metrics.base import DEPTH, EXPERTS, finite, metric
 from pgprune.metrics.importance import Importance
 from pgprune.utils.progress import track
 
 _BATCH = 8  # windows of one call
+_OF_EXPERTS = 16  # windows, as there are many experts
 
 
-@metric("layerwise-ppl", DEPTH)
+@metric("layerwise-ppl", DEPTH + EXPERTS)
 def layerwise_ppl(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
     """Scores a unit by the calibration loss without it.
 
     The loss orders units as perplexity does.
 
     Source: Kim et al. 2024, Shortened LLaMA (Nota-NetsPresso/shortened-llm), PPL criterion. No
-    layer is protected, as in the paper; the released script keeps the outer ones by default.
+    layer is protected, as in the paper; the released script keeps the outer ones by default. For
+    experts, and heads beside them, the first 16 windows are used.
     """
     units = lm.units
+    windows = windows[:_OF_EXPERTS] if "experts" in units.kinds else windows
     scores = torch.zeros(units.n, dtype=torch.float64)
     without = torch.ones(units.n, units.n) - torch.eye(units.n)  # (n, n), one unit gone in each
     for unit in track(range(units.n), "without one unit", unit="units"):

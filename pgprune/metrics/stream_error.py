@@ -77,12 +77,13 @@ def stream_error_refit(
 
 def _moments(lm: MaskedLM, seen: Observation) -> dict[str, SecondMoments]:
     """Computes second moments of x / sqrt(mean(h^2)) for each projection, by kind."""
-    weights = {kind: lm.projection(seen.layer, kind) for kind in KINDS}
+    kinds = [kind for kind in KINDS if kind in lm.family.projections]  # of a mixture: heads
+    weights = {kind: lm.projection(seen.layer, kind) for kind in kinds}
     moments = {kind: SecondMoments.of(weight) for kind, weight in weights.items()}
     for state, inputs in zip(seen.states, seen.inputs, strict=True):
         squares = state.to(inputs[0].device).float().square().mean(-1, keepdim=True)  # (b, T, 1)
         scale = squares.clamp(min=torch.finfo(squares.dtype).tiny).rsqrt()
-        for kind, x in zip(KINDS, inputs, strict=True):
+        for kind, x in zip(kinds, inputs, strict=False):
             wide = x.to(torch.promote_types(x.dtype, torch.float32)) * scale.to(x.device)
             moments[kind].add(wide)
     for kind, moment in moments.items():

@@ -75,11 +75,16 @@ def refit_layers(
         return [*_pruned(projection).items(), *solution.items()]
 
     with ExitStack() as refitted:
-        # Pruned columns are zeros in what the solutions leave, so no mask has to act.
-        for seen, *held in zip(*(lm.observe(lm.units.ones(), text) for text in texts), strict=True):
+        # Pruned columns are zeros in what the solutions leave, so no mask has to act on them.
+        acting = lm.units.ones() if lm.family.experts is None else mask
+        for seen, *held in zip(*(lm.observe(acting, text) for text in texts), strict=True):
             refitted.close()  # observe has run the previous layer with its refitted weights
             give_back()  # states of all the text come and go, and would leave holes in memory
             for kind in KINDS:
+                if kind not in lm.family.projections:  # the MLP of a mixture stays as it is
+                    for states in dense:
+                        next(states)
+                    continue
                 for name, change in changes(kind, seen, *held):
                     refitted.enter_context(holding(lm.linear(seen.layer, name), *change))
 

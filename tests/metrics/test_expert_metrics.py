@@ -81,5 +81,10 @@ def test_an_expert_without_tokens_scores_nothing():
         assert int((scores[1] == 0).sum()) == 2
 
 
-def test_experts_start_from_reap():
-    assert metric_name("auto", "experts") == metric_name("auto", "heads+experts") == "reap"
+def test_experts_start_from_the_loss_without_each():
+    lm = masked_lm(tiny_model("qwen3_moe"), "experts")
+    assert metric_name("auto", "experts") == metric_name("auto", "heads+experts")
+    scores = METRICS[metric_name("auto", "experts")](lm, WINDOWS, Budget(lm.units, 0.5), 0).scores
+    without = 1 - torch.eye(lm.units.n)
+    expected = lm.losses(without, WINDOWS).mean(1)
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-9)

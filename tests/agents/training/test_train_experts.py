@@ -1,0 +1,65 @@
+"""Runs over experts: agents learn them as any unit, and equal counts export as a stock model."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from helpers.command import as_options, command, refused, results, train
+from helpers.finished_run import numbers
+from helpers.tiny import tiny_arguments, tokens
+from pgprune.runs.any_model import load_any
+
+SHORT = {"evaluation_windows": 8, "init_samples": 16, "total_timesteps": 1}
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory):
+    """Options of a tiny mixture with four experts in a layer, two of them for each token."""
+    arguments = tiny_arguments(tmp_path_factory.mktemp("mixture"), "mixtral")
+    return [*as_options(arguments | SHORT), "--granularity=experts"]
+
+
+@pytest.mark.parametrize("agent", ["auto", "reinforce", "evolution"])
+def test_a_run_exports_a_stock_model_with_fewer_experts(agent, mixture, tmp_path):
+    run = tmp_path / "run"
+    assert train(*mixture, f"--agent={agent}", f"--output={run}", "--export=hf") == 0
+    found = results(run)
+    assert found["scope"] == "uniform"
+    assert found["perplexity"]["pruned"] == pytest.approx(found["perplexity"]["masked"], rel=1e-6)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        run / "hf", dtype=torch.float64, experts_implementation="eager"
+    )
+    assert type(loaded).__name__ == "MixtralForCausalLM"
+    assert (loaded.config.num_experts, loaded.config.num_experts_per_tok) == (2, 2)
+    assert numbers(run / "hf") == found["parameters"]["pruned"]
+    with torch.no_grad():
+        error = loaded(tokens()[:, :9] % 26).logits
+        error = error - load_any(str(run), dtype="float64").model(tokens()[:, :9] % 26).logits
+    assert float(error.abs().max()) <= 1e-4  # the export is in float32
+
+
+@pytest.mark.parametrize("method", ["reap", "expert-frequency"])
+def test_methods_of_experts_choose_their_own_granularity_and_scope(method, mixture, tmp_path):
+    words = [word for word in mixture if "granularity" not in word and "total" not in word]
+    words = [word for word in words if "init" not in word]
+    assert command("prune_baseline", *words, f"--method={method}", f"--output={tmp_path}/run") == 0
+    found = results(tmp_path / "run")
+    assert (found["granularity"], found["scope"]) == ("experts", "uniform")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prune-rate=0.6"], "the 2 that each token uses; choose a rate of at most 0.5"),
+        (["--granularity=heads+channels"], "mixture of experts without channels; choose heads"),
+        (["--init=wanda-sp"], "does not score granularity 'experts'"),
+        (["--reward=repaired"], "a pruned layer or expert has none|is about heads and channels"),
+    ],
+)
+def test_what_does_not_work_is_one_sentence_before_a_run_exists(
+    options, message, mixture, tmp_path, capsys
+):
+    refused("train_agent", *mixture, *options, f"--output={tmp_path / 'run'}")
+    assert not (tmp_path / "run").exists()
+    error = capsys.readouterr().err
+    assert any(part in error.replace("\n", " ") for part in message.split("|"))
