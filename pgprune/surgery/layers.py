@@ -132,11 +132,16 @@ def zero_pruned(model: PreTrainedModel, units: PruningUnits, mask: Tensor) -> Pr
     """Fills what a mask (n,) prunes with zeros, in the dense model itself, and returns it.
 
     Raises:
-        PruningError: the mask is over other units, or leaves no layer.
+        PruningError: the mask is over other units, leaves no layer or prunes experts.
     """
     family = family_of(model.config)
     layers = decoder_layers(model, family)
     plans = {plan.index: plan for plan in plan_layers(units, mask, family)}
+    if any(plan.experts is not None for plan in plans.values()):
+        raise PruningError(
+            "a model with zeros in place of pruned experts would still send tokens to them; "
+            "choose --format hf"
+        )
     for index, layer in enumerate(layers):
         plan = plans.get(index, LayerPlan(index, None, None, None, ("attention", "mlp")))
         gone = block_names(plan.skip, family)

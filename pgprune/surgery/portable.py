@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pgprune.errors import PruningError
 from pgprune.masking.layer_mask import columns_of_values
 from pgprune.masking.units import PruningUnits
 from pgprune.models.families import Family, decoder_layers, family_of
@@ -45,9 +46,11 @@ def portable_layers(
         repair: of the mask.
 
     Raises:
-        PruningError: as ``pruned_layers``.
+        PruningError: as ``pruned_layers``; or a layer of a mixture of experts lacks a block.
     """
     family = family_of(model.config)
+    if family.experts is not None:
+        return _whole(pruned_layers(model, units, mask, repair))
     dense = decoder_layers(model, family)
     acting = [
         _widened(_acting(layer, family), units.shapes[layer.index], family)
@@ -59,6 +62,20 @@ def portable_layers(
         _with_ghosts(layer, dense[layer.index], units.shapes[layer.index], family, channels)
         for layer in (kept if family.parallel else _merged(kept))
     ]
+
+
+def _whole(layers: list[PrunedLayer]) -> list[PrunedLayer]:
+    """Returns layers of a mixture of experts, each of which must have both blocks.
+
+    Raises:
+        PruningError: one lacks a block, or heads differ in width.
+    """
+    if any(layer.skip or not layer.kv_heads or layer.value_dims for layer in layers):
+        raise PruningError(
+            "--portable cannot fill up layers of a mixture of experts, and this mask leaves one "
+            "without attention, MLP or value dimensions; export without --portable"
+        )
+    return layers
 
 
 def ghost_channels(round_to: int, channels: int) -> int:

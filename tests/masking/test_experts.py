@@ -14,7 +14,8 @@ from pgprune import PruningError
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.registration import register
-from pgprune.surgery.layers import prune
+from pgprune.surgery.layers import prune, zero_pruned
+from pgprune.surgery.portable import portable_layers
 
 GRANULARITIES = ["experts", "heads+experts", "values", "blocks", "layers"]
 
@@ -141,3 +142,20 @@ def test_granularities_that_do_not_fit_name_those_that_do(mixture):
         PruningUnits.of(mixture)
     with pytest.raises(PruningError, match="has no experts; choose heads.channels"):
         PruningUnits.of(tiny_model("llama"), "heads+experts")
+
+
+def test_portable_layers_are_whole_already_or_refused(mixture):
+    units = PruningUnits.of(mixture, "experts")
+    layers = portable_layers(mixture, units, equal_layers(units, experts=2))
+    assert [layer.experts for layer in layers] == [2 * bool(s.experts) for s in units.shapes]
+    blocks = PruningUnits.of(mixture, "blocks")
+    mask = blocks.ones()
+    mask[1] = 0
+    with pytest.raises(PruningError, match="cannot fill up layers of a mixture of experts"):
+        portable_layers(mixture, blocks, mask)
+
+
+def test_zeros_do_not_stand_for_pruned_experts(mixture):
+    units = PruningUnits.of(mixture, "experts")
+    with pytest.raises(PruningError, match="would still send tokens to them"):
+        zero_pruned(mixture, units, equal_layers(units, experts=2))
