@@ -8,9 +8,10 @@ from pgprune.masking.observation import Observation
 from pgprune.masking.units import Group
 from pgprune.metrics.base import FINE, metric
 from pgprune.metrics.importance import Importance
+from pgprune.models.residual import adds_its_output, in_the_stream, slope
 from pgprune.repair.fit import DAMPING
 from pgprune.repair.least_squares import LeastSquares, SecondMoments
-from pgprune.repair.projection import KINDS
+from pgprune.repair.projection import KINDS, run_linear
 from pgprune.repair.removal import removals
 
 LEVELLING = 0.75
@@ -59,9 +60,14 @@ def stream_error(
     groups = {(group.layer, group.projection): group for group in lm.units.groups}
     scores = torch.empty(lm.units.n, dtype=torch.float64)
     for seen in lm.observe(lm.units.ones(), windows):
-        for kind, moments in _moments(lm, seen).items():
+        weights = {
+            kind: in_the_stream(seen.module, lm.family, kind, lm.projection(seen.layer, kind))
+            for kind in KINDS
+            if kind in lm.family.projections  # of a mixture: heads
+        }
+        for kind, moments in _moments(lm, seen, weights).items():
             if group := groups.get((seen.layer, kind)):
-                errors = _errors(lm, group, moments, refit)  # (units,)
+                errors = _errors(lm, group, moments, weights[kind], refit)  # (units,)
                 level = levelling * errors.exp().mean().log()  # 0.75 log mean(r)
                 scores[group.start : group.stop] = errors - level
     return Importance(scores)
@@ -75,16 +81,22 @@ def stream_error_refit(
     return stream_error.score(lm, windows, budget, seed, refit=True)
 
 
-def _moments(lm: MaskedLM, seen: Observation) -> dict[str, SecondMoments]:
-    """Computes second moments of x / sqrt(mean(h^2)) for each projection, by kind."""
-    kinds = [kind for kind in KINDS if kind in lm.family.projections]  # of a mixture: heads
-    weights = {kind: lm.projection(seen.layer, kind) for kind in kinds}
+def _moments(
+    lm: MaskedLM, seen: Observation, weights: dict[str, torch.Tensor]
+) -> dict[str, SecondMoments]:
+    """Computes second moments of x / sqrt(mean(h^2)) for each projection, by kind.
+
+    Where a norm or a multiplier acts on what the projection gives, the slope of both is a factor.
+    """
     moments = {kind: SecondMoments.of(weight) for kind, weight in weights.items()}
     for state, inputs in zip(seen.states, seen.inputs, strict=True):
         squares = state.to(inputs[0].device).float().square().mean(-1, keepdim=True)  # (b, T, 1)
         scale = squares.clamp(min=torch.finfo(squares.dtype).tiny).rsqrt()
-        for kind, x in zip(kinds, inputs, strict=False):
+        for kind, x in zip(weights, inputs, strict=False):
             wide = x.to(torch.promote_types(x.dtype, torch.float32)) * scale.to(x.device)
+            if not adds_its_output(lm.family, kind):
+                output = run_linear(lm.linear(seen.layer, kind), x)
+                wide = wide * slope(seen.module, lm.family, kind, output)
             moments[kind].add(wide)
     for kind, moment in moments.items():
         # Scaled inputs and outputs: their squared errors are E without any further weights.
@@ -92,9 +104,11 @@ def _moments(lm: MaskedLM, seen: Observation) -> dict[str, SecondMoments]:
     return moments
 
 
-def _errors(lm: MaskedLM, group: Group, moments: SecondMoments, refit: bool) -> torch.Tensor:
-    """Computes log r of the units of a group, (units,) float64."""
-    weight, units = lm.projection(group.layer, group.projection), group.stop - group.start
+def _errors(
+    lm: MaskedLM, group: Group, moments: SecondMoments, weight: torch.Tensor, refit: bool
+) -> torch.Tensor:
+    """Computes log r of the units of a group, (units,) float64, with weights in the stream."""
+    units = group.stop - group.start
     name = f"the {group.kind} of layer {group.layer}"
     width = weight.shape[1] // units
     places = lm.units.input_order(group)

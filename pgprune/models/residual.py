@@ -67,6 +67,15 @@ def slope(layer: nn.Module, family: Family, kind: str, output: Tensor) -> Tensor
     return inverse if factor is None else inverse * factor
 
 
+def in_the_stream(layer: nn.Module, family: Family, kind: str, weight: Tensor) -> Tensor:
+    """Multiplies the rows of a block's last weight (D, inputs) by the gains of the norm behind it.
+
+    With the ``slope`` of a token, its product with a change of the inputs is what the stream gets.
+    """
+    norm = _norm(layer, family, kind)
+    return weight if norm is None else weight * norm(weight.new_ones(len(weight)))[:, None]
+
+
 def wanted_output(
     layer: nn.Module, family: Family, kind: str, wanted: Tensor, output: Tensor
 ) -> Tensor:

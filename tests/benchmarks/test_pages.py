@@ -24,6 +24,7 @@ PAGES = [
     ("gpu", "gpu", "benchmarks/gpu.py", "performance.md"),
     ("gpu", "gpu", "benchmarks/gpu.py", "real_model.md"),
     ("real_model", "real_model", "benchmarks/real_model.py", "real_model.md"),
+    ("families", "families", "benchmarks/families.py", "families.md"),
 ]
 MARKERS = {  # of each record file: the places that it fills
     "comparison": {"comparison"},
@@ -34,6 +35,7 @@ MARKERS = {  # of each record file: the places that it fills
     "tuning": {"tuning"},
     "gpu": {"gpu", "gpu-learning"},
     "real_model": {"real-model"},
+    "families": {"families"},
 }
 
 

@@ -1,5 +1,7 @@
 """stream-error against the same numbers from plain models, and its removals against enumeration."""
 
+import sys
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.metrics import METRICS
 from pgprune.metrics.stream_error import LEVELLING
+from pgprune.models.residual import added
 from pgprune.repair.fit import DAMPING
 from pgprune.repair.least_squares import LeastSquares, SecondMoments
 from pgprune.repair.removal import removals
@@ -136,3 +139,30 @@ def test_overflows_are_refused():
     model.model.layers[1].mlp.up_proj.weight.data[3] = torch.inf
     with pytest.raises(PruningError, match="layer 1 overflow"):
         METRICS["stream-error"](MaskedLM(model, units), WINDOWS, Budget(units, 0.5), 0)
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "granite"])
+def test_errors_are_those_of_the_stream_behind_a_norm_or_a_multiplier(family, monkeypatch):
+    """To first order: the least important channel of a layer, removed alone from a tiny share."""
+    module = sys.modules["pgprune.metrics.stream_error"]
+    monkeypatch.setattr(module, "DAMPING", 1e-9)  # a part of errors
+    model = tiny_model(family)
+    lm = MaskedLM(model, PruningUnits.of(model, "channels"))
+    found = METRICS["stream-error"](lm, WINDOWS, Budget(lm.units, 0.5), 0, levelling=0.0)
+    (group,) = (group for group in lm.units.groups if group.layer == 1)
+    unit = int(found.scores[group.start : group.stop].argmin())
+    *_, seen = (seen for seen, _ in zip(lm.observe(lm.units.ones(), WINDOWS), "ab", strict=False))
+    (state,), (inputs,) = seen.states, [mlp for _, mlp in seen.inputs]
+    down, step = projections_of(model, 1)[1], 1e-3
+    with torch.no_grad():
+        output = down(inputs)
+        change = -step * inputs[..., unit, None] * down.weight[:, unit]
+        moved, still = (
+            added(seen.module, lm.family, "channels", y) for y in (output + change, output)
+        )
+        # A norm also removes what lies along the output; the metric leaves that out.
+        along = (change * output).sum(-1, keepdim=True) / output.square().sum(-1, keepdim=True)
+        moved = moved + (still * along if lm.family.mlp_end else 0)
+    error = ((moved - still) / step).square().sum(-1) / state.square().mean(-1)
+    expected = float(found.scores[group.start + unit].exp())
+    assert float(error.sum()) == pytest.approx(expected, rel=0.01)
