@@ -158,28 +158,34 @@ class Finish(NamedTuple):
     Attributes:
         divisor: of the outputs (Granite); None for 1.
         cap: c of the soft-capping c tanh(x / c) (Gemma 2); None without it.
+        factor: of the outputs (Cohere); None for 1.
     """
 
     divisor: float | None = None
     cap: float | None = None
+    factor: float | None = None
 
     @classmethod
     def of(cls, model: nn.Module) -> "Finish":
         """Reads it from a model's configuration."""
         config = getattr(model, "config", None)
-        names = ("logits_scaling", "final_logit_softcapping")
+        names = ("logits_scaling", "final_logit_softcapping", "logit_scale")
         return cls(*(getattr(config, name, None) for name in names))
 
     def __call__(self, logits: Tensor) -> Tensor:
         """Computes the logits, in the same operations as transformers."""
         if self.divisor is not None:
             logits = logits / self.divisor
+        if self.factor is not None:
+            logits = logits * self.factor
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
     def in_place(self, logits: Tensor) -> None:
         """Computes the logits in memory of their own."""
         if self.divisor is not None:
             logits.div_(self.divisor)
+        if self.factor is not None:
+            logits.mul_(self.factor)
         if self.cap is not None:
             logits.div_(self.cap).tanh_().mul_(self.cap)
 

@@ -95,6 +95,21 @@ def test_attention_that_adds_the_residual_itself_is_caught_by_the_masks():
         check_masks(MaskedLM(model, PruningUnits.of(model, "blocks")))
 
 
+def test_logits_that_are_not_those_of_the_head_are_refused():
+    model = copy.deepcopy(unlisted_model("olmo"))
+    families.add_found("olmo", proven("olmo"))
+    lm = MaskedLM(model, PruningUnits.of(model, "layers"))
+    check_masks(lm)
+
+    def scale(module, args, output):
+        output.logits *= 1.5
+        return output
+
+    model.register_forward_hook(scale)
+    with pytest.raises(PruningError, match="'olmo' are not those of its head on its last hidden"):
+        check_masks(lm)
+
+
 @pytest.mark.parametrize(
     ("wrong", "kinds"),
     [
