@@ -38,14 +38,16 @@ def fitted_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Mo
     attention, down = layer.get_submodule(layout.attention), layer.get_submodule(layout.down)
     heads, output = own.num_attention_heads, layout.output.removeprefix(f"{layout.attention}.")
     if heads and "attention" not in skip:
-        width = heads * config.head_dim
-        kv_width = width * layer.get_submodule(layout.key).out_features
-        kv_width //= layer.get_submodule(layout.query).out_features
-        for path, rows in ((layout.query, width), (layout.key, kv_width), (layout.value, kv_width)):
-            _fit(layer, path, rows=rows)
-        _fit(layer, layout.output, columns=width)
-        value = layout.value.removeprefix(f"{layout.attention}.")
-        keep_values(attention, getattr(own, "value_dims", ()), output, value, config.head_dim)
+        if layout.query:  # else nobody knows the heads, and all are kept
+            width = heads * config.head_dim
+            kv_width = width * layer.get_submodule(layout.key).out_features
+            kv_width //= layer.get_submodule(layout.query).out_features
+            rows = {layout.query: width, layout.key: kv_width, layout.value: kv_width}
+            for path in rows:
+                _fit(layer, path, rows=rows[path])
+            _fit(layer, layout.output, columns=width)
+            value = layout.value.removeprefix(f"{layout.attention}.")
+            keep_values(attention, getattr(own, "value_dims", ()), output, value, config.head_dim)
     else:
         kept = None if "attention" in skip else attention
         layer.set_submodule(layout.attention, Headless(kept, output))

@@ -131,6 +131,11 @@ class Probe:
         }
         return {name: where for name, where in differ.items() if bool(where.any())}
 
+    def follows(self, path: str, projection: str) -> bool:
+        """Whether a module reads what a projection gives."""
+        gets, given = self.plain.inputs[path], self.plain.outputs[projection]
+        return gets.shape == given.shape and torch.equal(gets, given)
+
     def negated(self, path: str, target: str) -> bool:
         """Whether the inputs of a projection change their sign with the outputs of another."""
         inputs = self.run(path, torch.neg).inputs[target]

@@ -26,15 +26,11 @@ from pgprune.models.load import ModelConfig, fingerprint, load_model
 from pgprune.models.value_rotation import fit_rotations, rotate_values
 from pgprune.utils.devices import choose_device
 from pgprune.utils.options import Config, option
-from pgprune.utils.progress import note, phase
+from pgprune.utils.progress import phase
 
 TOKENS_PER_TIMESTEP = 1024
 """Tokens of one mask evaluation: one mask on the paper's batch of 8 x 128 tokens."""
 
-_NO_CODE = (
-    "a family that was found exports as a stock model, whose layers are equal: --scope uniform "
-    "prunes so, and pgprune export --uniform makes them so later"
-)
 _ROTATION_WINDOWS = 128  # of calibration text, or as many as there are
 
 
@@ -212,6 +208,4 @@ def make_problem(
         lm.meter.add(windows.numel())
     if is_found(language_model.config):
         check_masks(lm)
-        if pruning.scope != "uniform" and "layer" not in units.kinds:
-            note(_NO_CODE)
     return Problem(lm, units, budget, stream, validation, tokenizer, data, loaded, rotations)

@@ -117,6 +117,9 @@ def _row(model: PreTrainedModel, path: str, layer: nn.Module, inputs: LayerInput
         attention_norms=before,
         mlp_norms=after,
         tuples=isinstance(layer(*inputs.args, **inputs.kwargs), tuple),
+        attention_end=next((path for path in before if probe.follows(path, output)), None),
+        mlp_end=next((path for path in after if probe.follows(path, down)), None),
+        parallel=not set(probe.reached(output, 0)) & set(expand),
         refused=refused,
     )
     return replace(row, channel_count=_width_name(model, path, row))

@@ -14,6 +14,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     PretrainedConfig,
@@ -229,7 +230,8 @@ def _read_config(source: str, pruned: bool, choice: str) -> PretrainedConfig:
         raise PruningError(unreadable(source, "configuration", error)) from error
     check_floats(source, raw)
     dense = family.removeprefix(PRUNED).removeprefix("slicegpt_")  # the family before pruning
-    is_pruned = dense in FAMILIES and family.startswith(PRUNED)
+    known = dense in FAMILIES or (dense in CONFIG_MAPPING and "layout" in raw)  # or found
+    is_pruned = known and family.startswith(PRUNED)
     if is_pruned:
         if not pruned:
             raise PruningError(f"the model {source!r} is already pruned; give the dense model")

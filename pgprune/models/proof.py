@@ -62,7 +62,7 @@ def prove(model: PreTrainedModel, family: Family) -> Family:
         refused.setdefault("values", refused["heads"])
     if set(KINDS) <= set(refused):
         raise PruningError(f"nothing can be pruned, because {refused['channels']}")
-    return replace(family, layer_lists=(), sliced=False, refused=refused)
+    return replace(family, layer_lists=(), sliced=False, fitted=True, refused=refused)
 
 
 def _check_causal(model: PreTrainedModel) -> None:

@@ -94,3 +94,5 @@ def register(model_type: str = "") -> None:
             pruned_classes(name)
             if family.sliced:
                 sliced_classes(name)
+    if model_type and model_type not in FAMILIES:  # of a family that was found
+        pruned_classes(model_type)

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from pgprune.errors import PruningError
+from pgprune.errors import PruningError, first_line
 from pgprune.hub_code.fused import close_weights, head_dim
 from pgprune.masking.units import PruningUnits
 from pgprune.models.families import Family, family_of, is_found
@@ -71,19 +71,26 @@ def assemble(
         A Hugging Face model on the same device, in evaluation mode.
     """
     family = family_of(model.config)
+    try:
+        return _assembled(model, units, layers, family)
+    except (RuntimeError, ValueError, AssertionError, AttributeError, LookupError) as error:
+        if isinstance(error, PruningError) or not is_found(model.config):
+            raise
+        raise PruningError(
+            f"neither a stock {model.config.model_type!r} nor one whose layers differ can be built "
+            f"of what is kept ({first_line(error)}); use --uniform, or --format masked"
+        ) from error
+
+
+def _assembled(
+    model: PreTrainedModel, units: PruningUnits, layers: list[PrunedLayer], family: Family
+) -> PreTrainedModel:
     config = _config(model.config, units, layers, family)
     model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if not config.model_type.startswith(PRUNED):
         layers = [_closed(layer, family, model.config) for layer in layers]
     weights = dict(_weights(model, layers, family))
-    try:
-        return from_weights(model, model_class, config, weights)
-    except (RuntimeError, ValueError, AssertionError) as error:
-        if not is_found(model.config):
-            raise
-        raise PruningError(
-            f"no stock {model.config.model_type!r} has layers of these sizes; use --format masked"
-        ) from error
+    return from_weights(model, model_class, config, weights)
 
 
 def from_weights(
@@ -146,9 +153,8 @@ def _config(
     dense: PretrainedConfig, units: PruningUnits, layers: list[PrunedLayer], family: Family
 ) -> PretrainedConfig:
     """Makes a stock configuration if one can hold the layers, else one of ours."""
-    own = dense.to_dict()
-    if is_found(dense):  # what its lists mean is not known, but check_pruned compares
-        own = values_of_layers(dense, [layer.index for layer in layers])
+    kept = [layer.index for layer in layers]
+    own = values_of_layers(dense, kept) if is_found(dense) else dense.to_dict()
     values = {key: value for key, value in own.items() if key not in CLASS_KEYS}
     name = dense.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     values[name] = len(layers)  # without the pruned ones
@@ -159,7 +165,7 @@ def _config(
     values |= _dense_layers(dense, units, layers, family)
     values["pgprune"] = {
         "granularity": units.granularity,
-        "layers": [layer.index for layer in layers],
+        "layers": kept,
         "dense_layers": units.layers,
     }
     overrides = [_overrides(layer, units, dense, family) for layer in layers]
@@ -170,13 +176,9 @@ def _config(
             values["sliding_window"] = None
         equal = {key: value for override in overrides for key, value in override.items()}
         return AutoConfig.for_model(stock, **(values | equal))
-    if is_found(dense):
-        raise PruningError(
-            f"layers that differ, or lack a block, load in no stock {dense.model_type!r}; use "
-            "--uniform, --granularity layers, or --format masked"
-        )
     classes = pruned_classes(dense.model_type)
-    values["head_dim"] = units.shapes[0].head_dim
+    if family.query:  # else nobody knows the heads
+        values["head_dim"] = units.shapes[0].head_dim
     if family.layout is not None:
         values["layout"] = family.layout
     elif any("skip" in override for override in overrides):

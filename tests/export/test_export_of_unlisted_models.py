@@ -46,12 +46,15 @@ def test_the_export_is_a_stock_model_and_is_measured(tmp_path, monkeypatch):
     assert load_any(str(tmp_path / "model")).model.config.intermediate_size == 24
 
 
-def test_layers_that_differ_are_refused_with_what_loads(tmp_path, monkeypatch):
+def test_layers_that_differ_need_the_code_that_travels(tmp_path, monkeypatch):
     run, expected = run_of(tmp_path, 20, monkeypatch)
-    with pytest.raises(PruningError, match="load in no stock 'starcoder2'; use --uniform"):
-        export(run, ExportConfig())
-    directory = export(run, ExportConfig(format="masked"))
-    loaded = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float64)
+    directory = export(run, ExportConfig())
+    assert (directory / "modeling_pgprune.py").exists()
+    loaded = load_any(str(directory), dtype="float64").model
+    assert [layer.mlp.c_proj.in_features for layer in loaded.model.layers] == [20, 14, 14]
+    torch.testing.assert_close(loaded(tokens()).logits, expected, rtol=0, atol=1e-10)
+    masked = export(run, ExportConfig(format="masked"))
+    loaded = AutoModelForCausalLM.from_pretrained(masked, dtype=torch.float64)
     torch.testing.assert_close(loaded(tokens()).logits, expected, rtol=0, atol=1e-10)
 
 

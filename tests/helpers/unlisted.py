@@ -77,7 +77,7 @@ _FUSED = {"heads": "are no projections of their own"}
 _SIZED = {"heads": "a layer without some of them fails"}
 UNLISTED = {
     "apertus": Unlisted(_ALL, {}),
-    "biogpt": Unlisted(("channels", "layers"), {"heads": "no stock 'biogpt' has layers of these"}),
+    "biogpt": Unlisted(("channels", "layers"), {"heads": "neither a stock 'biogpt' nor"}),
     "bitnet": Unlisted(("layers",), {"channels": "an output of mlp.up_proj reaches other inputs"}),
     "bloom": Unlisted(("layers",), {"channels": "no entry of a 'bloom' config", **_FUSED}),
     "cohere": Unlisted(_ALL, {"blocks": "the rest of the layer"}),
@@ -88,7 +88,7 @@ UNLISTED = {
     "gpt_bigcode": Unlisted(("channels", "layers"), _FUSED),
     "gpt_neo": Unlisted(("channels", "layers"), _SIZED),
     "gptj": Unlisted(("channels", "layers"), _SIZED),
-    "helium": Unlisted(("channels", "layers"), {"heads": "no stock 'helium' has layers of these"}),
+    "helium": Unlisted(("channels", "layers"), {"heads": "neither a stock 'helium' nor"}),
     "nemotron": Unlisted(_ALL, {}),
     "olmo": Unlisted(_ALL, {}),
     "nanochat": Unlisted(_ALL, {}),

@@ -24,8 +24,10 @@ def losses(compile_head: bool) -> torch.Tensor:
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_losses_are_the_same(monkeypatch):
-    calls, compiled = [], scoring.compiled_head_and_loss()
-    monkeypatch.setattr(scoring, "compiled_head_and_loss", lambda: calls.append(1) or compiled)
+    calls, compiled = [], scoring.compiled_head_and_loss(scoring.Finish())
+    monkeypatch.setattr(
+        scoring, "compiled_head_and_loss", lambda finish: calls.append(1) or compiled
+    )
     torch.testing.assert_close(losses(True), losses(False), rtol=1e-6, atol=1e-6)
     assert len(calls) == 2  # one for each mask, none without
 
@@ -34,7 +36,7 @@ def test_a_machine_that_cannot_compile_says_so(monkeypatch):
     def fail(*_: object) -> None:
         raise TorchDynamoException("no compiler\nand much more")
 
-    monkeypatch.setattr(scoring, "compiled_head_and_loss", lambda: fail)
+    monkeypatch.setattr(scoring, "compiled_head_and_loss", lambda finish: fail)
     with pytest.raises(PruningError, match=r"no compiler\); leave out --compile-head"):
         losses(True)
 

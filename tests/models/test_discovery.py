@@ -13,7 +13,7 @@ from pgprune import PruningError
 from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.pruned import check_masks
-from pgprune.masking.units import PruningUnits
+from pgprune.masking.units import GRANULARITIES, PruningUnits
 from pgprune.models import families
 from pgprune.models.discovery import discover, settle_family
 from pgprune.models.proof import KINDS, prove
@@ -61,6 +61,23 @@ def test_masked_sliced_cut_and_loaded_models_agree(model_type, granularity, tmp_
     for logits in (sliced, smaller(ids).logits, loaded(ids).logits):
         torch.testing.assert_close(logits, masked, rtol=0, atol=1e-6)  # norms are float32
     assert float((masked - model(ids).logits).abs().max()) > 0.01
+
+
+@pytest.mark.parametrize("granularity", ["channels", "values+channels", "blocks"])
+@pytest.mark.parametrize("model_type", ["starcoder2", "cohere", "persimmon", "falcon", "gptj"])
+@torch.no_grad()
+def test_layers_that_differ_are_exact_or_refused(model_type, granularity):
+    model, row = unlisted_model(model_type), proven(model_type)
+    families.add_found(model_type, row)
+    if set(GRANULARITIES[granularity]) & set(row.refused):
+        pytest.skip("refused, as another test shows")
+    units = PruningUnits.of(model, granularity)
+    for seed in range(3):
+        mask = (torch.rand(units.n, generator=torch.Generator().manual_seed(seed)) > 0.4).byte()
+        expected = MaskedLM(model, units).logits(mask[None], tokens())[0]
+        smaller = prune(model, units, mask)
+        assert parameters(smaller) == parameters(model) - units.pruned_parameters(mask)
+        torch.testing.assert_close(smaller(tokens()).logits, expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +202,5 @@ def test_a_row_is_of_one_layout_in_a_process_and_may_be_another_familys():
 
 
 def test_every_kind_of_unit_is_proven_or_refused():
-    from pgprune.masking.units import GRANULARITIES
-
     known = {kind for kinds in GRANULARITIES.values() for kind in kinds} - {"experts"}
     assert known == set(KINDS)
