@@ -1,6 +1,6 @@
 """Refuses checkpoints that are no causal LM of text in floats, by config.json alone."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import transformers
@@ -38,12 +38,13 @@ def check_floats(source: str, raw: Mapping[str, Any]) -> None:
                 )
 
 
-def check_kind(source: str, raw: Mapping[str, Any]) -> None:
+def check_kind(source: str, raw: Mapping[str, Any], families: Collection[str] = ()) -> None:
     """Refuses a checkpoint that is no decoder of text which the installed transformers has.
 
     Args:
         source: the model, for the error.
         raw: its config.json.
+        families: known ones, of which its language part may be.
 
     Raises:
         PruningError: it takes images or sounds, has an encoder, needs code of its own, or is no
@@ -52,9 +53,17 @@ def check_kind(source: str, raw: Mapping[str, Any]) -> None:
     kind = str(raw.get("model_type"))
     said = f"the model {source!r} (model_type {printable(kind)!r}) "
     if parts := _parts(raw):
+        text = raw.get("text_config")
+        family = str(text.get("model_type")) if isinstance(text, Mapping) else ""
+        remedy = "give its language part alone, saved as a causal LM"
+        if family in families:
+            remedy = (
+                f"its language part, of the family {family!r}, can be pruned alone and put back, "
+                "as docs/families.md says"
+            )
         raise PruningError(
-            f"{said}takes more than text ({printable(', '.join(parts))} in its config.json); give "
-            "its language part alone, saved as a causal LM"
+            f"{said}takes more than text ({printable(', '.join(parts))} in its config.json); "
+            f"{remedy}"
         )
     if raw.get("is_encoder_decoder") or kind in MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES:
         raise PruningError(

@@ -238,7 +238,7 @@ def _read_config(source: str, pruned: bool, choice: str) -> PretrainedConfig:
         register(dense)  # so that it loads like any other model
     # Before transformers reads it, which fails otherwise on families that it does not know.
     if not is_pruned and family not in FAMILIES:
-        check_kind(source, raw)
+        check_kind(source, raw, FAMILIES)
         if choice == "known" and not pruned:
             raise PruningError(
                 f"the model {source!r} is of the family {family!r}, which pgprune does not list; "
