@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgprune.errors import PruningError, first_line
+from pgprune.inspection.configurations import built
+from pgprune.inspection.heads import find_heads, head_counts, named, some_units
 from pgprune.inspection.probe import LayerInputs, Probe, layer_inputs, probe_ids
 from pgprune.models.families import FAMILIES, Family, add_found, linear_at
-from pgprune.models.proof import FAILURES, built, prove
+from pgprune.models.proof import FAILURES, prove
 
-_PROBED_UNITS = 16  # of a projection: an inactive one reaches nothing, which says nothing
 _WIDTHS = ("inter", "inner", "ffn", "ff")  # in names of a configuration's MLP width
 
 
@@ -100,7 +101,7 @@ def _row(model: PreTrainedModel, path: str, layer: nn.Module, inputs: LayerInput
     refused: dict[str, str] = {}
     expand, down = _mlp(probe, width, attention, refused)
     before, after = _norms(probe, output, down, (attention, *expand, down))
-    heads = _heads(probe, attention, output)
+    heads = find_heads(probe, attention, output)
     if isinstance(heads, str):
         refused |= dict.fromkeys(("heads", "values"), heads)
         heads = ("", "", "")
@@ -120,6 +121,7 @@ def _row(model: PreTrainedModel, path: str, layer: nn.Module, inputs: LayerInput
         attention_end=next((path for path in before if probe.follows(path, output)), None),
         mlp_end=next((path for path in after if probe.follows(path, down)), None),
         parallel=not set(probe.reached(output, 0)) & set(expand),
+        head_counts=head_counts(probe, attention, query, key),
         refused=refused,
     )
     return replace(row, channel_count=_width_name(model, path, row))
@@ -139,7 +141,7 @@ def _output(probe: Probe, width: int) -> str:
     if not order:
         raise PruningError(
             f"no projection to the {width} hidden states has inputs that mix tokens, among "
-            f"{_named(probe.linears)}"
+            f"{named(probe.linears)}"
         )
     return order[0]
 
@@ -164,13 +166,13 @@ def _mlp(
     if len(downs) != 1:
         raise PruningError(
             f"{len(downs)} MLPs of linear projections were found beside {attention}, among "
-            f"{_named(probe.linears)}"
+            f"{named(probe.linears)}"
         )
     (down,) = downs
     ups = [path for path in down_of if probe.negated(path, down)]
     gates = [path for path in down_of if path not in ups]
     if len(down_of) > 2 or (len(down_of) == 2 and not ups):
-        refused["channels"] = f"{_named(down_of)} are no gate and what it multiplies"
+        refused["channels"] = f"{named(down_of)} are no gate and what it multiplies"
     return (*gates, *ups), down
 
 
@@ -198,52 +200,6 @@ def _norms(
         else:
             attention.append(path)
     return tuple(attention), tuple(mlp)
-
-
-def _heads(probe: Probe, attention: str, output: str) -> tuple[str, str, str] | str:
-    """Finds the query, key and value projections, or says why heads cannot be told apart."""
-    width = probe.plain.inputs[output].shape[1]
-    inside = [path for path in probe.linears if path.startswith(f"{attention}.")]
-    paths = [path for path in inside if path != output]
-    size = getattr(probe.layer.get_submodule(attention), "head_dim", None)
-    if len(paths) != 3:
-        return f"query, key and value are no projections of their own, only {_named(paths)}"
-    if not isinstance(size, int) or width % size:
-        return f"{attention} does not say how wide its heads are (head_dim)"
-    found: dict[str, str] = {}
-    for path in paths:
-        roles = _roles(probe, path, output, width, size)
-        if len(roles) != 1 or roles[0] in found:
-            return f"the outputs of {path} do not belong to one head each"
-        found[roles[0]] = path
-    return found["query"], found["key"], found["value"]
-
-
-def _roles(probe: Probe, path: str, output: str, width: int, size: int) -> list[str]:
-    """Tells what a projection can be by the inputs of the output projection that it reaches."""
-    outputs = probe.linears[path].out_features
-    if outputs % size or width % outputs:
-        return []
-    group = width // outputs  # query heads of a kv head
-    roles = {"query", "key", "value"} if group == 1 else {"key", "value"}
-    wide = False  # a value dimension reaches one input of each query head only
-    for unit in _some(outputs):
-        reached = probe.reached(path, unit).get(output)
-        if reached is None:
-            continue
-        columns = reached.any(0).nonzero().flatten()
-        head, dimension = divmod(unit, size)
-        if not bool((columns // (size * group) == head).all()):
-            return []
-        if bool(reached[2:].any()):
-            roles.discard("query")
-        if not bool((columns % size == dimension).all()):
-            wide = True
-    if wide:
-        roles.discard("value")
-    if "query" in roles:
-        return ["query"] if wide else []
-    return ["key"] if wide else ["value"]
 
 
 def _width_name(model: PreTrainedModel, layers: str, family: Family) -> str:
@@ -283,16 +239,8 @@ def _first(probe: Probe, reached: dict[str, Tensor], width: int) -> list[str]:
 
 
 def _each_reached(probe: Probe, path: str) -> Iterator[dict[str, Tensor]]:
-    return (probe.reached(path, unit) for unit in _some(probe.linears[path].out_features))
-
-
-def _some(outputs: int) -> list[int]:
-    return sorted(set(torch.linspace(0, outputs - 1, _PROBED_UNITS).int().tolist()))
+    return (probe.reached(path, unit) for unit in some_units(probe.linears[path].out_features))
 
 
 def _among(tensor: Tensor, others: list[Tensor]) -> bool:
     return any(tensor.shape == other.shape and torch.equal(tensor, other) for other in others)
-
-
-def _named(names: Any) -> str:
-    return ", ".join(names) or "none"

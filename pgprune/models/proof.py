@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgprune.errors import PruningError, first_line
+from pgprune.hub_code.fused import count_heads
+from pgprune.inspection.configurations import built, values_of_layers
 from pgprune.inspection.probe import LayerInputs, layer_inputs, probe_ids, run_layer
 from pgprune.models.families import (
     Family,
@@ -96,7 +98,13 @@ def _heads(layer: nn.Module, inputs: LayerInputs, family: Family) -> str | None:
         return "there is one kv head, which is the whole attention block"
     narrow, wide = _parted(kv_heads, size), _parted(kv_heads, size * group)
     rows = [(family.key, *narrow), (family.value, *narrow), (family.query, *wide)]
-    return _units(layer, inputs, rows, (family.output, *wide))
+
+    def count(cut: nn.Module) -> None:
+        kept = len(narrow[0]) // size
+        attention = cut.get_submodule(family.attention)
+        count_heads(attention, family.head_counts, kept * group, kept, size)
+
+    return _units(layer, inputs, rows, (family.output, *wide), count)
 
 
 def _values(layer: nn.Module, inputs: LayerInputs, family: Family) -> str | None:
@@ -173,9 +181,13 @@ Part = tuple[str, Tensor, Tensor]
 
 
 def _units(
-    layer: nn.Module, inputs: LayerInputs, rows: Sequence[Part], columns: Part
+    layer: nn.Module,
+    inputs: LayerInputs,
+    rows: Sequence[Part],
+    columns: Part,
+    fit: Callable[[nn.Module], None] | None = None,
 ) -> str | None:
-    """Compares layers whose units are zero, are others, and are cut out."""
+    """Compares layers whose units are zero, are others, and are cut out; ``fit`` ends the cut."""
     dense = run_layer(layer, inputs)
     reader, kept, gone = columns
     zero = shell(layer)
@@ -197,6 +209,8 @@ def _units(
     last = linear_at(cut, reader)
     last.weight = nn.Parameter(last.weight.index_select(1, kept.to(_device(layer))), False)
     last.in_features = len(kept)
+    if fit is not None:
+        fit(cut)
     if not same(run_layer(cut, inputs), expected, expected - dense):
         return "a layer that they are cut out of is another than one where they are zero"
     return None
@@ -226,33 +240,8 @@ def shell(module: nn.Module) -> Any:
     return copy.deepcopy(module, shared)
 
 
-def built(model: PreTrainedModel, values: dict[str, Any]) -> PreTrainedModel:
-    """Builds a model of a class, with other values of its configuration and without weights."""
-    with torch.device("meta"):
-        made: PreTrainedModel = type(model)(type(model.config)(**values))
-    return made
-
-
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(weight.shape) for name, weight in model.named_parameters()}
-
-
-def values_of_layers(config: Any, kept: Sequence[int]) -> dict[str, Any]:
-    """Returns the values of a configuration for some of its layers, by the names of its class.
-
-    Lists with an entry for each layer are cut.
-
-    Args:
-        config: of the dense model.
-        kept: indices of the kept layers.
-    """
-    layers = config.num_hidden_layers
-    values: dict[str, Any] = config.to_dict()
-    for name, value in values.items():
-        if isinstance(value, list) and len(value) == layers and "token_id" not in name:
-            values[name] = [value[index] for index in kept]
-    values[config.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(kept)
-    return values
 
 
 def _zero(layer: nn.Module, path: str) -> None:

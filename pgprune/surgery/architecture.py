@@ -22,10 +22,10 @@ from transformers import (
 
 from pgprune.errors import PruningError, first_line
 from pgprune.hub_code.fused import close_weights, head_dim
+from pgprune.inspection.configurations import values_of_layers
 from pgprune.masking.units import PruningUnits
 from pgprune.models.families import Family, family_of, is_found
 from pgprune.models.load import PRUNED
-from pgprune.models.proof import values_of_layers
 from pgprune.models.registration import pruned_classes
 
 CLASS_KEYS = ("model_type", "architectures", "transformers_version", "auto_map")

@@ -74,7 +74,7 @@ class Unlisted(NamedTuple):
 
 _ALL = ("channels", "layers", "heads")
 _FUSED = {"heads": "are no projections of their own"}
-_SIZED = {"heads": "a layer without some of them fails"}
+_UNEVEN = {"heads": "neither a stock"}  # but layers that differ are built
 UNLISTED = {
     "apertus": Unlisted(_ALL, {}),
     "biogpt": Unlisted(("channels", "layers"), {"heads": "neither a stock 'biogpt' nor"}),
@@ -86,15 +86,15 @@ UNLISTED = {
     "falcon": Unlisted(("channels", "layers"), {"blocks": "the rest of the layer", **_FUSED}),
     "glm4": Unlisted(("layers", "heads"), {"channels": "gate_up_proj fuses two projections"}),
     "gpt_bigcode": Unlisted(("channels", "layers"), _FUSED),
-    "gpt_neo": Unlisted(("channels", "layers"), _SIZED),
-    "gptj": Unlisted(("channels", "layers"), _SIZED),
+    "gpt_neo": Unlisted(("channels", "layers"), _UNEVEN),
+    "gptj": Unlisted(("channels", "layers"), _UNEVEN),
     "helium": Unlisted(("channels", "layers"), {"heads": "neither a stock 'helium' nor"}),
     "nemotron": Unlisted(_ALL, {}),
     "olmo": Unlisted(_ALL, {}),
     "nanochat": Unlisted(_ALL, {}),
     "persimmon": Unlisted(("channels", "layers"), _FUSED),
     "jais2": Unlisted(_ALL, {}),
-    "stablelm": Unlisted(("channels", "layers"), _SIZED),
+    "stablelm": Unlisted(("channels", "layers"), _UNEVEN),
     "starcoder2": Unlisted(_ALL, {}),
 }
 """Architectures of which something can be pruned."""
