@@ -26,6 +26,7 @@ from pgprune.inspection.configurations import values_of_layers
 from pgprune.masking.units import PruningUnits
 from pgprune.models.families import Family, family_of, is_found
 from pgprune.models.load import PRUNED
+from pgprune.models.proof import FAILURES
 from pgprune.models.registration import pruned_classes
 
 CLASS_KEYS = ("model_type", "architectures", "transformers_version", "auto_map")
@@ -73,7 +74,7 @@ def assemble(
     family = family_of(model.config)
     try:
         return _assembled(model, units, layers, family)
-    except (RuntimeError, ValueError, AssertionError, AttributeError, LookupError) as error:
+    except FAILURES as error:
         if isinstance(error, PruningError) or not is_found(model.config):
             raise
         raise PruningError(
@@ -86,11 +87,10 @@ def _assembled(
     model: PreTrainedModel, units: PruningUnits, layers: list[PrunedLayer], family: Family
 ) -> PreTrainedModel:
     config = _config(model.config, units, layers, family)
-    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
     if not config.model_type.startswith(PRUNED):
         layers = [_closed(layer, family, model.config) for layer in layers]
-    weights = dict(_weights(model, layers, family))
-    return from_weights(model, model_class, config, weights)
+    model_class: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return from_weights(model, model_class, config, dict(_weights(model, layers, family)))
 
 
 def from_weights(

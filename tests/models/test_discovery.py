@@ -105,6 +105,16 @@ def test_a_model_of_which_nothing_is_proven(model_type):
     assert NOTHING[model_type] in str(error.value)
 
 
+def test_layers_that_differ_where_no_class_is_made_for_them():
+    model = unlisted_model("biogpt")
+    families.add_found("biogpt", proven("biogpt"))
+    units = PruningUnits.of(model, "channels")
+    mask = units.ones()
+    mask[0] = 0
+    with pytest.raises(PruningError, match="nor one whose layers differ can be built .*--uniform"):
+        prune(model, units, mask)
+
+
 def test_attention_that_adds_the_residual_itself_is_caught_by_the_masks():
     model = unlisted_model("bloom")
     families.add_found("bloom", proven("bloom"))
