@@ -97,7 +97,7 @@ UNIFORM = {
 
 def tolerance(family: str) -> float:
     """llama.cpp looks up GELU in a table of float16; of larger logits."""
-    return 0.02 if family.startswith("gemma") else TOLERANCE
+    return 0.02 if family.startswith(("gemma", "gpt")) else TOLERANCE
 
 
 @pytest.mark.parametrize("kept", [{}, {"heads": 1}, {"channels": 5}, {"heads": 1, "channels": 5}])
@@ -118,6 +118,17 @@ def test_layers_that_are_gone_take_their_kind_of_attention_with_them(family, tmp
         mask = units.ones()
         mask[layer] = 0
         assert error(tmp_path / str(layer), model, units, mask) < tolerance(family)
+
+
+@pytest.mark.parametrize("kept", [{}, {"channels": 8}])
+@pytest.mark.parametrize("family", ["phi3", "gpt_neox", "gpt2"])
+def test_projections_that_stock_layers_fuse(family, kept, tmp_path):
+    window = {"sliding_window": None} if family == "phi3" else {}
+    model = small_model(family, **window)
+    units = PruningUnits.of(model, "channels")
+    found = error(tmp_path, model, units, equal_layers(units, **kept))
+    print(f"{family}, {kept}: {found:.1e}")
+    assert found < tolerance(family)
 
 
 @pytest.mark.parametrize("how", ["bias", "least-squares"])
