@@ -17,6 +17,7 @@ PAGES = [
     ("results", "results", "benchmarks/paper.py", "auto.md"),
     ("comparison", "comparison", "scripts/compare_methods.py", "results.md"),
     ("equal_data", "comparison", "scripts/compare_methods.py", "results.md", "--marker=equal-data"),
+    ("experts", "comparison", "scripts/compare_methods.py", "experts.md", "--marker=experts"),
     ("rivals", "comparison", "scripts/compare_methods.py", "real_model.md", "--marker=rivals"),
     ("benchmark", "benchmark", "scripts/benchmark_agents.py", "benchmark/README.md"),
     ("against_reinforce", "benchmark", "benchmarks/against_reinforce.py", "auto.md"),
@@ -29,6 +30,7 @@ PAGES = [
 MARKERS = {  # of each record file: the places that it fills
     "comparison": {"comparison"},
     "equal_data": {"equal-data"},
+    "experts": {"experts"},
     "rivals": {"rivals"},
     "benchmark": {"benchmark"},
     "against_reinforce": {"against"},
