@@ -104,6 +104,7 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
     |-----------------------|---------|--------------------|-------------------------------------|
     | `model`               | str     | `"builtin"`        | `builtin`, a hub id or a directory  |
     | `gguf_file`           | str     | `None`             | the GGUF file of that directory     |
+    | `family`              | str     | `"known"`          | or `auto`: find where layers are    |
     | `calibration`         | str     | `"builtin"`        | text of the rewards (`DataConfig`)  |
     | `evaluation`          | str     | `"builtin"`        | text of `perplexity`, likewise      |
     | `granularity`         | str     | `"heads+channels"` | what a unit is                      |
@@ -111,7 +112,7 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
     | `channel_block`       | int     | `1`                | neighbouring channels in one unit   |
     | `prune_rate`          | float   | `0.4`              | share to remove                     |
     | `budget`              | str     | `"per-kind"`       | or `units` or `parameters`          |
-    | `scope`               | str     | `"global"`         | or `local`, `uniform`: by layer     |
+    | `scope`               | str     | `"auto"`           | `global`, `local` or `uniform`      |
     | `round_to`            | int     | `1`                | channels of a layer: multiples of N |
     | `batch_size`          | int     | `8`                | sequences of a calibration batch    |
     | `sequence_length`     | int     | `128`              | tokens of a sequence                |

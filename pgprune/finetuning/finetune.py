@@ -25,7 +25,7 @@ from pgprune.finetuning.config import (
     refuse_zeros,
 )
 from pgprune.finetuning.instructions import TrainingDataConfig, training_windows
-from pgprune.finetuning.lora import LoraConfig, LoraTrainer, check_peft
+from pgprune.finetuning.lora import LoraConfig, LoraTrainer, check_peft, listed_family
 from pgprune.finetuning.output import RECORD_FILE, add_to_run, write_finetuned
 from pgprune.losses.windows import model_losses
 from pgprune.masking.perplexity import bos_rule
@@ -67,6 +67,7 @@ class Finetuning:
         model_config, self._tokenizer = check_source(
             source, device=config.device, dtype=config.dtype
         )
+        listed_family(model_config)  # refuses others
         refuse_zeros(source, model_config)
         self._data = data.data or data_of(source, run, model_config)
         self._evaluation = evaluation_of(config, run)

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from pgprune.errors import PruningError
 from pgprune.finetuning.instructions import TrainingWindows
 from pgprune.losses.tokens import chunk_tokens, token_losses
-from pgprune.models.families import FAMILIES, decoder_layers
+from pgprune.models.families import FAMILIES, Family, decoder_layers
 from pgprune.utils.memory import within_memory
 from pgprune.utils.options import Config, option
 
@@ -68,6 +68,22 @@ def check_peft() -> None:
         ) from None
 
 
+def listed_family(config: PretrainedConfig) -> Family:
+    """Returns the family of a model, dense or pruned.
+
+    Raises:
+        PruningError: it is not listed.
+    """
+    kind = f"_{config.model_type}"  # as in _llama, _pgprune_llama
+    families = [family for name, family in FAMILIES.items() if kind.endswith(f"_{name}")]
+    if not families:
+        raise PruningError(
+            f"a model of the family {config.model_type!r}, which pgprune does not list, "
+            "cannot be finetuned here; export the run and finetune it with peft"
+        )
+    return families[0]
+
+
 def projections(model: PreTrainedModel) -> list[str]:
     """Lists the linear projections in the blocks of a model, pruned or not, as dotted paths.
 
@@ -76,14 +92,7 @@ def projections(model: PreTrainedModel) -> list[str]:
     Raises:
         PruningError: the model has none, or its family is not listed.
     """
-    kind = f"_{model.config.model_type}"  # as in _llama, _pgprune_llama
-    families = [family for name, family in FAMILIES.items() if kind.endswith(f"_{name}")]
-    if not families:
-        raise PruningError(
-            f"a model of the family {model.config.model_type!r}, which pgprune does not list, "
-            "cannot be finetuned here; export the run and finetune it with peft"
-        )
-    family = families[0]
+    family = listed_family(model.config)
     paths = (family.query, family.key, family.value, family.output, *family.expand, family.down)
     paths_of_linears = [
         f"{family.layers}.{index}.{path}"

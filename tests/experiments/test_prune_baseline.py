@@ -188,7 +188,8 @@ def test_granularity_and_budget_default_to_the_methods_own():
         assert (chosen.granularity, chosen.budget) == (method.granularities[0], method.budgets[0])
     asked = {"granularity": "heads", "budget": "units"}
     assert fitting("flap", PruningConfig(**asked), asked) == PruningConfig(**asked)
-    assert fitting("flap", PruningConfig(scope="uniform"), {}).budget == "per-kind"
+    uniform = {"scope": "uniform"}
+    assert fitting("flap", PruningConfig(**uniform), uniform).budget == "per-kind"
 
 
 @pytest.mark.parametrize(

@@ -118,4 +118,4 @@ def test_a_run_that_has_not_finished(run, config, data):
 def test_an_unknown_family(run, config, data):
     settings = run.path.parent / "model" / "config.json"
     settings.write_text(settings.read_text().replace('"llama"', '"bloom"'))
-    refuses("family 'bloom', which is not supported", run.path.parent / "model", config, data)
+    refuses("family 'bloom', which pgprune does not list", run.path.parent / "model", config, data)

@@ -113,7 +113,7 @@ def test_a_model_that_gguf_cannot_hold_is_refused_before_a_run_exists(options, t
     pytest.importorskip("gguf")
     tiny_model("opt").save_pretrained(tmp_path / "opt")
     letters_tokenizer().save_pretrained(tmp_path / "opt")
-    with pytest.raises(PruningError, match="no architecture for the family opt"):
+    with pytest.raises(PruningError, match="no GGUF file of the family opt"):
         train(
             *options, f"--model={tmp_path / 'opt'}", f"--output={tmp_path / 'run'}", "--export=gguf"
         )
