@@ -178,7 +178,8 @@ def make_problem(
             "--compile-head needs head and states on one device, where --device-map may not leave "
             "them; leave one of the two out"
         )
-    language_model, tokenizer = load_model(model)
+    kinds = GRANULARITIES.get(pruning.granularity, ())
+    language_model, tokenizer = load_model(model, kinds=kinds)
     check_sequence_length(language_model.config, data.longest)
     units = PruningUnits.of(language_model, pruning.granularity, pruning.channel_block)
     budget = Budget(units, pruning.prune_rate, pruning.budget, pruning.scope, pruning.round_to)

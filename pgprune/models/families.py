@@ -230,12 +230,12 @@ def check_kinds(config: Any, kinds: Iterable[str]) -> None:
     Raises:
         PruningError: they cannot.
     """
-    for kind, reason in family_of(config).refused.items():
-        if kind in kinds:
-            raise PruningError(
-                f"units of the kind {kind!r} cannot be pruned in the family "
-                f"{config.model_type!r}, because {reason}; choose another --granularity"
-            )
+    refused = family_of(config).refused
+    for kind in (kind for kind in refused if kind in kinds):
+        raise PruningError(
+            f"units of the kind {kind!r} cannot be pruned in the family {config.model_type!r}, "
+            f"because {refused[kind]}; choose a --granularity without {', '.join(refused)}"
+        )
 
 
 def projection_of(model: nn.Module, layer: int, kind: str) -> nn.Linear | None:

@@ -6,6 +6,7 @@ and remote code is not trusted.
 """
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,7 +26,7 @@ from transformers import (
 from pgprune.errors import PruningError, first_line
 from pgprune.inspection.checkpoint_kind import check_floats, check_kind
 from pgprune.models.discovery import settle_family
-from pgprune.models.families import FAMILIES, check_layers, family_of
+from pgprune.models.families import FAMILIES, check_kinds, check_layers, family_of
 from pgprune.models.gguf_model import check_tensors, read_gguf_model
 from pgprune.models.loading_bars import bars_as_phases
 from pgprune.models.registration import attention_kernel, register
@@ -132,13 +133,14 @@ def check_model(
 
 
 def load_model(
-    config: ModelConfig, pruned: bool = False
+    config: ModelConfig, pruned: bool = False, kinds: Iterable[str] = ()
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a causal LM for evaluation: evaluation mode, no gradients, no cache.
 
     Args:
         config: which model, device and number format.
         pruned: whether exports of pgprune are allowed.
+        kinds: of units that are to be pruned; a known family may refuse some.
 
     Returns:
         The model on its device, and its tokenizer.
@@ -148,6 +150,8 @@ def load_model(
             not finite or do not fit into the memory.
     """
     model_config, tokenizer = check_model(config, pruned)
+    if model_config.model_type in FAMILIES:
+        check_kinds(model_config, kinds)
     device, source = choose_device(config.device), config.source()
     dtype = choose_dtype(config, device)
     placement = {"device_map": config.device_map} if config.device_map else {}

@@ -7,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models
 from transformers import BloomConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from helpers.tiny import letters_tokenizer, tiny_model
 from pgprune import PruningError
 from pgprune.models.families import FAMILIES
 from pgprune.models.load import ModelConfig, load_model
@@ -250,3 +251,13 @@ def test_a_directory_is_stored_by_its_absolute_path(tmp_path, monkeypatch):
     assert ModelConfig("model").absolute().model == str(tmp_path / "model")
     for name in ("builtin", "owner/name", "smollm2"):
         assert ModelConfig(name).absolute() == ModelConfig(name)
+
+
+def test_units_that_a_family_refuses_are_refused_before_weights_are_read(tmp_path, monkeypatch):
+    tiny_model("olmo2").save_pretrained(tmp_path)
+    letters_tokenizer().save_pretrained(tmp_path)
+    config = ModelConfig(str(tmp_path))
+    load_model(config, kinds=("channels",))
+    monkeypatch.setattr("pgprune.models.load._load_weights", None)
+    with pytest.raises(PruningError, match=r"choose a --granularity without heads, values$"):
+        load_model(config, kinds=("heads", "channels"))
