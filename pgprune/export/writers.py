@@ -13,7 +13,8 @@ from pgprune.models.weight_files import share_weights
 from pgprune.repair.repair import Repair, repaired
 from pgprune.runs.finished import LoadedRun
 from pgprune.runs.model_card import base_name, model_card
-from pgprune.surgery.architecture import assemble, savable_generation_config
+from pgprune.surgery.architecture import assemble
+from pgprune.surgery.generation_settings import savable_generation_config
 from pgprune.surgery.layers import zero_pruned
 from pgprune.surgery.portable import ghost_channels, portable_layers
 from pgprune.utils.files import write_file

@@ -14,7 +14,7 @@ from pgprune.runs.any_model import LoadedModel
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
 from pgprune.runs.model_card import CARD, base_name, model_card, public_name, public_names
-from pgprune.surgery.architecture import savable_generation_config
+from pgprune.surgery.generation_settings import savable_generation_config
 from pgprune.utils.files import new_directory, saving, user_path, write_file
 from pgprune.utils.jsonl import add_line, finite
 from pgprune.utils.manifest import Manifest, files_below

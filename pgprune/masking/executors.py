@@ -27,7 +27,8 @@ from pgprune.masking.kept_weights import (
 )
 from pgprune.masking.layer_mask import KeptRows, LayerMask
 from pgprune.models.experts import route
-from pgprune.models.families import Family, linear_at
+from pgprune.models.families import linear_at
+from pgprune.models.family import Family
 from pgprune.utils.transfer import send
 
 
@@ -112,10 +113,7 @@ def select(tensor: Tensor, keep: Tensor, fill: Tensor | None) -> Tensor:
 
 @contextmanager
 def multiplied(layer: nn.Module, mask: LayerMask, multiply: Multiply = select) -> Iterator[None]:
-    """Multiplies inputs and outputs of a layer's blocks by masks while the body runs.
-
-    Its router, where it has one, chooses among kept experts only.
-    """
+    """Multiplies what blocks of a layer get and give, and lets its router choose, by masks."""
     family = mask.family
     inputs = {family.output: mask.output_columns(), family.down: mask.by_kind.get("channels")}
     outputs = {family.output: mask.by_kind.get("attention"), family.down: mask.by_kind.get("mlp")}

@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pgprune.errors import PruningError
-from pgprune.models.families import Family, linear_at
+from pgprune.models.families import linear_at
+from pgprune.models.family import Family
 from pgprune.utils.transfer import send
 
 _LINE_BYTES = 64  # the width of a wide gathered matrix is a multiple of this

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pgprune.masking.units import PruningUnits
-from pgprune.models.families import Family
+from pgprune.models.family import Family
 from pgprune.utils.transfer import send
 
 Rows = npt.NDArray[np.int64]

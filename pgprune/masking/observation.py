@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pgprune.masking.executors import LayerCall, attending, select
 from pgprune.masking.layer_mask import LayerMask
-from pgprune.models.families import Family
+from pgprune.models.family import Family
 from pgprune.models.residual import added
 from pgprune.utils.transfer import send
 

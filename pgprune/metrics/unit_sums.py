@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.models.families import Family, decoder_layers, family_of
+from pgprune.models.families import decoder_layers, family_of
+from pgprune.models.family import Family
 
 Salience = Callable[[nn.Parameter, int | None], Tensor]
 """(parameter, dimension of the units) -> a number for each index of that dimension; for None, where

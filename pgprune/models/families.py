@@ -12,8 +12,7 @@ from torch import nn
 from pgprune.errors import PruningError
 from pgprune.hub_code.fused import Fused
 from pgprune.models.experts import Experts
-from pgprune.models.family import REFUSED
-from pgprune.models.family import Family as Family
+from pgprune.models.family import REFUSED, Family
 from pgprune.models.opening import open_layers
 
 _MOST_LAYERS = 10_000

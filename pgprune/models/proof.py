@@ -18,12 +18,8 @@ from pgprune.errors import PruningError, first_line
 from pgprune.hub_code.fused import count_heads
 from pgprune.inspection.configurations import built, values_of_layers
 from pgprune.inspection.probe import LayerInputs, layer_inputs, probe_ids, run_layer
-from pgprune.models.families import (
-    Family,
-    decoder_layers,
-    head_sizes,
-    linear_at,
-)
+from pgprune.models.families import decoder_layers, head_sizes, linear_at
+from pgprune.models.family import Family
 
 _CLOSE = {torch.float64: 1e-6, torch.float32: 0.01}
 """Largest difference, as a share of what pruning changes; 0.1 in narrower number formats."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pgprune.models.families import Family
+from pgprune.models.family import Family
 
 _DAMPING = 0.01  # relative to the mean square of gains
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
-from pgprune.models.families import Family, decoder_layers, family_of, head_sizes, linear_at
+from pgprune.models.families import decoder_layers, family_of, head_sizes, linear_at
+from pgprune.models.family import Family
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pgprune.errors import PruningError
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.models.families import Family, projection_of
+from pgprune.models.families import projection_of
+from pgprune.models.family import Family
 from pgprune.repair.refit import holding
 from pgprune.utils.files import tensor_bytes, write_file
 

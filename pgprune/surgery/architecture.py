@@ -5,8 +5,6 @@ if all layers have the same numbers of heads, channels and experts. Otherwise it
 ``pgprune.hub_code``, whose layers may differ.
 """
 
-import copy
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,7 +13,6 @@ from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
-    GenerationConfig,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -24,10 +21,12 @@ from pgprune.errors import PruningError, first_line
 from pgprune.hub_code.fused import close_weights, head_dim
 from pgprune.inspection.configurations import values_of_layers
 from pgprune.masking.units import PruningUnits
-from pgprune.models.families import Family, family_of, is_found
+from pgprune.models.families import family_of, is_found
+from pgprune.models.family import Family
 from pgprune.models.load import PRUNED
 from pgprune.models.proof import FAILURES
 from pgprune.models.registration import pruned_classes
+from pgprune.surgery.generation_settings import savable_generation_config
 
 CLASS_KEYS = ("model_type", "architectures", "transformers_version", "auto_map")
 """Values of a configuration that belong to its class and are not copied to another class."""
@@ -272,29 +271,3 @@ def _weights(
             if layer.value_dims and path in (family.value, family.output):
                 path = f"{path}.linear"  # see keep_values of the code that travels
             yield f"{family.layers}.{new}.{path}.{kind}", weight
-
-
-def savable_generation_config(model: PreTrainedModel, config: PretrainedConfig) -> GenerationConfig:
-    """Copies the dense model's settings of text generation, in a form that can be saved.
-
-    Settings that do nothing, or that contradict others, are left out: transformers warns of them
-    when it loads them, but does not save them. A temperature without sampling is one, in Llama 2.
-    """
-    # A copy, because the settings change here.
-    generation: Any = copy.deepcopy(model.generation_config)
-    generation.use_cache = config.use_cache
-    while True:
-        try:
-            generation.validate(strict=True)
-            return generation
-        except ValueError as error:
-            # A line for each setting that does nothing, or one sentence on what contradicts.
-            text = str(error)
-            named = (
-                re.findall(r"^- `(\w+)`", text, re.MULTILINE) or re.findall(r"`(\w+)`", text)[:1]
-            )
-        unused = [name for name in named if getattr(generation, name, None) is not None]
-        if not unused:  # nothing that could be left out: only what the model itself says is left
-            return GenerationConfig.from_model_config(config)
-        for name in unused:
-            setattr(generation, name, None)

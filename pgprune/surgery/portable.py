@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 from pgprune.errors import PruningError
 from pgprune.masking.layer_mask import columns_of_values
 from pgprune.masking.units import PruningUnits
-from pgprune.models.families import Family, decoder_layers, family_of
+from pgprune.models.families import decoder_layers, family_of
+from pgprune.models.family import Family
 from pgprune.models.shapes import LayerShape
 from pgprune.repair.repair import Repair
 from pgprune.surgery.architecture import PrunedLayer

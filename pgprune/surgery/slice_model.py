@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgprune.errors import PruningError
-from pgprune.models.families import Family, decoder_layers, family_of
+from pgprune.models.families import decoder_layers, family_of
+from pgprune.models.family import Family
 from pgprune.models.registration import sliced_classes
 from pgprune.repair.projection import wide
 from pgprune.surgery.architecture import CLASS_KEYS, from_weights

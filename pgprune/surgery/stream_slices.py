@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pgprune.errors import PruningError
-from pgprune.models.families import Family, decoder_layers, family_of
+from pgprune.models.families import decoder_layers, family_of
+from pgprune.models.family import Family
 from pgprune.utils.files import tensor_bytes, write_file
 from pgprune.utils.jsonl import parse_json
 

@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from pgprune.models.discovery import discover
-from pgprune.models.families import Family
+from pgprune.models.family import Family
 from pgprune.models.proof import prove
 
 _TINY = {

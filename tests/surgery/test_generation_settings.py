@@ -5,7 +5,7 @@ from transformers import GenerationConfig
 
 from helpers.tiny import tiny_model, tokens
 from pgprune.masking.units import PruningUnits
-from pgprune.surgery.architecture import savable_generation_config
+from pgprune.surgery.generation_settings import savable_generation_config
 from pgprune.surgery.layers import prune
 
 SAMPLING = {"do_sample": True, "temperature": 0.6, "top_p": 0.9, "repetition_penalty": 1.5}
