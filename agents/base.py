@@ -17,9 +17,9 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pgprune.agents.actions import check_scores
+from pgprune.budget.problem import TOKENS_PER_TIMESTEP
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.errors import PruningError
-from pgprune.masking.problem import TOKENS_PER_TIMESTEP
 from pgprune.masking.units import PruningUnits
 from pgprune.metrics import Importance
 from pgprune.metrics.initialization import InitConfig

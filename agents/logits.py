@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pgprune.masking.budget import Budget
+from pgprune.budget.budget import Budget
 
 BOUND = 5.0  # of a logit: every unit is kept, and pruned, in at least 0.7 % of the masks
 _BISECTIONS = 40  # halve an interval of width 20 to 2e-11

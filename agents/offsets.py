@@ -7,8 +7,8 @@ that search among these offsets have a few dozen dimensions, whatever the model.
 import torch
 from torch import Tensor
 
+from pgprune.budget.budget import Budget
 from pgprune.envs import LLMPruningVectorEnv
-from pgprune.masking.budget import Budget
 from pgprune.metrics import METRICS, Importance
 from pgprune.metrics.initialization import metric_name
 

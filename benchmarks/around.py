@@ -24,9 +24,9 @@ import torch
 from rich.console import Console
 from transformers.utils import logging
 
+from pgprune.budget.problem import Problem
 from pgprune.errors import PruningError
 from pgprune.evaluation.timing import CLOCKS, Clock, Spread, machine
-from pgprune.masking.problem import Problem
 from pgprune.methods import METHODS, MethodConfig
 from pgprune.repair.fit import REPAIRS, fit_repair
 from pgprune.runs.versions import versions

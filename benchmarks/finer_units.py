@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from pgprune.budget.level_grid import grid as level_grid
+from pgprune.budget.problem import Problem
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.masking.problem import Problem
 from pgprune.repair.fit import DAMPING
 from pgprune.repair.fit_levels import fit_levels
-from pgprune.repair.level_grid import grid as level_grid
 from pgprune.utils.markdown import grid
 
 Curve = list[tuple[float, float]]

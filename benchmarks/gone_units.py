@@ -15,8 +15,8 @@ import time
 import torch
 from torch import Tensor
 
+from pgprune.budget.budget import Budget
 from pgprune.evaluation.timing import weight_bytes
-from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.surgery.layers import prune

@@ -9,7 +9,7 @@ mean probability that the dense model gives to all tokens but its k most likely 
 
 import argparse
 
-from pgprune.masking.problem import Problem
+from pgprune.budget.problem import Problem
 from pgprune.metrics import METRICS
 from pgprune.utils.markdown import grid
 

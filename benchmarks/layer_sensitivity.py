@@ -25,10 +25,10 @@ import torch
 from torch import Tensor
 
 from pgprune.agents.levels.knapsack import cheapest
-from pgprune.masking.problem import Problem
+from pgprune.budget.level_grid import grid as level_grid
+from pgprune.budget.problem import Problem
 from pgprune.metrics import METRICS
 from pgprune.repair.fit_levels import fit_levels
-from pgprune.repair.level_grid import grid as level_grid
 from pgprune.repair.levels import Levels
 from pgprune.utils.markdown import grid
 

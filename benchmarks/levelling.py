@@ -10,9 +10,9 @@ without it only the built-in model is looked at.
 import argparse
 from pathlib import Path
 
+from pgprune.budget.problem import Problem, PruningConfig, make_problem
 from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.masking.perplexity import perplexity
-from pgprune.masking.problem import Problem, PruningConfig, make_problem
 from pgprune.metrics.stream_error import stream_error
 from pgprune.models.load import ModelConfig
 from pgprune.repair.fit import fit_repair

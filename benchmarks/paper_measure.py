@@ -14,12 +14,12 @@ from torch import Tensor
 from variance import estimator_variances
 
 from pgprune.agents import Auto, AutoConfig, Reinforce, ReinforceConfig
+from pgprune.budget.budget import Budget
+from pgprune.budget.problem import Problem, PruningConfig, make_problem
 from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.experiments.cells import Cell
-from pgprune.masking.budget import Budget
 from pgprune.masking.perplexity import perplexity
-from pgprune.masking.problem import Problem, PruningConfig, make_problem
 from pgprune.metrics import METRICS, Importance
 from pgprune.metrics.initialization import (
     PROGRESSIVE,

@@ -23,10 +23,10 @@ from torch import Tensor
 from transformers.utils import logging
 
 from pgprune.agents.training.ranks_team import Ranks, serve
+from pgprune.budget.budget import Budget
 from pgprune.envs.judge import Evaluate, Judge
 from pgprune.errors import PruningError
 from pgprune.evaluation.timing import Spread
-from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.load import ModelConfig

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from pgprune.agents.estimators import advantages, gradient, moving_average, sample
+from pgprune.budget.budget import Budget
 from pgprune.evaluation.timing import Clock, Work, measure_in_turn, weight_bytes
-from pgprune.masking.budget import Budget
 from pgprune.masking.kept_weights import aligned
 from pgprune.masking.layer_mask import LayerMask
 from pgprune.masking.masked_lm import MaskedLM

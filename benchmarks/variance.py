@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pgprune.agents.reinforce import SCORES, advantages, gradient, moving_average
+from pgprune.budget.problem import Problem
 from pgprune.envs import LLMPruningVectorEnv
-from pgprune.masking.problem import Problem
 
 GROUP = 6  # masks on one batch: whole steps of 2, 3 and 6 masks
 MASKS = (2, 3, 4, 6)

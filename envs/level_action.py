@@ -16,13 +16,13 @@ from gymnasium.vector import VectorActionWrapper, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from pgprune.budget.level_grid import grid
 from pgprune.envs.arguments import real_numbers
 from pgprune.envs.llm_pruning import LLMPruningEnv
 from pgprune.envs.vector import Array, LLMPruningVectorEnv
 from pgprune.errors import PruningError
 from pgprune.repair.fit import DAMPING
 from pgprune.repair.fit_levels import fit_levels
-from pgprune.repair.level_grid import grid
 from pgprune.repair.levels import Levels
 
 Numbers = npt.NDArray[Any]

@@ -11,11 +11,11 @@ its repair.
 
 from torch import Tensor
 
+from pgprune.budget.problem import Problem
 from pgprune.envs.judge import Judge
 from pgprune.errors import PruningError, check_choice
 from pgprune.masking.layer_mask import Fill
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.masking.problem import Problem
 from pgprune.metrics.flap import dense_moments
 
 REWARDS = ("plain", "repaired")

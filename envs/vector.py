@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from pgprune.budget.problem import Problem, PruningConfig
 from pgprune.data.stream import evaluation_windows, first_windows
 from pgprune.envs import rendering
 from pgprune.envs.arguments import check_arguments, real_numbers
@@ -21,7 +22,6 @@ from pgprune.envs.reward import check_reward, reward_judge
 from pgprune.errors import PruningError, check_choice
 from pgprune.losses.windows import window_losses
 from pgprune.masking.perplexity import perplexity
-from pgprune.masking.problem import Problem, PruningConfig
 from pgprune.utils.transfer import read, send
 
 Array = npt.NDArray[Any] | Tensor

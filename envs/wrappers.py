@@ -19,11 +19,11 @@ from gymnasium.vector import VectorActionWrapper, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from pgprune.budget.problem import Problem
 from pgprune.envs.arguments import real_numbers
 from pgprune.envs.llm_pruning import LLMPruningEnv
 from pgprune.envs.vector import Array, LLMPruningVectorEnv
 from pgprune.errors import PruningError
-from pgprune.masking.problem import Problem
 from pgprune.metrics import METRICS
 from pgprune.metrics.importance import places
 

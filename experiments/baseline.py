@@ -13,10 +13,10 @@ from typing import Any, Self
 
 from torch import Tensor
 
+from pgprune.budget.problem import TOKENS_PER_TIMESTEP, PruningConfig, make_problem
 from pgprune.data.stream import DataConfig, evaluation_windows, first_windows
 from pgprune.errors import PruningError
 from pgprune.export.export import check_format
-from pgprune.masking.problem import TOKENS_PER_TIMESTEP, PruningConfig, make_problem
 from pgprune.methods import METHODS, MethodConfig, Pruned
 from pgprune.models.load import ModelConfig, fingerprint
 from pgprune.repair.choice import ChosenRepair, chosen_repair

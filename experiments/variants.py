@@ -5,10 +5,10 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pgprune.budget.problem import Problem, PruningConfig, make_problem
 from pgprune.data.stream import DataConfig
 from pgprune.evaluation.zero_shot import Harness, load_tasks
 from pgprune.experiments.cells import ZeroShotTasks
-from pgprune.masking.problem import Problem, PruningConfig, make_problem
 from pgprune.models.load import ModelConfig
 from pgprune.repair.config import added_parameters
 from pgprune.repair.fit import fit_repair

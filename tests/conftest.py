@@ -17,8 +17,8 @@ import pgprune
 from helpers.listener import Heard
 from helpers.masks import Case, case_of
 from helpers.tiny import FEW, tiny_arguments, tiny_model
+from pgprune.budget.problem import Problem, PruningConfig, make_problem
 from pgprune.data.stream import DataConfig
-from pgprune.masking.problem import Problem, PruningConfig, make_problem
 from pgprune.models.load import ModelConfig
 from pgprune.utils import figures
 from pgprune.utils.progress import listening

@@ -12,7 +12,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("utils", "inspection", "hub_code"),
     ("data", "losses", "models"),
     ("masking",),
-    ("repair",),
+    ("repair", "budget"),
     ("metrics", "surgery"),
     ("methods.common",),
     ("methods", "runs"),

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from pgprune.agents.levels.knapsack import cheapest
-from pgprune.masking.budget import Budget
-from pgprune.repair.level_grid import grid, groups_of
+from pgprune.budget.budget import Budget
+from pgprune.budget.level_grid import grid, groups_of
 from pgprune.repair.levels import Levels
 
 

@@ -9,11 +9,11 @@ from pgprune.agents.levels.start import starts
 from pgprune.agents.training.config import LEVELS
 from pgprune.agents.training.factory import searches_levels
 from pgprune.agents.training.settings import Settings
+from pgprune.budget.level_grid import grid
+from pgprune.budget.problem import Problem
 from pgprune.envs.judge import Judge
-from pgprune.masking.problem import Problem
 from pgprune.metrics import METRICS, Importance
 from pgprune.repair.fit_levels import fit_levels
-from pgprune.repair.level_grid import grid
 from pgprune.repair.levels import Levels
 from pgprune.runs.files import RunFile
 from pgprune.runs.run import Run

@@ -8,11 +8,11 @@ from pgprune.agents.training.ranks_team import Ranks
 from pgprune.agents.training.ray_team import Actors
 from pgprune.agents.training.repaired_reward import REFIT_WINDOWS
 from pgprune.agents.training.settings import Settings
+from pgprune.budget.problem import Problem, make_problem
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.envs.judge import Judge, Replicas
 from pgprune.envs.nearby_repair import NearbyRepair
 from pgprune.errors import PruningError
-from pgprune.masking.problem import Problem, make_problem
 from pgprune.utils import process_ids as ranks
 from pgprune.utils.options import dump_yaml, from_dict, load_yaml
 

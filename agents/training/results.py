@@ -12,9 +12,9 @@ from pgprune.agents.base import Agent
 from pgprune.agents.registry import AGENTS
 from pgprune.agents.training.run_state import Record
 from pgprune.agents.training.settings import Settings
+from pgprune.budget.problem import Problem
 from pgprune.errors import PruningError
 from pgprune.export.export import ExportConfig, export
-from pgprune.masking.problem import Problem
 from pgprune.repair.choice import ChosenRepair
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun

@@ -9,9 +9,9 @@ from pgprune.agents.actions import chosen_action
 from pgprune.agents.registry import AGENTS, Entry, section_of
 from pgprune.agents.reinforce import ReinforceConfig, default_learning_rate
 from pgprune.agents.training.config import LEVELS, AgentConfig, TrainingRunConfig
+from pgprune.budget.problem import PruningConfig
 from pgprune.data.stream import DataConfig
 from pgprune.errors import PruningError
-from pgprune.masking.problem import PruningConfig
 from pgprune.masking.units import GRANULARITIES
 from pgprune.metrics.initialization import PROGRESSIVE, InitConfig, metric_name
 from pgprune.models.load import ModelConfig

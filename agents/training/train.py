@@ -22,13 +22,13 @@ from pgprune.agents.training.replicas import make_env
 from pgprune.agents.training.results import plot, summarise
 from pgprune.agents.training.run_state import Record, training_figures
 from pgprune.agents.training.settings import Settings
+from pgprune.budget.problem import make_problem
 from pgprune.data.stream import evaluation_windows, first_windows
 from pgprune.data.token_meter import TokenMeter
 from pgprune.envs.judge import Replicas
 from pgprune.errors import PruningError
 from pgprune.evaluation.sample import sample_text
 from pgprune.export.export import check_format
-from pgprune.masking.problem import make_problem
 from pgprune.metrics import Importance
 from pgprune.models.load import fingerprint
 from pgprune.repair.choice import ChosenRepair

@@ -12,10 +12,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from pgprune.budget.budget import Budget
+from pgprune.budget.problem import PruningConfig
+from pgprune.budget.rounding import check_round_to, check_whole_heads
 from pgprune.errors import PruningError
-from pgprune.masking.budget import Budget
-from pgprune.masking.problem import PruningConfig
-from pgprune.masking.rounding import check_round_to, check_whole_heads
 from pgprune.masking.units import PruningUnits
 from pgprune.runs.finished import LoadedRun
 from pgprune.surgery.architecture import stock_type

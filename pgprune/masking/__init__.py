@@ -1,1 +1,1 @@
-"""Units, budget, rounding, and the masked model with its executors: the heart."""
+"""Units, and the masked model with its executors."""

@@ -2,8 +2,8 @@
 
 from torch import Tensor
 
+from pgprune.budget.problem import Problem
 from pgprune.errors import PruningError
-from pgprune.masking.problem import Problem
 from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.metrics.base import FINE
 from pgprune.metrics.bonsai import bonsai as scores_of

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from pgprune.masking.problem import Problem
+from pgprune.budget.problem import Problem
 from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.metrics.base import FINE
 from pgprune.metrics.fasp import score_and_refit

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
+from pgprune.budget.problem import Problem
 from pgprune.masking.layer_mask import LayerMask
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.masking.problem import Problem
 from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.metrics.base import FINE
 from pgprune.metrics.flap import Moments, check_windows, dense_moments, flap_importance

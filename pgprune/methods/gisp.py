@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from pgprune.budget.problem import Problem
 from pgprune.errors import PruningError
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.masking.problem import Problem
 from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.metrics.base import FINE
 from pgprune.metrics.bonsai import rates_of_rounds

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from pgprune.masking.problem import Problem
+from pgprune.budget.problem import Problem
 from pgprune.masking.soft_losses import soft_losses
 from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.methods.common.learning import steps_for, stopwatch

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from pgprune.masking.budget import Budget
-from pgprune.masking.problem import Problem
+from pgprune.budget.budget import Budget
+from pgprune.budget.problem import Problem
 from pgprune.masking.soft_losses import soft_losses
 from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.methods.common.learning import steps_for, stopwatch

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from pgprune.masking.budget import BUDGETS
-from pgprune.masking.problem import Problem
+from pgprune.budget.budget import BUDGETS
+from pgprune.budget.problem import Problem
 from pgprune.masking.units import Group, PruningUnits
 from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.metrics.importance import ranks

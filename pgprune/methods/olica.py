@@ -6,10 +6,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from pgprune.budget.problem import Problem
 from pgprune.errors import PruningError
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.observation import Observation
-from pgprune.masking.problem import Problem
 from pgprune.masking.units import Group, PruningUnits
 from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.metrics.base import per_unit, square_sum

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from pgprune.budget.problem import Problem
 from pgprune.errors import PruningError
-from pgprune.masking.problem import Problem
 from pgprune.masking.units import Group
 from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.methods.two_ssp import STAGE_TWO_TOKENS, split_rate

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
+from pgprune.budget.budget import Budget
+from pgprune.budget.problem import Problem
 from pgprune.errors import PruningError
-from pgprune.masking.budget import Budget
-from pgprune.masking.problem import Problem
 from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.metrics.base import DEPTH
 from pgprune.metrics.importance import protected_units

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pgprune.budget.problem import Problem
 from pgprune.errors import PruningError
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.observation import Observation
-from pgprune.masking.problem import Problem
 from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.models.families import decoder_layers, family_of
 from pgprune.surgery.slice_model import check_sliceable, sliced_parameters

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pgprune.masking.problem import Problem
+from pgprune.budget.problem import Problem
 from pgprune.masking.units import PruningUnits
 from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.metrics.importance import ranks

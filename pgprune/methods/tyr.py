@@ -11,10 +11,10 @@ from tempfile import gettempdir
 import torch
 from torch import Tensor
 
+from pgprune.budget.budget import Budget
+from pgprune.budget.problem import TOKENS_PER_TIMESTEP, Problem
 from pgprune.errors import PruningError
-from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.masking.problem import TOKENS_PER_TIMESTEP, Problem
 from pgprune.masking.units import Group
 from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.methods.common.learning import stopwatch

@@ -4,7 +4,7 @@ from itertools import islice
 
 from torch import Tensor
 
-from pgprune.masking.problem import Problem
+from pgprune.budget.problem import Problem
 from pgprune.methods.common.base import MethodConfig, Pruned, method
 from pgprune.methods.common.local_solver import prune_locally
 from pgprune.metrics.base import FINE

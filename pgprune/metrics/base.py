@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pgprune.budget.budget import Budget
 from pgprune.errors import PruningError
-from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import GRANULARITIES, Group
 from pgprune.metrics.importance import Importance

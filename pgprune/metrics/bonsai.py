@@ -6,7 +6,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pgprune.masking.budget import Budget
+from pgprune.budget.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.metrics.base import FINE, finite, metric

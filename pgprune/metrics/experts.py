@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pgprune.masking.budget import Budget
+from pgprune.budget.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.observation import Observation
 from pgprune.metrics.base import EXPERTS, mean_absolute, metric, per_unit, square_sum

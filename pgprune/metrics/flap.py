@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from pgprune.budget.budget import Budget
 from pgprune.errors import PruningError
-from pgprune.masking.budget import Budget
 from pgprune.masking.layer_mask import by_unit
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import Group

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pgprune.budget.budget import Budget
 from pgprune.errors import PruningError
-from pgprune.masking.budget import Budget
 from pgprune.masking.units import PruningUnits
 
 

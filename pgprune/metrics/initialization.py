@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from pgprune.budget.budget import Budget
 from pgprune.errors import check_choice
-from pgprune.masking.budget import Budget
 from pgprune.metrics import METRICS, Importance
 from pgprune.metrics.base import FINE
 from pgprune.utils.options import Config, option

@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from pgprune.masking.budget import Budget
+from pgprune.budget.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.metrics.base import DEPTH, metric
 from pgprune.metrics.importance import Importance, outer_units

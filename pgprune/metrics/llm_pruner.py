@@ -2,8 +2,8 @@
 
 from torch import Tensor, nn
 
+from pgprune.budget.budget import Budget
 from pgprune.errors import check_choice
-from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.metrics.base import FINE, metric
 from pgprune.metrics.gradients import WeightGradients

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pgprune.masking.budget import Budget
+from pgprune.budget.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.metrics.base import metric
 from pgprune.metrics.importance import Importance

@@ -2,7 +2,7 @@
 
 import torch
 
-from pgprune.masking.budget import Budget
+from pgprune.budget.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.observation import Observation
 from pgprune.masking.units import Group

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pgprune.budget.problem import Problem
 from pgprune.data.stream import first_windows
 from pgprune.losses.windows import perplexity_of, window_losses
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.perplexity import bos_rule
-from pgprune.masking.problem import Problem
 from pgprune.repair.config import added_parameters
 from pgprune.repair.repair import Repair, repaired
 from pgprune.runs.versions import versions

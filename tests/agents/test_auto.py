@@ -12,8 +12,8 @@ from helpers.tiny import AdditiveLM, toy_problem, toy_units
 from pgprune import PruningError
 from pgprune.agents.auto import Auto, AutoConfig, advantages_of_ranks, natural_step
 from pgprune.agents.training.settings import Settings
+from pgprune.budget.budget import Budget
 from pgprune.envs import LLMPruningEnv, LLMPruningVectorEnv
-from pgprune.masking.budget import Budget
 from pgprune.metrics import Importance
 from pgprune.runs.run import Run
 

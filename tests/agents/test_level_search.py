@@ -19,12 +19,12 @@ from pgprune.agents.level_search import LevelSearch, scores_of_levels
 from pgprune.agents.levels.start import starts
 from pgprune.agents.training import final_mask, levels
 from pgprune.agents.training.train import Training
+from pgprune.budget.budget import Budget
+from pgprune.budget.level_grid import grid, start_shares
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.export.export import ExportConfig, export
-from pgprune.masking.budget import Budget
 from pgprune.metrics import Importance
 from pgprune.repair.choice import chosen_repair
-from pgprune.repair.level_grid import grid, start_shares
 from pgprune.repair.levels import GroupLevels, Levels
 from pgprune.runs.finished import FinishedRun
 

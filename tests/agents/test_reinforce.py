@@ -9,8 +9,8 @@ import torch
 from helpers.tiny import AdditiveLM, toy_problem, toy_units
 from pgprune import PruningError
 from pgprune.agents.reinforce import Reinforce, ReinforceConfig, default_learning_rate
+from pgprune.budget.budget import Budget
 from pgprune.envs import LLMPruningEnv, LLMPruningVectorEnv
-from pgprune.masking.budget import Budget
 from pgprune.metrics.initialization import progressive_rates
 
 

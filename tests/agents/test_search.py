@@ -13,8 +13,8 @@ from pgprune.agents.base import Agent
 from pgprune.agents.cma_es import CMAES, CMAESConfig
 from pgprune.agents.evolution import Evolution, EvolutionConfig
 from pgprune.agents.random_search import RandomSearch, RandomSearchConfig
+from pgprune.budget.budget import Budget
 from pgprune.envs import LLMPruningEnv, LLMPruningVectorEnv
-from pgprune.masking.budget import Budget
 from pgprune.metrics import Importance
 
 pytest.importorskip("cma")

@@ -14,8 +14,8 @@ from pgprune.agents.sb3_env import PruningVecEnv
 from pgprune.agents.sb3_off_policy import SacConfig, Td3Config
 from pgprune.agents.sb3_on_policy import A2cConfig, PpoConfig, TrpoConfig
 from pgprune.agents.stable_baselines import Sb3Agent, Sb3Config
+from pgprune.budget.budget import Budget
 from pgprune.envs import LLMPruningVectorEnv
-from pgprune.masking.budget import Budget
 from pgprune.metrics import Importance
 
 ON_POLICY = [PpoConfig(ppo_masks=8), A2cConfig(a2c_masks=8), TrpoConfig(trpo_masks=8)]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from helpers.experiments_toy import ROOT, load
-from pgprune.masking.problem import Problem
+from pgprune.budget.problem import Problem
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from helpers.experiments_toy import ROOT, load
-from pgprune.masking.problem import Problem
+from pgprune.budget.level_grid import grid
+from pgprune.budget.problem import Problem
 from pgprune.repair.fit_levels import fit_levels
-from pgprune.repair.level_grid import grid
 
 
 @pytest.fixture(scope="module")

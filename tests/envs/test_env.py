@@ -19,6 +19,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_for_sb3
 import pgprune
 from helpers.tiny import ID
 from pgprune import PruningError
+from pgprune.budget.problem import PruningConfig
 from pgprune.data.stream import DataConfig
 from pgprune.envs import (
     DensityAction,
@@ -27,7 +28,6 @@ from pgprune.envs import (
     ScoreAction,
     llm_pruning,
 )
-from pgprune.masking.problem import PruningConfig
 from pgprune.models.load import ModelConfig
 
 

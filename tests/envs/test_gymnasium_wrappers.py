@@ -10,6 +10,7 @@ import pytest
 from gymnasium.wrappers import vector
 
 from helpers.tiny import ID
+from pgprune.budget.problem import Problem
 from pgprune.envs import (
     DensityAction,
     LevelAction,
@@ -20,7 +21,6 @@ from pgprune.envs import (
     VectorLevelAction,
     VectorScoreAction,
 )
-from pgprune.masking.problem import Problem
 
 STEPS = 6
 

@@ -5,9 +5,9 @@ import torch
 
 from helpers.tiny import AdditiveLM, masked_lm, tiny_model, toy_units
 from pgprune import PruningError
+from pgprune.budget.budget import Budget
 from pgprune.envs.halving import halving, halving_tokens
 from pgprune.envs.judge import Judge
-from pgprune.masking.budget import Budget
 
 LENGTH = 8
 ROUNDS = (16, 64, 256)

@@ -8,9 +8,9 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
+from pgprune.budget.problem import Problem
 from pgprune.envs import LevelAction, LLMPruningEnv, LLMPruningVectorEnv, VectorLevelAction
 from pgprune.errors import PruningError
-from pgprune.masking.problem import Problem
 from pgprune.repair.repair import repaired
 
 

@@ -8,8 +8,8 @@ from gymnasium.utils.env_checker import data_equivalence
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from helpers.tiny import ID
+from pgprune.budget.problem import Problem
 from pgprune.envs import LLMPruningEnv, LLMPruningVectorEnv
-from pgprune.masking.problem import Problem
 
 
 @pytest.fixture

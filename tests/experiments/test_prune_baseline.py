@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from helpers.command import as_options, command, refused, results
 from helpers.finished_run import logits, numbers
 from helpers.tiny import tokens
+from pgprune.budget.problem import Problem, PruningConfig
 from pgprune.errors import PruningError
 from pgprune.experiments.baseline import Baseline, BaselineSettings, fitting
 from pgprune.losses import windows as window_losses
-from pgprune.masking.problem import Problem, PruningConfig
 from pgprune.methods import METHODS
 from pgprune.metrics import METRICS
 from pgprune.models.load import ModelConfig, load_model

@@ -3,7 +3,7 @@
 import torch
 
 from helpers.tiny import AdditiveLM, toy_units
-from pgprune.masking.budget import Budget
+from pgprune.budget.budget import Budget
 from pgprune.masking.units import PruningUnits
 from pgprune.metrics import Importance
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
+from pgprune.budget.problem import Problem, PruningConfig, make_problem
 from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.masking.perplexity import perplexity
-from pgprune.masking.problem import Problem, PruningConfig, make_problem
 from pgprune.metrics import METRICS
 from pgprune.models.load import ModelConfig
 

@@ -37,11 +37,11 @@ from transformers import (
 )
 
 from helpers.mixtures import MIXTURES
+from pgprune.budget.budget import Budget
+from pgprune.budget.problem import Problem
 from pgprune.data.stream import CalibrationStream, DataConfig
 from pgprune.data.windows import TextWindows
-from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.masking.problem import Problem
 from pgprune.masking.units import Group, PruningUnits
 from pgprune.models.shapes import LayerShape
 

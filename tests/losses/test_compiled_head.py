@@ -8,9 +8,9 @@ from torch._dynamo.exc import TorchDynamoException
 
 from helpers.tiny import masked_lm, tiny_model, tokens
 from pgprune import PruningError
+from pgprune.budget.problem import PruningConfig, make_problem
 from pgprune.data.stream import DataConfig
 from pgprune.losses import tokens as scoring
-from pgprune.masking.problem import PruningConfig, make_problem
 from pgprune.models.load import ModelConfig
 
 

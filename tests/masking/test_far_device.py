@@ -12,8 +12,8 @@ import torch
 from helpers.far_device import FarDevice, take
 from helpers.mixtures import family_with
 from helpers.tiny import masked_lm, tiny_model, tokens, toy_problem
-from pgprune.masking.budget import Budget
-from pgprune.masking.problem import Problem
+from pgprune.budget.budget import Budget
+from pgprune.budget.problem import Problem
 from pgprune.methods import METHODS
 from pgprune.methods.common.base import MethodConfig
 from pgprune.metrics import METRICS

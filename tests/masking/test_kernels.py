@@ -14,12 +14,12 @@ from helpers.command import train
 from helpers.masks import TRITON, all_patterns
 from helpers.tiny import layers_of, masked_lm, tiny_model, tokens
 from pgprune import PruningError
+from pgprune.budget.problem import PruningConfig, make_problem
 from pgprune.data.stream import DataConfig
 from pgprune.envs.reward import mean_fill
 from pgprune.experiments.baseline import Baseline, BaselineSettings
 from pgprune.masking.kept_weights import check_kernels
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.masking.problem import PruningConfig, make_problem
 from pgprune.masking.units import PruningUnits
 from pgprune.methods.common.base import MethodConfig
 from pgprune.models.load import ModelConfig
@@ -152,7 +152,7 @@ def test_auto_takes_the_executor_that_has_kernels(arguments):
 class TestRefusedBeforeTheModelLoads:
     @pytest.fixture(autouse=True)
     def refuses(self, monkeypatch, options, tmp_path):
-        monkeypatch.setattr("pgprune.masking.problem.load_model", None)
+        monkeypatch.setattr("pgprune.budget.problem.load_model", None)
         self.monkeypatch, self.tried = monkeypatch, [*options, f"--output={tmp_path / 'run'}"]
 
     def says(self, message: str, *more: str) -> None:

@@ -6,8 +6,8 @@ import torch
 from helpers.salience import naive_scores, salience
 from helpers.tiny import masked_lm, tiny_model, tokens, toy_problem, zeroed
 from pgprune import PruningError
-from pgprune.masking.budget import Budget
-from pgprune.masking.problem import Problem
+from pgprune.budget.budget import Budget
+from pgprune.budget.problem import Problem
 from pgprune.methods import METHODS, MethodConfig, Pruned
 from pgprune.methods.gisp import normalised_scores
 

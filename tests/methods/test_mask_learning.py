@@ -8,8 +8,8 @@ import torch
 from helpers.masks import patterns
 from helpers.stories import perplexities_beside, stories_problem
 from helpers.tiny import FEW, exact_norms, tiny_model, tokens
+from pgprune.budget.problem import Problem
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.masking.problem import Problem
 from pgprune.masking.soft_losses import soft_losses
 from pgprune.masking.units import PruningUnits
 from pgprune.methods.common.base import MethodConfig

@@ -19,11 +19,11 @@ from helpers.tiny import (
     zeroed,
 )
 from pgprune import PruningError
+from pgprune.budget.budget import Budget
+from pgprune.budget.problem import Problem
 from pgprune.data.stream import CalibrationStream, DataConfig
 from pgprune.data.windows import TextWindows
-from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.masking.problem import Problem
 from pgprune.masking.units import GRANULARITIES, PruningUnits
 from pgprune.methods import METHODS, MethodConfig
 from pgprune.methods.two_ssp import split_rate

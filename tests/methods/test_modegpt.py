@@ -15,8 +15,8 @@ from helpers.tiny import (
     toy_problem,
     zeroed,
 )
-from pgprune.masking.budget import Budget
-from pgprune.masking.problem import Problem
+from pgprune.budget.budget import Budget
+from pgprune.budget.problem import Problem
 from pgprune.methods import METHODS, MethodConfig, Pruned
 from pgprune.methods.modegpt import rates_of_layers
 from pgprune.models.value_rotation import fit_rotations, rotate_values

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from helpers.tiny import layers_of, masked_lm, tiny_model, tokens, toy_problem, zeroed
-from pgprune.masking.budget import Budget
-from pgprune.masking.problem import Problem
+from pgprune.budget.budget import Budget
+from pgprune.budget.problem import Problem
 from pgprune.methods import METHODS, MethodConfig
 
 WINDOWS = tokens(batch=4, length=12)

@@ -16,8 +16,8 @@ from helpers.tiny import (
     toy_problem,
     zeroed,
 )
-from pgprune.masking.budget import Budget
-from pgprune.masking.problem import Problem
+from pgprune.budget.budget import Budget
+from pgprune.budget.problem import Problem
 from pgprune.methods import METHODS, MethodConfig
 from pgprune.methods.osscar import remove_and_swap, remove_in_batches, swap
 from pgprune.methods.spap import alternate, best_marks, exchange, relax_and_exchange

@@ -10,8 +10,8 @@ import torch
 from helpers.inputs import inputs_of
 from helpers.tiny import masked_lm, projections_of, tiny_model, tokens, toy_problem
 from pgprune import PruningError
-from pgprune.masking.budget import Budget
-from pgprune.masking.problem import Problem
+from pgprune.budget.budget import Budget
+from pgprune.budget.problem import Problem
 from pgprune.methods import METHODS, MethodConfig, Pruned
 from pgprune.methods.tyr import (
     Grid,

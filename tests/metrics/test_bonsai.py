@@ -6,8 +6,8 @@ import torch
 from helpers.stories import perplexities_beside, stories_problem
 from helpers.tiny import AdditiveLM, masked_lm, tiny_model, tokens, toy_problem, toy_units
 from pgprune import PruningError
-from pgprune.masking.budget import Budget
-from pgprune.masking.problem import Problem
+from pgprune.budget.budget import Budget
+from pgprune.budget.problem import Problem
 from pgprune.methods.bonsai import bonsai
 from pgprune.methods.common.base import MethodConfig
 from pgprune.metrics import METRICS

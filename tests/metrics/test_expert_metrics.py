@@ -5,7 +5,7 @@ import torch
 
 from helpers.mixtures import MIXTURES
 from helpers.tiny import masked_lm, tiny_model, tokens
-from pgprune.masking.budget import Budget
+from pgprune.budget.budget import Budget
 from pgprune.metrics import METRICS
 from pgprune.metrics.initialization import initial_probabilities, metric_name
 

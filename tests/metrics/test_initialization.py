@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from helpers.tiny import toy_units
 from pgprune import PruningError
-from pgprune.masking.budget import BUDGETS, Budget
+from pgprune.budget.budget import BUDGETS, Budget
 from pgprune.metrics import METRICS, Importance
 from pgprune.metrics.initialization import (
     PROGRESSIVE,

@@ -17,7 +17,7 @@ from helpers.tiny import (
     zeroed,
 )
 from pgprune import PruningError
-from pgprune.masking.budget import Budget
+from pgprune.budget.budget import Budget
 from pgprune.masking.executors import EXECUTORS
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import GRANULARITIES, PruningUnits

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from helpers.salience import naive_scores, salience
 from helpers.tiny import masked_lm, tiny_model, tokens, toy_units
 from pgprune import PruningError
-from pgprune.masking.budget import Budget
+from pgprune.budget.budget import Budget
 from pgprune.masking.units import PruningUnits
 from pgprune.metrics import METRICS, Importance
 from pgprune.metrics.gradients import WeightGradients

@@ -7,7 +7,7 @@ import torch
 
 from helpers.tiny import inputs_of_unit, layers_of, projections_of, tiny_model, tokens
 from pgprune import PruningError
-from pgprune.masking.budget import Budget
+from pgprune.budget.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.metrics import METRICS

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 from helpers.tiny import tokens
 from helpers.unlisted import NOTHING, UNLISTED, proven, unlisted_model
 from pgprune import PruningError
-from pgprune.masking.budget import Budget
+from pgprune.budget.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.pruned import check_masks
 from pgprune.masking.units import GRANULARITIES, PruningUnits

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from helpers.tiny import masked_lm, tiny_model, tokens
 from pgprune import PruningError
-from pgprune.masking.budget import Budget
+from pgprune.budget.budget import Budget
 from pgprune.masking.units import PruningUnits
 from pgprune.metrics import METRICS
 from pgprune.models.families import FAMILIES, decoder_layers, family_of, linear_at

@@ -14,11 +14,11 @@ from helpers.tiny import (
     zeroed,
 )
 from pgprune import PruningError
+from pgprune.budget.problem import PruningConfig, make_problem
 from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.masking.executors import EXECUTORS
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.perplexity import perplexity
-from pgprune.masking.problem import PruningConfig, make_problem
 from pgprune.metrics import METRICS
 from pgprune.models.load import ModelConfig
 from pgprune.repair.fit import REPAIRS, fit_repair

@@ -15,9 +15,9 @@ from helpers.masks import patterns
 from helpers.pruned import equal_layers, in_pieces, parameters
 from helpers.tiny import tiny_arguments, tiny_model, tokens
 from pgprune import PruningError
+from pgprune.budget.budget import Budget
 from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.export.export import ExportConfig, export
-from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.load import ModelConfig, load_model

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from pgprune.budget.budget import BUDGETS
+from pgprune.budget.problem import Problem
 from pgprune.errors import PruningError
-from pgprune.masking.budget import BUDGETS
-from pgprune.masking.problem import Problem
 from pgprune.metrics import METRICS, Importance, Metric
 from pgprune.metrics.bonsai import FRACTION, MASKS, WINDOWS
 from pgprune.metrics.flap import FLUCTUATIONS

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from pgprune.masking.problem import TOKENS_PER_TIMESTEP, Problem
+from pgprune.budget.problem import TOKENS_PER_TIMESTEP, Problem
 from pgprune.utils.memory import peak_memory
 
 

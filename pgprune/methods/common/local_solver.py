@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pgprune.masking.problem import Problem
+from pgprune.budget.problem import Problem
 from pgprune.masking.units import Group
 from pgprune.methods.common.base import Pruned
 from pgprune.repair.fit import choose_and_refit

@@ -14,9 +14,8 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from pgprune.errors import PruningError, check_choice
-from pgprune.masking.projection import no_numbers, ordinary, project_pool, shift
-from pgprune.masking.rounding import (
+from pgprune.budget.projection import no_numbers, ordinary, project_pool, shift
+from pgprune.budget.rounding import (
     best_chunks,
     best_of_groups,
     best_units,
@@ -24,6 +23,7 @@ from pgprune.masking.rounding import (
     check_uniform,
     largest_remainder,
 )
+from pgprune.errors import PruningError, check_choice
 from pgprune.masking.units import PruningUnits
 from pgprune.utils.transfer import send
 
@@ -139,7 +139,7 @@ class Budget:
         """Rounds scores to the best mask: never over budget, and no pruned unit would still fit.
 
         Units are kept in descending order of score while they fit; ties go by index. With
-        ``round_to`` the channels of a layer are kept in chunks, see ``masking.rounding``.
+        ``round_to`` the channels of a layer are kept in chunks, see ``budget.rounding``.
 
         Args:
             scores: (n,), higher is more worth keeping; NaN is an error.

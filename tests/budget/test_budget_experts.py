@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from helpers.tiny import toy_units
 from pgprune import PruningError
-from pgprune.masking.budget import BUDGETS, Budget
-from pgprune.masking.problem import PruningConfig
+from pgprune.budget.budget import BUDGETS, Budget
+from pgprune.budget.problem import PruningConfig
 from pgprune.masking.units import PruningUnits
 
 SHAPE = replace(

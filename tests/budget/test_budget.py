@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from helpers.tiny import toy_units
 from pgprune import PruningError
-from pgprune.masking.budget import BUDGETS, Budget
+from pgprune.budget.budget import BUDGETS, Budget
 
 UNITS = toy_units(layers=2, kv_heads=2, channels=4)
 SCOPES = ("global", "local")  # tests/masking/test_rounding.py is about uniform and round_to

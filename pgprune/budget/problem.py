@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from pgprune.budget.budget import BUDGETS, SCOPES, Budget
 from pgprune.data.calibration import open_calibration
 from pgprune.data.documents import calibration_parts, evaluation_documents
 from pgprune.data.stream import (
@@ -14,7 +15,6 @@ from pgprune.data.stream import (
     check_sequence_length,
 )
 from pgprune.errors import PruningError
-from pgprune.masking.budget import BUDGETS, SCOPES, Budget
 from pgprune.masking.executor_choice import choose_executor
 from pgprune.masking.executors import EXECUTORS
 from pgprune.masking.kept_weights import KERNELS, check_kernels

@@ -12,7 +12,7 @@ from test_budget import keep, numbers, pools, reference_capacities
 
 from helpers.tiny import toy_units
 from pgprune import PruningError
-from pgprune.masking.budget import BUDGETS, Budget
+from pgprune.budget.budget import BUDGETS, Budget
 from pgprune.masking.units import PruningUnits
 
 UNITS = toy_units(layers=2, kv_heads=2, channels=7)

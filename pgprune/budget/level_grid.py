@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from pgprune.budget.budget import Budget, Pool
 from pgprune.errors import PruningError
-from pgprune.masking.budget import Budget, Pool
 
 STEPS = 16  # a step is this part of a group
 _LEAST_SHARE = 0.25  # of the channels; below it other units are pruned from the start as well

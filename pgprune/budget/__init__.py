@@ -1,0 +1,1 @@
+"""Which masks are allowed: the budget, its projection, rounding and levels; and a problem."""
