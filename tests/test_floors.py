@@ -16,7 +16,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("metrics", "surgery"),
     ("methods.common",),
     ("methods", "runs"),
-    ("export", "evaluation", "finetuning"),
+    ("analysis", "export", "evaluation", "finetuning"),
     ("envs",),
     ("agents.levels",),
     ("agents",),

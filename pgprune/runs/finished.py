@@ -127,7 +127,7 @@ class FinishedRun(Run):
         learned, asked = self.learned_mask(), self.config("model", ModelConfig)
         model, tokenizer = load_model(
             # Surgery and repair change weights in place, which the CPU has room for.
-            replace(asked, device="cpu", device_map=None, dtype=_export_dtype(asked))
+            replace(asked, device="cpu", device_map=None, dtype=export_dtype(asked))
         )
         units = PruningUnits.of(model, learned.granularity, learned.channel_block)
         self._check_model(asked.model, model, units, learned)
@@ -217,7 +217,7 @@ class LoadedRun:
         return prune(self.model, self.units, self.mask, self.repair)
 
 
-def _export_dtype(config: ModelConfig) -> str:
+def export_dtype(config: ModelConfig) -> str:
     """Chooses the number format to export in: the run's, else the checkpoint's half precision.
 
     Half-precision weights that a run has evaluated in float32 lose nothing by going back.

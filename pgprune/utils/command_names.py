@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 COMMANDS = {
+    "analyze": "analyze",
     "train": "train_agent",
     "prune": "prune_baseline",
     "export": "export",
