@@ -1,4 +1,4 @@
-"""Analyzes a model: counts it, computes what targets need, and measures how sensitive its parts are."""
+"""Analyzes a model: counts it, computes what less needs, measures how sensitive its parts are."""
 
 import math
 from dataclasses import dataclass
@@ -7,19 +7,19 @@ from pathlib import Path
 
 from transformers import PreTrainedModel
 
-from pgprune.analysis.census import Census, census
+from pgprune.analysis.census import census
 from pgprune.analysis.needs import Need, needs
 from pgprune.analysis.sensitivity import Sensitivity, sensitivities
+from pgprune.budget.budget import Budget
 from pgprune.data.calibration import open_calibration
 from pgprune.data.documents import calibration_parts
-from pgprune.data.stream import CalibrationStream, DataConfig, check_sequence_length
+from pgprune.data.stream import DataConfig, check_sequence_length
 from pgprune.errors import PruningError
-from pgprune.masking.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.pruned import check_masks
 from pgprune.masking.units import GRANULARITIES, PruningUnits
 from pgprune.metrics import METRICS
 from pgprune.metrics.base import EXPERTS, FINE
-from pgprune.masking.pruned import check_masks
 from pgprune.models.families import is_found
 from pgprune.models.load import DTYPES, PRUNED, ModelConfig, check_model, load_model
 from pgprune.models.value_rotation import fit_rotations, rotate_values
@@ -109,11 +109,9 @@ class Analysis:
             if self.pruned:
                 self._model = load_any(source, device=config.device, dtype=config.dtype).model
             else:
-                self._model, self._stream = self._dense(asked)
-                self.units = _units(self._model, config.granularity)
+                self._load(asked)
             self.census = census(self._model)
-        context = getattr(self._model.config, "max_position_embeddings", None) or _LONGEST
-        self.cached = config.batch_size, config.context or min(context, _LONGEST)
+        self.cached = config.batch_size, _context(self._model, config.context)
 
     @property
     def name(self) -> str:
@@ -159,20 +157,37 @@ class Analysis:
             importance = METRICS[self.metric](lm, ordered, budget, config.seed)
             return sensitivities(lm, importance.scores, few)
 
-    def _dense(self, asked: ModelConfig) -> tuple[PreTrainedModel, CalibrationStream]:
-        """Loads a dense model and the calibration text."""
+    def _load(self, asked: ModelConfig) -> None:
+        """Loads a dense model, its units and, if they are measured, the calibration text."""
         config = self.config
-        parts = calibration_parts(config.calibration)  # a text that is not there is said at once
-        if config.granularity != "auto" and config.metric != "auto":
+        # Before the weights: a text that is not there.
+        parts = calibration_parts(config.calibration) if config.sensitivity else []
+        if "auto" not in (config.granularity, config.metric):
             METRICS[config.metric].check(config.granularity)
         model, tokenizer = load_model(asked, kinds=GRANULARITIES.get(config.granularity, ()))
+        self._model, self.units = model, _units(model, config.granularity)
+        METRICS[self.metric].check(self.granularity)
+        if not config.sensitivity:
+            return
         check_sequence_length(model.config, config.sequence_length)
         data = DataConfig(
             calibration=config.calibration, sequence_length=config.sequence_length, batch_size=1
         )
         with phase("reading the calibration text"):
-            stream, _ = open_calibration(data, tokenizer, config.seed, parts)
-        return model, stream
+            self._stream, _ = open_calibration(data, tokenizer, config.seed, parts)
+
+
+def _context(model: PreTrainedModel, asked: int | None) -> int:
+    """Returns the tokens of a sequence in the cache."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if asked is None:
+        return min(limit or _LONGEST, _LONGEST)
+    if limit is not None and asked > limit:
+        raise PruningError(
+            f"--context {asked} is more than the model's context of {limit} tokens; choose at most "
+            f"{limit}"
+        )
+    return asked
 
 
 def _is_pruned(asked: ModelConfig) -> bool:

@@ -108,7 +108,7 @@ def _within(name: str, path: str) -> bool:
 @torch.no_grad()
 def _cache(model: PreTrainedModel, layers: int) -> list[int]:
     """Measures the numbers in the cache for each token, layer by layer."""
-    ids = torch.zeros(1, _PROBE, dtype=torch.int64, device=model.get_input_embeddings().weight.device)
+    ids = torch.zeros(1, _PROBE, dtype=torch.int64, device=model.device)
     cache = model(input_ids=ids, use_cache=True).past_key_values
     found = [0] * layers
     for index, layer in enumerate(getattr(cache, "layers", ())[:layers]):

@@ -33,12 +33,12 @@ class Need:
 
 
 def needs(
-    census: Census, units: PruningUnits, itemsize: int, tokens: int, shares: Sequence[float] = SHARES
+    found: Census, units: PruningUnits, itemsize: int, tokens: int, shares: Sequence[float] = SHARES
 ) -> list[Need]:
     """Computes what parameters and memory need, where each kind of unit is pruned by one rate.
 
     Args:
-        census: of the dense model.
+        found: of the dense model.
         units: that are pruned.
         itemsize: bytes of a number of the weights and the cache.
         tokens: in the cache, of all sequences together.
@@ -47,28 +47,28 @@ def needs(
     kept = units.least / units.sizes.clamp(min=1)  # (groups,)
     most = 1 - float(kept.max())  # experts that a token uses stay
     costs = {
-        "parameters": (census.total, units.cost),
+        "parameters": (found.total, units.cost),
         "memory": (
-            census.memory(itemsize, tokens),
-            itemsize * (units.cost + tokens * cache_of_units(census, units)),
+            found.memory(itemsize, tokens),
+            itemsize * (units.cost + tokens * cache_of_units(found, units)),
         ),
     }
-    found = []
+    result = []
     for what, (dense, cost) in costs.items():
         prunable = int(cost.sum())
         rates = [(1 - share) * dense / prunable for share in shares]
         met = [rate if rate < 1 and rate <= most else None for rate in rates]
         least = dense - int(most * prunable)
-        found.append(Need(what, units.granularity, dense, least, met))
-    return found
+        result.append(Need(what, units.granularity, dense, least, met))
+    return result
 
 
-def cache_of_units(census: Census, units: PruningUnits) -> Tensor:
+def cache_of_units(found: Census, units: PruningUnits) -> Tensor:
     """Returns the numbers in the cache that a token has less without each unit, (n,) int64.
 
     Only a kv head as a whole takes its keys and values out of the cache.
     """
     cache = torch.zeros(units.n, dtype=torch.int64)
     for group in (group for group in units.groups if group.kind == "heads"):
-        cache[group.start : group.stop] = census.cache[group.layer] // (group.stop - group.start)
+        cache[group.start : group.stop] = found.cache[group.layer] // (group.stop - group.start)
     return cache

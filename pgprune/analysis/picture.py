@@ -32,7 +32,8 @@ def plot_sensitivity(path: Path, found: Sequence[Sensitivity], name: str) -> boo
     tables = {kind: np.full((len(KEPT), layers), np.nan) for kind in kinds}
     for item in found:
         tables[item.group.kind][:, item.group.layer] = item.rises
-    highest = max(10 * _LOWEST, *(np.nanmax(np.where(np.isfinite(t), t, np.nan)) for t in tables.values()))
+    rises = [rise for item in found for rise in item.rises if np.isfinite(rise)]
+    highest = max([10 * _LOWEST, *rises])
 
     def draw(figure: Any) -> None:
         from matplotlib.colors import LogNorm

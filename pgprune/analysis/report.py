@@ -49,8 +49,8 @@ def size_sections(analysis: Analysis) -> list[Section]:
     rows.append(["all", f"{census.total:,}", "100.0%", _mib(itemsize * census.total)])
     cache = itemsize * sum(census.cache)
     notes = [
-        f"The cache of keys and values takes {cache:,} bytes a token, "
-        f"{_mib(cache * batch * context)} MiB for {batch} x {context:,} tokens, in {analysis.dtype}."
+        f"The cache of keys and values takes {cache:,} bytes a token in {analysis.dtype}, "
+        f"{_mib(cache * batch * context)} MiB for {batch} x {context:,} tokens."
     ]
     if census.tied:
         notes.append("The head is the embeddings.")
@@ -72,9 +72,9 @@ def sensitivity_section(analysis: Analysis, found: Sequence[Sensitivity]) -> Sec
         rows.append([str(layer), *(_nats(rise) for of_kind in cells for rise in of_kind)])
     usual = statistics.median(chain.from_iterable(item.errors for item in found))
     notes = [
-        "The rise of the loss in nats a token, when one layer keeps a share of the units of one kind"
-        f" (chosen by {analysis.metric}) and nothing else is pruned. Rises do not add up: errors of "
-        "one layer are passed on by the others.",
+        "The rise of the loss in nats a token, when one layer keeps a share of its units of one "
+        f"kind (chosen by {analysis.metric}) and nothing else is pruned. Rises do not add up: what "
+        "several layers lose together can cost more or less.",
     ]
     if math.isfinite(usual):
         notes.append(f"Half of the standard errors over windows are below {usual:.4f}.")

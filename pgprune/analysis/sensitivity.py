@@ -15,7 +15,7 @@ from pgprune.utils.progress import phase
 KEPT = (0.75, 0.5, 0.0)
 """Shares of its units that a group keeps."""
 
-_TOGETHER = 8  # masks of one call: neighbours differ in late layers only, which the call makes use of
+_TOGETHER = 8  # masks of one call, which runs the layers before the first pruned one once
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,12 @@ def sensitivities(lm: MaskedLM, scores: Tensor, windows: Tensor) -> list[Sensiti
     losses = torch.cat(found)  # (1 + groups * levels, N) float64, of the dense model first
     rises = (losses[1:] - losses[0]).view(len(groups), len(KEPT), -1)
     means = rises.mean(-1).tolist()
-    errors = (rises.std(-1) / rises.shape[-1] ** 0.5).tolist()
+    count = rises.shape[-1]
+    spread = rises.std(-1) if count > 1 else torch.full_like(rises[..., 0], torch.nan)
+    errors = spread / count**0.5
     return [
         Sensitivity(group, *values)
-        for group, *values in zip(groups, counts, means, errors, strict=True)
+        for group, *values in zip(groups, counts, means, errors.tolist(), strict=True)
     ]
 
 
