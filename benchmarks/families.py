@@ -6,7 +6,9 @@
 Every family has a tiny random model, that of its tests: three layers, all sliding windows shorter
 than the texts. A stock model with zeros in place of pruned weights is what masked and sliced
 evaluation, the cut model with a cache and without, and the cut model saved and loaded again are
-compared with, over all patterns of masks. A record is one line of DIR/families.jsonl.
+compared with, over all patterns of masks. A router would send tokens to experts of zeros, so in
+mixtures masked evaluation is what the others are compared with, over patterns that keep as many
+experts as a token uses. A record is one line of DIR/families.jsonl.
 """
 
 import copy
@@ -30,12 +32,14 @@ from pgprune.utils.markdown import check_page, grid, renew_page
 from pgprune.utils.options import Config, option
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # their models and patterns
-from helpers.masks import Case, case_of  # noqa: E402
+from helpers.masks import Case, case_of, with_enough_experts  # noqa: E402
+from helpers.mixtures import MIXTURES  # noqa: E402
 from helpers.pruned import in_pieces  # noqa: E402
 from helpers.tiny import CONFIGS, tiny_model  # noqa: E402
 
 MARKER = "families"
 GRANULARITIES = ("heads+channels", "values+channels", "channels", "blocks", "layers")
+OF_MIXTURES = ("experts", "heads+experts", "values", "blocks", "layers")
 FORMATS = ("float64", "float32", "bfloat16")
 
 
@@ -43,7 +47,9 @@ FORMATS = ("float64", "float32", "bfloat16")
 class FamiliesConfig(Config):
     """Records: where they are, and what is made of them."""
 
-    families: tuple[str, ...] = option(tuple(CONFIGS), "which to measure", choices=list(CONFIGS))
+    families: tuple[str, ...] = option(
+        (*CONFIGS, *MIXTURES), "which to measure", choices=[*CONFIGS, *MIXTURES]
+    )
     output: str = option("families", "directory of families.jsonl", metavar="DIR")
     report: bool = option(False, "measure nothing: the table of what is in --output")
     into: tuple[str, ...] | None = option(
@@ -76,12 +82,16 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def measure(family: str) -> Iterator[Record]:
     """Yields a record for each granularity of a family."""
-    for granularity in GRANULARITIES:
+    for granularity in OF_MIXTURES if family in MIXTURES else GRANULARITIES:
         record: Record = {"family": family, "granularity": granularity}
         try:
             case = case_of(tiny_model(family), granularity)
+            if family in MIXTURES:
+                case = with_enough_experts(case)
             wide = {dtype: difference(case, getattr(torch, dtype)) for dtype in FORMATS[:2]}
-            yield record | wide | {FORMATS[2]: more_rounding(case)}
+            # In bfloat16 a token may take another expert, and nothing is to be compared.
+            half = {} if family in MIXTURES else {FORMATS[2]: more_rounding(case)}
+            yield record | wide | half
         except PruningError as error:
             reason = str(error).partition(", because ")[2].partition(";")[0]
             yield record | {"refused": reason}
@@ -89,7 +99,8 @@ def measure(family: str) -> Iterator[Record]:
 
 def difference(case: Case, dtype: torch.dtype) -> float:
     """Computes the largest difference of logits, relative to the largest logit of its pattern."""
-    expected = case.reference(dtype)  # (K, B, T, vocabulary)
+    masked = _is_mixture(case.model)
+    expected = case.logits("masked", dtype) if masked else case.reference(dtype)
     sizes = expected.abs().amax((1, 2, 3))  # (K,)
     every = all_logits(case, expected, dtype)
     return max(float(((each - expected).abs().amax((1, 2, 3)) / sizes).max()) for each in every)
@@ -126,28 +137,37 @@ def cut_logits(model: PreTrainedModel, case: Case, mask: Tensor) -> Tensor:
     cut = prune(model, case.units, mask)
     with tempfile.TemporaryDirectory() as folder:
         cut.save_pretrained(folder)
-        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=cut.dtype)
+        known = {"experts_implementation": "eager"} if _is_mixture(model) else {}  # in float64
+        loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=cut.dtype, **known)
     return torch.stack([cut(case.ids).logits, in_pieces(cut, case.ids), loaded(case.ids).logits])
 
 
 def table(records: Sequence[Record]) -> str:
-    """Makes the table, families by granularity; of several records of a cell the last counts."""
+    """Makes the tables, families by granularity; of several records of a cell the last counts."""
     cells = {(record["family"], record["granularity"]): _cell(record) for record in records}
     families = dict.fromkeys(record["family"] for record in records)
-    lines = [[f"`{f}`", *(cells.get((f, each), "") for each in GRANULARITIES)] for f in families]
     reasons = {record["refused"]: None for record in records if "refused" in record}
-    notes = [f"{number}) {reason}.\n" for number, reason in enumerate(reasons, start=1)]
+    text = ""
+    for title, columns, of in (("family", GRANULARITIES, False), ("mixture", OF_MIXTURES, True)):
+        rows = [f for f in families if (f in MIXTURES) == of]
+        lines = [[f"`{f}`", *(cells.get((f, each), "") for each in columns)] for f in rows]
+        text += f"\n{grid([title, *columns], lines)}" if rows else ""
     for number, reason in enumerate(reasons, start=1):
-        lines = [[cell.replace(reason, f"refused ({number})") for cell in line] for line in lines]
-    return "\n" + grid(["family", *GRANULARITIES], lines) + "".join(f"\n({n}" for n in notes) + "\n"
+        text = text.replace(reason, f"refused ({number})") + f"\n({number}) {reason}.\n"
+    return f"{text}\n"
+
+
+def _is_mixture(model: PreTrainedModel) -> bool:
+    return model.config.model_type in MIXTURES
 
 
 def _cell(record: Record) -> str:
     """Formats a cell: float64, float32, bfloat16."""
     if "refused" in record:
         return str(record["refused"])
-    double, single, half = (record[name] for name in FORMATS)
-    return f"{'exact' if double <= 1e-14 else f'{double:.0e}'} · {single:.0e} · {half:.2f}"
+    double, single, half = (record.get(name) for name in FORMATS)
+    more = "" if half is None else f" · {half:.2f}"
+    return f"{'exact' if double <= 1e-14 else f'{double:.0e}'} · {single:.0e}{more}"
 
 
 if __name__ == "__main__":

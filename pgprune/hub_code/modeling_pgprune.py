@@ -12,6 +12,7 @@ for what a stock layer fuses).
 MLP block that is pruned with its norm, ``biases`` for projections that have a bias here but not in
 the dense model, and ``value_dims``, how many value dimensions each kv head keeps, if it is not all.
 ``config.block_norms`` names the norms of each block where they are not those of LLaMA, and
+``config.mlp_module`` the module of an MLP that is not called so, and
 ``config.layout`` where everything is in layers whose stock class fuses projections.
 A block of 0 heads or 0 channels is not skipped: the bias of its output projection still acts.
 """
@@ -47,7 +48,7 @@ def _gated_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Mo
     else:
         keep_values(layer.self_attn, getattr(own, "value_dims", ()))
     if "mlp" in skip:
-        layer.mlp = Constant()
+        setattr(layer, getattr(own, "mlp_module", "mlp"), Constant())
     elif not channels:
         layer.mlp = nn.Sequential(OrderedDict(down_proj=Constant(layer.mlp.down_proj)))
     norms = getattr(own, "block_norms", _BLOCK_NORMS)

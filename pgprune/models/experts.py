@@ -1,6 +1,7 @@
 """Mixtures of experts as data, and their stock routers with kept experts only."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,9 @@ class Experts:
         active: name of the number of experts that a token uses.
         dense_layers: name of the list of layers with a plain MLP; None where all have experts.
         step: name of the number of layers from one with experts to the next; None likewise.
+        first_dense: name of the number of layers with a plain MLP in front of the others; None
+            without one.
+        groups: name of the number of groups of which a token uses a few; None without them.
     """
 
     router: str = "mlp.gate"
@@ -32,6 +36,8 @@ class Experts:
     active: str = "num_experts_per_tok"
     dense_layers: str | None = None
     step: str | None = None
+    first_dense: str | None = None
+    groups: str | None = None
 
     def router_of(self, layer: nn.Module) -> Any:
         """Returns the router of a layer; None where the layer has a plain MLP."""
@@ -66,8 +72,7 @@ def _route_one(
     router: Any, forward: Callable[[Tensor], Routed], kept: Tensor, states: Tensor
 ) -> Routed:
     """Chooses among the experts (r,) for tokens (N, D)."""
-    parameters, used = dict(router._parameters), router.top_k
-    count = len(parameters["weight"])
+    used, count = router.top_k, len(router.weight)
     if len(kept) == count:
         return forward(states)
     chosen, rows = min(used, len(kept)), kept.to(states.device)
@@ -75,13 +80,24 @@ def _route_one(
     if not chosen:
         first = torch.zeros(len(states), used, dtype=torch.int64, device=states.device)
         return logits, states.new_zeros(len(states), used), first
-    try:
-        router._parameters |= {name: part[rows] for name, part in parameters.items()}
-        router.top_k = chosen
+    if len(kept) == 1 and hasattr(router, "num_group"):
+        rows = rows.repeat(2)  # it weighs groups by the best two of each
+    with _only(router, rows, chosen):
         narrow, scores, places = forward(states)
-    finally:
-        router._parameters |= parameters
-        router.top_k = used
     padding = 0, used - chosen
     places, scores = (nn.functional.pad(part, padding) for part in (places, scores))
-    return logits.index_copy(1, rows, narrow), scores, rows[places]
+    return logits.to(narrow.dtype).index_copy(1, rows, narrow), scores, rows[places]
+
+
+@contextmanager
+def _only(router: Any, rows: Tensor, chosen: int) -> Iterator[None]:
+    """Gives a router some experts (r,) only, of which a token uses ``chosen``."""
+    before = router.top_k, router.num_experts, router._parameters, router._buffers
+    router.top_k, router.num_experts = chosen, len(rows)
+    for name in ("_parameters", "_buffers"):
+        kept = {key: part[rows] for key, part in getattr(router, name).items()}
+        setattr(router, name, kept)
+    try:
+        yield
+    finally:
+        router.top_k, router.num_experts, router._parameters, router._buffers = before

@@ -28,7 +28,6 @@ from pgprune.inspection.checkpoint_kind import check_floats, check_kind
 from pgprune.models.discovery import settle_family
 from pgprune.models.families import FAMILIES, check_kinds, check_layers, family_of
 from pgprune.models.gguf_model import check_tensors, read_gguf_model
-from pgprune.models.loading_bars import bars_as_phases
 from pgprune.models.registration import attention_kernel, register
 from pgprune.models.source import Source, find_source, unreadable
 from pgprune.models.vocabulary import begin_windows, guard_vocabulary, load_tokenizer
@@ -42,7 +41,7 @@ from pgprune.models.weight_files import (
 from pgprune.utils.devices import check_dtype, choose_device
 from pgprune.utils.files import user_path
 from pgprune.utils.options import Config, option
-from pgprune.utils.progress import phase
+from pgprune.utils.progress import bars_as_phases, phase
 
 DTYPES = {
     "float32": torch.float32,

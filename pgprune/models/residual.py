@@ -16,15 +16,17 @@ from pgprune.models.family import Family
 _DAMPING = 0.01  # relative to the mean square of gains
 
 
-def added(layer: nn.Module, family: Family, kind: str, output: Tensor) -> Tensor:
+def added(layer: nn.Module, family: Family, kind: str, output: Any) -> Tensor:
     """Computes what a block adds to the residual stream, as its layer does.
 
     Args:
         layer: the decoder layer.
         family: of the model.
         kind: ``heads`` for the attention block, ``channels`` for the MLP.
-        output: of the attention output or the down projection, (..., D).
+        output: of the attention output or the down projection, (..., D); of an MLP that returns
+            more, all of that.
     """
+    output = output[0] if isinstance(output, tuple) else output
     norm = _norm(layer, family, kind)
     if norm is not None:
         output = norm(output)
@@ -37,7 +39,7 @@ def additions(layer: nn.Module, family: Family) -> Iterator[list[Tensor]]:
     """Yields a list that gets what attention and then MLP add when the layer runs in the body."""
     parts: list[Tensor] = []
 
-    def hook(kind: str, module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def hook(kind: str, module: nn.Module, args: tuple[Tensor, ...], output: Any) -> None:
         parts.append(added(layer, family, kind, output))
 
     hooks = [

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
@@ -185,6 +185,8 @@ def _config(
             "attention": list(family.attention_norms),
             "mlp": list(family.mlp_norms),
         }
+        if family.experts is not None and family.down != "mlp":
+            values["mlp_module"] = family.down
     if any("biases" in override for override in overrides):
         values["biases"] = []  # transformers needs a value for the layers without added biases
     if any("value_dims" in override for override in overrides):
@@ -203,9 +205,13 @@ def _dense_layers(
 ) -> dict[str, Any]:
     """Returns the configuration values that say which layers have no experts."""
     names = family.experts
-    if names is None or names.dense_layers is None or names.step is None:
+    if names is None:
         return {}
     plain = [new for new, layer in enumerate(layers) if not units.shapes[layer.index].experts]
+    if names.first_dense is not None:
+        return {names.first_dense: len(plain)}
+    if names.dense_layers is None or names.step is None:
+        return {}
     return {names.dense_layers: plain, names.step: 1}
 
 
@@ -260,12 +266,7 @@ def _weights(
     for name, parameter in model.named_parameters():
         if not name.startswith(f"{family.layers}."):  # embeddings, final norm, head
             yield name, parameter.clone()
-    stored = model.state_dict(keep_vars=True) if is_found(model.config) else {}
-    buffers = {name: b for name, b in stored.items() if not isinstance(b, nn.Parameter)}
     for new, layer in enumerate(layers):
-        dense = f"{family.layers}.{layer.index}."
-        for name in (name for name in buffers if name.startswith(dense)):  # of activations
-            yield f"{family.layers}.{new}.{name.removeprefix(dense)}", buffers[name].clone()
         for name, weight in layer.weights.items():
             path, _, kind = name.rpartition(".")
             if layer.value_dims and path in (family.value, family.output):

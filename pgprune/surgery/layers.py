@@ -182,7 +182,7 @@ def _is_pruned(mask: LayerMask, block: str) -> bool:
 def _pruned_layer(
     layer: nn.Module, plan: LayerPlan, shape: LayerShape, family: Family, changes: dict[str, Tensor]
 ) -> PrunedLayer:
-    dense_names = {name for name, _ in layer.named_parameters()}
+    dense_names = layer.state_dict().keys()
     weights = layer_weights(layer, plan, shape, family, changes)
     heads = shape.kv_heads if plan.heads is None else len(plan.heads)
     channels = shape.channels if plan.channels is None else len(plan.channels)
@@ -218,7 +218,7 @@ def layer_weights(
         and the bias of the output projection remain.
     """
     like = next(layer.parameters())
-    dense: dict[str, Tensor] = dict(layer.named_parameters())
+    dense: dict[str, Tensor] = layer.state_dict(keep_vars=True)  # with what routers do not learn
     dense |= {name: new.to(dense.get(name, like), copy=True) for name, new in changes.items()}
     skipped = block_names(plan.skip, family)
     weights = {name: weight for name, weight in dense.items() if not name.startswith(skipped)}
@@ -237,8 +237,8 @@ def layer_weights(
             weights[name] = weights[name].index_select(dim, index.to(weights[name].device))
         else:
             del weights[name]  # a matrix without rows or columns
-    return {  # a parameter that was neither cut nor replaced is still that of the dense model
-        name: weight.clone() if isinstance(weight, nn.Parameter) else weight
+    return {  # what was neither cut nor replaced is still that of the dense model
+        name: weight if name in cuts or name in changes else weight.clone()
         for name, weight in weights.items()
     }
 
@@ -288,5 +288,5 @@ def expert_cuts(experts: Tensor, shape: LayerShape, family: Family, layer: nn.Mo
     """Yields where experts (e,) are: names of parameters, dimensions, indices along them."""
     assert family.experts is not None
     for path in (family.experts.router, family.experts.experts):
-        for name, _ in layer.get_submodule(path).named_parameters():
+        for name in layer.get_submodule(path).state_dict():
             yield f"{path}.{name}", 0, experts

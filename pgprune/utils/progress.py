@@ -9,10 +9,10 @@ started have no listener.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -171,3 +171,25 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@contextmanager
+def bars_as_phases() -> Iterator[None]:
+    """Shows as phases what transformers shows in bars of its own while it loads."""
+    from transformers import modeling_gguf_pytorch_utils
+    from transformers.utils import logging
+
+    def bar(items: Iterable[Any], desc: str = "items", **_: Any) -> Iterable[Any]:
+        return track(items, desc.rstrip("."))
+
+    def hook(make: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return bar(*args, **options) if args else make(**options)
+
+    gguf: Any = modeling_gguf_pytorch_utils
+    own, before = gguf.tqdm, logging.set_tqdm_hook(hook)
+    gguf.tqdm = bar  # it asks no hook
+    try:
+        yield
+    finally:
+        gguf.tqdm = own
+        logging.set_tqdm_hook(before)

@@ -88,3 +88,19 @@ class Case:
 def case_of(model, granularity="heads+channels", channel_block=1, **tokens_options) -> Case:
     units = PruningUnits.of(model, granularity, channel_block)
     return Case(model, units, tokens(**tokens_options))
+
+
+def with_enough_experts(case: Case) -> Case:
+    """Keeps as many experts in a layer as a token uses, and drops masks that leave no model."""
+    units = case.units
+    masks = dict(zip(case.names, case.masks, strict=True))
+    for mask in masks.values():
+        for group, least in zip(units.groups, units.least.tolist(), strict=True):
+            here = mask[group.start : group.stop]
+            missing = least - int(here.sum())
+            if missing > 0:
+                here[torch.nonzero(here == 0).flatten()[-missing:]] = 1
+    whole = {"blocks", "layers"} & {units.granularity}
+    left = [n for n, m in masks.items() if (m.any() if whole else units.cost[m.bool()].sum())]
+    case.names, case.masks = left, torch.stack([masks[name] for name in left])
+    return case

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers.mixtures import MIXTURES
+from helpers.mixtures import MIXTURES, with_experts
 from helpers.tiny import masked_lm, tiny_model, tokens
 from pgprune.budget.budget import Budget
 from pgprune.metrics import METRICS
@@ -43,7 +43,7 @@ def plain_scores(model, name: str) -> list[list[float]]:
 
 @pytest.mark.parametrize("name", ["reap", "expert-frequency"])
 @pytest.mark.parametrize("granularity", ["experts", "heads+experts"])
-@pytest.mark.parametrize("family", MIXTURES)
+@pytest.mark.parametrize("family", ["qwen3_moe", "mixtral"])
 def test_scores_are_those_of_a_plain_computation(family, granularity, name):
     model = tiny_model(family)
     lm = masked_lm(model, granularity, pass_tokens=30)  # several chunks of windows
@@ -69,7 +69,17 @@ def test_masks_and_starts_are_within_the_budget(family, name, scope):
     assert bool((lm.units.kept_counts(mask[None])[0] >= lm.units.least).all())
     start = initial_probabilities(importance, budget)
     assert float(budget.excess(start[None])) <= 1e-9
-    assert lm.model.model.layers[0].mlp.gate.top_k == 2
+    assert all(router.top_k == 2 for router in with_experts(lm.model).values())
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_experts_with_tokens_score_and_tokens_go_to_as_many_as_they_use(family):
+    lm = masked_lm(tiny_model(family), "experts")
+    scores = METRICS["reap"](lm, WINDOWS[:1], Budget(lm.units, 0.5), 0).scores
+    shares = METRICS["expert-frequency"](lm, WINDOWS[:1], Budget(lm.units, 0.5), 0).scores
+    assert bool(((scores > 0) == (shares > 0)).all())
+    for group in (group for group in lm.units.groups if group.stop > group.start):
+        assert float(shares[group.start : group.stop].sum()) == pytest.approx(2)  # experts a token
 
 
 def test_an_expert_without_tokens_scores_nothing():
