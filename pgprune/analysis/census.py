@@ -8,9 +8,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from pgprune.models.families import FAMILIES, family_of
+from pgprune.models.families import family_of
 from pgprune.models.family import Family
 from pgprune.models.load import PRUNED
+from pgprune.models.rows import FAMILIES
 
 KINDS = ("embeddings", "attention", "mlp", "experts", "norms", "head", "other")
 """Kinds of parameters; ``experts`` are with their router, ``norms`` are all but those of heads."""

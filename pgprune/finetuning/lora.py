@@ -20,8 +20,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from pgprune.errors import PruningError
 from pgprune.finetuning.instructions import TrainingWindows
 from pgprune.losses.tokens import chunk_tokens, token_losses
-from pgprune.models.families import FAMILIES, decoder_layers
+from pgprune.models.families import decoder_layers
 from pgprune.models.family import Family
+from pgprune.models.rows import FAMILIES
 from pgprune.utils.memory import within_memory
 from pgprune.utils.options import Config, option
 

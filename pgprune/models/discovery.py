@@ -18,9 +18,10 @@ from pgprune.errors import PruningError, first_line
 from pgprune.inspection.configurations import built
 from pgprune.inspection.heads import find_heads, head_counts, named, some_units
 from pgprune.inspection.probe import LayerInputs, Probe, layer_inputs, probe_ids
-from pgprune.models.families import FAMILIES, add_found, linear_at
+from pgprune.models.families import add_found, linear_at
 from pgprune.models.family import Family
 from pgprune.models.proof import FAILURES, prove
+from pgprune.models.rows import FAMILIES
 
 _WIDTHS = ("inter", "inner", "ffn", "ff")  # in names of a configuration's MLP width
 

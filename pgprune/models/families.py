@@ -88,8 +88,9 @@ def check_kinds(config: Any, kinds: Iterable[str]) -> None:
             f"because {refused[kind]}; choose a --granularity without {', '.join(refused)}"
         )
     experts = family_of(config).experts
-    groups = getattr(config, experts.groups, 1) if experts and experts.groups else 1
-    if groups > 1 and "experts" in kinds:
+    if experts is None or experts.groups is None or "experts" not in kinds:
+        return
+    if (groups := getattr(config, experts.groups)) > 1:
         raise PruningError(
             f"experts cannot be pruned where a router first chooses among {groups} groups of them "
             f"({experts.groups}); choose --granularity blocks or layers"

@@ -21,7 +21,8 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from pgprune.errors import PruningError, first_line
 from pgprune.inspection.gguf_files import has_vocabulary, read_gguf
-from pgprune.models.families import FAMILIES, check_layers, family_of
+from pgprune.models.families import check_layers, family_of
+from pgprune.models.rows import FAMILIES
 
 ROPE_FACTORS = "rope_freqs.weight"
 """Tensor of the divisors of the rotary frequencies, of Llama 3.1 and later."""

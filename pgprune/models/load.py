@@ -26,9 +26,10 @@ from transformers import (
 from pgprune.errors import PruningError, first_line
 from pgprune.inspection.checkpoint_kind import check_floats, check_kind
 from pgprune.models.discovery import settle_family
-from pgprune.models.families import FAMILIES, check_kinds, check_layers, family_of
+from pgprune.models.families import check_kinds, check_layers, family_of
 from pgprune.models.gguf_model import check_tensors, read_gguf_model
 from pgprune.models.registration import attention_kernel, register
+from pgprune.models.rows import FAMILIES
 from pgprune.models.source import Source, find_source, unreadable
 from pgprune.models.vocabulary import begin_windows, guard_vocabulary, load_tokenizer
 from pgprune.models.weight_files import (

@@ -87,7 +87,7 @@ def register(model_type: str = "") -> None:
     """
     import transformers
 
-    from pgprune.models.families import FAMILIES
+    from pgprune.models.rows import FAMILIES
 
     for name, family in FAMILIES.items():
         if name in transformers.CONFIG_MAPPING and model_type in ("", name):

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pgprune.errors import PruningError
-from pgprune.models.families import FAMILIES
+from pgprune.models.rows import FAMILIES
 from pgprune.models.source import unreadable
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pgprune.masking.pruned import check_logits
-from pgprune.models.families import FAMILIES
 from pgprune.models.load import (
     PRUNED,
     ModelConfig,
@@ -19,6 +18,7 @@ from pgprune.models.load import (
     load_model,
     move_model,
 )
+from pgprune.models.rows import FAMILIES
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
 from pgprune.utils.devices import choose_device

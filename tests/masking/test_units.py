@@ -10,7 +10,7 @@ from helpers.mixtures import MIXTURES
 from helpers.tiny import CONFIGS, layers_of, projections_of, tiny_model, toy_units
 from pgprune import PruningError
 from pgprune.masking.units import GRANULARITIES, Group, PruningUnits
-from pgprune.models.families import FAMILIES
+from pgprune.models.rows import FAMILIES
 
 SMALL = BloomConfig(n_layer=1, hidden_size=8, n_head=2, vocab_size=16)
 

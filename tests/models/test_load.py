@@ -9,8 +9,8 @@ from transformers import BloomConfig, LlamaConfig, LlamaForCausalLM, PreTrainedT
 
 from helpers.tiny import letters_tokenizer, tiny_model
 from pgprune import PruningError
-from pgprune.models.families import FAMILIES
 from pgprune.models.load import ModelConfig, load_model
+from pgprune.models.rows import FAMILIES
 from pgprune.models.source import BUILTIN
 from pgprune.utils.devices import choose_device
 

@@ -13,7 +13,8 @@ from pgprune import PruningError
 from pgprune.budget.budget import Budget
 from pgprune.masking.units import PruningUnits
 from pgprune.metrics import METRICS
-from pgprune.models.families import FAMILIES, decoder_layers, family_of, linear_at
+from pgprune.models.families import decoder_layers, family_of, linear_at
+from pgprune.models.rows import FAMILIES
 from pgprune.models.shapes import shapes_of
 from pgprune.surgery.layers import zero_pruned
 

@@ -12,8 +12,9 @@ from pgprune import PruningError
 from pgprune.export.export import ExportConfig, export
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
-from pgprune.models.families import FAMILIES, family_of
+from pgprune.models.families import family_of
 from pgprune.models.load import ModelConfig, load_model
+from pgprune.models.rows import FAMILIES
 from pgprune.surgery.architecture import assemble
 from pgprune.surgery.layers import prune
 from pgprune.surgery.portable import portable_layers
