@@ -2,10 +2,13 @@
 
     python benchmarks/real_model.py RUN ... --output DIR           # adds their records to DIR
     python benchmarks/real_model.py --output DIR --report --into docs/real_model.md
+    python benchmarks/real_model.py --output DIR --report --plot FILE.png --rivals rivals.jsonl
 
 A record is one line of DIR/real_model.jsonl: what a run asked for, its costs and its perplexities.
 Runs that differ in their seeds only are one row: mean ± standard deviation, and the differences of
-log-perplexity seed by seed from the mask where each began to what it ships.
+log-perplexity seed by seed from the mask where each began to what it ships. The figure has the
+last row of each agent and number of parameters, and the best row of each rival (by its repairs and
+the text for its weights), which ``pgprune compare`` has measured.
 """
 
 import json
@@ -18,11 +21,13 @@ from typing import Any
 
 from pgprune.runs.run import Run
 from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
+from pgprune.utils.figures import legend, save_figure
 from pgprune.utils.jsonl import Record, add_line, read_lines
 from pgprune.utils.markdown import check_page, grid, renew_page, spread
 from pgprune.utils.options import Config, option
 
 MARKER = "real-model"
+_TICKS = (1, 1.25, 1.5, 2, 2.5, 3)
 FACTS = ("agent", "reward", "loss", "seed", "completed", "mask_evaluations", "tokens", "seconds")
 
 
@@ -34,6 +39,12 @@ class RealModelConfig(Config):
     report: bool = option(False, "add nothing: the table of what is in --output")
     into: tuple[str, ...] | None = option(
         None, "Markdown pages with a place for the table", unset="none", metavar="FILE"
+    )
+    plot: str | None = option(
+        None, "PNG of perplexities by parameters", unset="none", metavar="FILE"
+    )
+    rivals: str | None = option(
+        None, "records of pgprune compare, for the figure", unset="none", metavar="FILE"
     )
 
 
@@ -50,7 +61,11 @@ def main(words: Sequence[str] | None = None) -> int:
     records.parent.mkdir(parents=True, exist_ok=True)
     for run in [] if config.report else arguments.runs:
         add_line(records, record_of(Run.open(Path(run))))
-    text = table(read_lines(records))
+    found = read_lines(records)
+    if config.plot is not None:
+        rivals = read_lines(Path(config.rivals)) if config.rivals else []
+        plot(Path(config.plot), found, rivals)
+    text = table(found)
     for page in pages:
         renew_page(page, MARKER, text)
     if not pages:
@@ -84,6 +99,73 @@ def table(records: Sequence[Record]) -> str:
     for record in records:
         groups.setdefault(_key(record), []).append(record)
     return "\n" + "\n".join(_one(alike) for alike in groups.values())
+
+
+def plot(path: Path, records: Sequence[Record], rivals: Sequence[Record]) -> None:
+    """Draws how many times the dense perplexity is left at which size, a panel for each text."""
+    names = [name for name in records[0]["perplexity"]["dense"] if "@" not in name]
+    whole = records[0]["parameters"]["dense"] / 1e6
+    curves = {f"{agent}, as shipped": points for agent, points in _agents(records).items()}
+    curves |= {method: points for method, points in _rivals(rivals).items()}
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(1, len(names), squeeze=False)[0]
+        for panel, name in zip(panels, names, strict=True):
+            panel.plot([whole], [1], "k*", markersize=9, label="dense")
+            for number, (label, points) in enumerate(curves.items()):
+                look = {"marker": "osD^vPX*<>"[number % 10], "markersize": 5}
+                line = sorted((kept / 1e6, values[name]) for kept, values in points)
+                panel.plot(*zip(*line, strict=True), label=label, **look)
+            panel.set(title=name, xlabel="parameters (millions)", yscale="log")
+            panel.set_ylabel("perplexity over the dense model's")
+            panel.invert_xaxis()
+            panel.set_yticks(_TICKS, [f"{tick:g}" for tick in _TICKS])
+            panel.minorticks_off()
+        legend(figure, panels, fontsize=9)
+
+    save_figure(path, (4.2 * len(names) + 2.2, 3.6), draw)
+
+
+Points = list[tuple[int, dict[str, float]]]
+"""Parameters, and perplexities over those of the dense model, by text."""
+
+
+def _agents(records: Sequence[Record]) -> dict[str, Points]:
+    """Returns what agents ship: means over seeds of the last row of each number of parameters."""
+    groups: dict[tuple[Any, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault(_key(record), []).append(record)
+    last = {}
+    for alike in groups.values():
+        share = alike[0]["parameters"]["pruned"] / alike[0]["parameters"]["dense"]
+        last[alike[0]["agent"], round(share, 2)] = alike
+    found: dict[str, Points] = {}
+    for (agent, _), alike in last.items():
+        dense = alike[0]["perplexity"]["dense"]
+        means = {n: statistics.fmean(_values(alike, "pruned", n)) / dense[n] for n in dense}
+        found.setdefault(agent, []).append((alike[0]["parameters"]["pruned"], means))
+    return found
+
+
+def _rivals(records: Sequence[Record]) -> dict[str, Points]:
+    """Returns the best row of each method at each rate, by the mean of log-perplexities."""
+    best: dict[tuple[str, float], Record] = {}
+    for record in records:
+        key = record["method"].partition(":")[0], record["rate"]
+        if key not in best or _mean_log(record) < _mean_log(best[key]):
+            best[key] = record
+    found: dict[str, Points] = {}
+    for (method, _), record in best.items():
+        points = found.setdefault(method, [])
+        ratios = {
+            name: value / record["dense"][name] for name, value in record["perplexity"].items()
+        }
+        points.append((record["parameters"]["pruned"], ratios))
+    return found
+
+
+def _mean_log(record: Record) -> float:
+    return statistics.fmean(map(math.log, record["perplexity"].values()))
 
 
 def _key(record: Record) -> tuple[Any, ...]:
