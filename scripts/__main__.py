@@ -17,6 +17,7 @@ Structural pruning of large language models as a reinforcement-learning problem.
   train            learn which units of a model to keep, by an agent
   prune            prune by an importance metric or another method, without learning
   export           write the pruned model of a run for transformers, vLLM or llama.cpp
+  language         take the language part out of a model of images, or put it back
   check            check that runs, exports and models are whole and load
   evaluate         measure perplexity and zero-shot accuracy of models and runs
   finetune         recover what pruning cost, by LoRA

@@ -58,8 +58,8 @@ def check_kind(source: str, raw: Mapping[str, Any], families: Collection[str] = 
         remedy = "give its language part alone, saved as a causal LM"
         if family in families:
             remedy = (
-                f"its language part, of the family {family!r}, can be pruned alone and put back, "
-                "as docs/families.md says"
+                f"its language part, of the family {family!r}, can be pruned alone and put back: "
+                "pgprune language takes it out"
             )
         raise PruningError(
             f"{said}takes more than text ({printable(', '.join(parts))} in its config.json); "

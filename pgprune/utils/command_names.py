@@ -11,6 +11,7 @@ COMMANDS = {
     "train": "train_agent",
     "prune": "prune_baseline",
     "export": "export",
+    "language": "language",
     "check": "check",
     "evaluate": "evaluate",
     "finetune": "finetune",
