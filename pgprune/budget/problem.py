@@ -24,7 +24,7 @@ from pgprune.masking.units import GRANULARITIES, PruningUnits
 from pgprune.models.families import is_found
 from pgprune.models.load import ModelConfig, fingerprint, load_model
 from pgprune.models.value_rotation import fit_rotations, rotate_values
-from pgprune.utils.devices import choose_device
+from pgprune.utils.devices import choose_device, say_if_busy
 from pgprune.utils.options import Config, option
 from pgprune.utils.progress import phase
 
@@ -180,6 +180,9 @@ def make_problem(
         )
     kinds = GRANULARITIES.get(pruning.granularity, ())
     language_model, tokenizer = load_model(model, kinds=kinds)
+
+    if language_model.device.type == "cpu":
+        say_if_busy()
     check_sequence_length(language_model.config, data.longest)
     units = PruningUnits.of(language_model, pruning.granularity, pruning.channel_block)
     budget = Budget(units, pruning.prune_rate, pruning.budget, pruning.scope, pruning.round_to)

@@ -1,11 +1,16 @@
 """Chooses devices that are present, and checks their number formats."""
 
 import os
+from functools import cache
+from pathlib import Path
 
 import torch
 
 from pgprune.errors import PruningError
 from pgprune.utils.process_ids import local_rank, worker
+from pgprune.utils.progress import log
+
+_PROCESSES = Path("/proc/loadavg")  # of Linux
 
 
 def choose_device(name: str) -> torch.device:
@@ -33,6 +38,38 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+@cache  # says it once
+def say_if_busy() -> None:
+    """Says that other processes take cores of the CPU which threads of this one would wait for."""
+    cores, threads = side_by_side_on_cpu(), torch.get_num_threads()
+    free = max(1, cores - _others_running())
+    if free < threads:
+        log(
+            f"other processes use {cores - free} of {cores} cores, and {threads} threads wait for "
+            f"the slowest of them; OMP_NUM_THREADS={free} may be much faster"
+        )
+
+
+def _others_running() -> int:
+    """Returns how many other processes have been computing for the last minute, and do so now.
+
+    It is 0 where the operating system does not say.
+    """
+    try:
+        minute, _, _, running, *_ = _PROCESSES.read_text().split()
+        now = int(running.partition("/")[0]) - 1  # without this one
+        return max(0, min(round(float(minute)), now))
+    except (OSError, ValueError):
+        return 0
+
+
+def side_by_side_on_cpu() -> int:
+    """Returns how many processes can compute on the CPU without sharing a core."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))  # a container may allow fewer cores than there are
+    return os.cpu_count() or 1  # None if unknown
+
+
 def side_by_side(name: str) -> int:
     """Returns how many processes can use a device without sharing a GPU, or a CPU core.
 
@@ -43,10 +80,8 @@ def side_by_side(name: str) -> int:
         PruningError: there is no such device.
     """
     device = choose_device(name)
-    if device.type == "cpu" and hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))  # a container may allow fewer cores than there are
     if device.type == "cpu":
-        return os.cpu_count() or 1  # None if unknown
+        return side_by_side_on_cpu()
     # One process for each GPU.
     return torch.cuda.device_count() if name in ("auto", "cuda") and device.type == "cuda" else 1
 
