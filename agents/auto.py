@@ -16,6 +16,7 @@ paper's REINFORCE (arXiv 2406.10576), with leave-one-out baselines.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +113,16 @@ class Auto(Agent):
         self.deviation = torch.full_like(self.mean, self.config.deviation)
         self.average = torch.zeros_like(self.mean)
         self.keep = torch.empty(0, dtype=torch.float64)
+
+    def start_from(self, learned: Mapping[str, Tensor], mask: Tensor) -> None:
+        """Starts from the offsets that were learned at another prune rate, and searches around.
+
+        Args:
+            learned: the tensors of the ``state`` of the agent at the other rate.
+            mask: its answer, (n,); not used.
+        """
+        self.mean, self.average = learned["average"].clone(), learned["average"].clone()
+        self.deviation = learned["deviation"].clone()
 
     @property
     def probabilities(self) -> Tensor:

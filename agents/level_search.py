@@ -16,6 +16,7 @@ This is ours. Choosing levels of refitted weights for each layer is Tyr-the-Prun
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from pgprune.agents.base import COUNTS, Agent, lowest
 from pgprune.agents.levels.sensitivity import sensitivities
-from pgprune.agents.levels.start import best
+from pgprune.agents.levels.start import best, nearest, scaled
 from pgprune.metrics import Importance
 from pgprune.repair.levels import Levels
 
@@ -69,6 +70,21 @@ class LevelSearch(Agent):
         self.sums = torch.zeros(4, len(levels.groups), dtype=torch.float64)
         self.back = torch.zeros((), dtype=torch.float64)
         self.round, self.cursor = 0, 0
+
+    def start_from(self, learned: Mapping[str, Tensor], mask: Tensor) -> None:
+        """Starts from what a search of the same levels has learned at another prune rate.
+
+        Its mask is scaled to the budget, and then improved by its sensitivities within the first
+        trust region. The scaled one is the choice before, which actions compare with.
+
+        Args:
+            learned: the tensors of its ``state``.
+            mask: its answer, (n,).
+        """
+        self.sums = learned["sums"].clone()
+        kept = self.budget.units.kept_counts(mask[None])[0].tolist()
+        self.choice = nearest(self.levels, self.budget, scaled(kept, self.budget))
+        self._move()
 
     def mask(self) -> Tensor:
         """Returns the mask of the choice, with what the budget has left, (n,) uint8."""
@@ -137,13 +153,17 @@ class LevelSearch(Agent):
         """Moves to the best choice in the trust region, and starts the next round."""
         if self.back < 0:  # the choice before was the better one
             self.choice = self.previous
+        self._move()
+        self.back.zero_()
+        self.round, self.cursor = min(self.round + 1, len(SHARES) - 1), 0
+
+    def _move(self) -> None:
+        """Moves to the best choice in the trust region, by what is known of sensitivities."""
         self.previous = self.choice.clone()
         units = self.budget.units
         kinds = torch.tensor([units.kinds.index(group.kind) for group in units.groups])
         rises = sensitivities(self.sums, kinds)
         self.choice = best(self.levels, self.budget, lambda group: self._values(group, rises))
-        self.back.zero_()
-        self.round, self.cursor = min(self.round + 1, len(SHARES) - 1), 0
 
     def _values(self, group: int, rises: Tensor) -> Tensor:
         """Estimates the loss at the levels of the trust region, (levels,); infinite elsewhere."""

@@ -7,6 +7,7 @@ generator, on the model's device.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -207,6 +208,18 @@ class Reinforce(Agent):
                 transform = "sigmoid-norm"
         initial = initial_probabilities(importance, start, transform, init.init_constant)
         return cls(env, config, initial, rates, seed)
+
+    def start_from(self, learned: Mapping[str, Tensor], mask: Tensor) -> None:
+        """Starts from the mean of its own probabilities and those learned at another rate.
+
+        What was learned says which units matter; the metric still orders those that were all kept.
+
+        Args:
+            learned: the tensors of the ``state`` of the agent at the other rate.
+            mask: its answer, (n,); not used.
+        """
+        before = learned["probabilities"].to(self.probabilities.device)
+        self.probabilities = self.budget.project((self.probabilities + before) / 2)
 
     def learning_rate(self, total_steps: int, total_timesteps: int) -> float:
         """Returns the step size of the current step; each pruning stage restarts the schedule."""

@@ -1,5 +1,6 @@
 """K masks a step on one model: the environment for agents that learn from many masks at once."""
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from typing import Any, cast
@@ -114,6 +115,16 @@ class LLMPruningVectorEnv(VectorEnv[Array, Array, Array]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self._elapsed = 0  # steps of the episode, the same for all rows
         self._shares = torch.ones(num_envs, groups, dtype=torch.float64)  # kept, of the last masks
+
+    def at(self, problem: Problem) -> "LLMPruningVectorEnv":
+        """Returns an environment with another budget over the same model, judge and streams.
+
+        Args:
+            problem: this one's, but for the budget.
+        """
+        other = copy.copy(self)
+        other.problem, other.budget = problem, problem.budget
+        return other
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pgprune.agents.training.loaded import Loaded
 from pgprune.agents.training.settings import resumed
 from pgprune.agents.training.train import Training
 from pgprune.data.stream import DataConfig
@@ -172,11 +173,12 @@ def _make_run(work: Work) -> None:
         shutil.rmtree(path)
     # A resumed run keeps its own settings; check_same has compared them with today's.
     run = Run.open(path) if path.exists() else None
-    training = Training(resumed(run) if run else settings)
+    loaded = Loaded(resumed(run) if run else settings)
+    training = Training(loaded)
     training.record.add(_known(work))
     if run is None:
-        run = Run.create(str(path), settings.sections(training.decided()), command, path.name)
-    training.check(run)
+        run = Run.create(str(path), settings.sections(loaded.decided()), command, path.name)
+    loaded.check(run)
     with run:
         training.run(run)
 

@@ -1,6 +1,7 @@
 """Turn a finished run into a model that ordinary tools load.
 
     pgprune export runs/NAME                                   # a smaller model
+    pgprune export runs/SWEEP --at 0.3                         # of several rates: that one
     pgprune export runs/NAME --format masked --output DIR      # dense shapes with zeros
     pgprune export runs/NAME --uniform --round-to 32           # a stock architecture
     pgprune export runs/NAME --portable                        # for vLLM and SGLang
@@ -23,6 +24,7 @@ from transformers.utils import logging
 
 from pgprune.export.export import ExportConfig, export, parameters_in
 from pgprune.runs.finished import FinishedRun
+from pgprune.runs.sweep import AtConfig, run_at_rate
 from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
 from pgprune.utils.progress import note
 from pgprune.utils.progress_view import showing
@@ -35,7 +37,8 @@ def main() -> None:
     arguments = make_parser().parse_args()
     config = from_arguments(ExportConfig, arguments)
     with showing(config.quiet):
-        output = export(FinishedRun.open(arguments.run), config)
+        run = run_at_rate(arguments.run, from_arguments(AtConfig, arguments).at)
+        output = export(FinishedRun.open(run), config)
         size = sum(file.stat().st_size for file in output.iterdir() if file.is_file())
         count = parameters_in(output)
         note(f"{shlex.quote(str(output))}: {count:,} parameters, {size / 1e6:,.1f} MB")
@@ -45,7 +48,7 @@ def main() -> None:
 
 def make_parser() -> ArgumentParser:
     """Returns the parser of the options."""
-    parser = ArgumentParser(__doc__, ExportConfig, main=())
+    parser = ArgumentParser(__doc__, AtConfig, ExportConfig, main=())
     parser.add_argument("run", metavar="RUN", help="directory of a finished run")
     return parser
 

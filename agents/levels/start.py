@@ -1,13 +1,14 @@
 """Choices of levels that a search may start from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from pgprune.agents.levels.knapsack import cheapest
 from pgprune.budget.budget import Budget
-from pgprune.budget.level_grid import grid, groups_of
+from pgprune.budget.level_grid import groups_of, start_counts
+from pgprune.budget.nested import NestedBudget
 from pgprune.repair.levels import Levels
 
 
@@ -21,7 +22,8 @@ def starts(levels: Levels, budget: Budget) -> Tensor:
         Equal shares; the least sum of errors; that of squared errors; and the middle between the
         first two: (4, groups) int64.
     """
-    _, equal = grid(budget)
+    counts = start_counts(budget)
+    equal = nearest(levels, budget, counts)
     errors = [group.errors.clamp(min=0) for group in levels.groups]
     by_error = best(levels, budget, lambda group: errors[group])
     by_square = best(levels, budget, lambda group: errors[group].square())
@@ -29,8 +31,26 @@ def starts(levels: Levels, budget: Budget) -> Tensor:
         (of_group.kept[first] + of_group.kept[second]) / 2
         for of_group, first, second in zip(levels.groups, equal, by_error, strict=True)
     ]
-    middle = best(levels, budget, lambda g: (levels.groups[g].kept - aims[g]).double().square())
-    return torch.stack([equal, by_error, by_square, middle])
+    return torch.stack([equal, by_error, by_square, nearest(levels, budget, aims)])
+
+
+def nearest(levels: Levels, budget: Budget, aims: Sequence[Tensor | float]) -> Tensor:
+    """Finds the choice (groups,) that keeps numbers of units nearest to those aimed at.
+
+    Distances are squared, and the choice is within the budget.
+    """
+    return best(levels, budget, lambda g: (levels.groups[g].kept - aims[g]).double().square())
+
+
+def scaled(counts: Sequence[float], budget: Budget) -> list[float]:
+    """Scales numbers of kept units (groups,) to a budget, by one factor in each of its pools."""
+    aims = [0.0] * len(counts)
+    for pool in budget.pools:
+        members = groups_of(budget, pool).tolist()
+        cost = sum(counts[group] * _unit_cost(budget, group) for group in members)
+        for group in members:
+            aims[group] = counts[group] * pool.capacity / max(cost, 1)
+    return aims
 
 
 def best(levels: Levels, budget: Budget, values: Callable[[int], Tensor]) -> Tensor:
@@ -38,7 +58,7 @@ def best(levels: Levels, budget: Budget, values: Callable[[int], Tensor]) -> Ten
 
     Args:
         levels: to choose from.
-        budget: limits what all groups together keep.
+        budget: limits what all groups together keep; a nested one also what each keeps.
         values: of the levels of a group, by its index, (levels,) float64 each.
 
     Returns:
@@ -48,9 +68,16 @@ def best(levels: Levels, budget: Budget, values: Callable[[int], Tensor]) -> Ten
     for pool in budget.pools:
         members = groups_of(budget, pool).tolist()
         costs = [levels.groups[g].kept * _unit_cost(budget, g) for g in members]
-        found = cheapest([values(g) for g in members], costs, pool.capacity)
-        choice[members] = torch.tensor(found)
+        of_members = [_allowed(levels, budget, g, values(g)) for g in members]
+        choice[members] = torch.tensor(cheapest(of_members, costs, pool.capacity))
     return choice
+
+
+def _allowed(levels: Levels, budget: Budget, group: int, values: Tensor) -> Tensor:
+    """Makes values (levels,) infinite where a level keeps more than a nested budget allows."""
+    if not isinstance(budget, NestedBudget):
+        return values
+    return values.masked_fill(levels.groups[group].kept > budget.most[group], torch.inf)
 
 
 def _unit_cost(budget: Budget, group: int) -> int:

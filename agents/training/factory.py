@@ -1,5 +1,10 @@
 """Creates an agent from a run's settings, and checks early that this will work."""
 
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
 from pgprune.agents.base import Agent, load_package
 from pgprune.agents.level_search import LevelSearch
 from pgprune.agents.training.config import LEVELS
@@ -11,6 +16,14 @@ from pgprune.envs.reward import check_reward
 from pgprune.errors import PruningError
 from pgprune.masking.units import PruningUnits
 from pgprune.metrics import METRICS, Importance
+
+
+@runtime_checkable
+class WarmStart(Protocol):
+    """An agent that can start from what its like has learned at another prune rate."""
+
+    def start_from(self, learned: Mapping[str, Tensor], mask: Tensor) -> None:
+        """Starts from the tensors of a learned ``state``, and its answer, (n,)."""
 
 
 def check_agent(settings: Settings) -> None:

@@ -22,8 +22,17 @@ from pgprune.utils.manifest import MANIFEST
 _WINDOWS = 32  # that choose the start
 
 
-def levels_of(run: Run, settings: Settings, problem: Problem, windows: Tensor) -> Levels | None:
+def levels_of(
+    run: Run, settings: Settings, problem: Problem, windows: Tensor, shared: bool = False
+) -> Levels | None:
     """Reads the levels of a run, or fits them on calibration windows (N, T) and keeps them there.
+
+    Args:
+        run: in whose directory they are.
+        settings: of the run.
+        problem: the model and its budget.
+        windows: calibration token ids to fit them on, (N, T).
+        shared: whether runs at other prune rates take them too.
 
     Returns:
         Them; None where the rewards are about something else.
@@ -37,7 +46,7 @@ def levels_of(run: Run, settings: Settings, problem: Problem, windows: Tensor) -
     if (found := Levels.load(problem.units, folder, problem.lm.device)) is not None:
         problem.lm.meter.add(found.tokens)  # as if they were fitted; a checkpoint has its own count
         return found
-    kept, _ = grid(problem.budget)
+    kept, _ = grid(problem.budget, shared)
     with run.saving():
         return fit_levels(problem.lm, windows, kept, folder, settings.repair.damping)
 

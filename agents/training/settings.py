@@ -3,12 +3,13 @@
 import argparse
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Self
 
 from pgprune.agents.actions import chosen_action
 from pgprune.agents.registry import AGENTS, Entry, section_of
 from pgprune.agents.reinforce import ReinforceConfig, default_learning_rate
-from pgprune.agents.training.config import LEVELS, AgentConfig, TrainingRunConfig
+from pgprune.agents.training.config import LEVELS, AgentConfig, SweepConfig, TrainingRunConfig
 from pgprune.budget.problem import PruningConfig
 from pgprune.data.stream import DataConfig
 from pgprune.errors import PruningError
@@ -38,6 +39,7 @@ class Settings(Sections):
     pruning: PruningConfig = PruningConfig()
     repair: RepairConfig = RepairConfig()
     init: InitConfig = InitConfig()
+    sweep: SweepConfig = SweepConfig()
     agents: Mapping[str, Config] = field(default_factory=dict)
 
     @classmethod
@@ -49,7 +51,7 @@ class Settings(Sections):
     @classmethod
     def later(cls) -> Collection[str]:
         """Returns sections that runs of earlier versions lack; the first one had only reinforce."""
-        return {*super().later(), *map(section_of, AGENTS)} - {"reinforce"}
+        return {*super().later(), "sweep", *map(section_of, AGENTS)} - {"reinforce"}
 
     @classmethod
     def of(cls, sections: Mapping[str, Any]) -> Self:
@@ -177,6 +179,10 @@ class Settings(Sections):
     @property
     def name(self) -> str:
         """Returns the default name of a run with these settings."""
+        rates = self.sweep.prune_rates
+        if rates is not None:
+            span = f"{rates[0]:g}-{rates[-1]:g}"
+            return f"{self.agent.agent}-{Path(self.model.model).name}-{span}-seed{self.run.seed}"
         return self.run.name(self.agent.agent, self.model.model, self.pruning.prune_rate)
 
 

@@ -1,42 +1,36 @@
-"""Runs training from settings to results, for ``scripts/train_agent.py``.
+"""Runs training from what is loaded to results, for ``scripts/train_agent.py``.
 
-It loads and checks everything, evaluates the dense model and the metric's one-shot mask, learns
-with checkpoints and a few validations on fixed windows, evaluates, writes and plots.
+It evaluates the dense model and the metric's one-shot mask, learns with checkpoints and a few
+validations on fixed windows, evaluates, writes and plots.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pgprune.agents.base import Agent
-from pgprune.agents.training.factory import check_action, check_agent, make_agent
+from pgprune.agents.training.factory import WarmStart, make_agent
 from pgprune.agents.training.final_mask import final_mask
-from pgprune.agents.training.levels import drop_levels, levels_of, start_of
+from pgprune.agents.training.levels import drop_levels
+from pgprune.agents.training.loaded import Loaded
 from pgprune.agents.training.repaired_reward import REFIT_WINDOWS, RepairedReward
-from pgprune.agents.training.replicas import make_env
 from pgprune.agents.training.results import plot, summarise
 from pgprune.agents.training.run_state import Record, training_figures
-from pgprune.agents.training.settings import Settings
-from pgprune.budget.problem import make_problem
-from pgprune.data.stream import evaluation_windows, first_windows
+from pgprune.data.stream import first_windows
 from pgprune.data.token_meter import TokenMeter
-from pgprune.envs.judge import Replicas
-from pgprune.errors import PruningError
 from pgprune.evaluation.sample import sample_text
-from pgprune.export.export import check_format
 from pgprune.metrics import Importance
-from pgprune.models.load import fingerprint
 from pgprune.repair.choice import ChosenRepair
 from pgprune.runs.files import RunFile
 from pgprune.runs.results import perplexities, with_repair
 from pgprune.runs.run import Run
 from pgprune.utils.ctrl_c import ctrl_c
-from pgprune.utils.memory import memory_now, peak_memory, read_once
+from pgprune.utils.memory import peak_memory
 from pgprune.utils.progress import note, phase
 
 VALIDATIONS = 10  # in a run
@@ -44,75 +38,42 @@ _REFITS = 10  # of the reward in a run
 _FOLLOWED = "followed"  # in a checkpoint: the mask whose moments the reward's repairs rest on
 
 
-class Training:
-    """One run, loaded and checked; ``run`` starts or resumes it.
+class Neighbour(NamedTuple):
+    """The run at the next lower prune rate of a sweep, where a run starts.
 
-    Args:
-        settings: of the run.
-        replicas: share the masks of a step, and stop when it has learned; None for none.
-
-    Raises:
-        PruningError: anything that cannot work, before any long work.
+    Attributes:
+        learned: the tensors of its agent.
+        mask: its answer, (n,) uint8.
     """
 
-    def __init__(self, settings: Settings, replicas: Replicas | None = None) -> None:
-        self._started = time.monotonic()
-        self.settings = settings
-        check_agent(settings)
-        seed, masks = settings.run.seed, settings.masks
-        self.problem = make_problem(settings.model, settings.data, settings.pruning, seed, masks)
-        check_action(settings, self.problem.units)
-        if settings.run.export is not None:
-            lm, tokenizer = self.problem.lm, self.problem.tokenizer
-            repair, scope = settings.repair.repair, settings.pruning.scope
-            check_format(settings.run.export, lm, tokenizer, repair, scope, settings.model)
-        read_once(self.problem.lm.model.parameters())
-        self._loaded = memory_now(self.problem.lm.device)
-        self.windows = evaluation_windows(settings.data, self.problem.tokenizer)
-        samples, head = settings.init.init_samples, self.problem.stream.head
-        self._metric_windows = head(samples)
-        self._repair_windows = head(settings.repair.repair_samples or samples, fewer=True)
-        self._validation = self.problem.validation.split(8)  # (B, T) each
-        self._env = make_env(settings, self.problem)
-        if replicas is not None:
-            self._env.judge.share(replicas)
-        self._repaired_reward: RepairedReward | None = None
+    learned: Mapping[str, Tensor]
+    mask: Tensor
+
+
+class Training:
+    """One run; ``run`` starts or resumes it.
+
+    Args:
+        loaded: its model and text.
+        neighbour: whose answer it starts from; None for the metric or the levels.
+
+    Attributes:
+        loaded: as given.
+        settings: of the run.
+        record: what is known so far.
+        interrupted: whether Ctrl-C has ended ``run``.
+    """
+
+    def __init__(self, loaded: Loaded, neighbour: Neighbour | None = None) -> None:
+        self.settings = loaded.settings
         self.record = Record()
+        self.interrupted = False
+        self.loaded = loaded
+        self._neighbour = neighbour
+        self._problem, self._env = loaded.problem, loaded.env
+        self._windows = loaded.windows
+        self._repaired_reward: RepairedReward | None = None
         self._earlier_seconds = 0.0
-
-    def decided(self) -> dict[str, Any]:
-        """Returns what was chosen from the settings, for config.yaml."""
-        # Not the windows of the metric, whose number differs between agents of one benchmark.
-        first_batch = self.problem.stream.head(self.problem.stream.batch_size)
-        return {
-            "executor": self.problem.lm.executor,
-            "learning_rate": self.settings.learning_rate,
-            "model_fingerprint": self.problem.model_fingerprint,
-            "text_fingerprint": fingerprint(first_batch, self.problem.validation),
-            "validation": "held out",
-            **({} if self.settings.entry.no_resume is None else {"resumable": False}),
-        }
-
-    def check(self, run: Run) -> None:
-        """Makes sure that a run to resume was started on this model and this text.
-
-        Raises:
-            PruningError: the model or the calibration text is another one, or an earlier version
-                trained on what is held out for validation now.
-        """
-        decided = run.sections.get("decided", {})
-        if "validation" not in decided:
-            raise PruningError(
-                f"the run {run.path} is of an earlier version, which trained on text that is held "
-                "out for validation now; start a new run"
-            )
-        for name in ("model", "text"):
-            key = f"{name}_fingerprint"
-            if decided.get(key) != self.decided()[key]:
-                raise PruningError(
-                    f"the run {run.path} was started on another {name} than is there now; put the "
-                    f"old {name} back, or start a new run"
-                )
 
     def run(self, run: Run) -> dict[str, Any]:
         """Learns, from the run's checkpoint if it has one, and writes everything.
@@ -131,11 +92,11 @@ class Training:
                 losses are not finite.
         """
         settings = self.settings
-        self._env.judge.levels = levels_of(run, settings, self.problem, self._repair_windows)
+        self.loaded.prepare(run)  # tokens that a resumed run has counted before
         checkpoint = run.load_checkpoint()
-        self._env.judge.remember(self._validation)  # a resumed run counted its tokens before
         if checkpoint is None:
             agent = make_agent(settings, self._env, self._initialise())
+            self._start(agent)
             self._reward_repaired(agent)
             if self._repaired_reward is not None:
                 self._repaired_reward.follow(agent.mask())
@@ -143,13 +104,15 @@ class Training:
             self._save(run, agent)
         else:
             # The checkpoint replaces all that an agent takes from importance.
-            nothing = Importance(torch.zeros(self.problem.units.n, dtype=torch.float64))
+            nothing = Importance(torch.zeros(self._problem.units.n, dtype=torch.float64))
             agent = make_agent(settings, self._env, nothing)
             self._reward_repaired(agent)
             self._restore(agent, *checkpoint)
         with ctrl_c() as interrupted:
             completed = self._learn(run, agent, interrupted)
-            return self._finish(run, agent, completed)
+            results = self._finish(run, agent, completed)
+            self.interrupted = interrupted()
+        return results
 
     def _learn(self, run: Run, agent: Agent, interrupted: Callable[[], bool]) -> bool:
         """Learns until the end or Ctrl-C, and saves; returns whether it has come to the end."""
@@ -180,17 +143,24 @@ class Training:
 
     def _initialise(self) -> Importance:
         """Evaluates the dense model and the metric's mask; returns the importance of units."""
-        problem = self.problem
+        problem = self._problem
         note(f"{problem.units}; executor {problem.lm.executor}")
-        importance = start_of(self.settings, problem, self._metric_windows, self._env.judge)
-        initial = self.record.masks["initial"] = importance.mask(problem.budget)
+        importance = self.loaded.start()
+        initial = self.record.masks["initial"] = importance.mask(self.loaded.budget)
         rows = {"dense": problem.units.ones(), "initial": initial}
         with self._evaluating():
             sure, known = self.settings.data.until_sure, self.record.evaluated
-            found = perplexities(problem.lm, rows, self.windows, until_sure=sure, known=known)
+            found = perplexities(problem.lm, rows, self._windows, until_sure=sure, known=known)
         self.record.add(found)
-        self.windows = first_windows(self.windows, found.windows)
+        self._windows = first_windows(self._windows, found.windows)
         return importance
+
+    def _start(self, agent: Agent) -> None:
+        """Lets an agent start from the neighbour, if there is one."""
+        if self._neighbour is not None:
+            assert isinstance(agent, WarmStart)
+            agent.start_from(*self._neighbour)
+            self.record.masks["start"] = agent.mask()
 
     def _reward_repaired(self, agent: Agent) -> None:
         """Makes rewards count refitted weights, if the settings ask for it."""
@@ -198,7 +168,7 @@ class Training:
         if settings.refits:
             steps = agent.steps_for(settings.run.total_timesteps)
             every = settings.agent.reward_refit or max(1, steps // _REFITS)
-            windows, damping = self._metric_windows[:REFIT_WINDOWS], settings.repair.damping
+            windows, damping = self.loaded.metric_windows[:REFIT_WINDOWS], settings.repair.damping
             self._repaired_reward = RepairedReward(self._env, windows, damping, every)
 
     def _validate(self, agent: Agent) -> None:
@@ -207,7 +177,7 @@ class Training:
         The loss is that of rewards (perhaps KL, perhaps repaired), unlike in reported perplexities.
         """
         mask, record = agent.mask(), self.record
-        record.validation_loss = self._env.judge.mean(mask, self._validation)
+        record.validation_loss = self._env.judge.mean(mask, self.loaded.validation)
         if record.validation_loss < record.best_loss or "best" not in record.masks:
             record.best_loss = record.validation_loss
             record.masks["best"] = mask
@@ -238,38 +208,39 @@ class Training:
         self.record = Record.from_json(
             state["record"], {name.removeprefix("mask."): mask for name, mask in masks.items()}
         )
-        self.windows = first_windows(self.windows, self.record.windows)
+        self._windows = first_windows(self._windows, self.record.windows)
         self._earlier_seconds = self.record.seconds
-        self.problem.lm.meter = TokenMeter(self.record.tokens)
+        self._problem.lm.meter = TokenMeter(self.record.tokens)
         note(f"resuming after step {agent.steps}")
 
     def _count(self) -> None:
         """Brings tokens, seconds and memory of the record up to date."""
-        record, device = self.record, self.problem.lm.device
-        record.tokens = self.problem.lm.meter.tokens
-        record.seconds = self._earlier_seconds + time.monotonic() - self._started
+        record, device = self.record, self._problem.lm.device
+        record.tokens = self._problem.lm.meter.tokens
+        record.seconds = self._earlier_seconds + time.monotonic() - self.loaded.started
         peak = peak_memory(device)
         record.peak_memory = max(record.peak_memory, peak)
-        record.beyond_weights = max(record.beyond_weights, peak - self._loaded)
+        record.beyond_weights = max(record.beyond_weights, peak - self.loaded.memory)
 
     @contextmanager
     def _evaluating(self) -> Iterator[None]:
         """Counts evaluations of the result apart, which are no cost of the method."""
-        started, tokens = time.monotonic(), self.problem.lm.meter.tokens
+        started, tokens = time.monotonic(), self._problem.lm.meter.tokens
         yield
         self.record.evaluation_seconds += time.monotonic() - started
-        self.record.evaluation_tokens += self.problem.lm.meter.tokens - tokens
+        self.record.evaluation_tokens += self._problem.lm.meter.tokens - tokens
 
     def _final_mask(self, agent: Agent) -> tuple[Tensor, ChosenRepair]:
         """Returns the agent's mask and its repair, or the start's if it is better as they ship.
 
         Rewards of refitted masks come near a repair and are not the same.
         """
-        masks, start, judge = agent.finalists(), self.record.masks["initial"], self._env.judge
+        masks, judge = agent.finalists(), self._env.judge
+        start = self.record.masks.get("start", self.record.masks["initial"])
         if self._repaired_reward is not None or judge.levels is not None:
             masks.append(start)
-        windows, config = self._repair_windows, self.settings.repair
-        mask, chosen = final_mask(judge, masks, windows, self._validation, config)
+        windows, config = self.loaded.repair_windows, self.settings.repair
+        mask, chosen = final_mask(judge, masks, windows, self.loaded.validation, config)
         if mask is start and not torch.equal(start, masks[0]):
             note("after repair, the mask it started from is the better one, and is kept")
         return mask.clone(), chosen
@@ -279,19 +250,19 @@ class Training:
         mask, chosen = self._final_mask(agent)
         tensors = {**masks, "mask": mask, "probabilities": agent.probabilities}
         masks["masked"], repair = mask, chosen.repair
-        lm, settings = self.problem.lm, self.settings
+        lm, settings = self._problem.lm, self.settings
         rows = {name: masks[name] for name in ("masked", "best")}
         with self._evaluating():
-            found = perplexities(lm, rows, self.windows)
-            self.record.add(with_repair(lm, found, mask, repair, self.windows))
-            samples = sample_text(lm, mask, self.problem.tokenizer, self.windows, repair)
+            found = perplexities(lm, rows, self._windows)
+            self.record.add(with_repair(lm, found, mask, repair, self._windows))
+            samples = sample_text(lm, mask, self._problem.tokenizer, self._windows, repair)
         self._count()
         with run.saving():
             chosen.save(run.path / RunFile.REPAIR)
-        run.write_mask(tensors | self.problem.basis(), self.problem.units.describe())
-        plot(run, self.problem, self.record)
+        run.write_mask(tensors | self._problem.basis(), self._problem.units.describe())
+        plot(run, self._problem, self.record)
         results = summarise(
-            settings, self.problem, self.windows, self.record, agent, completed, chosen
+            settings, self._problem, self._windows, self.record, agent, completed, chosen
         )
         results["samples"] = samples
         if completed:

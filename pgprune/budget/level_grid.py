@@ -39,23 +39,35 @@ def start_shares(budget: Budget) -> Tensor:
     return shares
 
 
-def grid(budget: Budget) -> tuple[list[Tensor], Tensor]:
+def start_counts(budget: Budget) -> list[int]:
+    """Returns the number of units of each group that the start keeps; see ``start_shares``."""
+    counts = []
+    for group, share in zip(budget.units.groups, start_shares(budget).tolist(), strict=True):
+        count, chunk = group.stop - group.start, budget.chunk(group.kind)
+        counts.append(int(share * count + 1e-9) // chunk * chunk if share < 1 else count)
+    return counts
+
+
+def grid(budget: Budget, shared: bool = False) -> tuple[list[Tensor], Tensor]:
     """Returns the numbers of units that levels keep, and which levels a search starts from.
 
     The start is a level, and the others are whole steps from it, so that an exchange of steps
     between layers stays on the budget.
+
+    Args:
+        budget: of the search.
+        shared: whether searches at other prune rates take the same levels, which are then whole
+            steps from 0; the start is the level at it or below.
 
     Returns:
         Units kept at each level of each group, (levels,) int64, falling from all of them to 0; and
         the level of each group at the start, (groups,) int64.
     """
     kept, start = [], []
-    for group, share in zip(budget.units.groups, start_shares(budget).tolist(), strict=True):
-        count = group.stop - group.start
-        chunk = budget.chunk(group.kind)
+    for group, first in zip(budget.units.groups, start_counts(budget), strict=True):
+        count, chunk = group.stop - group.start, budget.chunk(group.kind)
         step = max(1, round(count / STEPS / chunk)) * chunk
-        first = int(share * count + 1e-9) // chunk * chunk if share < 1 else count
-        inner = {c for c in range(first % step, count, step)}
+        inner = {c for c in range(0 if shared else first % step, count, step)}
         levels = torch.tensor(sorted(inner | {0, count}, reverse=True))
         kept.append(levels)
         start.append(int((levels > first).sum()))

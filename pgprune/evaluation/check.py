@@ -15,6 +15,7 @@ from pgprune.runs.any_model import is_run, load_any
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
 from pgprune.runs.run import Run
+from pgprune.runs.sweep import Sweep, is_sweep
 from pgprune.utils.files import user_path
 from pgprune.utils.manifest import MANIFEST, Manifest
 from pgprune.utils.progress import phase
@@ -46,6 +47,12 @@ def findings(source: str) -> Iterator[Finding]:
         A finding for each file and trial, of a run also for the exports in it.
     """
     path = user_path(source)
+    if is_sweep(path):
+        yield from _of_manifest(path)
+        for run in map(str, Sweep.open(path).runs()):
+            for found in findings(run):
+                yield found._replace(name=f"{Path(run).name}/{found.name}")
+        return
     if not is_run(path):
         yield from _of_model(source)
         return

@@ -37,6 +37,7 @@ class Metric:
         granularities: that it scores.
         random: whether the seed changes the scores.
         backward: whether it back-propagates through the model.
+        by_rate: whether the budget changes the scores.
         options: options of ``MethodConfig`` that it takes by keyword.
     """
 
@@ -45,6 +46,7 @@ class Metric:
     granularities: tuple[str, ...] = ALL
     random: bool = False
     backward: bool = False
+    by_rate: bool = False
     options: tuple[str, ...] = ()
 
     def __call__(
@@ -85,10 +87,11 @@ def metric(
     *,
     random: bool = False,
     backward: bool = False,
+    by_rate: bool = False,
     options: tuple[str, ...] = (),
 ) -> Callable[[Score], Metric]:
     """Makes a metric of a function; the arguments are those of ``Metric``."""
-    return lambda score: Metric(name, score, granularities, random, backward, options)
+    return lambda score: Metric(name, score, granularities, random, backward, by_rate, options)
 
 
 def finite(losses: Tensor) -> Tensor:

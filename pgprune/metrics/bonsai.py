@@ -39,7 +39,7 @@ def wanda_prior(lm: MaskedLM, mask: Tensor, windows: Tensor) -> Tensor:
     return prior
 
 
-@metric("bonsai", FINE, random=True)
+@metric("bonsai", FINE, random=True, by_rate=True)
 def bonsai(
     lm: MaskedLM,
     windows: Tensor,

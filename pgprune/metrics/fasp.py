@@ -13,7 +13,7 @@ from pgprune.repair.least_squares import LeastSquares
 from pgprune.repair.repair import Repair
 
 
-@metric("fasp", FINE)
+@metric("fasp", FINE, by_rate=True)
 def fasp(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
     """Computes the scores of FASP without its weights, see ``pgprune.methods.fasp``.
 

@@ -21,6 +21,7 @@ from pgprune.models.load import (
 from pgprune.models.rows import FAMILIES
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
+from pgprune.runs.sweep import is_sweep, run_at_rate
 from pgprune.utils.devices import choose_device
 from pgprune.utils.files import user_path
 
@@ -120,6 +121,8 @@ def run_at(source: str) -> FinishedRun | None:
         PruningError: the source is a run that has no results or cannot be read.
     """
     path = user_path(source)
+    if is_sweep(path):
+        run_at_rate(source, None)  # refuses it, and says which runs there are
     return FinishedRun.open(path) if is_run(path) else None
 
 

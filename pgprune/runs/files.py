@@ -32,6 +32,9 @@ class RunFile(StrEnum):
     PLOTS = "plots"
     EVALUATIONS = "evaluations.jsonl"
     RESULTS = "results.json"
+    SWEEP = "sweep.yaml"
+    SWEEP_RESULTS = "sweep.json"
+    CANDIDATES = "candidates.md"
 
 
 LISTED = (
@@ -55,7 +58,7 @@ def check_output(output: str | None) -> None:
         check_place(RUNS)
     else:
         remedy = "choose another --output"
-        if _may_resume(Path(output) / RunFile.CONFIG):
+        if any(_may_resume(Path(output) / name) for name in (RunFile.CONFIG, RunFile.SWEEP)):
             remedy += f", or resume an interrupted run with --resume {shlex.quote(output)}"
         check_new(Path(output), remedy)
 

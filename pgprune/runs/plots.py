@@ -1,6 +1,8 @@
 """Draws the figures of a run. Without matplotlib there is a note and no figure."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,15 @@ import numpy.typing as npt
 
 from pgprune.masking.units import Group
 from pgprune.runs.progress import read_progress
-from pgprune.utils.figures import BEST, GREY, INITIAL, LEARNED, save_figure
+from pgprune.utils.figures import (
+    BEST,
+    GREY,
+    INITIAL,
+    LEARNED,
+    legend,
+    plain_ticks,
+    save_figure,
+)
 
 
 def plot_learning_curve(progress: Path, path: Path) -> bool:
@@ -102,6 +112,54 @@ def plot_kept_shares(
         figure.legend(handles, labels, loc="upper right", ncols=len(labels))
 
     return save_figure(path, (max(6.0, 0.22 * layers + 2), 1.2 + 2.1 * len(kinds)), draw)
+
+
+def plot_candidates(path: Path, results: Mapping[str, Any]) -> bool:
+    """Draws the perplexity of models of several sizes over their parameters, memory and time.
+
+    Args:
+        path: the PNG file.
+        results: the content of a sweep's sweep.json.
+
+    Returns:
+        Whether it was drawn: not without matplotlib.
+
+    Raises:
+        PruningError: the file cannot be written.
+    """
+    dense, runs = results["dense"], list(results["runs"].values())
+    sizes = {
+        "parameters": ("parameters (million)", 1e6),
+        "memory_bytes": ("memory (MB)", 1e6),
+        "time": ("time of the dense model's", 1.0),
+    }
+    present = [name for name in sizes if all(name in run for run in runs)]
+    sets = list(dense["perplexity"])
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(len(sets), len(present), sharex="col", sharey="row", squeeze=False)
+        for (row, text), (column, name) in product(enumerate(sets), enumerate(present)):
+            panel, (label, scale) = panels[row, column], sizes[name]
+            x = np.array([dense.get(name, 1.0), *(run[name] for run in runs)]) / scale
+            start = dense["perplexity"][text]
+            for kind, color, title in (
+                ("initial", INITIAL, "one-shot"),
+                ("pruned", LEARNED, "candidates"),
+            ):
+                found = [run["perplexity"][kind][text] for run in runs]
+                y = np.array([start, *(math.nan if v is None else v for v in found)])
+                panel.plot(x, y, "o-", color=color, label=title, markersize=4)
+            panel.plot(x[:1], [start], "D", color=GREY, label="dense", markersize=6)
+            panel.set_yscale("log")
+            plain_ticks(panel.yaxis)
+            if row == len(sets) - 1:
+                panel.set_xlabel(label)
+            if column == 0:
+                panel.set_ylabel(f"perplexity, {text}")
+        figure.suptitle("Candidates", x=0.01, ha="left", weight="bold")
+        legend(figure, panels.flat)
+
+    return save_figure(path, (2.0 + 2.9 * len(present), 1.0 + 2.3 * len(sets)), draw)
 
 
 def _line(axes: Any, x: Any, y: Any, style: str, label: str, **look: Any) -> None:

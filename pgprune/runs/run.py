@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -49,6 +49,8 @@ class Run:
         resumable: whether an unfinished run can be resumed, as errors then advise.
     """
 
+    settings_file: ClassVar[str] = RunFile.CONFIG
+
     def __init__(self, path: Path, sections: dict[str, dict[str, Any]]) -> None:
         self.path = path
         self.sections = sections
@@ -82,7 +84,7 @@ class Run:
         check_output(output)
         path = Path(output) if output is not None else RUNS / default_name
         files: dict[str, str] = {
-            RunFile.CONFIG: dump_yaml(configs),
+            cls.settings_file: dump_yaml(configs),
             RunFile.COMMAND: shlex.join(command) + "\n",
             RunFile.VERSIONS: "".join(
                 f"{name} {version}\n" for name, version in versions().items()
@@ -101,11 +103,13 @@ class Run:
             PruningError: the directory is missing, is no run, or has an unreadable configuration.
         """
         path = Path(path)
-        config = path / RunFile.CONFIG
+        config = path / cls.settings_file
         if not path.is_dir():
             raise PruningError(f"there is no run at {path}; give the directory of a run")
+        if not config.exists() and (path / RunFile.SWEEP).exists():
+            raise PruningError(f"{path} is a sweep; give one of the runs in it, such as {path}/0.3")
         if not config.exists():
-            raise PruningError(f"{path} is not a run: it has no {RunFile.CONFIG}")
+            raise PruningError(f"{path} is not a run: it has no {cls.settings_file}")
         return cls(path, load_yaml(read_text(config), str(config)))
 
     def config(self, section: str, config: type[C]) -> C:
@@ -114,7 +118,7 @@ class Run:
         Raises:
             PruningError: the section is absent, or has a setting that is unknown or wrong.
         """
-        source = f"{self.path / RunFile.CONFIG}, section {section!r}"
+        source = f"{self.path / self.settings_file}, section {section!r}"
         if section not in self.sections:
             raise PruningError(f"{source} is absent: this is not a run of this command")
         return from_dict(config, self.sections[section], source)
@@ -271,7 +275,7 @@ class Run:
             with saving(self.path, f", then {then}"):
                 yield
         except PruningError:
-            if (self.path / RunFile.CONFIG).exists():
+            if (self.path / self.settings_file).exists():
                 raise
             raise PruningError(
                 f"{self.path} was removed while a command wrote to it; start a new run"

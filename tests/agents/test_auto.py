@@ -156,6 +156,15 @@ def test_losses_that_are_not_numbers_are_the_worst_of_a_step():
         agent.learn(10_000)
 
 
+def test_what_was_learned_is_where_another_rate_starts():
+    lm, before = layered(), learned(agent_for(layered()), 20)
+    agent = agent_for(lm)
+    cold = agent.mask()
+    agent.start_from(before.state()[0], before.mask())
+    assert torch.equal(agent.mask(), before.mask())  # of the same rate here
+    assert left_to_gain(lm, learned(agent, 20).mask(), cold, agent.budget) < 0.1
+
+
 @pytest.mark.parametrize("allocation", [1000, 1, 2])
 def test_a_saved_agent_goes_on_as_if_nothing_had_happened(allocation, tmp_path):
     undisturbed = learned(agent_for(layered(), seed=3, allocation=allocation), 12)

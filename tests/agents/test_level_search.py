@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.command import Crash, assert_same_run, results, train
-from helpers.layered import left_to_gain
+from helpers.layered import left_to_gain, loss
 from helpers.tiny import AdditiveLM, toy_problem, toy_units
 from pgprune import PruningError
 from pgprune.agents.level_search import LevelSearch, scores_of_levels
@@ -21,6 +21,7 @@ from pgprune.agents.training import final_mask, levels
 from pgprune.agents.training.train import Training
 from pgprune.budget.budget import Budget
 from pgprune.budget.level_grid import grid, start_shares
+from pgprune.budget.nested import NestedBudget
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.export.export import ExportConfig, export
 from pgprune.metrics import Importance
@@ -39,14 +40,21 @@ class LevelLM(AdditiveLM):
         return nullcontext()
 
 
-def searching(budget_kind: str = "parameters", seed: int = 0) -> LevelSearch:
+def searching(
+    budget_kind: str = "parameters",
+    seed: int = 0,
+    rate: float = 0.4,
+    within: torch.Tensor | None = None,
+) -> LevelSearch:
     """A search over units of which the later layers are worth less."""
     generator = torch.Generator().manual_seed(seed)
     worth = torch.rand(UNITS.n, generator=generator).double() / (1 + UNITS.layer)
     lm = LevelLM(UNITS, worth)
-    problem = replace(toy_problem(lm), budget=Budget(UNITS, 0.4, budget_kind))
-    env = LLMPruningVectorEnv(10, problem=problem)
-    kept, _ = grid(env.budget)
+    budget = Budget(UNITS, rate, budget_kind)
+    if within is not None:
+        budget = NestedBudget(budget, within)
+    env = LLMPruningVectorEnv(10, problem=replace(toy_problem(lm), budget=budget))
+    kept, _ = grid(env.budget, shared=True) if rate != 0.4 else grid(env.budget)
     groups = []
     for group, counts in zip(UNITS.groups, kept, strict=True):
         own = worth[group.start : group.stop]
@@ -102,6 +110,22 @@ def test_a_worse_choice_is_taken_back():
     agent._learn_of(len(before), 0, -0.2)  # the one before was better
     agent._improve()
     assert torch.equal(agent.previous, before)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("budget", ["per-kind", "parameters"])
+def test_it_starts_from_what_was_learned_at_a_lower_rate(budget, nested):
+    before = searching(budget).learn(12)
+    agent = searching(budget, rate=0.6, within=before.mask() if nested else None)
+    cold = agent.mask()
+    agent.start_from(before.state()[0], before.mask())
+    lm = agent.env.problem.lm
+    assert_on_budget(agent)
+    assert loss(lm, agent.mask()) < loss(lm, cold)
+    agent.learn(2)
+    if nested:
+        assert all(bool((mask <= before.mask()).all()) for mask in agent.finalists())
+    assert left_to_gain(lm, agent.mask(), cold, agent.budget) < 0.35
 
 
 @given(

@@ -60,6 +60,16 @@ def learned(agent: Reinforce, steps: int) -> Reinforce:
     return agent.learn(timesteps(agent, steps))
 
 
+def test_what_was_learned_at_another_rate_is_half_of_a_start():
+    before = learned(agent_for(additive(), rate=0.3), 200)
+    agent = agent_for(additive(), rate=0.6)
+    agent.start_from(before.state()[0], before.mask())
+    probabilities = agent.probabilities
+    kept, pruned = before.probabilities > 0.9, before.probabilities < 0.1
+    assert probabilities[kept].min() > probabilities[pruned].max()
+    assert torch.equal(agent.budget.project(probabilities), probabilities)
+
+
 @pytest.mark.parametrize(
     ("score", "baseline", "masks", "learning_rate"),
     [
