@@ -162,7 +162,7 @@ def _table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     dense, runs = results["dense"], results["runs"]
     sets = list(dense["perplexity"])
     timed = any("time" in run for run in runs.values())
-    head = ["prune rate", "parameters", "memory (MB)", *(["time"] if timed else [])]
+    head = ["prune rate", "parameters", "weights (MB)", *(["time"] if timed else [])]
     head += [*sets, *(f"one-shot {name}" for name in sets), "evaluations", "minutes"]
     rows = [["dense", *_size(dense), *(["1.00"] if timed else [])]]
     rows[0] += [f"{dense['perplexity'][name]:,.2f}" for name in sets] + ["-"] * (len(sets) + 2)

@@ -130,7 +130,7 @@ def plot_candidates(path: Path, results: Mapping[str, Any]) -> bool:
     dense, runs = results["dense"], list(results["runs"].values())
     sizes = {
         "parameters": ("parameters (million)", 1e6),
-        "memory_bytes": ("memory (MB)", 1e6),
+        "memory_bytes": ("weights (MB)", 1e6),
         "time": ("time of the dense model's", 1.0),
     }
     present = [name for name in sizes if all(name in run for run in runs)]
