@@ -63,7 +63,7 @@ class BaselineSettings(Sections):
     @property
     def name(self) -> str:
         """The name of a run with these settings."""
-        return self.run.name(self.method.method, self.model.model, self.pruning.prune_rate)
+        return self.run.name(self.method.method, self.model.model, self.pruning.amount)
 
 
 def fitting(method: str, pruning: PruningConfig, asked: Mapping[str, Any]) -> PruningConfig:
@@ -107,12 +107,14 @@ class Baseline:
         self._started = time.monotonic()
         self.settings = settings
         self._known = known
+        repair = settings.repair.repair
+        biases = repair == "bias" or (repair == "auto" and METHODS[settings.method.method].biases)
         self.problem = make_problem(
-            settings.model, settings.data, settings.pruning, settings.run.seed
+            settings.model, settings.data, settings.pruning, settings.run.seed, biases=biases
         )
         if settings.run.export is not None:
             lm, tokenizer = self.problem.lm, self.problem.tokenizer
-            repair, scope = settings.repair.repair, settings.pruning.scope
+            scope = settings.pruning.scope
             check_format(settings.run.export, lm, tokenizer, repair, scope, settings.model)
         # Weights are mapped from the disk and read late, which would count as the method's memory.
         read_once(self.problem.lm.model.parameters())

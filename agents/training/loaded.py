@@ -12,7 +12,6 @@ from pgprune.agents.training.levels import levels_of, start_of
 from pgprune.agents.training.replicas import make_env
 from pgprune.agents.training.settings import Settings
 from pgprune.budget.nested import NestedBudget
-from pgprune.budget.problem import make_problem
 from pgprune.data.stream import evaluation_windows
 from pgprune.data.token_meter import TokenMeter
 from pgprune.envs.judge import Replicas
@@ -51,8 +50,7 @@ class Loaded:
         self.started = time.monotonic()
         self.settings = settings
         check_agent(settings)
-        seed, masks = settings.run.seed, settings.masks
-        self.problem = make_problem(settings.model, settings.data, settings.pruning, seed, masks)
+        self.problem = settings.make_problem()
         check_action(settings, self.problem.units)
         if settings.run.export is not None:
             lm, tokenizer = self.problem.lm, self.problem.tokenizer

@@ -28,9 +28,10 @@ def check_sweep(settings: Settings, arguments: argparse.Namespace) -> None:
         PruningError: another prune rate, an agent that cannot start from an answer at another rate,
             a start that raises the rate itself, or several processes.
     """
-    if "prune_rate" in given(PruningConfig, arguments):
+    for name in given(PruningConfig, arguments).keys() & {"prune_rate", "target"}:
         raise PruningError(
-            "--prune-rates and --prune-rate contradict each other; leave one of them out"
+            f"--prune-rates and --{name.replace('_', '-')} contradict each other; leave one of "
+            "them out"
         )
     agent = settings.agent.agent
     if not issubclass(settings.entry.agent, WarmStart):

@@ -8,7 +8,7 @@ from pgprune.agents.training.ranks_team import Ranks
 from pgprune.agents.training.ray_team import Actors
 from pgprune.agents.training.repaired_reward import REFIT_WINDOWS
 from pgprune.agents.training.settings import Settings
-from pgprune.budget.problem import Problem, make_problem
+from pgprune.budget.problem import Problem
 from pgprune.envs import LLMPruningVectorEnv
 from pgprune.envs.judge import Judge, Replicas
 from pgprune.envs.nearby_repair import NearbyRepair
@@ -65,8 +65,7 @@ def judge_of(text: str) -> Judge:
     sections = load_yaml(text, "the settings")
     configs = Settings.configs().items()
     settings = Settings.of({name: from_dict(kind, sections[name]) for name, kind in configs})
-    seed, masks = settings.run.seed, settings.masks
-    problem = make_problem(settings.model, settings.data, settings.pruning, seed, masks)
+    problem = settings.make_problem()
     env = make_env(settings, problem)
     if settings.refits:
         windows = problem.stream.head(settings.init.init_samples)[:REFIT_WINDOWS]

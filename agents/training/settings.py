@@ -10,7 +10,7 @@ from pgprune.agents.actions import chosen_action
 from pgprune.agents.registry import AGENTS, Entry, section_of
 from pgprune.agents.reinforce import ReinforceConfig, default_learning_rate
 from pgprune.agents.training.config import LEVELS, AgentConfig, SweepConfig, TrainingRunConfig
-from pgprune.budget.problem import PruningConfig
+from pgprune.budget.problem import Problem, PruningConfig, make_problem
 from pgprune.data.stream import DataConfig
 from pgprune.errors import PruningError
 from pgprune.masking.units import GRANULARITIES
@@ -121,6 +121,12 @@ class Settings(Sections):
         """Returns the reward that the environment is made with, before weights are refitted."""
         return "plain" if self.refits or self.reward == LEVELS else self.reward
 
+    def make_problem(self) -> Problem:
+        """Loads the model and the text; see ``make_problem``."""
+        biases = self.repair.repair == "bias"  # that the repair may add
+        seed = self.run.seed
+        return make_problem(self.model, self.data, self.pruning, seed, self.masks, biases)
+
     @property
     def masks(self) -> int:
         """Masks of a step."""
@@ -183,7 +189,7 @@ class Settings(Sections):
         if rates is not None:
             span = f"{rates[0]:g}-{rates[-1]:g}"
             return f"{self.agent.agent}-{Path(self.model.model).name}-{span}-seed{self.run.seed}"
-        return self.run.name(self.agent.agent, self.model.model, self.pruning.prune_rate)
+        return self.run.name(self.agent.agent, self.model.model, self.pruning.amount)
 
 
 def _check_levels(settings: Settings) -> None:

@@ -5,23 +5,31 @@ Scores live in pools that share one capacity. ``per-kind`` has a pool for each k
 pool by layer (Sect. 5.2), and ``uniform`` gives all layers the same capacity, rounded down. A unit
 costs one, or its parameters where the budget counts parameters, or those of them that a token uses.
 Every layer keeps as many experts as a token uses.
+
+Targets are bounds over all units, which hold beside the pools. The rate is then the smallest at
+which equal shares of everything meet them. Pools have its shares, and where kinds share a pool,
+units cost what they cost by the bound that asks for that rate.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 from fractions import Fraction
+from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from pgprune.budget.projection import no_numbers, ordinary, project_pool, shift
+from pgprune.budget.bounds import Bound, check_bounds, tightest
+from pgprune.budget.least import best_of_groups, check_least, most_shifts
+from pgprune.budget.limits import Limits, allows
+from pgprune.budget.pool import Pool, pools_of
+from pgprune.budget.projection import no_numbers, ordinary, project_pool
 from pgprune.budget.rounding import (
     best_chunks,
-    best_of_groups,
     best_units,
     check_round_to,
     check_uniform,
-    largest_remainder,
 )
 from pgprune.errors import PruningError, check_choice
 from pgprune.masking.units import PruningUnits
@@ -29,25 +37,6 @@ from pgprune.utils.transfer import send
 
 BUDGETS = ("per-kind", "units", "parameters", "active-parameters")
 SCOPES = ("global", "local", "uniform")
-
-
-@dataclass(frozen=True)
-class Pool:
-    """Units that share one capacity.
-
-    Attributes:
-        name: the kind of its units, or "the model" if they are of all kinds.
-        members: flat indices of the units, (p,) int64, ascending.
-        cost: cost of each member, (p,) int64.
-        share: the capacity of the relaxed problem, kept share times total cost.
-        capacity: the whole number that the costs of a mask may add up to.
-    """
-
-    name: str
-    members: Tensor
-    cost: Tensor
-    share: float
-    capacity: int
 
 
 class Budget:
@@ -60,6 +49,7 @@ class Budget:
         scope: ``global``, ``local`` (each layer keeps its share) or ``uniform`` (all layers keep
             equally many heads and equally many channels).
         round_to: the number of channels that a layer keeps is a multiple of it.
+        bounds: limits that hold as well; see ``within``.
 
     Raises:
         PruningError: a rate outside (0, 1), an unknown kind or scope, a scope that leaves nothing
@@ -71,36 +61,66 @@ class Budget:
     def __init__(
         self,
         units: PruningUnits,
-        prune_rate: float,
+        prune_rate: float | Fraction,
         kind: str = "per-kind",
         scope: str = "global",
         round_to: int = 1,
+        bounds: Sequence[Bound] = (),
     ) -> None:
         _check(prune_rate, kind, scope)
         check_round_to(units, round_to)
         if scope == "uniform":
             check_uniform(units, kind)
         self.units = units
-        self.prune_rate = prune_rate
         self.kind = kind
         self.scope = scope
         self.round_to = round_to
+        self.bounds = tuple(bounds)
         # A fraction, so that both 0.3 and 0.1 + 0.2 of 20 heads are 6.
-        self._keep = 1 - Fraction(prune_rate).limit_denominator(10**9)
+        rate = Fraction(prune_rate)
+        if not isinstance(prune_rate, Fraction):
+            rate = rate.limit_denominator(10**9)
+        self.prune_rate = float(prune_rate)
+        self._keep = Fraction(1 - rate)
         self.target_share = float(self._keep)
-        costs = {"parameters": units.cost, "active-parameters": units.active_cost}
-        self.cost = costs.get(kind, torch.ones_like(units.cost))  # (n,)
+        self.cost = self._cost()  # (n,)
         self._chunk = torch.ones_like(units.cost)  # units that are kept together, (n,)
         if round_to > 1:
             channels = units.kind == units.kinds.index("channels")
             self._chunk[channels] = round_to // units.channel_block
-        self.pools = self._pools()
+        parts = kind == "per-kind" or (kind == "units" and not self.bounds)
+        self.pools = pools_of(
+            units, self.cost, self._keep, kind, scope, self._chunk if parts else None
+        )
         self._on_device: dict[torch.device, list[tuple[Tensor, Tensor, float]]] = {}
         self._check_pools()
 
+    @classmethod
+    def within(
+        cls,
+        units: PruningUnits,
+        bounds: Sequence[Bound],
+        kind: str = "per-kind",
+        scope: str = "global",
+        round_to: int = 1,
+    ) -> Self:
+        """Returns the budget of the masks that all bounds allow.
+
+        Raises:
+            PruningError: no mask is within a bound, or as the class.
+        """
+        check_bounds(units, bounds)
+        return cls(units, tightest(bounds).rate, kind, scope, round_to, bounds)
+
     def with_rate(self, prune_rate: float) -> "Budget":
-        """Returns the same budget at another prune rate."""
-        return Budget(self.units, prune_rate, self.kind, self.scope, self.round_to)
+        """Returns the same budget at another prune rate; bounds move as far as the rate does."""
+        if not self.bounds:
+            return Budget(self.units, prune_rate, self.kind, self.scope, self.round_to)
+        if prune_rate == self.prune_rate:
+            return self
+        share: Fraction = Fraction(prune_rate).limit_denominator(10**9) / (1 - self._keep)
+        bounds = [bound.relaxed(share) for bound in self.bounds]
+        return Budget.within(self.units, bounds, self.kind, self.scope, self.round_to)
 
     def chunk(self, kind: str) -> int:
         """Returns how many units of a kind are kept together in a layer."""
@@ -112,7 +132,8 @@ class Budget:
         Metrics whose scores do not compare across layers round with it.
         """
         scope = "uniform" if self.scope == "uniform" else "local"
-        return Budget(self.units, self.prune_rate, "per-kind", scope, self.round_to)
+        rate = 1 - self._keep if self.bounds else self.prune_rate
+        return Budget(self.units, rate, "per-kind", scope, self.round_to, self.bounds)
 
     def project(self, probabilities: Tensor) -> Tensor:
         """Projects probabilities z, (n,) float64, onto the relaxed budget: (n,) on the same device.
@@ -129,11 +150,13 @@ class Budget:
         """
         probabilities = ordinary(probabilities)
         projected = torch.empty_like(probabilities)
-        most = self._most_shift(probabilities)
+        most = most_shifts(self.units, probabilities)
         for members, cost, share in self._pools_on(probabilities.device):
             limit = None if most is None else most[members]
             projected[members] = project_pool(probabilities[members], cost, share, limit)
-        return projected
+        if allows(self.bounds, projected):
+            return projected
+        return self._limits.project(probabilities, most)
 
     def round(self, scores: Tensor) -> Tensor:
         """Rounds scores to the best mask: never over budget, and no pruned unit would still fit.
@@ -151,7 +174,7 @@ class Budget:
         if scores.shape != (self.units.n,) or bool(scores.isnan().any()):
             raise PruningError(no_numbers(scores, self.units.n))
         mask = torch.zeros(self.units.n, dtype=torch.uint8)
-        first = best_of_groups(self.units, scores) if bool(self.units.least.any()) else None
+        first = best_of_groups(self.units, scores)
         for pool in self.pools:
             members = pool.members
             if self.round_to == 1:
@@ -161,47 +184,41 @@ class Budget:
                 group, chunk = self.units.group[members], self._chunk[members]
                 kept = best_chunks(scores[members], pool.cost, pool.capacity, group, chunk)
             mask[members[kept]] = 1  # indices within the pool
-        return mask
+        if allows(self.bounds, mask):
+            return mask
+        return self._limits.round(scores, self.units.group, self._chunk, first)
 
     def kept_share(self, masks: Tensor) -> Tensor:
         """Computes the kept share that the budget limits: masks (K, n) -> (K,) float64.
 
         With ``per-kind`` it is the largest kept share of any kind, else the cost-weighted share
-        of all units.
+        of all units. If a bound is exceeded by more, it is the target share and that.
         """
         if self.kind != "per-kind":
             cost = self.cost.to(masks.device, torch.float64)  # (n,)
-            return masks.to(torch.float64) @ cost / cost.sum()
-        return self.units.kind_shares(masks).amax(dim=1)
+            shares = masks.to(torch.float64) @ cost / cost.sum()
+        else:
+            shares = self.units.kind_shares(masks).amax(dim=1)
+        for bound in self.bounds:
+            cost = bound.cost.to(masks.device, torch.float64)
+            over = (masks.to(torch.float64) @ cost - bound.capacity) / bound.total
+            shares = torch.maximum(shares, self.target_share + over)
+        return shares
 
     def excess(self, masks: Tensor) -> Tensor:
         """Computes the kept share above the target, at least 0: masks (K, n) -> (K,) float64."""
         return (self.kept_share(masks) - self.target_share).clamp(min=0)
 
-    def _pools(self) -> list[Pool]:
-        kind = self.units.kind if self.kind == "per-kind" else torch.zeros_like(self.units.kind)
-        layer = self.units.layer if self.scope != "global" else torch.zeros_like(self.units.layer)
-        pools: list[Pool] = []
-        for k in kind.unique():
-            name = self.units.kinds[k] if self.kind == "per-kind" else "the model"
-            members = [
-                torch.nonzero((kind == k) & (layer == level)).flatten()
-                for level in layer[kind == k].unique()
-            ]
-            shares = [self._keep * int(self.cost[index].sum()) for index in members]
-            capacities = self._capacities(shares, members)
-            for index, share, capacity in zip(members, shares, capacities, strict=True):
-                pools.append(Pool(name, index, self.cost[index], float(share), capacity))
-        return pools
+    def _cost(self) -> Tensor:
+        """Returns what each unit costs in its pool, (n,) int64."""
+        if self.bounds and self.kind != "per-kind":
+            return tightest(self.bounds).cost.clamp(min=1)
+        costs = {"parameters": self.units.cost, "active-parameters": self.units.active_cost}
+        return costs.get(self.kind, torch.ones_like(self.units.cost))
 
-    def _capacities(self, shares: list[Fraction], members: list[Tensor]) -> list[int]:
-        """Rounds the shares of the pools of one kind to whole capacities."""
-        if self.kind in ("parameters", "active-parameters"):
-            return [math.floor(share) for share in shares]
-        chunk = int(self._chunk[torch.cat(members)].min())  # 1 beside heads
-        if self.scope == "uniform":
-            return [math.floor(min(shares) / chunk) * chunk] * len(shares)
-        return largest_remainder(shares, [len(index) for index in members], chunk)
+    @cached_property
+    def _limits(self) -> Limits:
+        return Limits.of(self.cost, self.pools, self.bounds)
 
     def _pools_on(self, device: torch.device) -> list[tuple[Tensor, Tensor, float]]:
         """Returns members, float64 costs and share of each pool; copies them to a device once."""
@@ -221,45 +238,22 @@ class Budget:
                 "scope local leaves nothing to choose, because each layer has one unit of a kind; "
                 "choose scope global"
             )
-        self._check_least()
+        check_least(self.units, self.pools, self.cost, self.prune_rate)
         kept = {pool.name for pool in self.pools if pool.capacity >= self._least(pool)}
         for pool in self.pools:
             if pool.name not in kept:
                 raise PruningError(self._nothing_left(pool))
-
-    def _check_least(self) -> None:
-        """Refuses a budget that has no room for the experts that a token uses."""
-        least = self.units.least / self.units.sizes.clamp(min=1)  # (groups,)
-        shares = least[self.units.group] * self.cost  # (n,) of what they cost
-        needed = [math.ceil(float(shares[pool.members].sum()) - 1e-6) for pool in self.pools]
-        room = [min(pool.capacity, math.floor(pool.share + 1e-9)) for pool in self.pools]
-        if all(need <= has for need, has in zip(needed, room, strict=True)):
-            return
-        costs = [int(pool.cost.sum()) for pool in self.pools]
-        worst = max(need / cost for need, cost in zip(needed, costs, strict=True))
-        most = math.floor(1e4 * (1 - worst)) / 1e4
-        raise PruningError(
-            f"prune rate {self.prune_rate} leaves fewer experts in a layer than the "
-            f"{int(self.units.least.max())} that each token uses; choose a rate of at most {most:g}"
-        )
-
-    def _most_shift(self, z: Tensor) -> Tensor | None:
-        """Computes the shift at which each group is at its least: scores (n,) -> (n,), or None."""
-        if not bool(self.units.least.any()):
-            return None
-        most = torch.full_like(z, math.inf)
-        for group, least in zip(self.units.groups, self.units.least.tolist(), strict=True):
-            if least:
-                here = z[group.start : group.stop]
-                base = here.min() - 1  # at which all are kept
-                most[group.start : group.stop] = base + shift(here - base, None, least)
-        return most
 
     def _least(self, pool: Pool) -> int:
         """Returns the smallest cost of a unit, or of a chunk of units, of a pool."""
         return int((pool.cost * self._chunk[pool.members]).min())
 
     def _nothing_left(self, pool: Pool) -> str:
+        if self.bounds:
+            return (
+                f"target {tightest(self.bounds).target.text} leaves nothing of {pool.name}; ask "
+                "for more, or choose another granularity"
+            )
         where, rate = "", "a smaller rate"
         if self.scope == "uniform":
             where = f" in any layer of {len(pool.members)} under scope uniform"
@@ -273,8 +267,8 @@ class Budget:
         )
 
 
-def _check(prune_rate: float, kind: str, scope: str) -> None:
-    if not isinstance(prune_rate, int | float) or not 0 < prune_rate < 1:
+def _check(prune_rate: float | Fraction, kind: str, scope: str) -> None:
+    if not isinstance(prune_rate, int | float | Fraction) or not 0 < prune_rate < 1:
         raise PruningError(
             f"prune rate {prune_rate!r} is not a number inside (0, 1); for example 0.3 removes 30 %"
         )

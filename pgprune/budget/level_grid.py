@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from pgprune.budget.budget import Budget, Pool
+from pgprune.budget.budget import Budget
+from pgprune.budget.pool import Pool
 from pgprune.errors import PruningError
 
 STEPS = 16  # a step is this part of a group

@@ -1,12 +1,15 @@
 """A pruning problem: the frozen model, its units, the budget and the calibration stream."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pgprune.budget.bounds import bounds_of
 from pgprune.budget.budget import BUDGETS, SCOPES, Budget
+from pgprune.budget.targets import parse_targets
 from pgprune.data.calibration import open_calibration
 from pgprune.data.documents import calibration_parts, evaluation_documents
 from pgprune.data.stream import (
@@ -39,6 +42,12 @@ class PruningConfig(Config):
     """Options of pruning: the units, the budget and the executor."""
 
     prune_rate: float = option(0.4, "share of the prunable parameters to remove", above=0, below=1)
+    target: tuple[str, ...] | None = option(
+        None,
+        "in place of a rate: parameters<=100M, memory<=6GB@8x8192; all must hold",
+        unset="the prune rate",
+        metavar="TARGET",
+    )
     granularity: str = option(
         "heads+channels", "units that a mask bit keeps or prunes", choices=list(GRANULARITIES)
     )
@@ -74,15 +83,45 @@ class PruningConfig(Config):
     )
 
     def __post_init__(self) -> None:
-        """Refuses what an option does not allow, and decides the scope.
+        """Refuses what an option does not allow, reads the targets, and decides the scope.
 
         No other tool loads layers with different numbers of experts, so they are equal where the
         budget fixes a number.
         """
         super().__post_init__()
+        if parse_targets(self.target or ()) and self.prune_rate != type(self).prune_rate:
+            raise PruningError(
+                f"prune_rate {self.prune_rate} and target {' '.join(self.target or ())} both say "
+                "how much to prune; leave one of the two out"
+            )
         if self.scope == "auto":
             equal = "experts" in GRANULARITIES[self.granularity] and self.budget == "per-kind"
             object.__setattr__(self, "scope", "uniform" if equal else "global")
+
+    @property
+    def amount(self) -> str:
+        """Says in a file's name how much is pruned: the rate or the targets."""
+        if self.target is None:
+            return f"{self.prune_rate:g}"
+        return "+".join(re.sub(r"[^\w.]+", "-", target) for target in self.target)
+
+    def budget_of(
+        self, model: PreTrainedModel, units: PruningUnits, biases: bool = False
+    ) -> Budget:
+        """Makes the budget of a model's units.
+
+        Args:
+            model: the dense model.
+            units: of the model.
+            biases: whether a repair may add biases, which count in targets.
+
+        Raises:
+            PruningError: the units do not allow it, or no mask meets a target.
+        """
+        if self.target is None:
+            return Budget(units, self.prune_rate, self.budget, self.scope, self.round_to)
+        bounds = bounds_of(parse_targets(self.target), model, units, biases)
+        return Budget.within(units, bounds, self.budget, self.scope, self.round_to)
 
 
 @dataclass(frozen=True)
@@ -156,6 +195,7 @@ def make_problem(
     pruning: PruningConfig,
     seed: int = 0,
     masks_per_step: int = 2,
+    biases: bool = False,
 ) -> Problem:
     """Loads the model and the text, and checks that they and the budget fit together.
 
@@ -165,6 +205,7 @@ def make_problem(
         pruning: units and budget.
         seed: of the calibration stream.
         masks_per_step: masks evaluated on one batch, for the choice of the executor.
+        biases: whether a repair may add biases, which count in targets.
 
     Raises:
         PruningError: options that do not work, or do not work together.
@@ -185,7 +226,7 @@ def make_problem(
         say_if_busy()
     check_sequence_length(language_model.config, data.longest)
     units = PruningUnits.of(language_model, pruning.granularity, pruning.channel_block)
-    budget = Budget(units, pruning.prune_rate, pruning.budget, pruning.scope, pruning.round_to)
+    budget = pruning.budget_of(language_model, units, biases)
     with phase("reading the calibration text"):
         stream, validation = open_calibration(data, tokenizer, seed, parts)
     loaded = fingerprint(*language_model.parameters())
@@ -201,7 +242,7 @@ def make_problem(
         tokens = data.batch_size * data.sequence_length
         executor = choose_executor(
             units,
-            pruning.prune_rate,
+            budget.prune_rate,
             masks_per_step,
             tokens,
             language_model.dtype,

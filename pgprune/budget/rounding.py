@@ -13,9 +13,11 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+from pgprune.budget.multipliers import shifts
 from pgprune.errors import PruningError
 from pgprune.masking.units import PruningUnits
 
+_SHARPNESS = (1, 16, 256)  # of scores in [0, 1]; at the last, few units are between kept and pruned
 _LARGEST = 1e300  # clamps infinite scores, so that inf - inf does not make a sum NaN
 
 
@@ -104,22 +106,15 @@ def largest_remainder(shares: list[Fraction], sizes: list[int], chunk: int = 1) 
     return [count * chunk for count in whole]
 
 
-def best_of_groups(units: PruningUnits, scores: Tensor) -> Tensor:
-    """Finds the best units of each group, as many as ``units.least``: (n,) -> (n,) bool."""
-    best = torch.zeros(units.n, dtype=torch.bool)
-    for group, least in zip(units.groups, units.least.tolist(), strict=True):
-        order = torch.argsort(scores[group.start : group.stop], descending=True, stable=True)
-        best[group.start + order[:least]] = True
-    return best
-
-
-def best_units(scores: Tensor, cost: Tensor, capacity: int, first: Tensor | None = None) -> Tensor:
+def best_units(
+    scores: Tensor, cost: Tensor, capacity: int | Tensor, first: Tensor | None = None
+) -> Tensor:
     """Keeps units in descending order of score, each if it still fits.
 
     Args:
         scores: (p,); ties go by index.
-        cost: (p,) int64, positive.
-        capacity: limit of the sum of the kept units' costs.
+        cost: (p,) int64, positive; or (m, p), not negative, of several bounds.
+        capacity: limit of the sum of the kept units' costs; or (m,).
         first: units that are kept before all others, (p,) bool; None for none.
 
     Returns:
@@ -128,27 +123,70 @@ def best_units(scores: Tensor, cost: Tensor, capacity: int, first: Tensor | None
     order = torch.argsort(scores, descending=True, stable=True)
     if first is not None:
         order = torch.cat([order[first[order]], order[~first[order]]])
-    return order[_fill(cost[order], capacity)]
+    rows = cost.view(-1, len(scores))[:, order]
+    return order[_fill(rows, torch.as_tensor(capacity).view(-1, 1))]
+
+
+def best_within(
+    scores: Tensor, weight: Tensor, cost: Tensor, capacity: Tensor, first: Tensor | None = None
+) -> Tensor:
+    """Keeps the best units within several bounds at once.
+
+    With one bound, the order of scores keeps what is worth most, sum_i w_i z_i, but for the last
+    few units. With several, a unit that is dear by the bound that binds counts less: its score
+    falls by lambda A_i / w_i, as in the projection of the scores, here of sharper and sharper ones.
+    The order that keeps most is taken.
+
+    Args:
+        scores: z, (p,); ties go by index.
+        weight: w, (p,), positive.
+        cost: A, (m, p) int64, not negative.
+        capacity: (m,) int64.
+        first: units that are kept before all others, (p,) bool; None for none.
+
+    Returns:
+        The indices of the kept units, at most p.
+    """
+    certain = scores.isposinf() if first is None else first | scores.isposinf()
+    ordinary = scores[scores.isfinite()]
+    low, high = (ordinary.min(), ordinary.max()) if len(ordinary) else (scores.new_zeros(()),) * 2
+    worth = (scores.clamp(low, high) - low) / (high - low).clamp(min=1e-300)  # in [0, 1]
+    best = best_units(scores, cost, capacity, certain)
+    for sharpness in _SHARPNESS:
+        z = sharpness * worth
+        moved = shifts(z, weight, cost.double(), capacity.double())
+        moved = z - moved.masked_fill(scores.isneginf(), math.inf)
+        found = best_units(moved, cost, capacity, certain)
+        if float(weight[found] @ worth[found]) > float(weight[best] @ worth[best]):
+            best = found
+    return best
 
 
 def best_chunks(
-    scores: Tensor, cost: Tensor, capacity: int, group: Tensor, chunk: Tensor
+    scores: Tensor,
+    cost: Tensor,
+    capacity: int | Tensor,
+    group: Tensor,
+    chunk: Tensor,
+    weight: Tensor | None = None,
 ) -> Tensor:
     """Keeps chunks of units in descending order of worth, each if it still fits.
 
     Args:
         scores: (p,); ties go by index.
-        cost: (p,) int64, positive and equal within a group.
-        capacity: limit of the sum of the kept units' costs.
+        cost: (p,) int64, positive; or (m, p), not negative, of several bounds.
+        capacity: limit of the sum of the kept units' costs; or (m,).
         group: the group of each unit, (p,) int64, ascending.
         chunk: how many units of its group are kept together, (p,) int64; the last units of a group,
             if fewer, are never kept.
+        weight: of several bounds, as in ``best_within``, (p,).
 
     Returns:
         The indices of the kept units, at most p.
     """
     finite = scores.clamp(-_LARGEST, _LARGEST)
-    chunks, worths, costs = list[Tensor](), list[Tensor](), list[Tensor]()
+    rows = cost.view(-1, len(scores))  # (m, p)
+    chunks, worths, costs, weights = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
     sizes = torch.unique_consecutive(group, return_counts=True)[1]
     for members in torch.arange(len(group)).split(sizes.tolist()):
         # 1. The members of a group, best first, without an incomplete last chunk.
@@ -156,29 +194,41 @@ def best_chunks(
         best_first = members[torch.argsort(scores[members], descending=True, stable=True)]
         units = best_first[: len(members) // size * size].view(-1, size)  # (chunks, size)
         # 2. A chunk is worth the mean score of its units and costs their sum.
-        rows = torch.arange(len(units)).repeat_interleave(size)
-        sums = scores.new_zeros(len(units)).index_add_(0, rows, finite[units].flatten())
+        places = torch.arange(len(units)).repeat_interleave(size)
+        sums = scores.new_zeros(len(units)).index_add_(0, places, finite[units].flatten())
         chunks.append(units)
         worths.append(sums / size)
-        costs.append(cost[units].sum(1))
+        costs.append(rows[:, units].sum(2))
+        if weight is not None:
+            weights.append(weight[units].sum(1))
     # 3. Chunks of all groups compete for the capacity, as single units do.
-    worth = torch.cat(worths)
+    worth, costs_of_all = torch.cat(worths), torch.cat(costs, dim=1)
     kept = torch.zeros(len(worth), dtype=torch.bool)
-    kept[best_units(worth, torch.cat(costs), capacity)] = True
+    if weight is None:
+        best = best_units(worth, costs_of_all, capacity)
+    else:
+        best = best_within(worth, torch.cat(weights), costs_of_all, torch.as_tensor(capacity))
+    kept[best] = True
     of_group = kept.split([len(units) for units in chunks])
     return torch.cat([units[best].flatten() for units, best in zip(chunks, of_group, strict=True)])
 
 
-def _fill(cost: Tensor, capacity: int) -> Tensor:
-    """Tells which of the ordered units are kept, (p,) bool, when each is kept if it still fits."""
-    kept = torch.zeros(len(cost), dtype=torch.bool)
+def _fill(cost: Tensor, capacity: Tensor) -> Tensor:
+    """Tells which of the ordered units are kept, (p,) bool, when each is kept if it still fits.
+
+    Args:
+        cost: of the units by each bound, (m, p).
+        capacity: of each bound, (m, 1).
+    """
+    units = cost.shape[1]
+    kept = torch.zeros(units, dtype=torch.bool)
     start = 0
-    while start < len(cost):
-        fits = torch.cumsum(cost[start:], 0) <= capacity
-        run = int(fits.sum())  # costs are positive, so the units that fit are a prefix
+    while start < units:
+        fits = (torch.cumsum(cost[:, start:], 1) <= capacity).all(0)
+        run = int(fits.sum())  # costs are not negative, so the units that fit are a prefix
         kept[start : start + run] = True
-        capacity -= int(cost[start : start + run].sum())
-        rest = torch.nonzero(cost[start + run :] <= capacity).flatten()
+        capacity = capacity - cost[:, start : start + run].sum(1, keepdim=True)
+        rest = torch.nonzero((cost[:, start + run :] <= capacity).all(0)).flatten()
         if not len(rest):
             break
         start += run + int(rest[0])

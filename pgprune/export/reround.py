@@ -17,6 +17,7 @@ from pgprune.budget.problem import PruningConfig
 from pgprune.budget.rounding import check_round_to, check_whole_heads
 from pgprune.errors import PruningError
 from pgprune.masking.units import PruningUnits
+from pgprune.repair.config import added_parameters
 from pgprune.runs.finished import LoadedRun
 from pgprune.surgery.architecture import stock_type
 
@@ -97,7 +98,9 @@ def _budget(loaded: LoadedRun, uniform: bool, round_to: int) -> Budget:
     pruning = loaded.run.config("pruning", PruningConfig)
     # Equal layers need a share for each kind, whatever the run had.
     kind, scope = ("per-kind", "uniform") if uniform else (pruning.budget, pruning.scope)
-    return Budget(loaded.units, pruning.prune_rate, kind, scope, round_to)
+    asked = replace(pruning, budget=kind, scope=scope, round_to=round_to)
+    biases = added_parameters(loaded.model, loaded.repair) > 0
+    return asked.budget_of(loaded.model, loaded.units, biases)
 
 
 def _scores(loaded: LoadedRun, uniform: bool) -> Tensor:

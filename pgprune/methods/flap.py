@@ -12,7 +12,7 @@ from pgprune.models.families import family_of
 from pgprune.repair.repair import Repair
 
 
-@method("flap", FINE, budgets=("parameters", "per-kind", "units"))
+@method("flap", FINE, budgets=("parameters", "per-kind", "units"), biases=True)
 def flap(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> Pruned:
     """Prunes inputs that fluctuate little, and adds their mean as a bias.
 

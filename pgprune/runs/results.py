@@ -145,6 +145,15 @@ def facts(
     units, budget, lm = problem.units, problem.budget, problem.lm
     # Zeros in the dense shapes do not count, biases that the repair adds do.
     masked = lm.parameters - units.pruned_parameters(mask)
+    added = added_parameters(lm.model, repair)
+    targets = [
+        {
+            "target": bound.target.text,
+            "limit": bound.target.limit,
+            "reached": bound.value(mask, added),
+        }
+        for bound in budget.bounds
+    ]
     return {
         "model": model,
         "granularity": units.granularity,
@@ -155,8 +164,9 @@ def facts(
             "dense": lm.parameters,
             "prunable": units.prunable,
             "masked": masked,
-            "pruned": masked + added_parameters(lm.model, repair),
+            "pruned": masked + added,
         },
+        **({"targets": targets} if targets else {}),
         "evaluation": {
             "sequence_length": problem.data.sequence_length,
             "bos": bos_rule(problem.tokenizer),

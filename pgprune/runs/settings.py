@@ -31,9 +31,9 @@ class RunConfig(Config):
     )
     quiet: bool = option(False, "print only errors")
 
-    def name(self, method: str, model: str, prune_rate: float) -> str:
-        """Names a run without a directory by its method or agent, model, prune rate and seed."""
-        return f"{method}-{Path(model).name}-{prune_rate:g}-seed{self.seed}"
+    def name(self, method: str, model: str, amount: str) -> str:
+        """Names a run without a directory: its method or agent, model, prune rate and seed."""
+        return f"{method}-{Path(model).name}-{amount}-seed{self.seed}"
 
 
 class Sections:

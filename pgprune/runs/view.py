@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pgprune.budget.targets import Target
 from pgprune.errors import printable
 from pgprune.runs.number_table import print_table
 from pgprune.utils.command_names import spelled
@@ -64,6 +65,9 @@ def print_results(results: Mapping[str, Any], console: Console) -> None:
         "time": duration(results["seconds"]),
         "peak memory": f"{results['peak_memory_bytes'] / 2**20:,.0f} MiB",
     }
+    for number, each in enumerate(results.get("targets", ()), 1):
+        reached = Target.parse(each["target"]).said(each["reached"])
+        summary[f"target {number}"] = f"{each['target']}: {reached}"
     if errors:
         summary["windows"] = f"{counts}; ± is the standard error over them"
     for label, value in summary.items():

@@ -33,7 +33,16 @@ HELP_WIDTH = 76
 """Columns of a help text, which begins in column 24."""
 
 MAIN = (
-    *("model", "prune_rate", "agent", "method", "calibration", "evaluation", "total_timesteps"),
+    *(
+        "model",
+        "prune_rate",
+        "target",
+        "agent",
+        "method",
+        "calibration",
+        "evaluation",
+        "total_timesteps",
+    ),
     *("granularity", "budget", "repair", "export", "output", "seed", "resume"),
 )
 """The options that ``--help`` shows first, in this order, where a command has them."""

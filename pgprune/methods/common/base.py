@@ -123,6 +123,7 @@ class Method:
         backward: whether it back-propagates through the model.
         learns: whether it learns for ``learning_timesteps``.
         slices: whether it makes layers narrower instead of pruning units.
+        biases: whether its own repair may add biases.
     """
 
     name: str
@@ -133,6 +134,7 @@ class Method:
     backward: bool = False
     learns: bool = False
     slices: bool = False
+    biases: bool = False
 
     def __call__(
         self, problem: Problem, windows: Tensor, seed: int, config: MethodConfig

@@ -1,0 +1,226 @@
+"""Bounds: a target as costs of units, for a model.
+
+The kept units cost at most ``limit - fixed`` together. Costs are whole numbers, so that sums are
+exact: parameters, bytes, or picoseconds.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from pgprune.budget.targets import Target
+from pgprune.errors import PruningError
+from pgprune.masking.units import PruningUnits
+from pgprune.models.families import family_of, projection_of
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A limit on what kept units cost together.
+
+    Attributes:
+        target: what it stands for.
+        cost: of each unit, (n,) int64, at least 0.
+        fixed: what no mask removes, in the same unit.
+        limit: of both together.
+        measure: computes what the model of a mask (n,) and a number of parameters that its repair
+            adds come to, at most its cost and the fixed part.
+        scale: of one unit of the target's value, in those of the cost.
+    """
+
+    target: Target
+    cost: Tensor
+    fixed: int
+    limit: int
+    measure: Callable[[Tensor, int], int]
+    scale: float = 1
+
+    @property
+    def total(self) -> int:
+        """The cost of all units together."""
+        return int(self.cost.sum())
+
+    @property
+    def capacity(self) -> int:
+        """What the kept units may cost together."""
+        return self.limit - self.fixed
+
+    @property
+    def rate(self) -> Fraction:
+        """The smallest rate at which equal shares of everything meet the limit."""
+        return 1 - Fraction(self.capacity, max(1, self.total))
+
+    def relaxed(self, share: Fraction) -> "Bound":
+        """Returns the bound on the way to the limit: 0 allows the dense model, 1 is the bound."""
+        limit = self.limit + math.ceil((self.total - self.capacity) * (1 - share))
+        return Bound(self.target, self.cost, self.fixed, limit, self.measure, self.scale)
+
+    def value(self, mask: Tensor, added: int = 0) -> float:
+        """Computes what the model of a mask comes to, in the unit of the target.
+
+        Args:
+            mask: (n,) of zeros and ones.
+            added: parameters of biases that a repair adds.
+        """
+        return self.measure(mask.cpu(), added) / self.scale
+
+    def said(self, cost: float) -> str:
+        """Says a cost in the unit of the target."""
+        return self.target.said(cost / self.scale)
+
+
+def bounds_of(
+    targets: Sequence[Target], model: PreTrainedModel, units: PruningUnits, biases: bool = False
+) -> tuple[Bound, ...]:
+    """Makes bounds of targets.
+
+    Args:
+        targets: what the pruned model must come down to.
+        model: the dense model.
+        units: of the model.
+        biases: whether a repair may add biases, which count as fixed.
+
+    Raises:
+        PruningError: the dense model meets all targets; the memory of its cache is unknown.
+    """
+    added = _missing_biases(model, units) if biases else 0
+    makers = {"parameters": _parameters, "memory": _memory}
+    bounds = tuple(makers[target.quantity](target, model, units, added) for target in targets)
+    if bounds and all(bound.rate <= 0 for bound in bounds):
+        met = ", ".join(
+            f"{bound.target.text} ({bound.target.said(bound.value(units.ones()))})"
+            for bound in bounds
+        )
+        raise PruningError(f"the dense model meets the target already: {met}; ask for less")
+    return bounds
+
+
+def tightest(bounds: Sequence[Bound]) -> Bound:
+    """Returns the bound that asks for the largest rate, the first of equal ones."""
+    return max(bounds, key=lambda bound: bound.rate)
+
+
+def check_bounds(units: PruningUnits, bounds: Sequence[Bound]) -> None:
+    """Checks that every bound leaves something of every kind.
+
+    Raises:
+        PruningError: naming the bound and the smallest value that is possible.
+    """
+    share = (units.least.clamp(min=0) / units.sizes.clamp(min=1))[units.group]  # (n,)
+    for bound in bounds:
+        one = [bound.cost[units.kind == kind].min() for kind in range(len(units.kinds))]
+        least = max(int((share * bound.cost).ceil().sum()), int(sum(one)))
+        if bound.capacity < least:
+            raise PruningError(
+                f"target {bound.target.text} cannot be met: the smallest that pruning "
+                f"{' and '.join(units.kinds)} leads to is {bound.said(bound.fixed + least)}; ask "
+                "for more, or choose another granularity"
+            )
+
+
+def _parameters(target: Target, model: PreTrainedModel, units: PruningUnits, added: int) -> Bound:
+    total = sum(parameter.numel() for parameter in model.parameters())
+
+    def measure(mask: Tensor, biases: int) -> int:
+        return total - units.pruned_parameters(mask) + biases
+
+    fixed = total - units.prunable + added
+    return Bound(target, units.cost, fixed, math.floor(target.limit), measure)
+
+
+def _memory(target: Target, model: PreTrainedModel, units: PruningUnits, added: int) -> Bound:
+    """Makes the bound of weights and, for a batch, of the cache of keys and values."""
+    size = model.dtype.itemsize
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    cost, fixed = units.cost * size, weights - (units.prunable - added) * size
+    count: Callable[[Tensor], int] = lambda mask: 0  # noqa: E731
+    if target.batch:
+        slots = [2 * size * target.batch * length for length in _cached(target, model)]
+        count = partial(_cache_bytes, units, slots)
+        cost = cost + _cache_cost(units, slots)
+        fixed += count(units.ones()) - int((cost - units.cost * size).sum())
+
+    def measure(mask: Tensor, biases: int) -> int:
+        return weights - (units.pruned_parameters(mask) - biases) * size + count(mask)
+
+    return Bound(target, cost, fixed, math.floor(target.limit), measure)
+
+
+def _cached(target: Target, model: PreTrainedModel) -> list[int]:
+    """Returns how many tokens of a text each layer keeps in the cache."""
+    family = family_of(model.config)
+    if not family.query:
+        raise PruningError(
+            f"target {target.text!r} counts the cache of keys and values, but the heads of "
+            f"{model.config.model_type} are unknown; leave out @{target.batch}x{target.length}"
+        )
+    longest = getattr(model.config, "max_position_embeddings", None) or target.length
+    if target.length > longest:
+        raise PruningError(
+            f"target {target.text!r} is longer than the context of {longest} tokens; choose a "
+            "shorter one"
+        )
+    # A layer with a sliding window keeps all tokens of it but the newest.
+    layers: Any = DynamicCache(config=model.config).layers
+    windows = [layer.sliding_window - 1 if layer.is_sliding else longest for layer in layers]
+    return [min(target.length, window) for window in windows]
+
+
+def _cache_cost(units: PruningUnits, slots: Sequence[int]) -> Tensor:
+    """Computes the bytes of the cache that go with each unit, (n,) int64.
+
+    Args:
+        units: of the model.
+        slots: bytes of one dimension of keys and values in each layer.
+    """
+    cost = torch.zeros(units.n, dtype=torch.int64)
+    for group in units.groups:
+        shape, slot = units.shapes[group.layer], slots[group.layer]
+        whole = shape.kv_heads * shape.head_dim * slot
+        if group.kind == "heads":
+            # A layer without heads keeps one dimension in the cache, which tells the text's length.
+            cost[group.start : group.stop] = (whole - slot) // shape.kv_heads
+        elif group.kind == "attention":
+            cost[group.start : group.stop] = whole - slot
+        elif group.kind == "layer":
+            cost[group.start : group.stop] = whole
+    return cost
+
+
+def _cache_bytes(units: PruningUnits, slots: Sequence[int], mask: Tensor) -> int:
+    """Counts the bytes of the cache of the model that a mask (n,) keeps."""
+    kept = units.kept_counts(mask[None])[0].tolist()  # (groups,)
+    dimensions = [shape.kv_heads * shape.head_dim for shape in units.shapes]
+    rest = {
+        (group.layer, group.kind): count for group, count in zip(units.groups, kept, strict=True)
+    }
+    for (layer, kind), count in rest.items():
+        shape = units.shapes[layer]
+        if kind == "heads":
+            dimensions[layer] = int(count) * shape.head_dim or 1
+        elif kind == "values":
+            group = next(g for g in units.groups if (g.layer, g.kind) == (layer, kind))
+            heads = (
+                mask[group.start : group.stop].view(shape.kv_heads, shape.head_dim).bool().any(1)
+            )
+            dimensions[layer] = int(heads.sum()) * shape.head_dim or 1
+        elif kind == "layer" and not count:
+            dimensions[layer] = 0
+        elif kind == "attention" and not count:
+            dimensions[layer] = int(rest[layer, "mlp"] > 0)
+    return sum(slot * count for slot, count in zip(slots, dimensions, strict=True))
+
+
+def _missing_biases(model: nn.Module, units: PruningUnits) -> int:
+    """Counts the parameters of the biases that a repair may add to projections without one."""
+    kinds = {group.projection for group in units.groups} & {"heads", "channels"}
+    keys = [(layer, kind) for layer in range(units.layers) for kind in kinds]
+    found = [each for key in keys if (each := projection_of(model, *key)) is not None]
+    return sum(each.out_features for each in found if each.bias is None)
