@@ -2,6 +2,7 @@
 
     pgprune analyze MODEL --output DIR
     pgprune analyze MODEL --windows 16 --calibration c4       # surer, on other text
+    pgprune analyze MODEL --target "memory<=6GB@8x8192"       # which prune rate that needs
     pgprune analyze MODEL --no-sensitivity --batch-size 8     # counts only, in seconds
 
 It counts parameters and memory by kind and layer, says which prune rate a smaller model needs, and
@@ -31,7 +32,16 @@ from pgprune.utils.command_line import ArgumentParser, from_arguments, run_comma
 from pgprune.utils.command_names import command_words
 from pgprune.utils.progress_view import showing
 
-MAIN = ("granularity", "windows", "calibration", "sensitivity", "batch_size", "context", "output")
+MAIN = (
+    "target",
+    "granularity",
+    "windows",
+    "calibration",
+    "sensitivity",
+    "batch_size",
+    "context",
+    "output",
+)
 
 
 def main() -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from pgprune.analysis.census import census
-from pgprune.analysis.needs import Need, needs
+from pgprune.analysis.needs import Need, needs, needs_of_targets
 from pgprune.analysis.sensitivity import Sensitivity, sensitivities
 from pgprune.budget.budget import Budget
+from pgprune.budget.problem import PruningConfig
+from pgprune.budget.targets import parse_targets
 from pgprune.data.calibration import open_calibration
 from pgprune.data.documents import calibration_parts
 from pgprune.data.stream import DataConfig, check_sequence_length
@@ -63,6 +65,7 @@ class AnalysisConfig(Config):
         minimum=1,
         unset=f"the model's context, at most {_LONGEST:,}",
     )
+    target: tuple[str, ...] | None = same_option(PruningConfig, "target", None)
     device: str = same_option(ModelConfig, "device", "auto")
     dtype: str = same_option(ModelConfig, "dtype", "auto")
     family: str = same_option(ModelConfig, "family", "known")
@@ -90,6 +93,7 @@ class Analysis:
         census: what the model is made of.
         dtype: number format that an export has.
         cached: sequences in the cache, and tokens of each.
+        targets: by granularity, the prune rate that meets all targets, or why there is none.
         units: what may be pruned, by granularity, the one that is measured first; none if pruned.
 
     Raises:
@@ -99,6 +103,7 @@ class Analysis:
     def __init__(self, source: str, config: AnalysisConfig) -> None:
         if config.output is not None:
             check_new(Path(config.output))
+        targets = parse_targets(config.target or ())
         self.source, self.config = source, config
         run = run_at(source)
         asked = ModelConfig(source, config.device, config.dtype, family=config.family)
@@ -111,6 +116,11 @@ class Analysis:
             else:
                 self._load(asked)
             self.census = census(self._model)
+        self.targets = {
+            name: needs_of_targets(targets, self._model, units)
+            for name, units in self.units.items()
+            if targets
+        }
         self.cached = config.batch_size, _context(self._model, config.context)
 
     @property

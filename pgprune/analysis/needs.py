@@ -5,8 +5,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from pgprune.analysis.census import Census
+from pgprune.budget.bounds import bounds_of, check_bounds, tightest
+from pgprune.budget.targets import Target
+from pgprune.errors import PruningError
 from pgprune.masking.units import PruningUnits
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5)
@@ -61,6 +65,22 @@ def needs(
         least = dense - int(most * prunable)
         result.append(Need(what, units.granularity, dense, least, met))
     return result
+
+
+def needs_of_targets(
+    targets: Sequence[Target], model: PreTrainedModel, units: PruningUnits
+) -> float | str:
+    """Returns the prune rate at which equal shares of everything meet all targets.
+
+    Returns:
+        The rate, or a sentence on why there is none.
+    """
+    try:
+        bounds = bounds_of(targets, model, units)
+        check_bounds(units, bounds)
+    except PruningError as error:
+        return str(error)
+    return float(tightest(bounds).rate)
 
 
 def cache_of_units(found: Census, units: PruningUnits) -> Tensor:

@@ -58,7 +58,8 @@ def size_sections(analysis: Analysis) -> list[Section]:
         notes.append(f"{granularity}: {units.prunable / census.total:.1%} can be pruned ({units}).")
     head = ["parameters", "number", "share", f"MiB in {analysis.dtype}"]
     sections = [Section("What the model is made of", head, rows, notes), _layers(analysis)]
-    return sections + ([_needs(analysis)] if analysis.units else [])
+    sections += [_needs(analysis)] if analysis.units else []
+    return sections + ([_targets(analysis)] if analysis.targets else [])
 
 
 def sensitivity_section(analysis: Analysis, found: Sequence[Sensitivity]) -> Section:
@@ -141,6 +142,7 @@ def _facts(
         "prunable": {name: units.prunable for name, units in analysis.units.items()},
         "shares": SHARES,
         "needs": [asdict(need) for need in analysis.needs()],
+        "targets": analysis.targets,
         "kept_shares": KEPT,
         "sensitivity": [
             {
@@ -200,6 +202,18 @@ def _needs(analysis: Analysis) -> Section:
             "of unit is pruned by the same share; no: even without all units there is more."
         ],
     )
+
+
+def _targets(analysis: Analysis) -> Section:
+    """Makes the table of prune rates that the targets need together."""
+    rows, notes = [], []
+    for granularity, need in analysis.targets.items():
+        met = isinstance(need, float)
+        rows.append([granularity, f"{need:.4f}" if met else "no"])
+        if not met:
+            notes.append(f"{granularity}: {need}")
+    asked = " ".join(analysis.config.target or ())
+    return Section("What the targets need", ["units", f"rate for {asked}"], rows, notes)
 
 
 def _named(items: Sequence[Sensitivity]) -> str:

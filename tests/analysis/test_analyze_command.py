@@ -66,9 +66,21 @@ def test_counts_alone_read_no_text(arguments, tmp_path, capsys):
     assert "The prune rate that less needs" in capsys.readouterr().out
 
 
+def test_a_target_needs_a_rate_or_says_why_not(arguments, tmp_path, capsys):
+    words = ("--no-sensitivity", f"--output={tmp_path / 'analysis'}", "--target", "parameters<=8K")
+    command("analyze", arguments["model"], *words)
+    found = json.loads((tmp_path / "analysis" / "analysis.json").read_text())
+    rates, units = found["targets"], found["prunable"]
+    assert "cannot be met" in rates["values+channels"]
+    need = (found["parameters"]["all"] - 8000) / units["heads+channels"]
+    assert rates["heads+channels"] == pytest.approx(need)
+    assert "What the targets need" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--target", "parameters<8K"], "is not of the form QUANTITY<=VALUE"),
         (["--calibration=nowhere.txt"], "nowhere.txt"),
         (["--sequence-length=64"], "sequence_length 64 is more than the model's context of 24"),
         (["--granularity=experts"], "has no experts"),
