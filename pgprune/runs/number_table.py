@@ -136,4 +136,4 @@ def _empty(heads: Sequence[str], rows: Rows, names: int) -> Table:
 def _least_width(table: Table) -> int:
     """Returns the width of a table whose names are folded as far as they may."""
     widths = [column.min_width or 0 for column in table.columns]
-    return sum(widths) + 2 * (len(widths) - 1) + 2
+    return sum(widths) + 3 * (len(widths) - 1) + 2  # a space on both sides of what divides columns

@@ -50,6 +50,14 @@ def test_a_table_that_fits_no_way_becomes_several():
     assert text.count("2,601.544 ± 328") == 40 and all(name in text for name in head)
 
 
+@pytest.mark.parametrize("width", range(40, 130, 5))
+def test_nothing_is_cut_at_any_width(width):
+    head = ["rate", "parameters", "time", "code", "prose", "one-shot code", "evaluations"]
+    rows = [[f"0.{n}", "3,649,440", "0.92", "11.54", "19.72", "14.09", "320"] for n in range(6)]
+    text = " ".join(printed(width, head, rows))
+    assert text.count("3,649,440") == 6 and text.count("19.72") == 6
+
+
 def test_columns_of_names_are_joined_where_it_is_turned():
     head = ["zero-shot, %", "metric", *(f"task_number_{n}" for n in range(9))]
     lines = printed(

@@ -1,0 +1,224 @@
+r"""Compares a sweep with separate runs at the same rates, and makes the table of docs/sweep.md.
+
+    python benchmarks/sweep.py --output DIR                         # the built-in model: core-hours
+    python benchmarks/sweep.py --output DIR --model smollm2 \
+        --options "--calibration c4 --evaluation wikitext2 c4 --evaluation-windows 64"
+    python benchmarks/sweep.py --output DIR --report --into docs/sweep.md --figure FILE
+
+Each seed has a run at each rate, a sweep over the rates and a nested one, by the recommended agent.
+What DIR holds is not done again, and what was killed is resumed. A record is one line of
+DIR/sweep.jsonl: a model of a run, or what the rates of a sweep share (rate null).
+"""
+
+import json
+import math
+import shlex
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pgprune.runs.run import Run
+from pgprune.runs.sweep import Sweep
+from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
+from pgprune.utils.figures import BEST, GREY, INITIAL, LEARNED, legend, plain_ticks, save_figure
+from pgprune.utils.jsonl import Record, add_line, read_lines
+from pgprune.utils.markdown import check_page, grid, renew_page
+from pgprune.utils.options import Config, option
+
+MARKER = "sweep"
+KINDS = ("separate", "sweep", "nested")
+TITLES = {"separate": "separate runs", "sweep": "sweep", "nested": "nested sweep"}
+SCRIPT = Path(__file__).parents[1] / "scripts" / "train_agent.py"
+
+
+@dataclass(frozen=True)
+class SweepBenchmarkConfig(Config):
+    """Comparison: what is measured, and what is made of it."""
+
+    model: str = option("builtin", "model to prune")
+    rates: tuple[float, ...] = option((0.1, 0.2, 0.3, 0.4, 0.5), "prune rates", above=0, below=1)
+    seeds: tuple[int, ...] = option((0, 1, 2), "seeds", minimum=0)
+    only: tuple[str, ...] = option(KINDS, "what to measure", choices=list(KINDS))
+    options: str = option("--evaluation-windows 200", "of pgprune train, in one text")
+    output: str = option("sweep", "directory of all runs and of sweep.jsonl", metavar="DIR")
+    report: bool = option(False, "measure nothing: the table of what is in --output")
+    into: tuple[str, ...] | None = option(
+        None, "Markdown pages with a place for the table", unset="none", metavar="FILE"
+    )
+    figure: str | None = option(None, "picture of the curves", unset="none", metavar="FILE")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Measures what is missing, and shows the table of all records."""
+    config = from_arguments(
+        SweepBenchmarkConfig, ArgumentParser(__doc__, SweepBenchmarkConfig).parse_args(words)
+    )
+    pages = [Path(page) for page in config.into or ()]
+    for page in pages:
+        check_page(page, MARKER)
+    path = Path(config.output) / "sweep.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not config.report:
+        for seed in config.seeds:
+            for kind in config.only:
+                measure(kind, seed, config, path)
+    records = read_lines(path)
+    text = table(records)
+    for page in pages:
+        renew_page(page, MARKER, text)
+    if not pages:
+        print(text)
+    if config.figure is not None:
+        draw(records, Path(config.figure))
+    return 0
+
+
+def measure(kind: str, seed: int, config: SweepBenchmarkConfig, path: Path) -> None:
+    """Runs what is missing of a kind and a seed, and adds its records."""
+    records, name = read_lines(path), Path(config.model).name
+    known = {(it["kind"], it["seed"], it["rate"]) for it in records if it["model"] == name}
+    shared = ["--agent", "auto", "--model", config.model, "--seed", seed]
+    shared += shlex.split(config.options)
+    if kind == "separate":
+        for rate in config.rates:
+            output = path.parent / f"{name}-separate-{rate}-seed{seed}"
+            if (kind, seed, rate) not in known:
+                _train(output, *shared, "--prune-rate", rate)
+                add_line(path, _record(kind, seed, rate, Run.open(output)))
+        return
+    output = path.parent / f"{name}-{kind}-seed{seed}"
+    if (kind, seed, None) in known:
+        return
+    nested = ["--nested"] if kind == "nested" else []
+    _train(output, *shared, *nested, "--prune-rates", *config.rates)
+    sweep = Sweep.open(output)
+    for rate in config.rates:
+        if (kind, seed, rate) not in known:
+            add_line(path, _record(kind, seed, rate, Run.open(sweep.path_at(rate))))
+    costs = {name: sweep.results["shared"][name] for name in ("tokens", "seconds")}
+    about = {"kind": kind, "model": name, "seed": seed, "rate": None}
+    add_line(path, about | costs)  # last: all is there
+
+
+def _train(output: Path, *words: object) -> None:
+    """Does what is missing of a run or a sweep."""
+    start = ["--resume", output] if output.exists() else [*words, "--output", output]
+    subprocess.run([sys.executable, str(SCRIPT), *map(str, start), "--quiet"], check=True)
+
+
+def _record(kind: str, seed: int, rate: float, run: Run) -> Record:
+    """Reads what the table needs of a finished run."""
+    results = json.loads((run.path / "results.json").read_text(encoding="utf-8"))
+    names = ("mask_evaluations", "tokens", "seconds", "perplexity")
+    return {
+        "kind": kind,
+        "model": Path(results["model"]).name,
+        "seed": seed,
+        "rate": rate,
+        "achieved": results["prune_rate"]["achieved"],
+        "parameters": results["parameters"]["pruned"],
+        **{name: results[name] for name in names},
+    }
+
+
+def table(records: Sequence[Record]) -> str:
+    """Makes the tables of each model: perplexities and differences by rate, and costs."""
+    names = list(dict.fromkeys(record["model"] for record in records))
+    parts = [_of_model([it for it in records if it["model"] == name]) for name in names]
+    return "\n" + "\n".join(f"**{name}**, {part}" for name, part in zip(names, parts, strict=True))
+
+
+def _of_model(records: Sequence[Record]) -> str:
+    models = [record for record in records if record["rate"] is not None]
+    sets = list(models[0]["perplexity"]["dense"])
+    kinds = [kind for kind in KINDS if any(it["kind"] == kind for it in models)]
+    head = ["rate", "text", "one-shot", *(TITLES[kind] for kind in kinds)]
+    head += [f"{TITLES[kind]} − separate" for kind in kinds if kind != "separate"]
+    rows = [_row(models, rate, name, kinds) for rate in _rates(models) for name in sets]
+    costs = [_costs(records, kind) for kind in kinds]
+    dense = ", ".join(f"{name} {models[0]['perplexity']['dense'][name]:.2f}" for name in sets)
+    return (
+        f"perplexity (dense: {dense}); differences in log-perplexity, seed by seed, are their mean "
+        f"(lowest to highest):\n\n{grid(head, rows)}\nWhat all rates took, the mean of the "
+        f"seeds:\n\n{grid(['', 'mask evaluations', 'tokens', 'minutes', 'seeds'], costs)}"
+    )
+
+
+def _rates(records: Sequence[Record]) -> list[float]:
+    return sorted({record["rate"] for record in records})
+
+
+def _row(records: Sequence[Record], rate: float, text: str, kinds: Sequence[str]) -> list[str]:
+    by_kind = {kind: dict(_values(records, kind, rate, text, "pruned")) for kind in kinds}
+    first = dict(_values(records, kinds[0], rate, text, "initial"))
+    row = [f"{rate:g}", text, _mean(first), *(_mean(by_kind[kind]) for kind in kinds)]
+    for kind in kinds:
+        if kind != "separate":
+            row.append(_differences(by_kind[kind], by_kind.get("separate", {})))
+    return row
+
+
+def _values(
+    records: Sequence[Record], kind: str, rate: float, text: str, row: str
+) -> Iterator[tuple[int, float]]:
+    for record in records:
+        if (record["kind"], record["rate"]) == (kind, rate):
+            yield record["seed"], record["perplexity"][row][text]
+
+
+def _mean(values: dict[int, float]) -> str:
+    return f"{statistics.fmean(values.values()):.2f}" if values else "–"
+
+
+def _differences(values: dict[int, float], others: dict[int, float]) -> str:
+    each = [math.log(values[seed] / others[seed]) for seed in values if seed in others]
+    if not each:
+        return "–"
+    return f"{statistics.fmean(each):+.4f} ({min(each):+.4f} to {max(each):+.4f})"
+
+
+def _costs(records: Sequence[Record], kind: str) -> list[str]:
+    """Returns what a kind costs, the mean over its seeds."""
+    seeds = sorted({record["seed"] for record in records if record["kind"] == kind})
+    own = [record for record in records if record["kind"] == kind]
+    sums = [sum(it.get(name, 0) for it in own) / len(seeds) for name in ("tokens", "seconds")]
+    evaluations = sum(it.get("mask_evaluations", 0) for it in own) / len(seeds)
+    said = ", ".join(map(str, seeds))
+    return [TITLES[kind], f"{evaluations:,.0f}", f"{sums[0]:,.0f}", f"{sums[1] / 60:.1f}", said]
+
+
+def draw(records: Sequence[Record], path: Path) -> bool:
+    """Draws the first model's mean perplexity over parameters; False without matplotlib."""
+    model = records[0]["model"]
+    models = [it for it in records if it["rate"] is not None and it["model"] == model]
+    sets = list(models[0]["perplexity"]["dense"])
+    lines = [("separate", "initial", "one-shot", INITIAL, "o-")]
+    looks = {"separate": (GREY, "s--"), "sweep": (LEARNED, "o-"), "nested": (BEST, "^-")}
+    lines += [(kind, "pruned", TITLES[kind], *looks[kind]) for kind in KINDS]
+
+    def fill(figure: Any) -> None:
+        panels = figure.subplots(1, len(sets), squeeze=False)[0]
+        for panel, text in zip(panels, sets, strict=True):
+            for kind, row, title, color, style in lines:
+                x, y = [], []
+                for rate in _rates(models):
+                    if found := dict(_values(models, kind, rate, text, row)):
+                        own = [it for it in models if (it["kind"], it["rate"]) == (kind, rate)]
+                        x.append(statistics.fmean(it["parameters"] for it in own) / 1e6)
+                        y.append(statistics.fmean(found.values()))
+                if x:
+                    panel.plot(x, y, style, color=color, label=title, markersize=4)
+            panel.axhline(models[0]["perplexity"]["dense"][text], color=GREY, label="dense")
+            panel.set(yscale="log", xlabel="parameters (million)", ylabel=f"perplexity, {text}")
+            plain_ticks(panel.yaxis)
+        legend(figure, panels)
+
+    return save_figure(path, (1.8 + 3.6 * len(sets), 3.4), fill)
+
+
+if __name__ == "__main__":
+    run_command(main)
