@@ -5,9 +5,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from torch import Tensor
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
 
+from pgprune.budget.bounds import Bound, bounds_of
 from pgprune.budget.problem import Problem
+from pgprune.budget.targets import parse_targets
 from pgprune.data.stream import DataConfig
 from pgprune.errors import PruningError, printable
 from pgprune.evaluation.latency import LatencyConfig, measure
@@ -25,6 +28,7 @@ from pgprune.utils.markdown import grid, plain
 from pgprune.utils.progress import duration, note, phase
 
 COSTS = ("mask_evaluations", "tokens", "seconds")
+_CACHED = 4096  # tokens whose keys and values count as memory
 _MOST = 4 * 2**30  # bytes of the models whose times are measured, all in memory at once
 _BATCH = 8
 _ROUNDS = 5
@@ -52,8 +56,9 @@ def write(sweep: Sweep, problem: Problem, completed: bool = False) -> None:
 
 def _summary(sweep: Sweep, problem: Problem) -> dict[str, Any]:
     """Returns the content of sweep.json, but for what ``times`` measures."""
+    memory = memory_of(problem)
     runs = {
-        str(rate): _candidate(FinishedRun.open(sweep.path_at(rate)), problem)
+        str(rate): _candidate(FinishedRun.open(sweep.path_at(rate)), problem, memory)
         for rate in sweep.existing()
         if Run.open(sweep.path_at(rate)).finished
     }
@@ -67,9 +72,10 @@ def _summary(sweep: Sweep, problem: Problem) -> dict[str, Any]:
         "nested": sweep.sections["sweep"]["nested"],
         "seed": sweep.sections["run"]["seed"],
         "shared": shared,
+        "cached": {"batch": memory.target.batch, "length": memory.target.length},
         "dense": {
             "parameters": problem.lm.parameters,
-            "memory_bytes": memory(problem, problem.units.ones()),
+            "memory_bytes": memory.value(problem.units.ones()),
             "perplexity": shared["perplexity"]["dense"],
         },
         "runs": runs,
@@ -77,25 +83,42 @@ def _summary(sweep: Sweep, problem: Problem) -> dict[str, Any]:
     }
 
 
-def _candidate(run: FinishedRun, problem: Problem) -> dict[str, Any]:
+def _candidate(run: FinishedRun, problem: Problem, memory: Bound) -> dict[str, Any]:
     """Returns what sweep.json says of a run."""
-    results = run.results
+    results, mask = run.results, run.learned_mask().mask
+    parameters = results["parameters"]
+    added = parameters["pruned"] - (problem.lm.parameters - problem.units.pruned_parameters(mask))
     return {
         "prune_rate": results["prune_rate"]["achieved"],
-        "parameters": results["parameters"]["pruned"],
-        "memory_bytes": memory(problem, run.learned_mask().mask),
+        "parameters": parameters["pruned"],
+        "memory_bytes": memory.value(mask, added),
+        "initial": {
+            "parameters": parameters["initial"],
+            "memory_bytes": memory.value(load_file(run.path / RunFile.MASK)["initial"]),
+        },
         "perplexity": {row: results["perplexity"][row] for row in ("initial", "masked", "pruned")},
         **{name: results[name] for name in COSTS},
     }
 
 
-def memory(problem: Problem, mask: Tensor) -> int:
-    """Counts the bytes of the weights that a mask (n,) leaves."""
-    kept = problem.lm.parameters - problem.units.pruned_parameters(mask)
-    return kept * problem.lm.dtype.itemsize
+def memory_of(problem: Problem) -> Bound:
+    """Returns what counts the bytes of weights and of a text's cache of keys and values.
+
+    The text has 4,096 tokens, or as many as the context. Where the heads of a family are unknown,
+    only weights count.
+    """
+    model, units = problem.lm.model, problem.units
+    assert isinstance(model, PreTrainedModel)
+    length = getattr(model.config, "max_position_embeddings", None) or _CACHED
+    try:
+        (target,) = parse_targets((f"memory<=1B@1x{min(_CACHED, length)}",))
+        (bound,) = bounds_of((target,), model, units)
+    except PruningError:
+        (bound,) = bounds_of(parse_targets(("memory<=1B",)), model, units)
+    return bound
 
 
-def times(sweep: Sweep, weight_bytes: int) -> dict[str, float]:
+def times(sweep: Sweep, weight_bytes: float) -> dict[str, float]:
     """Measures how long the models of a sweep take to read a batch: shares of the dense time.
 
     All are in memory at once and take turns, so it is left out where they are large.
@@ -132,7 +155,8 @@ def _write_candidates(sweep: Sweep, results: Mapping[str, Any]) -> None:
     text = (
         f"# {plain(results['model'])} at {len(results['runs'])} prune rates\n\n"
         f"Agent {results['agent']}, seed {results['seed']}{nested}. Perplexity as shipped; "
-        f"*one-shot* is the mask that a search at that rate alone would start from.\n\n"
+        f"*one-shot* is the mask that a search at that rate alone would start from. "
+        f"{_memory(results['cached'])}\n\n"
         f"{grid(head, rows)}\n{_said(shared, total)}\n"
     )
     with sweep.saving():
@@ -162,7 +186,7 @@ def _table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     dense, runs = results["dense"], results["runs"]
     sets = list(dense["perplexity"])
     timed = any("time" in run for run in runs.values())
-    head = ["prune rate", "parameters", "weights (MB)", *(["time"] if timed else [])]
+    head = ["prune rate", "parameters", "memory (MB)", *(["time"] if timed else [])]
     head += [*sets, *(f"one-shot {name}" for name in sets), "evaluations", "minutes"]
     rows = [["dense", *_size(dense), *(["1.00"] if timed else [])]]
     rows[0] += [f"{dense['perplexity'][name]:,.2f}" for name in sets] + ["-"] * (len(sets) + 2)
@@ -172,6 +196,17 @@ def _table(results: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
         row += [_number(found[kind][name]) for kind in ("pruned", "initial") for name in sets]
         rows.append([*row, f"{run['mask_evaluations']:,}", f"{run['seconds'] / 60:.1f}"])
     return head, rows
+
+
+def _memory(cached: Mapping[str, int]) -> str:
+    """Says what counts as memory."""
+    if not cached["batch"]:
+        return "Memory is that of the weights, in the number format of the run."
+    return (
+        f"Memory is that of the weights and of keys and values of {cached['length']:,} tokens, in "
+        "the number format of the run. Time is that of a batch as long as those of calibration, "
+        "measured in turn with the dense model."
+    )
 
 
 def _size(model: Mapping[str, Any]) -> list[str]:

@@ -119,7 +119,8 @@ def plot_candidates(path: Path, results: Mapping[str, Any]) -> bool:
 
     Args:
         path: the PNG file.
-        results: the content of a sweep's sweep.json.
+        results: the content of a sweep's sweep.json. What it says of ``initial``, the one-shot mask
+            of a rate, is drawn too.
 
     Returns:
         Whether it was drawn: not without matplotlib.
@@ -130,8 +131,8 @@ def plot_candidates(path: Path, results: Mapping[str, Any]) -> bool:
     dense, runs = results["dense"], list(results["runs"].values())
     sizes = {
         "parameters": ("parameters (million)", 1e6),
-        "memory_bytes": ("weights (MB)", 1e6),
-        "time": ("time of the dense model's", 1.0),
+        "memory_bytes": ("weights and cache (MB)", 1e6),
+        "time": ("time (dense model: 1)", 1.0),
     }
     present = [name for name in sizes if all(name in run for run in runs)]
     sets = list(dense["perplexity"])
@@ -140,16 +141,17 @@ def plot_candidates(path: Path, results: Mapping[str, Any]) -> bool:
         panels = figure.subplots(len(sets), len(present), sharex="col", sharey="row", squeeze=False)
         for (row, text), (column, name) in product(enumerate(sets), enumerate(present)):
             panel, (label, scale) = panels[row, column], sizes[name]
-            x = np.array([dense.get(name, 1.0), *(run[name] for run in runs)]) / scale
-            start = dense["perplexity"][text]
-            for kind, color, title in (
-                ("initial", INITIAL, "one-shot"),
-                ("pruned", LEARNED, "candidates"),
+            start = dense.get(name, 1.0) / scale, dense["perplexity"][text]
+            one_shot = [(run["initial"].get(name, math.nan), run, "initial") for run in runs]
+            shipped = [(run[name], run, "pruned") for run in runs]
+            for line, color, title in (
+                (one_shot, INITIAL, "one-shot"),
+                (shipped, LEARNED, "candidates"),
             ):
-                found = [run["perplexity"][kind][text] for run in runs]
-                y = np.array([start, *(math.nan if v is None else v for v in found)])
+                points = [(size / scale, run["perplexity"][kind][text]) for size, run, kind in line]
+                x, y = np.array([start, *points], dtype=float).T  # None becomes NaN
                 panel.plot(x, y, "o-", color=color, label=title, markersize=4)
-            panel.plot(x[:1], [start], "D", color=GREY, label="dense", markersize=6)
+            panel.plot(*start, "D", color=GREY, label="dense", markersize=6)
             panel.set_yscale("log")
             plain_ticks(panel.yaxis)
             if row == len(sets) - 1:

@@ -22,9 +22,10 @@ from pgprune.runs.run import Run
 from pgprune.runs.sweep import Sweep
 
 RATES = (0.3, 0.5)
+TIMES = sweep_results.times
 AGENTS = {"reinforce": Reinforce, "plain": Auto, "levels": LevelSearch}
 WORDS = {
-    "reinforce": ["--agent=reinforce"],
+    "reinforce": ["--agent=reinforce", "--checkpoint-every=8"],  # of 32 steps
     "plain": ["--agent=auto", "--reward=plain"],
     "levels": ["--agent=auto", "--repair-samples=16"],
 }
@@ -90,6 +91,9 @@ def test_each_rate_is_a_run_like_any_other(kind, whole):
         assert run.finished
         assert run.results["prune_rate"]["requested"] == rate
         assert run.load().pruned().num_parameters() == run.results["parameters"]["pruned"]
+        candidate = found["runs"][str(rate)]
+        cache = candidate["memory_bytes"] - 8 * candidate["parameters"]  # weights are float64
+        assert 0 <= cache <= found["dense"]["memory_bytes"] - 8 * found["dense"]["parameters"]
     tokens = [run.results["tokens"] for run in runs]
     assert found["total"]["tokens"] == found["shared"]["tokens"] + sum(tokens)
     assert found["shared"]["perplexity"]["dense"] == runs[1].results["perplexity"]["dense"]
@@ -190,6 +194,14 @@ def test_the_table_has_the_dense_model_all_candidates_and_the_cost(whole, capsys
         assert f"{model['parameters']:,}" in text
     assert f"{found['total']['tokens']:,} tokens" in text
     assert (whole("reinforce") / "plots" / "candidates.png").exists()
+
+
+def test_models_are_timed_beside_the_dense_one(whole):
+    sweep = Sweep.open(whole("reinforce"))
+    shares = TIMES(sweep, 1e6)
+    assert shares.keys() == {"0.3", "0.5"}
+    assert all(share > 0 for share in shares.values())
+    assert TIMES(sweep, 1e12) == {}, "too large to be in memory at once"
 
 
 def test_exports_and_checks_take_a_sweep(whole, tmp_path, capsys):
