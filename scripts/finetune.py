@@ -1,8 +1,10 @@
-"""Recover what pruning cost: finetune a pruned model by LoRA, and merge that into its weights.
+"""Recover what pruning cost: finetune a pruned model, by its dense model or on text.
 
-    pgprune finetune runs/NAME                            # on its own calibration text
+    pgprune finetune runs/NAME --distill --tokens 2M      # the dense model teaches
+    pgprune finetune runs/NAME --local --distill          # each block by itself before that
+    pgprune finetune runs/NAME                            # LoRA on its own calibration text
     pgprune finetune runs/NAME --data alpaca.json         # on instructions
-    pgprune finetune DIR --data tatsu-lab/alpaca --output DIR
+    pgprune finetune DIR --distill --teacher MODEL --output DIR
 
 MODEL is a finished run, which is pruned in memory, or a model: an export, a dense directory, a hub
 id or `builtin`. The result is a new directory with the same number of parameters, which
@@ -18,20 +20,20 @@ if __name__ == "__main__":
     startup.begin()
 
 
+from typing import get_type_hints
+
 from transformers.utils import logging
 
-from pgprune.finetuning.config import FinetuningConfig
 from pgprune.finetuning.finetune import Finetuning
-from pgprune.finetuning.instructions import TrainingDataConfig
-from pgprune.finetuning.lora import LoraConfig
+from pgprune.finetuning.settings import FinetuningSettings
 from pgprune.finetuning.view import print_finetuning
-from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
+from pgprune.utils.command_line import ArgumentParser, run_command
 from pgprune.utils.progress import note
 from pgprune.utils.progress_view import showing
 
 MAIN = (  # what most people set; --help shows the rest by group
-    *("data", "evaluation", "epochs", "samples", "rank", "learning_rate", "sequence_length"),
-    *("output", "seed", "resume"),
+    *("distill", "local", "teacher", "data", "tokens", "samples", "sequence_length"),
+    *("train", "learning_rate", "validation", "evaluation", "output", "seed", "resume"),
 )
 
 
@@ -40,12 +42,10 @@ def main() -> int:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     arguments = make_parser().parse_args()
-    config = from_arguments(FinetuningConfig, arguments)
-    data = from_arguments(TrainingDataConfig, arguments)
-    lora = from_arguments(LoraConfig, arguments)
-    with showing(config.quiet) as console:
+    settings = FinetuningSettings.from_arguments(arguments)
+    with showing(settings.finetuning.quiet) as console:
         try:
-            finetuning = Finetuning(arguments.model, config, data, lora)
+            finetuning = Finetuning(arguments.model, settings)
             note(f"finetuning {arguments.model} into {finetuning.output}")
             record = finetuning.run()
         except KeyboardInterrupt:
@@ -57,7 +57,7 @@ def main() -> int:
 
 def make_parser() -> ArgumentParser:
     """Returns the parser of the options."""
-    parser = ArgumentParser(__doc__, FinetuningConfig, TrainingDataConfig, LoraConfig, main=MAIN)
+    parser = ArgumentParser(__doc__, *get_type_hints(FinetuningSettings).values(), main=MAIN)
     parser.add_argument("model", metavar="MODEL", help="run or model to finetune")
     return parser
 

@@ -1,11 +1,11 @@
-"""Finetunes a pruned model with LoRA, merges it, and measures perplexity (Appendix A.6).
+"""Finetunes a pruned model on text or by its dense model, and measures perplexity (Appendix A.6).
 
 Everything that can go wrong is checked before weights are read. The result appears by one rename.
-While it trains, a checkpoint lies beside the new directory; it goes when that is complete.
+While it trains, checkpoints lie beside the new directory; they go when that is complete.
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -13,62 +13,63 @@ from functools import partial
 from typing import Any
 
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from pgprune.data.stream import check_sequence_length, evaluation_windows, first_windows
 from pgprune.errors import PruningError
-from pgprune.finetuning.config import (
-    FinetuningConfig,
-    data_of,
-    evaluation_of,
-    output_of,
-    refuse_zeros,
-)
-from pgprune.finetuning.instructions import TrainingDataConfig, training_windows
-from pgprune.finetuning.lora import LoraConfig, LoraTrainer, check_peft, listed_family
+from pgprune.finetuning.batches import open_data
+from pgprune.finetuning.checkpoint import Checkpoint
+from pgprune.finetuning.config import data_of, evaluation_of, output_of, refuse_zeros
+from pgprune.finetuning.lora import listed_family
 from pgprune.finetuning.output import RECORD_FILE, add_to_run, write_finetuned
+from pgprune.finetuning.settings import FinetuningSettings
+from pgprune.finetuning.stages import Stage, Work, fit_blocks, train
+from pgprune.finetuning.teacher import Teacher, check_memory
+from pgprune.finetuning.validation import other_text, second_domain
 from pgprune.losses.windows import model_losses
 from pgprune.masking.perplexity import bos_rule
-from pgprune.models.load import fingerprint
+from pgprune.models.load import ModelConfig, choose_dtype, fingerprint
 from pgprune.runs.any_model import LoadedModel, check_source, load_any, run_at
+from pgprune.runs.finished import FinishedRun
 from pgprune.runs.lock import locked
 from pgprune.runs.results import Perplexities, measured
 from pgprune.runs.versions import versions
 from pgprune.utils.ctrl_c import ctrl_c
-from pgprune.utils.files import check_new, read_checkpoint, saving, write_checkpoint
+from pgprune.utils.devices import choose_device
+from pgprune.utils.files import check_new, saving
 from pgprune.utils.memory import peak_memory
 from pgprune.utils.progress import note, phase
-
-_SHOWN_UPDATES = 20  # whose mean loss is shown
 
 
 class Finetuning:
     """A model to finetune, the data and the evaluation texts, checked; ``run`` does it.
 
+    Args:
+        source: a finished run, or a model.
+        settings: what is done.
+
+    Attributes:
+        output: the directory to come.
+
     Raises:
         PruningError: anything that cannot work, before any weights are read.
     """
 
-    def __init__(
-        self,
-        source: str,
-        config: FinetuningConfig,
-        data: TrainingDataConfig,
-        lora: LoraConfig,
-    ) -> None:
+    def __init__(self, source: str, settings: FinetuningSettings) -> None:
         self._started = time.monotonic()
-        check_peft()
+        self._source, self._settings = source, settings
+        config, data = settings.finetuning, settings.data
         run = run_at(source)
-        self._source, self._config, self._lora = source, config, lora
         self.output = output_of(source, run, config.output)
-        # Beside the new directory, which appears only when it is complete; "." has no name.
-        self._checkpoint = self.output.parent / f"{self.output.name}.checkpoint.safetensors"
+        self._checkpoint = Checkpoint(self.output, "", config.resume)
+        self._local_checkpoint = Checkpoint(self.output, "local.", config.resume)
         self._check_output()
         model_config, self._tokenizer = check_source(
             source, device=config.device, dtype=config.dtype
         )
         listed_family(model_config)  # refuses others
         refuse_zeros(source, model_config)
+        self._teacher = self._check_teacher(run, model_config) if settings.teaches else None
         self._data = data.data or data_of(source, run, model_config)
         self._evaluation = evaluation_of(config, run)
         check_sequence_length(model_config, self._evaluation.sequence_length)
@@ -80,17 +81,11 @@ class Finetuning:
             self._sets = run.evaluation_windows(self._tokenizer)
         else:
             self._sets = evaluation_windows(self._evaluation, self._tokenizer)
-        length = self._length(data.sequence_length, model_config)
         with phase("reading the training data"):
-            self._windows = training_windows(
-                *(self._data, self._tokenizer, length, data.samples, config.seed, data.train_on)
-            )
-        self._train_on = data.train_on
-        if (count := len(self._windows.ids)) < data.samples:
-            note(f"the training data has {count:,} windows, so --samples is {count:,}")
+            self._open_data(self._length(data.sequence_length, model_config))
 
     def run(self) -> dict[str, Any]:
-        """Finetunes, merges and writes, from the checkpoint with ``resume``.
+        """Finetunes and writes, from the checkpoints with ``resume``.
 
         Ctrl-C ends the training after the update at hand; what was learned is merged, evaluated
         and written all the same.
@@ -115,52 +110,50 @@ class Finetuning:
             yield
 
     def _run(self) -> dict[str, Any]:
-        """Finetunes, merges and writes where no other process does."""
-        config = self._config
+        """Finetunes and writes where no other process does."""
+        settings, config = self._settings, self._settings.finetuning
         loaded = load_any(self._source, device=config.device, dtype=config.dtype)
         parameters = loaded.parameters
-        asked = self._asked(loaded)
-        # The model is loaded before: its fingerprint is part of what must agree.
-        resumed = self._load_checkpoint(asked)
+        teacher = None if self._teacher is None else self._teacher.load()
+        layers = self._layers(loaded)
+        # The models are loaded before: their fingerprints are part of what must agree.
+        asked = self._asked(loaded, teacher)
+        self._checkpoint.note_absence(self._local_checkpoint)
+        resumed = self._checkpoint.load(asked)
+        resumed_local = self._local_checkpoint.load(asked)
+        earlier = (resumed or resumed_local or ({}, {}))[1]
+        before = earlier.get("seconds", 0.0)
         # A resumed command has measured this already.
-        before = (
-            Perplexities(**resumed[1]["before"])
-            if resumed
+        found = (
+            Perplexities(**earlier["found"])
+            if earlier
             else self._perplexities(loaded, "before", until_sure=self._until_sure)
         )
-        self._sets = first_windows(self._sets, before.windows)
-        trainer = LoraTrainer(loaded.model, self._windows, self._lora, config.seed)
-        earlier_seconds = 0.0
-        if resumed:
-            trainer.restore(resumed[0], resumed[1])
-            earlier_seconds = resumed[1]["seconds"]
-            note(f"resuming after update {trainer.step:,} of {trainer.total:,}")
+        self._sets = first_windows(self._sets, found.windows)
 
         def seconds() -> float:
-            return earlier_seconds + time.monotonic() - self._started
+            return float(before) + time.monotonic() - self._started
 
-        with (
-            phase("finetuning", trainer.total, "updates", trainer.step) as updates,
-            ctrl_c() as interrupted,
-        ):
-            while trainer.step < trainer.total and not interrupted():
-                trainer.advance()
-                updates.reach(trainer.step, {"loss": f"{_smoothed(trainer.losses):.4f}"})
-                if trainer.step % config.checkpoint_every == 0 and trainer.step < trainer.total:
-                    tensors, values = trainer.state()
-                    record = {
-                        **values,
-                        "asked": asked,
-                        "before": asdict(before),
-                        "seconds": seconds(),
-                    }
-                    self._save_checkpoint(tensors, record)
+        def work() -> Work:
+            record = {"asked": asked, "found": asdict(found)}
+            models = (settings, loaded.model, teacher, layers)
+            return Work(*models, self._batches, self._held, record, seconds)
+
+        stages = list[Stage]()
+        with ctrl_c() as interrupted:
+            if settings.local.local:
+                stages.append(
+                    fit_blocks(work(), self._local_checkpoint, resumed_local, interrupted)
+                )
+                if settings.trains and "local" not in found.values:
+                    found = found | self._perplexities(loaded, "local")
+            if settings.trains:
+                stages.append(train(work(), self._checkpoint, resumed, interrupted))
         memory = peak_memory(loaded.model.device)
-        model = trainer.merge()
-        assert parameters == loaded.parameters, "merging has changed the number of parameters"
-        found = before | self._perplexities(loaded, "after")
+        assert parameters == loaded.parameters, "finetuning has changed the number of parameters"
+        found = found | self._perplexities(loaded, "after")
         result = {
-            **self._facts(loaded, trainer),
+            **self._facts(loaded, stages),
             "perplexity": found.values,
             "standard_error": found.errors,
             "seconds": seconds(),
@@ -169,35 +162,37 @@ class Finetuning:
             "versions": versions(),
         }
         with phase(f"writing {self.output}"):
-            write_finetuned(self.output, loaded, model, result)
+            write_finetuned(self.output, loaded, loaded.model, result)
         # After the directory is complete; a failure here loses nothing of it.
         add_to_run(loaded.run, result)
-        self._checkpoint.unlink(missing_ok=True)
+        self._remove_checkpoints()
         return result
 
-    def _facts(self, loaded: LoadedModel, trainer: LoraTrainer) -> dict[str, Any]:
+    def _facts(self, loaded: LoadedModel, stages: list[Stage]) -> dict[str, Any]:
         """Collects what was done, without its outcome."""
-        # The means of the first and the last tenth tell whether something was learned.
-        few = max(1, trainer.total // 10)
-        windows, evaluation = self._windows, self._evaluation
+        evaluation, teacher = self._evaluation, self._teacher
+        done: dict[str, Any] = {}
+        for stage in stages:
+            done |= stage.facts
         return {
             "what": "finetuning",
             "model": self._source,
             "name": loaded.name,
             "output": str(self.output),
-            "completed": trainer.step == trainer.total,
-            "updates": {"done": trainer.step, "planned": trainer.total},
-            "loss": {"first": _mean(trainer.losses[:few]), "last": _mean(trainer.losses[-few:])},
+            "completed": all(stage.completed for stage in stages),
+            "stages": [
+                {"stage": stage.name, "tokens": stage.tokens, "seconds": stage.seconds}
+                for stage in stages
+            ],
             "data": {
                 "source": self._data,
-                "kind": windows.kind,
-                "windows": len(windows.ids),
-                "sequence_length": windows.ids.shape[1],
-                "train_on": self._train_on,
-                "trained_share": float(windows.trained.double().mean()),
+                **self._batches.facts,
+                "train_on": self._settings.data.train_on,
             },
-            "lora": {**asdict(self._lora), "trained_parameters": trainer.trained_parameters},
-            "seed": self._config.seed,
+            **({} if teacher is None else {"teacher": teacher.name}),
+            **({"validation": {"texts": self._held_of}} if self._held else {}),
+            **done,
+            "seed": self._settings.finetuning.seed,
             "parameters": loaded.parameters,
             "dtype": str(loaded.model.dtype).removeprefix("torch."),
             "device": loaded.model.device.type,
@@ -215,6 +210,47 @@ class Finetuning:
         compute = partial(model_losses, loaded.model)
         return measured(compute, [row], self._sets, until_sure=until_sure)
 
+    def _check_teacher(self, run: FinishedRun | None, config: PretrainedConfig) -> Teacher:
+        """Finds the teacher, and checks that both models fit into the memory."""
+        settings, asked = self._settings, self._settings.finetuning
+        teacher = Teacher(
+            *(self._source, run, settings.distillation.teacher, config, self._tokenizer),
+            device=asked.device,
+            dtype=asked.dtype,
+        )
+        device = choose_device(asked.device)
+        dtype = choose_dtype(ModelConfig(teacher.name, asked.device, asked.dtype), device)
+        trained = settings.train if settings.trains else "lora"
+        check_memory(self._source, run, teacher, trained=trained, device=device, dtype=dtype)
+        return teacher
+
+    def _layers(self, loaded: LoadedModel) -> tuple[int, ...]:
+        """Returns the dense layers of the model's, where states are compared."""
+        settings, teacher = self._settings, self._teacher
+        hidden = settings.distillation.hidden_loss_weight
+        if teacher is None or not (settings.local.local or hidden):
+            return ()
+        why = "--local" if settings.local.local else "--hidden-loss-weight"
+        return teacher.layers_of(loaded.model, why)
+
+    def _open_data(self, length: int) -> None:
+        """Opens what is trained on, and what is held out of it."""
+        settings, tokenizer = self._settings, self._tokenizer
+        validation, source = settings.validation, self._data
+        self._batches, held = open_data(
+            *(source, tokenizer, length, settings.data),
+            batch_size=settings.training.batch_size,
+            epochs=settings.training.epochs,
+            seed=settings.finetuning.seed,
+            hold_out=validation.validation_windows if settings.validates else 0,
+        )
+        self._held, self._held_of = dict[str, Tensor](), dict[str, str]()
+        if settings.validates:
+            other = validation.validation or other_text(source)
+            windows = second_domain(other, tokenizer, length, validation.validation_windows)
+            self._held = {"training text": held, "other text": windows}
+            self._held_of = dict(zip(self._held, (source, other), strict=True))
+
     def _length(self, asked: int, model_config: PretrainedConfig) -> int:
         """Limits the window length to the model's context."""
         limit = getattr(model_config, "max_position_embeddings", None) or asked
@@ -223,58 +259,29 @@ class Finetuning:
         return min(asked, limit)
 
     def _check_output(self) -> None:
-        if self._config.resume and (self.output / RECORD_FILE).exists():
+        if self._settings.finetuning.resume and (self.output / RECORD_FILE).exists():
             with self._locked():  # killed right after the directory had appeared
-                self._checkpoint.unlink(missing_ok=True)
+                self._remove_checkpoints()
             raise PruningError(f"{self.output} is complete, so there is nothing to resume")
         check_new(self.output)
-        if self._checkpoint.exists() and not self._config.resume:
-            raise PruningError(
-                f"{self._checkpoint} is left from a command that was killed; resume it with "
-                "the same command and --resume, or delete it to start over"
-            )
+        for checkpoint in (self._checkpoint, self._local_checkpoint):
+            checkpoint.refuse_left()
 
-    def _asked(self, loaded: LoadedModel) -> dict[str, Any]:
+    def _remove_checkpoints(self) -> None:
+        self._checkpoint.remove()
+        self._local_checkpoint.remove()
+
+    def _asked(self, loaded: LoadedModel, teacher: PreTrainedModel | None) -> dict[str, Any]:
         """Collects what a checkpoint must have in common with the command that resumes it."""
+        settings = self._settings
+        names = ("training", "lora", "distillation", "local", "validation")
         # Weights, windows and texts by their content: paths may change between two commands.
-        weights: list[Tensor] = list(loaded.model.parameters())
-        return {
-            "lora": asdict(self._lora),
-            "seed": self._config.seed,
-            "model": fingerprint(*weights),
-            "data": fingerprint(self._windows.ids, self._windows.trained),
+        return {name: asdict(getattr(settings, name)) for name in names} | {
+            "seed": settings.finetuning.seed,
+            "model": fingerprint(*loaded.model.parameters()),
+            "teacher": None if teacher is None else fingerprint(*teacher.parameters()),
+            "data": self._batches.fingerprint(),
+            "updates": self._batches.total,
+            "held-out windows": fingerprint(*self._held.values()),
             "evaluation": fingerprint(*self._sets.values()),
         }
-
-    def _save_checkpoint(self, tensors: Mapping[str, Tensor], record: dict[str, Any]) -> None:
-        remedy = ", then repeat the same command with --resume"
-        with saving(self._checkpoint, remedy):
-            self._checkpoint.parent.mkdir(parents=True, exist_ok=True)
-            write_checkpoint(self._checkpoint, tensors, record)
-
-    def _load_checkpoint(
-        self, asked: dict[str, Any]
-    ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        if not self._config.resume:
-            return None
-        if not self._checkpoint.exists():
-            note(f"there is no {self._checkpoint} yet, so training starts over")
-            return None
-        tensors, record = read_checkpoint(self._checkpoint)
-        different = [name for name, value in asked.items() if record["asked"].get(name) != value]
-        if different:
-            raise PruningError(
-                f"the checkpoint {self._checkpoint} is of a command with another "
-                f"{' and '.join(different)}; repeat that command, or delete the checkpoint"
-            )
-        return tensors, record
-
-
-def _smoothed(losses: list[float]) -> float:
-    """Averages the last losses: that of one update scatters too much to watch."""
-    last = losses[-_SHOWN_UPDATES:]
-    return sum(last) / len(last)
-
-
-def _mean(values: list[float]) -> float | None:
-    return sum(values) / len(values) if values else None

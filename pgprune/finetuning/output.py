@@ -73,10 +73,18 @@ def _published(loaded: LoadedModel, record: Mapping[str, Any]) -> dict[str, Any]
     published = {**record, "model": loaded.name}
     # A published model names no folder of the machine that made it.
     del published["output"]
+    if "teacher" in record:
+        published["teacher"] = public_name(record["teacher"])
+    if "validation" in record:
+        texts = {name: _public(text) for name, text in record["validation"]["texts"].items()}
+        published["validation"] = {**record["validation"], "texts": texts}
     for key in ("data", "evaluation"):
-        source = public_names(record[key]["source"]).replace("`", "")
-        published[key] = {**record[key], "source": source}
+        published[key] = {**record[key], "source": _public(record[key]["source"])}
     return published
+
+
+def _public(source: str) -> str:
+    return public_names(source).replace("`", "")
 
 
 def _card(loaded: LoadedModel) -> str:
@@ -96,31 +104,74 @@ def _card(loaded: LoadedModel) -> str:
 
 def _section(record: Mapping[str, Any]) -> str:
     """Writes what was done and what came of it."""
-    data, lora, evaluation = record["data"], record["lora"], record["evaluation"]
+    data, evaluation = record["data"], record["evaluation"]
     sets = list(record["perplexity"]["before"])
-    rows = {"before": "before", "this model": "after"}
+    rows = {"before": "before", "blocks by themselves": "local", "this model": "after"}
     table = grid(
         ["perplexity", *map(plain, sets)],
         [
             [label, *(f"{record['perplexity'][when][name]:.2f}" for name in sets)]
             for label, when in rows.items()
+            if when in record["perplexity"]
         ],
     )
     windows = ", ".join(
         f"{count:,} of {plain(name)}" for name, count in evaluation["windows"].items()
     )
-    updates = record["updates"]
-    ended = "" if record["completed"] else f" It was interrupted, {updates['planned']:,} planned."
+    done = [_fitted(record), _trained(record)]
     return (
-        "What stands above is about the model before it was finetuned: LoRA of rank "
-        f"{lora['rank']} and alpha {lora['alpha']:g} on all projections "
-        f"({lora['trained_parameters']:,} parameters), merged into the weights, in "
-        f"{updates['done']:,} updates of {lora['batch_size']} windows of "
-        f"{data['sequence_length']:,} tokens from {data['windows']:,} of "
-        f"{public_names(data['source'])} ({data['kind']}, trained on: {data['train_on']}), AdamW "
-        f"at {lora['learning_rate']:g}, seed {record['seed']}.{ended}\n\n"
+        "What stands above is about the model before it was finetuned. "
+        f"{' '.join(filter(None, done))} The text is {public_names(data['source'])} "
+        f"({data['kind']}, trained on: {data['train_on']}), seed {record['seed']}.\n\n"
         + table
         + f"\nWindows of {evaluation['sequence_length']:,} tokens ({windows}); BOS: "
         f"{evaluation['bos']}; text: {public_names(evaluation['source'])}. Everything else is in "
         f"`{RECORD_FILE}`.\n"
     )
+
+
+def _fitted(record: Mapping[str, Any]) -> str:
+    """Writes what local distillation did, if anything."""
+    if "local" not in record:
+        return ""
+    blocks = record["local"]["blocks"]
+    better = sum(block["after"] < block["before"] for block in blocks)
+    return (
+        f"Each attention and each MLP was fitted to the states of {_teacher(record)} by itself, on "
+        f"{record['local']['windows']:,} windows; {better} of {len(blocks)} became better on "
+        "held-out windows, and the others stay."
+    )
+
+
+def _trained(record: Mapping[str, Any]) -> str:
+    """Writes how the model was trained as a whole, if it was."""
+    if "training" not in record:
+        return ""
+    training, updates = record["training"], record["updates"]
+    what = {
+        "lora": "Low-rank adapters of all projections, merged into the weights,",
+        "layers": "The weights of the layers",
+        "all": "All weights",
+    }[training["train"]]
+    if lora := record.get("lora"):
+        what = f"LoRA of rank {lora['rank']} and alpha {lora['alpha']:g} on all projections"
+        what += ", merged into the weights,"
+    aim = "the text"
+    if taught := record.get("distillation"):
+        aim = f"the predictions of {_teacher(record)} at temperature {taught['temperature']:g}"
+    sentence = (
+        f"{what} ({training['trained_parameters']:,} parameters) learned {aim} in "
+        f"{updates['done']:,} updates of {training['batch_size']} windows of "
+        f"{record['data']['sequence_length']:,} tokens, AdamW at {training['learning_rate']:g}."
+    )
+    if updates["done"] < updates["planned"]:
+        why = "ended early" if record["completed"] else "was interrupted"
+        sentence += f" It {why}, {updates['planned']:,} planned."
+    if kept := record.get("kept"):
+        sentence += f" The weights are those of update {kept['update']:,}, the best on held-out "
+        sentence += "windows of two texts."
+    return sentence
+
+
+def _teacher(record: Mapping[str, Any]) -> str:
+    return plain(public_name(record["teacher"]))

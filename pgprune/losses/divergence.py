@@ -33,6 +33,7 @@ def predictions(
     hidden: Tensor,
     top: int,
     *,
+    temperature: float = 1.0,
     chunk: int | None = None,
     memory: LogitsMemory | None = None,
 ) -> Predictions:
@@ -42,6 +43,7 @@ def predictions(
         model: a causal LM, for its head.
         hidden: last hidden states after the final norm, (N, D).
         top: k, tokens to tell apart; of a smaller vocabulary all.
+        temperature: by which logits are divided.
         chunk: as in ``token_losses``, and so is ``memory``.
         memory: for logits.
 
@@ -52,6 +54,7 @@ def predictions(
         raise PruningError(f"top {top} keeps no token of the dense predictions; choose 1 or more")
 
     def keep(log_probabilities: Tensor) -> Predictions:
+        log_probabilities = tempered(log_probabilities, temperature)
         most = min(top, log_probabilities.shape[1])
         tokens = log_probabilities.topk(most, dim=1).indices  # (c, k)
         return Predictions(tokens, _told_apart(log_probabilities, tokens))
@@ -88,10 +91,29 @@ def divergences(
             f"dense predictions of {len(dense.tokens)} tokens do not compare with states of "
             f"{len(hidden)}; take those of the same batch"
         )
-    return torch.cat(each_chunk(model, hidden, _divergences, *dense, chunk=chunk, memory=memory))
+    return torch.cat(
+        each_chunk(model, hidden, divergences_from, *dense, chunk=chunk, memory=memory)
+    )
 
 
-def _divergences(log_probabilities: Tensor, tokens: Tensor, dense: Tensor) -> Tensor:
+def tempered(log_probabilities: Tensor, temperature: float) -> Tensor:
+    """Returns the log-probabilities (c, vocabulary) of logits that are divided by a temperature."""
+    if temperature == 1:
+        return log_probabilities
+    return (log_probabilities / temperature).log_softmax(1)  # a shift of all logits cancels
+
+
+def divergences_from(log_probabilities: Tensor, tokens: Tensor, dense: Tensor) -> Tensor:
+    """Computes KL(dense || model) of log-probabilities, which may be overwritten.
+
+    Args:
+        log_probabilities: of the model, (c, vocabulary).
+        tokens: as in ``Predictions``, (c, k).
+        dense: their log-probabilities and that of all others, (c, k + 1).
+
+    Returns:
+        (c,) in nats.
+    """
     device = log_probabilities.device
     found = _told_apart(log_probabilities, tokens.to(device))  # (c, k + 1)
     return F.kl_div(found, dense.to(found), reduction="none", log_target=True).sum(1)
@@ -100,10 +122,13 @@ def _divergences(log_probabilities: Tensor, tokens: Tensor, dense: Tensor) -> Te
 def _told_apart(log_probabilities: Tensor, tokens: Tensor) -> Tensor:
     """Returns log-probabilities of tokens (c, k) and of all others together, (c, k + 1).
 
-    Overwrites the log-probabilities (c, vocabulary), so that it needs no memory of their size. The
-    others are summed by themselves: one minus the tokens' sum would be mostly rounding error.
+    Overwrites the log-probabilities (c, vocabulary) unless they have gradients, so that it needs no
+    memory of their size. The others are summed by themselves: one minus the tokens' sum would be
+    mostly rounding error.
     """
     own = log_probabilities.gather(1, tokens)
-    others = log_probabilities.scatter_(1, tokens, -torch.inf).exp_().sum(1, keepdim=True)
+    needed = log_probabilities.requires_grad
+    rest = log_probabilities.clone() if needed else log_probabilities
+    others = rest.scatter_(1, tokens, -torch.inf).exp_().sum(1, keepdim=True)
     smallest = torch.finfo(others.dtype).tiny  # also of no others: a logarithm must be finite
     return torch.cat([own, others.clamp(min=smallest).log()], dim=1)

@@ -37,6 +37,17 @@ def memory_now(device: torch.device) -> int:
     return int(statm.read_text().split()[1]) * resource.getpagesize()  # resident pages
 
 
+def free_memory(device: torch.device) -> int | None:
+    """Returns how many bytes are free on a device; None where the system does not tell."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    table = Path("/proc/meminfo")
+    if device.type != "cpu" or not table.exists():
+        return None
+    found = dict(line.split(":", 1) for line in table.read_text().splitlines())
+    return int(found["MemAvailable"].split()[0]) * 1024  # " 1234 kB"
+
+
 @contextmanager
 def within_memory(remedy: str = LESS) -> Iterator[None]:
     """Turns a lack of memory in the body into an error that names a remedy.

@@ -12,8 +12,8 @@ from transformers import Gemma3TextConfig
 from pgprune import PruningError
 from pgprune.data.calibration import open_calibration
 from pgprune.data.stream import CalibrationStream, DataConfig, evaluation_windows
+from pgprune.data.training_data import training_windows
 from pgprune.data.windows import MixedWindows, TextWindows, interleave
-from pgprune.finetuning.instructions import training_windows
 from pgprune.masking.perplexity import bos_rule
 from pgprune.models.vocabulary import begin_windows
 

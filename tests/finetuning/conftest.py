@@ -4,8 +4,8 @@ import pytest
 
 from helpers.finetuning_toy import LETTERS
 from helpers.finished_run import run_of_pattern
+from pgprune.data.training_data import TrainingDataConfig
 from pgprune.finetuning.config import FinetuningConfig
-from pgprune.finetuning.instructions import TrainingDataConfig
 from pgprune.runs.run import Run
 
 

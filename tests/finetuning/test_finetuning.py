@@ -12,9 +12,9 @@ from helpers.finetuning_toy import LETTERS, Listener, finetune, left, perplexity
 from helpers.finished_run import logits, numbers
 from helpers.tiny import letters_tokenizer
 from pgprune.data.stream import DataConfig, evaluation_windows
+from pgprune.data.training_data import TrainingDataConfig
 from pgprune.export.export import ExportConfig, export
 from pgprune.finetuning.config import FinetuningConfig
-from pgprune.finetuning.instructions import TrainingDataConfig
 from pgprune.losses.windows import model_perplexity
 from pgprune.runs.any_model import load_any
 from pgprune.utils.options import dump_yaml, to_dict

@@ -7,11 +7,19 @@ from pathlib import Path
 import pytest
 
 from helpers.command import Crash
-from helpers.finetuning_toy import LORA, Listener, finetune, left, perplexity, same_weights
+from helpers.finetuning_toy import (
+    LORA,
+    Listener,
+    finetune,
+    left,
+    perplexity,
+    same_weights,
+    settings,
+)
 from pgprune import PruningError
+from pgprune.data.training_data import TrainingDataConfig
 from pgprune.export.export import ExportConfig, export
 from pgprune.finetuning.finetune import Finetuning
-from pgprune.finetuning.instructions import TrainingDataConfig
 
 pytest.importorskip("peft")
 
@@ -42,7 +50,7 @@ def test_a_killed_command_resumes_where_it_was(run, config, data):
     with pytest.raises(PruningError, match="left from a command that was killed"):
         finetune(run.path, config, data)
     with pytest.raises(PruningError, match="of a command with another lora; repeat that"):
-        finetune(run.path, replace(config, resume=True), data, replace(LORA, rank=2))
+        finetune(run.path, replace(config, resume=True), data, lora=replace(LORA, rank=2))
     with pytest.raises(PruningError, match="with another seed; repeat"):
         finetune(run.path, replace(config, resume=True, seed=1), data)
     view = Listener()
@@ -66,7 +74,7 @@ def test_a_full_disk_leaves_nothing_half_written(run, config, data, monkeypatch)
         raise OSError(28, "No space left on device")
 
     before = left(run.path)
-    finetuning = Finetuning(str(run.path), config, data, LORA)
+    finetuning = Finetuning(str(run.path), settings(config, data))
     monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained", save_pretrained)
     with pytest.raises(PruningError, match="cannot write .*finetuned: no space left on device"):
         finetuning.run()
@@ -76,7 +84,7 @@ def test_a_full_disk_leaves_nothing_half_written(run, config, data, monkeypatch)
 def refuses(message, source, config, data) -> None:
     """One clear sentence, before any weights are read."""
     with pytest.raises(PruningError, match=message) as error:
-        Finetuning(str(source), config, data, LORA)
+        Finetuning(str(source), settings(config, data))
     assert "\n" not in str(error.value)
 
 

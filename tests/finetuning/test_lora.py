@@ -8,47 +8,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from helpers.finetuning_toy import pruned, trained, weights, windows
+from helpers.finetuning_toy import trainer as trainer_of
 from helpers.masks import patterns
 from helpers.tiny import tiny_model, tokens
 from pgprune import PruningError
-from pgprune.finetuning.instructions import TrainingWindows
-from pgprune.finetuning.lora import LoraConfig, LoraTrainer, projections, step_size
+from pgprune.finetuning.lora import LoraConfig, projections
 from pgprune.masking.units import PruningUnits
 from pgprune.models.registration import sliced_classes
 from pgprune.surgery.layers import prune
 from pgprune.surgery.slice_model import sliced_config
 
 peft = pytest.importorskip("peft")
-FEW = {"batch_size": 4, "learning_rate": 1e-2}
-
-
-def windows(number: int = 10) -> TrainingWindows:
-    """Tokens of which some are not learned."""
-    ids = tokens(number, 12)
-    return TrainingWindows(ids, ids % 5 > 0, "text")
-
-
-def pruned(family: str = "llama", pattern: str = "layer 0 and some"):
-    model = tiny_model(family)
-    units = PruningUnits.of(model)
-    return prune(model, units, patterns(units)[pattern]).requires_grad_(False)
-
-
-def trained(model, steps: int | None = None, seed: int = 0, **changes) -> LoraTrainer:
-    trainer = LoraTrainer(model, windows(), LoraConfig(**FEW | changes), seed)
-    while trainer.step < (trainer.total if steps is None else steps):
-        trainer.advance()
-    return trainer
-
-
-def weights(trainer: LoraTrainer) -> dict[str, torch.Tensor]:
-    """The adapters, copied."""
-    tensors, _ = trainer.state()
-    return {n: t.detach().clone() for n, t in tensors.items() if not n.startswith("optimizer")}
-
-
-def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
-    return all(torch.equal(first[name], second[name]) for name in first | second)
 
 
 @pytest.mark.parametrize(
@@ -69,7 +40,7 @@ def test_merged_is_what_was_trained(model, granularity, pattern):
     trainer = trained(model)
     with torch.no_grad():
         expected = model(tokens()).logits
-        merged = trainer.merge()
+        merged = trainer.part.merge()
         torch.testing.assert_close(merged(tokens()).logits, expected, rtol=0, atol=1e-5)
     after = merged.state_dict()
     assert after.keys() == before.keys()
@@ -89,7 +60,7 @@ def test_parts_of_fused_projections_are_trained_and_saved_fused(family, pattern,
     trainer = trained(model)
     with torch.no_grad():
         logits = model(tokens()).logits
-    merged = trainer.merge()
+    merged = trainer.part.merge()
     assert merged.state_dict().keys() == names
     merged.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
@@ -101,7 +72,7 @@ def test_untrained_adapters_change_nothing():
     model = pruned()
     with torch.no_grad():
         expected = model(tokens()).logits
-        assert torch.equal(trained(model, steps=0).merge()(tokens()).logits, expected)
+        assert torch.equal(trained(model, steps=0).part.merge()(tokens()).logits, expected)
 
 
 def test_all_projections_that_are_left_are_adapted_also_of_sliced_models():
@@ -130,7 +101,7 @@ def test_updates_are_those_of_autograd_and_adamw(model, monkeypatch):
     adapted = peft.get_peft_model(reference, config).eval()
     data, parameters = windows(), {n: p for n, p in reference.named_parameters() if p.requires_grad}
     again = tiny_model(model.config.model_type)
-    start = weights(LoraTrainer(again, data, LoraConfig(**FEW, rank=2, alpha=3.0), 0))
+    start = weights(trainer_of(again, rank=2, alpha=3.0))
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(start[name])
@@ -151,80 +122,6 @@ def test_updates_are_those_of_autograd_and_adamw(model, monkeypatch):
         torch.testing.assert_close(found[name], parameter.detach(), rtol=0, atol=2e-4)
 
 
-def test_it_learns():
-    trainer = trained(pruned(), epochs=20)
-    assert trainer.losses[-1] < 0.7 * trainer.losses[0]
-
-
-def test_micro_batches_only_save_memory():
-    whole, parts = (trained(pruned(), micro_batch_size=size) for size in (4, 1))
-    assert whole.losses == pytest.approx(parts.losses)
-    for name, value in weights(whole).items():
-        torch.testing.assert_close(value, weights(parts)[name], rtol=0, atol=1e-6)
-
-
-def test_an_epoch_uses_every_window_once():
-    trainer = trained(pruned(), steps=0, epochs=2)
-    assert trainer.total == 2 * 3
-    seen = []
-    for _ in range(3):
-        seen += trainer._batch()[0].tolist()
-        trainer.advance()
-    assert sorted(seen) == sorted(windows().ids.tolist())
-
-
-@pytest.mark.parametrize(
-    ("schedule", "expected"),
-    [
-        ("linear", [1 / 3, 2 / 3, 1, 3 / 4, 1 / 2, 1 / 4]),
-        ("cosine", [1 / 3, 2 / 3, 1, 0.8536, 0.5]),
-    ],
-)
-def test_schedules(schedule, expected):
-    config = LoraConfig(learning_rate=1.0, warmup=1 / 3, schedule=schedule)
-    found = [step_size(config, step, 6) for step in range(len(expected))]
-    assert found == pytest.approx(expected, abs=1e-4)
-
-
-def test_bfloat16_autocast_is_close():
-    model = pruned().float()
-    full = trained(copy.deepcopy(model), steps=1)
-    mixed = trained(model, steps=1, precision="bfloat16")
-    assert mixed.losses[0] == pytest.approx(full.losses[0], rel=0.02)
-    assert mixed.losses[0] != full.losses[0]
-
-
-def test_everything_follows_the_seed():
-    first, again, other = (trained(pruned(), dropout=0.5, seed=seed) for seed in (0, 0, 1))
-    assert first.losses == again.losses != other.losses
-    assert same(weights(first), weights(again))
-    torch.manual_seed(7)
-    before = torch.get_rng_state()
-    trained(pruned(), dropout=0.5)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_it_goes_on_bit_for_bit():
-    changes = {"epochs": 3, "dropout": 0.3}
-    whole, half = trained(pruned(), **changes), trained(pruned(), steps=4, **changes)
-    tensors, values = half.state()
-    tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    other = trained(pruned(), steps=0, **changes)
-    other.restore(tensors, copy.deepcopy(values))
-    while other.step < other.total:
-        other.advance()
-    assert other.losses == whole.losses
-    assert same(weights(other), weights(whole))
-
-
-def test_a_loss_that_is_not_finite():
-    model = pruned()
-    with torch.no_grad():
-        model.get_output_embeddings().weight[3] = float("inf")
-    with pytest.raises(PruningError, match="loss of step 1 is .*; choose a learning_rate below"):
-        trained(model)
-
-
 def test_float16():
     with pytest.raises(PruningError, match="float16 overflows"):
         trained(pruned().half())
@@ -241,8 +138,6 @@ def test_peft_that_is_not_installed(monkeypatch):
     [
         ({"rank": 0}, "rank must be a whole number at least 1, not 0"),
         ({"dropout": 1.0}, "dropout must be .* below 1"),
-        ({"learning_rate": 0.0}, "learning_rate must be a number above 0"),
-        ({"schedule": "constant"}, "schedule must be one of cosine, linear"),
     ],
 )
 def test_settings_that_cannot_be(change, message):

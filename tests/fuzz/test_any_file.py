@@ -20,10 +20,10 @@ from helpers.hostile import damaged, json_files, json_values, numbers, one_sente
 from helpers.tiny import CONFIGS, tiny_arguments
 from pgprune import PruningError
 from pgprune.data.documents import calibration_parts, iterate
+from pgprune.data.instructions import read_instructions
 from pgprune.evaluation.task_files import read_items
 from pgprune.experiments.hyperparameters import read_hyperparameters
 from pgprune.experiments.records import read_records
-from pgprune.finetuning.instructions import read_instructions
 from pgprune.models.load import ModelConfig, check_model
 from pgprune.runs.learned_mask import LearnedMask
 from pgprune.runs.run import Run

@@ -8,7 +8,8 @@ import torch
 
 from helpers.tiny import letters_tokenizer
 from pgprune import PruningError
-from pgprune.finetuning.instructions import prompt_of, read_instructions, training_windows
+from pgprune.data.instructions import prompt_of, read_instructions
+from pgprune.data.training_data import training_windows
 
 ROWS = [
     {"instruction": "add", "input": "one two", "output": "three"},

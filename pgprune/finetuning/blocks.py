@@ -1,0 +1,107 @@
+"""Runs each attention and each MLP of a pruned model by itself, on given states."""
+
+from contextlib import suppress
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pgprune.finetuning.lora import listed_family
+from pgprune.finetuning.objectives import Autocast
+from pgprune.masking.executors import LayerCall
+from pgprune.masking.kept_weights import calling
+from pgprune.masking.layer_driver import LayerDriver
+from pgprune.models.families import decoder_layers
+from pgprune.models.residual import added
+from pgprune.surgery.layers import block_names
+
+BLOCKS = {"attention": "heads", "mlp": "channels"}
+"""The blocks of a layer in order, each with the kind of unit that ends it."""
+
+
+class Blocks:
+    """The blocks of a pruned model.
+
+    Args:
+        model: a causal LM of a listed family, pruned or not.
+        autocast: number format of the products.
+
+    Attributes:
+        layers: of the model.
+        parallel: whether both blocks of a layer read the states before it.
+    """
+
+    def __init__(self, model: PreTrainedModel, autocast: Autocast) -> None:
+        self._model, self._autocast = model, autocast
+        self._family = family = listed_family(model.config)
+        self.layers = decoder_layers(model, family)
+        self.parallel = family.parallel
+        decoder, _, name = family.layers.rpartition(".")
+        self._driver = LayerDriver(model.get_submodule(decoder), name, family.tuples)
+
+    def parameters(self, layer: int, block: str) -> list[nn.Parameter]:
+        """Returns all weights of a block, with its norms."""
+        prefixes = block_names((block,), self._family)
+        named = self.layers[layer].named_parameters()
+        return [parameter for name, parameter in named if name.startswith(prefixes)]
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """Returns the states of windows before the first layer, (b, T, D)."""
+        return self._captured(ids)[0]
+
+    def added(self, layer: int, block: str, ids: Tensor, states: Tensor) -> Tensor:
+        """Computes what a block adds to the stream.
+
+        Args:
+            layer: index of its layer.
+            block: ``attention`` or ``mlp``.
+            ids: of the windows, (b, T).
+            states: that the block reads, (b, T, D).
+
+        Returns:
+            (b, T, D).
+        """
+        call = self._captured(ids)[1][layer]
+        path = self._family.output if block == "attention" else self._family.down
+        if path not in dict(call.layer.named_modules()):
+            return torch.zeros_like(states)  # the block is pruned as a whole
+        found: list[Tensor] = []
+
+        def reached(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            found.append(output)
+            raise _Reached
+
+        hook = call.layer.get_submodule(path).register_forward_hook(reached)
+        try:
+            with self._autocast(), suppress(_Reached):
+                if block == "attention":
+                    call(states)
+                else:
+                    with calling(call.layer.get_submodule(self._family.attention), _nothing):
+                        call(states)
+        finally:
+            hook.remove()
+        return added(call.layer, self._family, BLOCKS[block], found[0].view_as(states))
+
+    @torch.no_grad()
+    def _captured(self, ids: Tensor) -> tuple[Tensor, list[LayerCall]]:
+        """Returns the embeddings (b, T, D) of windows and the calls of all layers; runs none."""
+        captured: list[tuple[Tensor, list[LayerCall]]] = []
+
+        def keep(hidden: Tensor, calls: list[LayerCall]) -> Tensor:
+            captured.append((hidden, calls))
+            return hidden
+
+        with self._driver.layers_run_by(keep):
+            self._model.base_model(input_ids=ids, use_cache=False)
+        return captured[0]
+
+
+class _Reached(Exception):
+    """Ends the run of a layer at a module whose output is known by then."""
+
+
+def _nothing(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+    """Stands in for attention: adds nothing to the stream."""
+    return torch.zeros_like(hidden_states), None
