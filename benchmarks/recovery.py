@@ -96,7 +96,8 @@ def table(options: argparse.Namespace) -> str:
                 cells.append(spread([row["perplexity"][when][name] for row in rows]))
         lines.append(cells)
     counts = ", ".join(f"{METHODS[name]} {len(rows)}" for name, rows in records.items())
-    data, evaluation, lora = (found[0][key] for key in ("data", "evaluation", "lora"))
+    data, evaluation = (found[0][key] for key in ("data", "evaluation"))
+    lora = found[0].get("training") or found[0]["lora"]  # of earlier versions
     windows = ", ".join(f"{count} of {name}" for name, count in evaluation["windows"].items())
     return (
         f"{grid(head, lines)}\nPrune rate {options.prune_rate:g}, "

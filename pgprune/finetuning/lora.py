@@ -4,7 +4,7 @@ The adapters are those of peft (Hu et al. 2022, arXiv 2106.09685).
 """
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -55,7 +55,8 @@ def listed_family(config: PretrainedConfig) -> Family:
             f"a model of the family {config.model_type!r}, which pgprune does not list, "
             "cannot be finetuned here; export the run and finetune it with peft"
         )
-    return families[0]
+    parallel = getattr(config, "use_parallel_residual", families[0].parallel)
+    return replace(families[0], parallel=parallel)
 
 
 def projections(model: PreTrainedModel) -> list[str]:

@@ -20,7 +20,7 @@ LEARNING_RATE = 1e-3
 
 # Step sizes by the width of the model: Adam's best one falls with 1 / width (Yang et al. 2022,
 # arXiv 2203.03466). The factors were measured on the built-in model (docs/recovery.md).
-_ADAPTERS, _WEIGHTS, _BLOCKS = 1.6, 0.3, 0.3
+_ADAPTERS, _WEIGHTS, _BLOCKS = 1.6, 0.16, 0.16
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,10 @@ class FinetuningSettings:
             _refuse(self.distillation, ("teacher",), "--distill or --local")
         if not local:
             _refuse(self.local, [each.name for each in fields(self.local)], "--local")
-        if self.data.tokens is not None and self.training.epochs > 1:
-            raise PruningError("--tokens and --epochs contradict each other; give one of them")
+        given = {"samples": self.data.samples != TrainingDataConfig.samples}
+        given |= {"epochs": self.training.epochs > 1}
+        for name in (name for name in given if given[name] and self.data.tokens is not None):
+            raise PruningError(f"--tokens and --{name} contradict each other; give one of them")
         if self.trains and self.train == "lora":
             check_peft()
 

@@ -33,16 +33,16 @@ LETTERS = "thequickbrownfoxjumpsoverthelazydog"
 class Listener(Heard):
     """Does something after an update, if asked."""
 
-    def __init__(self, after: int = 0, then=lambda: None) -> None:
+    def __init__(self, after: int = 0, then=lambda: None, label: str = "finetuning") -> None:
         super().__init__()
-        self.after, self.then = after, then
+        self.after, self.then, self.label = after, then, label
 
     def begin(self, phase: Phase) -> None:
         super().begin(phase)
-        if phase.label == "finetuning":
+        if phase.label == self.label:
             reach = phase.reach
 
-            def reach_and_do(done: int, figures) -> None:
+            def reach_and_do(done: int, figures=None) -> None:
                 reach(done, figures)
                 if done == self.after:
                     self.then()
