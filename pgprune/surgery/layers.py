@@ -182,7 +182,7 @@ def _is_pruned(mask: LayerMask, block: str) -> bool:
 def _pruned_layer(
     layer: nn.Module, plan: LayerPlan, shape: LayerShape, family: Family, changes: dict[str, Tensor]
 ) -> PrunedLayer:
-    dense_names = layer.state_dict().keys()
+    dense_names = _stored(layer).keys()
     weights = layer_weights(layer, plan, shape, family, changes)
     heads = shape.kv_heads if plan.heads is None else len(plan.heads)
     channels = shape.channels if plan.channels is None else len(plan.channels)
@@ -218,7 +218,7 @@ def layer_weights(
         and the bias of the output projection remain.
     """
     like = next(layer.parameters())
-    dense: dict[str, Tensor] = layer.state_dict(keep_vars=True)  # with what routers do not learn
+    dense = _stored(layer)
     dense |= {name: new.to(dense.get(name, like), copy=True) for name, new in changes.items()}
     skipped = block_names(plan.skip, family)
     weights = {name: weight for name, weight in dense.items() if not name.startswith(skipped)}
@@ -241,6 +241,13 @@ def layer_weights(
         name: weight if name in cuts or name in changes else weight.clone()
         for name, weight in weights.items()
     }
+
+
+def _stored(layer: nn.Module) -> dict[str, Tensor]:
+    """Returns what a layer saves: its parameters by their open names, and what it does not learn."""
+    saved = layer.state_dict().keys()  # in which opened projections have their stock names
+    buffers = {name: buffer for name, buffer in layer.named_buffers() if name in saved}
+    return dict(layer.named_parameters()) | buffers
 
 
 def block_names(blocks: tuple[str, ...], family: Family) -> tuple[str, ...]:
