@@ -244,7 +244,7 @@ def layer_weights(
 
 
 def _stored(layer: nn.Module) -> dict[str, Tensor]:
-    """Returns what a layer saves: its parameters by their open names, and what it does not learn."""
+    """Returns what a layer saves: parameters by their open names, and what is not learned."""
     saved = layer.state_dict().keys()  # in which opened projections have their stock names
     buffers = {name: buffer for name, buffer in layer.named_buffers() if name in saved}
     return dict(layer.named_parameters()) | buffers
