@@ -35,6 +35,7 @@ SHARES = (0.4, 0.3, 0.3)
 RADII = (4, 3, 2)
 """Of the trust region in steps of the grid, by round. A kv group is tried alone."""
 
+_KEPT = 1000  # of what levels keep: more than all that they do not keep is worth
 _FEW = 8  # units of a group, whose levels are tried one by one
 
 
@@ -184,7 +185,7 @@ def scores_of_levels(levels: Levels, choice: Tensor) -> Tensor:
     So a budget that leaves something keeps units in turn in all groups.
     """
     (mask,) = levels.masks(choice[None])
-    scores = 2 * mask.double()
+    scores = _KEPT * mask.double()
     for group, of_group in zip(levels.units.groups, levels.groups, strict=True):
         place = torch.arange(len(of_group.order), dtype=torch.float64) / len(of_group.order)
         scores[group.start + of_group.order] -= place

@@ -29,13 +29,21 @@ def on_budget(logits: Tensor, budget: Budget) -> Tensor:
     """
     shifted = torch.empty_like(logits, dtype=torch.float64)
     for pool in budget.pools:
-        own, cost = logits[pool.members].double(), pool.cost.double()
-        # Bisection on v: sum_i c_i sigmoid(clip(z_i - v)) falls in v and must not exceed the share.
-        low, high = own.min() - BOUND, own.max() + BOUND  # of all logits at +BOUND and at -BOUND
-        for _ in range(_BISECTIONS):
-            middle = (low + high) / 2
-            over = cost @ (own - middle).clamp(-BOUND, BOUND).sigmoid() > pool.share
-            low, high = (middle, high) if over else (low, middle)
-        # ``high`` is the end of the interval that does not exceed the share.
-        shifted[pool.members] = (own - high).clamp(-BOUND, BOUND)
+        shifted[pool.members] = _within(logits[pool.members].double(), pool.cost, pool.share)
+    for bound in budget.bounds:
+        if float(bound.cost.double() @ shifted.sigmoid()) > bound.capacity:
+            shifted = _within(shifted, bound.cost, bound.capacity)
     return shifted
+
+
+def _within(logits: Tensor, cost: Tensor, share: float) -> Tensor:
+    """Shifts logits (p,) by the smallest number with which their cost is within a share."""
+    cost = cost.double()
+    # Bisection on v: sum_i c_i sigmoid(clip(z_i - v)) falls in v and must not exceed the share.
+    low, high = logits.min() - BOUND, logits.max() + BOUND  # of all at +BOUND and at -BOUND
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        over = cost @ (logits - middle).clamp(-BOUND, BOUND).sigmoid() > share
+        low, high = (middle, high) if over else (low, middle)
+    # ``high`` is the end of the interval that does not exceed the share.
+    return (logits - high).clamp(-BOUND, BOUND)

@@ -64,7 +64,13 @@ def best(levels: Levels, budget: Budget, values: Callable[[int], Tensor]) -> Ten
     Returns:
         The level of each group, (groups,) int64.
     """
-    choice = torch.zeros(len(levels.groups), dtype=torch.int64)
+    groups = range(len(levels.groups))
+    if budget.bounds:  # which groups of all pools share
+        limits, starts = budget.limits, [group.start for group in budget.units.groups]
+        rows = [levels.groups[g].kept * limits.cost[:, starts[g], None] for g in groups]
+        of_all = [_allowed(levels, budget, g, values(g)) for g in groups]
+        return torch.tensor(cheapest(of_all, rows, limits.capacity))
+    choice = torch.zeros(len(groups), dtype=torch.int64)
     for pool in budget.pools:
         members = groups_of(budget, pool).tolist()
         costs = [levels.groups[g].kept * _unit_cost(budget, g) for g in members]

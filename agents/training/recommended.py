@@ -35,9 +35,11 @@ def recommended(arguments: argparse.Namespace) -> dict[str, Any]:
     alone = "ray_actors" not in typed and world_size() == 1
     if typed.get("agent") != "auto" or others or not alone or given(AutoConfig, arguments):
         return {}
+    # Exports fill value dimensions with zeros, so that they shrink neither cache nor, much, time.
+    plain = all(text.startswith("parameters") for text in typed.get("target") or ())
     length = typed.get("sequence_length", DataConfig().sequence_length)
     options = {
-        "granularity": "values+channels",
+        "granularity": "values+channels" if plain else "heads+channels",
         "budget": "parameters",
         "reward": LEVELS,
         "loss": "kl",

@@ -154,9 +154,9 @@ class Budget:
         for members, cost, share in self._pools_on(probabilities.device):
             limit = None if most is None else most[members]
             projected[members] = project_pool(probabilities[members], cost, share, limit)
-        if allows(self.bounds, projected):
+        if self.allows(projected):
             return projected
-        return self._limits.project(probabilities, most)
+        return self.limits.project(probabilities, most)
 
     def round(self, scores: Tensor) -> Tensor:
         """Rounds scores to the best mask: never over budget, and no pruned unit would still fit.
@@ -184,9 +184,13 @@ class Budget:
                 group, chunk = self.units.group[members], self._chunk[members]
                 kept = best_chunks(scores[members], pool.cost, pool.capacity, group, chunk)
             mask[members[kept]] = 1  # indices within the pool
-        if allows(self.bounds, mask):
+        if self.allows(mask):
             return mask
-        return self._limits.round(scores, self.units.group, self._chunk, first)
+        return self.limits.round(scores, self.units.group, self._chunk, first)
+
+    def allows(self, kept: Tensor) -> bool:
+        """Tells if all bounds allow a mask or probabilities, (n,)."""
+        return allows(self.bounds, kept)
 
     def kept_share(self, masks: Tensor) -> Tensor:
         """Computes the kept share that the budget limits: masks (K, n) -> (K,) float64.
@@ -217,7 +221,8 @@ class Budget:
         return costs.get(self.kind, torch.ones_like(self.units.cost))
 
     @cached_property
-    def _limits(self) -> Limits:
+    def limits(self) -> Limits:
+        """All that limits masks: pools and bounds."""
         return Limits.of(self.cost, self.pools, self.bounds)
 
     def _pools_on(self, device: torch.device) -> list[tuple[Tensor, Tensor, float]]:

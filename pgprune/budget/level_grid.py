@@ -34,7 +34,7 @@ def start_shares(budget: Budget) -> Tensor:
         channels = budget.units.kind == budget.units.kinds.index("channels")  # (n,)
         cost = float(budget.cost[channels].sum())
         share = 1 - (float(pool.cost.sum()) - pool.share) / cost
-        if share >= _LEAST_SHARE:
+        if share >= _LEAST_SHARE and budget.allows(torch.where(channels, share, 1.0)):
             shares.fill_(1)
             shares[budget.units.group[channels]] = share
     return shares

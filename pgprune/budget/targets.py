@@ -26,6 +26,7 @@ _BYTES = {
     **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)},
     **{f"{letter}IB": 1024**power for power, letter in enumerate("KMGT", 1)},
 }
+_SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "KB"))
 _SHARES = {"": 1, "%": 0.01}
 _QUANTITIES = {
     "parameters": _Quantity(_COUNTS, "refused", "parameters<=100M"),
@@ -89,7 +90,8 @@ class Target:
         if self.quantity == "parameters":
             return f"{value:,.0f} parameters"
         if self.quantity == "memory":
-            return f"{value / 1e9:,.3f} GB" if value >= 1e9 else f"{value / 1e6:,.3f} MB"
+            size, unit = next(each for each in _SIZES if value >= each[0] or each[0] == 1e3)
+            return f"{value / size:,.3f} {unit}"
         return f"{value:.3f} of the dense time"
 
 

@@ -99,11 +99,16 @@ def _remove_kv_groups(problem: Problem, mask: Tensor, windows: Tensor) -> list[t
     heads = units.kind == units.kinds.index("heads")
     few = windows[: math.ceil(STAGE_TWO_TOKENS / windows.shape[1])]
     removed: list[tuple[int, int]] = []
-    while units.kept_parameters(mask) > pool.capacity:
+
+    def over() -> bool:
+        kept = int(pool.cost[mask.bool()].sum())
+        return kept > pool.capacity or not problem.budget.allows(mask)
+
+    while over():
         left = (heads & mask.bool()).nonzero().flatten()
         losses = losses_without(problem.lm, mask, list(left[:, None]), few)
         for unit in left[losses.argsort(stable=True)[: _heads_of_a_layer(problem)]].tolist():
-            if units.kept_parameters(mask) > pool.capacity:
+            if over():
                 mask[unit] = 0
                 group = units.groups[int(units.group[unit])]
                 removed.append((group.layer, unit - group.start))

@@ -52,8 +52,8 @@ def sleb(problem: Problem, windows: Tensor, seed: int, config: MethodConfig) -> 
 
 
 def _removable(budget: Budget, mask: Tensor, guarded: Tensor) -> Tensor:
-    """Finds kept, unguarded units of pools that are over their capacity: (candidates,)."""
-    over = torch.zeros_like(guarded)
+    """Finds kept, unguarded units of what is over its capacity: (candidates,)."""
+    over = torch.full_like(guarded, not budget.allows(mask))
     for pool in budget.pools:
-        over[pool.members] = int(pool.cost[mask[pool.members].bool()].sum()) > pool.capacity
+        over[pool.members] |= int(pool.cost[mask[pool.members].bool()].sum()) > pool.capacity
     return torch.nonzero(over & mask.bool() & ~guarded).flatten()

@@ -132,4 +132,10 @@ def protected_units(budget: Budget, first: int, last: int) -> Tensor:
                 f"and the last {last} of {units.layers} layers, which are kept whole; choose a "
                 f"rate of at most {most:g}, or protect fewer layers"
             )
+    if not budget.allows(protected):
+        texts = " and ".join(bound.target.text for bound in budget.bounds)
+        raise PruningError(
+            f"the first {first} and the last {last} of {units.layers} layers, which are kept "
+            f"whole, are more than {texts} leaves; ask for more, or protect fewer layers"
+        )
     return protected

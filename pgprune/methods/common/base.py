@@ -159,8 +159,21 @@ class Method:
                     f"method {self.name} does not fit {what} {value!r}; choose "
                     f"{' or '.join(fitting)}"
                 )
+        bounds = problem.budget.bounds
+        if self.slices and any(bound.target.quantity != "parameters" for bound in bounds):
+            raise PruningError(
+                f"method {self.name} slices all layers alike, so a target limits its parameters "
+                "only; leave out the others"
+            )
         with phase(f"method {self.name}"):
-            return self.prune(problem, windows, seed, config)
+            pruned = self.prune(problem, windows, seed, config)
+        if not self.slices and not problem.budget.allows(pruned.mask):
+            texts = " and ".join(bound.target.text for bound in bounds)
+            raise PruningError(
+                f"method {self.name} has a rule of its own for what layers keep, which leads above "
+                f"{texts}; choose another method"
+            )
+        return pruned
 
 
 def method(name: str, granularities: tuple[str, ...], **needs: Any) -> Callable[[Prune], Method]:
