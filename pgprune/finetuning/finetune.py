@@ -227,11 +227,12 @@ class Finetuning:
     def _layers(self, loaded: LoadedModel) -> tuple[int, ...]:
         """Returns the dense layers of the model's, where states are compared."""
         settings, teacher = self._settings, self._teacher
-        hidden = settings.distillation.hidden_loss_weight
+        hidden = settings.distillation.distill and settings.distillation.hidden_loss_weight
         if teacher is None or not (settings.local.local or hidden):
             return ()
-        why = "--local" if settings.local.local else "--hidden-loss-weight"
-        return teacher.layers_of(loaded.model, why)
+        remedies = ["leave out --local"] if settings.local.local else []
+        remedies += ["choose --hidden-loss-weight 0"] if hidden else []
+        return teacher.layers_of(loaded.model, " and ".join(remedies))
 
     def _open_data(self, length: int) -> None:
         """Opens what is trained on, and what is held out of it."""

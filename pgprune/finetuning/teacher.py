@@ -70,12 +70,12 @@ class Teacher:
         """
         return load_model(self._model, pruned=True)[0]
 
-    def layers_of(self, student: PreTrainedModel, why: str) -> tuple[int, ...]:
+    def layers_of(self, student: PreTrainedModel, remedy: str) -> tuple[int, ...]:
         """Returns which dense layer each layer of a student was.
 
         Args:
             student: a pruned model, or one of the same shape.
-            why: the option that compares their states, for the error.
+            remedy: what does without a comparison of states, for the error.
 
         Raises:
             PruningError: their states do not compare.
@@ -87,13 +87,13 @@ class Teacher:
         same = config.hidden_size == self.config.hidden_size
         if config.model_type.startswith(_SLICED) or not same:
             raise PruningError(
-                f"{why} compares states of the teacher {self.name!r} with those of a model whose "
-                "states are of another width or basis; leave it out"
+                f"the states of the teacher {self.name!r} do not compare with those of a model of "
+                f"another width or basis; {remedy}"
             )
         if len(known) != own or max(known) >= count or (known == range(own) and own != count):
             raise PruningError(
                 f"the layers of the teacher {self.name!r} are not those that the model was pruned "
-                f"from, so {why} cannot compare them; give the model that was pruned as --teacher"
+                f"from, so their states do not compare; give that model as --teacher, or {remedy}"
             )
         return tuple(known)
 

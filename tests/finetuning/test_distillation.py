@@ -24,7 +24,8 @@ def student():
 
 
 def lesson(teacher=None, precision: str = "full", layers=LAYERS, **options) -> Distillation:
-    config = DistillationConfig(distill=True, **{"top_k": VOCABULARY} | options)
+    usual = {"top_k": VOCABULARY, "hidden_loss_weight": 0.0}
+    config = DistillationConfig(distill=True, **usual | options)
     products = autocast(precision, torch.device("cpu"))
     return Distillation(teacher or dense(), config, layers, products)
 

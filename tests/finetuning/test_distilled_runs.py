@@ -140,9 +140,12 @@ def test_a_teacher_whose_states_do_not_compare(run, config, data, tmp_path, opti
     tiny_model("llama", hidden_size=48, head_dim=8).save_pretrained(other)
     letters_tokenizer().save_pretrained(other)
     options |= {"distillation": replace(DISTILL, teacher=str(other))}
-    with pytest.raises(PruningError, match="--local compares states of the teacher"):
+    with pytest.raises(
+        PruningError, match="do not compare .*leave out --local and choose --hidden-loss"
+    ):
         finetune(run.path, config, data, **options)
-    options |= {"local": LocalConfig()}
+    alone = DistillationConfig(distill=True, teacher=str(other), hidden_loss_weight=0.0)
+    options |= {"local": LocalConfig(), "distillation": alone}
     record = finetune(run.path, config, data, **options)
     assert record["completed"]
 
