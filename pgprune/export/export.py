@@ -17,6 +17,7 @@ from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from pgprune.errors import PruningError
 from pgprune.export.gguf import check_gguf, check_scope, holds_biases
+from pgprune.export.put_back import with_weights
 from pgprune.export.reround import reround
 from pgprune.export.reship import reship
 from pgprune.export.writers import WRITERS, window, write_llama_cpp, write_portable
@@ -80,6 +81,12 @@ class ExportConfig(Config):
         unset="write the model's tokenizer",
         metavar="FILE",
     )
+    weights: str | None = option(
+        None,
+        "take the weights of the run's finetuned model, in any format",
+        unset="the run's own",
+        metavar="DIR",
+    )
     quiet: bool = option(False, "print only errors")
 
 
@@ -103,6 +110,7 @@ def export(run: FinishedRun, config: ExportConfig) -> Path:
     check_new(output)
     vocabulary = _vocabulary(run, config)
     write = _writer(config, vocabulary)
+    _check_weights(config)
     loaded = run.load()
     if loaded.slices is not None:
         _check_sliced(run, config)
@@ -112,6 +120,8 @@ def export(run: FinishedRun, config: ExportConfig) -> Path:
             note(sentence)
     _check_repair(config, loaded)
     known = len(loaded.notes)  # which the run has told already
+    if config.weights is not None:
+        loaded = with_weights(loaded, config.weights)
     if config.uniform or config.round_to is not None:
         loaded = reround(loaded, config.uniform, config.round_to or loaded.round_to)
     loaded = reship(loaded, config.repair, config.repair_damping, config.repair_samples)
@@ -211,6 +221,16 @@ def _check_sliced(run: FinishedRun, config: ExportConfig) -> None:
         raise PruningError(
             f"{run.path} has sliced the residual stream, which only --format hf can hold, without "
             "--portable, --uniform and --round-to"
+        )
+
+
+def _check_weights(config: ExportConfig) -> None:
+    """Refuses options that would change the weights of a finetuned model once more."""
+    changed = config.uniform or config.round_to is not None or config.repair != "auto"
+    if config.weights is not None and changed:
+        raise PruningError(
+            f"--weights {config.weights} keeps the run's mask and has weights of its own, which "
+            "--uniform, --round-to and --repair would change; leave these out"
         )
 
 

@@ -14,7 +14,7 @@ from pgprune.masking.kept_weights import calling
 from pgprune.masking.layer_driver import LayerDriver
 from pgprune.models.families import decoder_layers
 from pgprune.models.residual import added
-from pgprune.surgery.layers import block_names
+from pgprune.surgery.cuts import block_names
 
 BLOCKS = {"attention": "heads", "mlp": "channels"}
 """The blocks of a layer in order, each with the kind of unit that ends it."""

@@ -9,43 +9,27 @@ and down projections; the cost of a block or layer includes everything. A repair
 weights for kept units, and perhaps biases that the dense model lacks.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgprune.errors import PruningError
-from pgprune.masking.layer_mask import LayerMask, columns_of_values, rows_of_groups
+from pgprune.masking.layer_mask import LayerMask
 from pgprune.masking.units import PruningUnits
 from pgprune.models.families import decoder_layers, family_of, is_found
 from pgprune.models.family import Family
 from pgprune.models.shapes import LayerShape
 from pgprune.repair.repair import Repair
 from pgprune.surgery.architecture import PrunedLayer, assemble
+from pgprune.surgery.cuts import (
+    LayerPlan,
+    block_names,
+    channel_cuts,
+    head_cuts,
+    layer_cuts,
+    value_cuts,
+)
 from pgprune.surgery.found import check_pruned
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """What a mask keeps of one decoder layer.
-
-    Attributes:
-        index: of the layer in the dense model.
-        heads: indices of the kept kv groups, (h,); None if all are kept or the block is pruned.
-        values: indices of the kept value dimensions of all kv heads, (r,); None likewise.
-        channels: indices of the kept channels, (c,); None if all are kept or the block is pruned.
-        skip: the blocks that are pruned with their norms: of ``attention`` and ``mlp``.
-        experts: indices of the kept experts, (e,); None if all are kept or the block is pruned.
-    """
-
-    index: int
-    heads: Tensor | None
-    values: Tensor | None
-    channels: Tensor | None
-    skip: tuple[str, ...]
-    experts: Tensor | None = None
 
 
 def plan_layers(units: PruningUnits, mask: Tensor, family: Family) -> list[LayerPlan]:
@@ -222,15 +206,7 @@ def layer_weights(
     dense |= {name: new.to(dense.get(name, like), copy=True) for name, new in changes.items()}
     skipped = block_names(plan.skip, family)
     weights = {name: weight for name, weight in dense.items() if not name.startswith(skipped)}
-    cuts = {}
-    for kept, cuts_of in (
-        (plan.heads, head_cuts),
-        (plan.values, value_cuts),  # in place of the heads' cuts of v and o
-        (plan.channels, channel_cuts),
-        (plan.experts, expert_cuts),
-    ):
-        for name, dim, index in cuts_of(kept, shape, family, layer) if kept is not None else ():
-            cuts[name] = dim, index
+    cuts = layer_cuts(layer, plan, shape, family)
     for name, (dim, index) in cuts.items():
         # index_select copies, so the result shares no memory with the dense model.
         if len(index):
@@ -248,52 +224,3 @@ def _stored(layer: nn.Module) -> dict[str, Tensor]:
     saved = layer.state_dict().keys()  # in which opened projections have their stock names
     buffers = {name: buffer for name, buffer in layer.named_buffers() if name in saved}
     return dict(layer.named_parameters()) | buffers
-
-
-def block_names(blocks: tuple[str, ...], family: Family) -> tuple[str, ...]:
-    """Returns the prefixes of parameters of the blocks ``attention`` and ``mlp``, with norms."""
-    modules: tuple[str, ...] = ()
-    if "attention" in blocks:
-        modules += (family.attention, *family.attention_norms)
-    if "mlp" in blocks:
-        modules += (*family.expand, family.down, *family.mlp_norms)
-    return tuple(f"{module}." for module in modules)
-
-
-Cuts = Iterator[tuple[str, int, Tensor]]
-
-
-def head_cuts(groups: Tensor, shape: LayerShape, family: Family, layer: nn.Module) -> Cuts:
-    """Yields where kv groups (h,) are: names of parameters, dimensions, indices along them."""
-    rows, queries = (
-        torch.from_numpy(rows_of_groups(groups.numpy(), width))
-        for width in (shape.head_dim, shape.head_dim * shape.query_heads_per_group)
-    )
-    for path, index in ((family.key, rows), (family.value, rows), (family.query, queries)):
-        for name, _ in layer.get_submodule(path).named_parameters():
-            yield f"{path}.{name}", 0, index
-    yield f"{family.output}.weight", 1, queries  # (D, query heads * d)
-
-
-def value_cuts(values: Tensor, shape: LayerShape, family: Family, layer: nn.Module) -> Cuts:
-    """Yields where value dimensions (r,) are: names of parameters, dimensions, indices."""
-    for name, _ in layer.get_submodule(family.value).named_parameters():
-        yield f"{family.value}.{name}", 0, values
-    columns = columns_of_values(values.numpy(), shape.head_dim, shape.query_heads_per_group)
-    yield f"{family.output}.weight", 1, torch.from_numpy(columns)  # (D, query heads * d)
-
-
-def channel_cuts(channels: Tensor, shape: LayerShape, family: Family, layer: nn.Module) -> Cuts:
-    """Yields where channels (c,) are: names of parameters, dimensions, indices along them."""
-    for path in family.expand:
-        for name, _ in layer.get_submodule(path).named_parameters():
-            yield f"{path}.{name}", 0, channels
-    yield f"{family.down}.weight", 1, channels  # (D, channels)
-
-
-def expert_cuts(experts: Tensor, shape: LayerShape, family: Family, layer: nn.Module) -> Cuts:
-    """Yields where experts (e,) are: names of parameters, dimensions, indices along them."""
-    assert family.experts is not None
-    for path in (family.experts.router, family.experts.experts):
-        for name in layer.get_submodule(path).state_dict():
-            yield f"{path}.{name}", 0, experts

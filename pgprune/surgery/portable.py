@@ -23,7 +23,8 @@ from pgprune.models.family import Family
 from pgprune.models.shapes import LayerShape
 from pgprune.repair.repair import Repair
 from pgprune.surgery.architecture import PrunedLayer
-from pgprune.surgery.layers import block_names, channel_cuts, head_cuts, pruned_layers
+from pgprune.surgery.cuts import block_names, channel_cuts, head_cuts
+from pgprune.surgery.layers import pruned_layers
 
 GHOST_CHANNELS = 32
 """Channels of a ghost MLP, the fewest that quantised formats can pack."""

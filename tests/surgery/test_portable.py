@@ -16,7 +16,8 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.families import family_of
 from pgprune.surgery.architecture import PrunedLayer, assemble
-from pgprune.surgery.layers import block_names, prune
+from pgprune.surgery.cuts import block_names
+from pgprune.surgery.layers import prune
 from pgprune.surgery.portable import ghost_channels, portable_layers
 
 GHOST = 2  # channels, of 12
