@@ -14,6 +14,7 @@ USAGE = """usage: pgprune COMMAND [options]
 Structural pruning of large language models as a reinforcement-learning problem.
 
   analyze          look at a model before: what it is made of and needs most
+  make             the whole way: search, recover, export, with a table of stages
   train            learn which units of a model to keep, by an agent
   prune            prune by an importance metric or another method, without learning
   export           write the pruned model of a run for transformers, vLLM or llama.cpp

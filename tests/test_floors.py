@@ -21,7 +21,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("agents.levels",),
     ("agents",),
     ("agents.training",),
-    ("experiments",),
+    ("experiments", "making"),
     ("commands",),
 )
 """Packages of pgprune from the ground up; a package imports only what is on floors below it."""

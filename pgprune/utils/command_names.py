@@ -8,6 +8,7 @@ from pathlib import Path
 
 COMMANDS = {
     "analyze": "analyze",
+    "make": "make",
     "train": "train_agent",
     "prune": "prune_baseline",
     "export": "export",

@@ -1,0 +1,1 @@
+"""The whole way from a dense model to files of a smaller one: search, recovery, export."""
