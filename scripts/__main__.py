@@ -21,7 +21,7 @@ Structural pruning of large language models as a reinforcement-learning problem.
   language         take the language part out of a model of images, or put it back
   check            check that runs, exports and models are whole and load
   evaluate         measure perplexity and zero-shot accuracy of models and runs
-  finetune         recover what pruning cost, by LoRA
+  finetune         recover what pruning cost: distillation, or LoRA on text
   bench-inference  measure speed and memory of pruned models beside the dense one
   compare          compare pruning methods at several rates
   benchmark        compare agents at equal numbers of mask evaluations
