@@ -68,8 +68,8 @@ class Blocks:
             return torch.zeros_like(states)  # the block is pruned as a whole
         found: list[Tensor] = []
 
-        def reached(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            found.append(output)
+        def reached(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            found.append(output[0] if isinstance(output, tuple) else output)
             raise _Reached
 
         hook = call.layer.get_submodule(path).register_forward_hook(reached)

@@ -1,6 +1,7 @@
 """Blocks by themselves: they add up to the model, and each learns the dense states."""
 
 import copy
+from itertools import product
 
 import pytest
 import torch
@@ -32,11 +33,23 @@ def states_of(model, ids: torch.Tensor) -> list[torch.Tensor]:
     return states
 
 
-@pytest.mark.parametrize("family", ["llama", "opt", "gemma2", "granite", "gpt_neox", "phi", "gpt2"])
-@pytest.mark.parametrize("pattern", ["nothing", "some", "all heads of layer 1"])
+@pytest.mark.parametrize(
+    ("family", "pattern", "kinds"),
+    [
+        *product(
+            ["llama", "opt", "gemma2", "granite", "gpt_neox", "phi", "gpt2"],
+            ["nothing", "some", "all heads of layer 1"],
+            ["heads+channels"],
+        ),
+        ("llama", "some", "values+channels"),
+        *product(["llama", "opt", "gpt_neox"], ["some", "layer 1"], ["blocks"]),
+        *product(["qwen3_moe", "granitemoe"], ["some"], ["heads"]),
+        ("gpt_oss", "nothing", "layers"),
+    ],
+)
 @torch.no_grad()
-def test_blocks_add_up_to_the_model(family, pattern):
-    model, ids = pruned(family, pattern), tokens()
+def test_blocks_add_up_to_the_model(family, pattern, kinds):
+    model, ids = pruned(family, pattern, kinds), tokens()
     blocks = Blocks(model, PLAIN)
     states = blocks.embedded(ids)
     for index, expected in enumerate(states_of(model, ids)):

@@ -66,10 +66,10 @@ def windows(number: int = 10) -> TrainingWindows:
     return TrainingWindows(ids, ids % 5 > 0, "text")
 
 
-def pruned(family: str = "llama", pattern: str = "layer 0 and some"):
-    """A tiny model without what a pattern of units prunes."""
+def pruned(family: str = "llama", pattern: str = "layer 0 and some", kinds="heads+channels"):
+    """A tiny model without what a pattern of units of some kinds prunes."""
     model = tiny_model(family)
-    units = PruningUnits.of(model)
+    units = PruningUnits.of(model, kinds)
     return prune(model, units, patterns(units)[pattern]).requires_grad_(False)
 
 
