@@ -26,8 +26,8 @@ from pgprune.budget.problem import PruningConfig
 from pgprune.data.stream import DataConfig
 from pgprune.errors import PruningError, ResourceError
 from pgprune.making.config import MakeConfig, resumed_alone
-from pgprune.making.forecast import steps
 from pgprune.making.make import Make, Plan
+from pgprune.making.steps import steps
 from pgprune.making.table import table
 from pgprune.making.view import print_made, print_plan
 from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command

@@ -1,5 +1,6 @@
 """Recovery within a make: the dense model teaches the pruned one for as long as it is given."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pgprune.finetuning.finetune import Finetuning
 from pgprune.finetuning.local import LocalConfig
 from pgprune.finetuning.settings import FinetuningSettings
 from pgprune.finetuning.training import TrainingConfig
+from pgprune.finetuning.validation import ValidationConfig
 from pgprune.making.forecast import Forecast
 from pgprune.making.state import State
 from pgprune.utils.devices import choose_device
@@ -22,6 +24,8 @@ from pgprune.utils.options import choices_of
 
 _LOCAL = 0.25  # share of the time that blocks are fitted by themselves
 _FEWEST = 16  # windows, below which this is left out
+_VALIDATION = 0.15  # share of the rest that held-out windows may take
+_LOOKS = (4, 16)  # validations, at least and at most
 
 
 def recover(run: Path, output: Path, state: State, save: Callable[[], object]) -> bool:
@@ -43,7 +47,7 @@ def recover(run: Path, output: Path, state: State, save: Callable[[], object]) -
     assert minutes is not None
     if "recovery" not in state.stages:
         train = trained(state.forecast, choose_device(model.device))
-        state.stages["recovery"] = plan(state.forecast, minutes, train)
+        state.stages["recovery"] = plan(state.forecast, minutes) | {"train": train}
         save()
     decided = state.stages["recovery"]
     formats = choices_of(FinetuningConfig.__dataclass_fields__["dtype"]) or ()
@@ -61,25 +65,39 @@ def recover(run: Path, output: Path, state: State, save: Callable[[], object]) -
         TrainingConfig(train=decided["train"]),
         distillation=DistillationConfig(distill=True),
         local=LocalConfig(local=True, local_windows=local) if local else LocalConfig(),
+        validation=ValidationConfig(
+            validation_windows=decided["validation_windows"],
+            validate_every=decided["validate_every"],
+        ),
     )
     return bool(Finetuning(str(run), settings).run()["completed"])
 
 
-def plan(forecast: Forecast, minutes: float, train: str) -> dict[str, Any]:
-    """Divides the time between blocks by themselves and the whole model.
+def plan(forecast: Forecast, minutes: float) -> dict[str, Any]:
+    """Divides the time between blocks by themselves, the whole model, and held-out windows.
 
     Returns:
-        ``local_windows`` (0 for none), ``tokens`` of the distillation, and ``train``.
+        ``local_windows`` (0 for none), ``tokens`` of the distillation, held-out
+        ``validation_windows`` of each of two texts, and ``validate_every``, in updates.
     """
-    length, usual = TrainingDataConfig().sequence_length, LocalConfig()
-    share = forecast.kept / forecast.parameters
+    usual, seconds = LocalConfig(), 60 * minutes
     # The dense states once; each pass forward and backward; and each block forward, twice.
-    passes = 1 + share * (3 * usual.local_passes + 2)
-    per_window = forecast.seconds * passes * length / 1024
-    windows = min(usual.local_windows, int(_LOCAL * 60 * minutes / per_window))
-    windows = windows if windows >= _FEWEST else 0
-    left = minutes - windows * per_window / 60
-    return {"local_windows": windows, "tokens": forecast.recovery_tokens(left), "train": train}
+    per_window = forecast.window_seconds * (1 + forecast.share * (3 * usual.local_passes + 2))
+    local = min(usual.local_windows, int(_LOCAL * seconds / per_window))
+    local = local if local >= _FEWEST else 0
+    seconds -= local * per_window
+    both = 2 * forecast.share * forecast.window_seconds  # a held-out window of each text
+    held = int(_VALIDATION * seconds / (_LOOKS[0] * both))
+    held = min(max(held, 4), ValidationConfig().validation_windows)
+    looks = min(max(int(_VALIDATION * seconds / (held * both)), _LOOKS[0]), _LOOKS[1])
+    tokens = forecast.recovery_tokens(max(0, seconds - looks * held * both))
+    updates = math.ceil(tokens / (TrainingConfig().batch_size * forecast.window))
+    return {
+        "local_windows": local,
+        "tokens": tokens,
+        "validation_windows": held,
+        "validate_every": max(1, math.ceil(updates / (looks - 1))),
+    }
 
 
 def trained(forecast: Forecast, device: torch.device) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from pgprune.making.card import cells
-from pgprune.making.forecast import Step, total_seconds
+from pgprune.making.steps import Step, total_seconds
 from pgprune.making.table import Row
 from pgprune.runs.number_table import print_table
 from pgprune.runs.view import print_next

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from helpers.finished_run import assert_close, run_of_pattern
+from helpers.gguf_models import gguf_run, small_model
+from helpers.masks import patterns
 from helpers.tiny import tiny_model, tokens
 from pgprune import PruningError
 from pgprune.export.export import ExportConfig, export
+from pgprune.masking.units import PruningUnits
 from pgprune.runs.any_model import load_any
 
 
@@ -55,3 +58,19 @@ def test_a_model_of_another_run_is_refused(tmp_path):
     with pytest.raises(PruningError, match="is not one that the run"):
         export(run, ExportConfig(weights=str(model)))
     assert not (run.path / "hf").exists()
+
+
+def test_a_llama_cpp_file_has_the_finetuned_weights(tmp_path):
+    gguf = pytest.importorskip("gguf", reason="needs pip install 'pgprune[gguf]'")
+    model = small_model("llama")
+    units = PruningUnits.of(model)
+    run = gguf_run(tmp_path, model, units, patterns(units)["some"])
+    finetuned(export(run, ExportConfig()), tmp_path / "finetuned")
+    config = ExportConfig(format="gguf", weights=str(tmp_path / "finetuned"))
+    file = gguf.GGUFReader(export(run, config) / "model.gguf")
+    found = {tensor.name: torch.from_numpy(tensor.data.copy()) for tensor in file.tensors}
+    expected = load_any(str(tmp_path / "finetuned"), device="cpu", dtype="float32").model.model
+    assert_close(found["token_embd.weight"], expected.embed_tokens.weight)
+    for index, layer in enumerate(expected.layers):
+        assert_close(found[f"blk.{index}.ffn_down.weight"], layer.mlp.down_proj.weight)
+        assert_close(found[f"blk.{index}.ffn_up.weight"], layer.mlp.up_proj.weight)

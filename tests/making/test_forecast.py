@@ -1,11 +1,14 @@
 """What a make will take, from what was measured."""
 
+import math
+
 import pytest
 
 from pgprune.errors import ResourceError
 from pgprune.making import recovery
 from pgprune.making.config import MakeConfig
-from pgprune.making.forecast import Forecast, steps, total_seconds
+from pgprune.making.forecast import Forecast
+from pgprune.making.steps import steps, total_seconds
 
 FORECAST = Forecast(
     seconds=2.0,
@@ -16,6 +19,7 @@ FORECAST = Forecast(
     evaluations=400,
     fitted=4096,
     judged=2048,
+    window=512,
 )
 
 
@@ -34,12 +38,15 @@ def test_a_recovery_takes_the_time_that_it_is_given():
 
 
 @pytest.mark.parametrize("minutes", [0.01, 10, 100, 10_000])
-def test_blocks_get_a_share_of_the_time_and_the_model_the_rest(minutes):
-    plan = recovery.plan(FORECAST, minutes, "layers")
+def test_blocks_and_held_out_windows_get_a_share_of_the_time_and_the_model_the_rest(minutes):
+    plan = recovery.plan(FORECAST, minutes)
     assert plan["local_windows"] == 0 or 16 <= plan["local_windows"] <= 128
-    alone = FORECAST.recovery_tokens(minutes)
-    assert 0.7 * alone <= plan["tokens"] <= alone
-    assert (plan["tokens"] == alone) == (plan["local_windows"] == 0)
+    assert 4 <= plan["validation_windows"] <= 32
+    updates = math.ceil(plan["tokens"] / (16 * 512))
+    assert 1 <= math.ceil(updates / plan["validate_every"]) <= 15
+    alone = FORECAST.recovery_tokens(60 * minutes)
+    assert plan["tokens"] <= alone
+    assert minutes < 10 or plan["tokens"] >= 0.6 * alone
 
 
 @pytest.mark.parametrize(
