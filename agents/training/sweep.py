@@ -70,6 +70,8 @@ class SweepTraining:
                 if training.interrupted or not results["completed"]:
                     return False
             before = FinishedRun.open(path)
+        if "shared" not in sweep.results:  # it was deleted
+            self._share(sweep)
         write(sweep, self.loaded.problem, completed=True)
         drop_levels(sweep)
         return True

@@ -1,5 +1,6 @@
 """One search for several sizes: ``train_agent.py --prune-rates`` as a user runs it."""
 
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -185,6 +186,16 @@ def test_a_finished_sweep_is_not_touched(whole, capsys):
     assert train(f"--resume={path}") == 0
     assert "is finished" in capsys.readouterr().out
     assert before == {file: file.stat().st_mtime_ns for file in path.rglob("*") if file.is_file()}
+
+
+def test_a_damaged_or_lost_summary_is_made_again(whole, tmp_path):
+    copy = shutil.copytree(whole("reinforce"), tmp_path / "sweep")
+    (copy / "sweep.json").write_text("{")
+    with pytest.raises(PruningError, match="delete it and --resume"):
+        train(f"--resume={copy}")
+    (copy / "sweep.json").unlink()
+    assert train(f"--resume={copy}") == 0
+    assert counted(copy)["runs"] == counted(whole("reinforce"))["runs"]
 
 
 def test_the_table_has_the_dense_model_all_candidates_and_the_cost(whole, capsys):
