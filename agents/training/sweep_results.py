@@ -48,7 +48,8 @@ def write(sweep: Sweep, problem: Problem, completed: bool = False) -> None:
     results = _summary(sweep, problem)
     if completed:
         results["completed"] = True
-        for rate, share in times(sweep, results["dense"]["memory_bytes"]).items():
+        weights = problem.lm.parameters * problem.lm.dtype.itemsize
+        for rate, share in times(sweep, weights).items():
             results["runs"][rate]["time"] = share
     _write_candidates(sweep, results)
     sweep.write(results)
@@ -118,7 +119,7 @@ def memory_of(problem: Problem) -> Bound:
     return bound
 
 
-def times(sweep: Sweep, weight_bytes: float) -> dict[str, float]:
+def times(sweep: Sweep, weight_bytes: int) -> dict[str, float]:
     """Measures how long the models of a sweep take to read a batch: shares of the dense time.
 
     All are in memory at once and take turns, so it is left out where they are large.

@@ -209,10 +209,10 @@ def test_the_table_has_the_dense_model_all_candidates_and_the_cost(whole, capsys
 
 def test_models_are_timed_beside_the_dense_one(whole):
     sweep = Sweep.open(whole("reinforce"))
-    shares = TIMES(sweep, 1e6)
+    shares = TIMES(sweep, 10**6)
     assert shares.keys() == {"0.3", "0.5"}
     assert all(share > 0 for share in shares.values())
-    assert TIMES(sweep, 1e12) == {}, "too large to be in memory at once"
+    assert TIMES(sweep, 10**12) == {}, "too large to be in memory at once"
 
 
 def test_exports_and_checks_take_a_sweep(whole, tmp_path, capsys):
