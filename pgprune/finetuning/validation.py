@@ -39,8 +39,9 @@ class ValidationConfig(Config):
     validate_every: int | None = option(
         None, "updates between two validations", minimum=1, unset="a sixteenth of all"
     )
+    # The last steps, which are small, often make up for what large ones did.
     patience: int = option(
-        5, "validations without a lower mean loss that end the training", minimum=1
+        10, "validations without a lower mean loss that end the training", minimum=1
     )
 
 
