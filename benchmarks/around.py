@@ -26,11 +26,12 @@ from transformers.utils import logging
 
 from pgprune.budget.problem import Problem
 from pgprune.errors import PruningError
-from pgprune.evaluation.timing import CLOCKS, Clock, Spread, machine
+from pgprune.evaluation.timing import CLOCKS, Clock, Spread
 from pgprune.methods import METHODS, MethodConfig
 from pgprune.repair.fit import REPAIRS, fit_repair
 from pgprune.runs.versions import versions
 from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
+from pgprune.utils.devices import machine
 from pgprune.utils.files import check_new, new_directory, saving, write_file
 from pgprune.utils.markdown import check_page, grid, renew_page
 from pgprune.utils.memory import memory_of, read_once

@@ -30,10 +30,9 @@ from gpu_parts import PARTS, PartsConfig, check_runs, make_part, reason, run_par
 from gpu_report import MARKERS, blocks
 
 from pgprune.errors import PruningError
-from pgprune.evaluation.timing import machine
 from pgprune.runs.versions import versions
 from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
-from pgprune.utils.devices import choose_device
+from pgprune.utils.devices import choose_device, machine
 from pgprune.utils.files import check_place, read_text, write_file
 from pgprune.utils.jsonl import Record, add_line, close_line, read_lines
 from pgprune.utils.markdown import has_place, renew

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from pgprune.evaluation.timing import Spread, machine
+from pgprune.evaluation.timing import Spread
 from pgprune.runs.versions import versions
+from pgprune.utils.devices import machine
 from pgprune.utils.figures import save_figure
 from pgprune.utils.files import new_directory, saving, write_file
 from pgprune.utils.markdown import grid

@@ -16,6 +16,7 @@ from torch import Tensor
 from pgprune.budget.problem import TOKENS_PER_TIMESTEP, PruningConfig, make_problem
 from pgprune.data.stream import DataConfig, evaluation_windows, first_windows
 from pgprune.errors import PruningError
+from pgprune.evaluation.time_table import times
 from pgprune.export.export import check_format
 from pgprune.methods import METHODS, MethodConfig, Pruned
 from pgprune.models.load import ModelConfig, fingerprint
@@ -110,7 +111,9 @@ class Baseline:
         repair = settings.repair.repair
         biases = repair == "bias" or (repair == "auto" and METHODS[settings.method.method].biases)
         self.problem = make_problem(
-            settings.model, settings.data, settings.pruning, settings.run.seed, biases=biases
+            *(settings.model, settings.data, settings.pruning, settings.run.seed),
+            biases=biases,
+            tables=times,
         )
         if settings.run.export is not None:
             lm, tokenizer = self.problem.lm, self.problem.tokenizer

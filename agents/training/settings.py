@@ -13,6 +13,7 @@ from pgprune.agents.training.config import LEVELS, AgentConfig, SweepConfig, Tra
 from pgprune.budget.problem import Problem, PruningConfig, make_problem
 from pgprune.data.stream import DataConfig
 from pgprune.errors import PruningError
+from pgprune.evaluation.time_table import times
 from pgprune.masking.units import GRANULARITIES
 from pgprune.metrics.initialization import PROGRESSIVE, InitConfig, metric_name
 from pgprune.models.load import ModelConfig
@@ -125,7 +126,7 @@ class Settings(Sections):
         """Loads the model and the text; see ``make_problem``."""
         biases = self.repair.repair == "bias"  # that the repair may add
         seed = self.run.seed
-        return make_problem(self.model, self.data, self.pruning, seed, self.masks, biases)
+        return make_problem(self.model, self.data, self.pruning, seed, self.masks, biases, times)
 
     @property
     def masks(self) -> int:

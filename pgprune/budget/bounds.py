@@ -6,8 +6,6 @@ exact: parameters, bytes, or picoseconds.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from fractions import Fraction
 from functools import partial
 from typing import Any
 
@@ -15,69 +13,20 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from pgprune.budget.targets import Target
+from pgprune.budget.bound import Bound
+from pgprune.budget.targets import TIMES, Target
+from pgprune.budget.times import Tables, kept_table, time_bound
 from pgprune.errors import PruningError
 from pgprune.masking.units import PruningUnits
 from pgprune.models.families import family_of, projection_of
 
 
-@dataclass(frozen=True)
-class Bound:
-    """A limit on what kept units cost together.
-
-    Attributes:
-        target: what it stands for.
-        cost: of each unit, (n,) int64, at least 0.
-        fixed: what no mask removes, in the same unit.
-        limit: of both together.
-        measure: computes what the model of a mask (n,) and a number of parameters that its repair
-            adds come to, at most its cost and the fixed part.
-        scale: of one unit of the target's value, in those of the cost.
-    """
-
-    target: Target
-    cost: Tensor
-    fixed: int
-    limit: int
-    measure: Callable[[Tensor, int], int]
-    scale: float = 1
-
-    @property
-    def total(self) -> int:
-        """The cost of all units together."""
-        return int(self.cost.sum())
-
-    @property
-    def capacity(self) -> int:
-        """What the kept units may cost together."""
-        return self.limit - self.fixed
-
-    @property
-    def rate(self) -> Fraction:
-        """The smallest rate at which equal shares of everything meet the limit."""
-        return 1 - Fraction(self.capacity, max(1, self.total))
-
-    def relaxed(self, share: Fraction) -> "Bound":
-        """Returns the bound on the way to the limit: 0 allows the dense model, 1 is the bound."""
-        limit = self.limit + math.ceil((self.total - self.capacity) * (1 - share))
-        return Bound(self.target, self.cost, self.fixed, limit, self.measure, self.scale)
-
-    def value(self, mask: Tensor, added: int = 0) -> float:
-        """Computes what the model of a mask comes to, in the unit of the target.
-
-        Args:
-            mask: (n,) of zeros and ones.
-            added: parameters of biases that a repair adds.
-        """
-        return self.measure(mask.cpu(), added) / self.scale
-
-    def said(self, cost: float) -> str:
-        """Says a cost in the unit of the target."""
-        return self.target.said(cost / self.scale)
-
-
 def bounds_of(
-    targets: Sequence[Target], model: PreTrainedModel, units: PruningUnits, biases: bool = False
+    targets: Sequence[Target],
+    model: PreTrainedModel,
+    units: PruningUnits,
+    biases: bool = False,
+    tables: Tables = kept_table,
 ) -> tuple[Bound, ...]:
     """Makes bounds of targets.
 
@@ -86,13 +35,20 @@ def bounds_of(
         model: the dense model.
         units: of the model.
         biases: whether a repair may add biases, which count as fixed.
+        tables: returns the table of times of a target.
 
     Raises:
-        PruningError: the dense model meets all targets; the memory of its cache is unknown.
+        PruningError: the dense model meets all targets; the memory of its cache is unknown; there
+            is no table of times of this device.
     """
     added = _missing_biases(model, units) if biases else 0
     makers = {"parameters": _parameters, "memory": _memory}
-    bounds = tuple(makers[target.quantity](target, model, units, added) for target in targets)
+    bounds = tuple(
+        time_bound(target, tables(target, model, units), units)
+        if target.quantity in TIMES
+        else makers[target.quantity](target, model, units, added)
+        for target in targets
+    )
     if bounds and all(bound.rate <= 0 for bound in bounds):
         met = ", ".join(
             f"{bound.target.text} ({bound.target.said(bound.value(units.ones()))})"

@@ -20,7 +20,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from pgprune.budget.bounds import Bound, check_bounds, tightest
+from pgprune.budget.bound import Bound
+from pgprune.budget.bounds import check_bounds, tightest
 from pgprune.budget.least import best_of_groups, check_least, most_shifts
 from pgprune.budget.limits import Limits, allows
 from pgprune.budget.pool import Pool, pools_of

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from pgprune.budget.bounds import Bound
+from pgprune.budget.bound import Bound
 from pgprune.budget.multipliers import shifts
 from pgprune.budget.pool import Pool
 from pgprune.budget.rounding import best_chunks, best_within

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pgprune.budget.bounds import bounds_of
 from pgprune.budget.budget import BUDGETS, SCOPES, Budget
 from pgprune.budget.targets import parse_targets
+from pgprune.budget.times import Tables, kept_table
 from pgprune.data.calibration import open_calibration
 from pgprune.data.documents import calibration_parts, evaluation_documents
 from pgprune.data.stream import (
@@ -106,7 +107,11 @@ class PruningConfig(Config):
         return "+".join(re.sub(r"[^\w.]+", "-", target) for target in self.target)
 
     def budget_of(
-        self, model: PreTrainedModel, units: PruningUnits, biases: bool = False
+        self,
+        model: PreTrainedModel,
+        units: PruningUnits,
+        biases: bool = False,
+        tables: Tables = kept_table,
     ) -> Budget:
         """Makes the budget of a model's units.
 
@@ -114,13 +119,14 @@ class PruningConfig(Config):
             model: the dense model.
             units: of the model.
             biases: whether a repair may add biases, which count in targets.
+            tables: returns the table of times of a target.
 
         Raises:
             PruningError: the units do not allow it, or no mask meets a target.
         """
         if self.target is None:
             return Budget(units, self.prune_rate, self.budget, self.scope, self.round_to)
-        bounds = bounds_of(parse_targets(self.target), model, units, biases)
+        bounds = bounds_of(parse_targets(self.target), model, units, biases, tables)
         return Budget.within(units, bounds, self.budget, self.scope, self.round_to)
 
 
@@ -196,6 +202,7 @@ def make_problem(
     seed: int = 0,
     masks_per_step: int = 2,
     biases: bool = False,
+    tables: Tables = kept_table,
 ) -> Problem:
     """Loads the model and the text, and checks that they and the budget fit together.
 
@@ -206,6 +213,7 @@ def make_problem(
         seed: of the calibration stream.
         masks_per_step: masks evaluated on one batch, for the choice of the executor.
         biases: whether a repair may add biases, which count in targets.
+        tables: returns the table of times of a target.
 
     Raises:
         PruningError: options that do not work, or do not work together.
@@ -226,7 +234,7 @@ def make_problem(
         say_if_busy()
     check_sequence_length(language_model.config, data.longest)
     units = PruningUnits.of(language_model, pruning.granularity, pruning.channel_block)
-    budget = pruning.budget_of(language_model, units, biases)
+    budget = pruning.budget_of(language_model, units, biases, tables)
     with phase("reading the calibration text"):
         stream, validation = open_calibration(data, tokenizer, seed, parts)
     loaded = fingerprint(*language_model.parameters())

@@ -14,9 +14,10 @@ from rich.text import Text
 
 from pgprune.errors import printable
 from pgprune.evaluation.latency import LatencyConfig, Measurement, Models
-from pgprune.evaluation.timing import Spread, machine, weight_bytes
+from pgprune.evaluation.timing import Spread, weight_bytes
 from pgprune.runs.number_table import number_table
 from pgprune.runs.versions import versions
+from pgprune.utils.devices import machine
 from pgprune.utils.figures import BEST, GREY, INITIAL, LEARNED, save_figure
 from pgprune.utils.files import new_directory, saving, write_file
 from pgprune.utils.markdown import grid

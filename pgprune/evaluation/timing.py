@@ -5,12 +5,10 @@ for a while slows all of them down. Ratios are of times of one round; what is re
 median over the rounds, and the quartiles.
 """
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -96,15 +94,6 @@ def weight_bytes(model: PreTrainedModel) -> int:
     """Returns the memory of parameters, tied ones once, and buffers."""
     tensors = [*model.parameters(), *model.buffers()]
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-
-def machine(device: torch.device, threads: int | None = None) -> dict[str, Any]:
-    """Describes what something ran on: the GPU, or cores, threads and SIMD; never a host name."""
-    if device.type == "cuda":
-        return {"device": torch.cuda.get_device_name(device)}
-    capability = torch.backends.cpu.get_cpu_capability()
-    used = threads or torch.get_num_threads()
-    return {"device": device.type, "cores": os.cpu_count(), "threads": used, "SIMD": capability}
 
 
 def _memory(work: Work, clock: Clock, release: Callable[[], object]) -> int | None:

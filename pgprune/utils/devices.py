@@ -3,6 +3,7 @@
 import os
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,6 +37,15 @@ def choose_device(name: str) -> torch.device:
             f"there is no device {name!r}; this machine has {', '.join(present)}, {remedy}"
         )
     return torch.device(name)
+
+
+def machine(device: torch.device, threads: int | None = None) -> dict[str, Any]:
+    """Describes what something ran on: the GPU, or cores, threads and SIMD; never a host name."""
+    if device.type == "cuda":
+        return {"device": torch.cuda.get_device_name(device)}
+    capability = torch.backends.cpu.get_cpu_capability()
+    used = threads or torch.get_num_threads()
+    return {"device": device.type, "cores": os.cpu_count(), "threads": used, "SIMD": capability}
 
 
 @cache  # says it once

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import Bounds, LinearConstraint, milp
 
 from helpers.tiny import toy_units
-from pgprune.budget.bounds import Bound
+from pgprune.budget.bound import Bound
 from pgprune.budget.budget import Budget
 from pgprune.budget.targets import Target
 from pgprune.masking.units import PruningUnits
