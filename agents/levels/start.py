@@ -80,7 +80,11 @@ def best(levels: Levels, budget: Budget, values: Callable[[int], Tensor]) -> Ten
 
 
 def _allowed(levels: Levels, budget: Budget, group: int, values: Tensor) -> Tensor:
-    """Makes values (levels,) infinite where a level keeps more than a nested budget allows."""
+    """Makes values (levels,) infinite where a level keeps less than is asked for, or too much.
+
+    That is more than a nested budget allows.
+    """
+    values = values.masked_fill(levels.groups[group].kept < budget.units.least[group], torch.inf)
     if not isinstance(budget, NestedBudget):
         return values
     return values.masked_fill(levels.groups[group].kept > budget.most[group], torch.inf)

@@ -71,8 +71,11 @@ def check_bounds(units: PruningUnits, bounds: Sequence[Bound]) -> None:
     """
     share = (units.least.clamp(min=0) / units.sizes.clamp(min=1))[units.group]  # (n,)
     for bound in bounds:
-        one = [bound.cost[units.kind == kind].min() for kind in range(len(units.kinds))]
-        least = max(int((share * bound.cost).ceil().sum()), int(sum(one)))
+        kinds = [units.kind == kind for kind in range(len(units.kinds))]
+        least = sum(
+            max(math.ceil(share[of] @ bound.cost[of].double() - 1e-6), int(bound.cost[of].min()))
+            for of in kinds
+        )
         if bound.capacity < least:
             raise PruningError(
                 f"target {bound.target.text} cannot be met: the smallest that pruning "

@@ -130,11 +130,13 @@ class Budget:
     def local(self) -> "Budget":
         """Returns the budget by which every kind keeps its share in every layer.
 
-        Metrics whose scores do not compare across layers round with it.
+        Metrics whose scores do not compare across layers round with it. What layers were asked to
+        keep at least does not hold in it, as whole layers cannot keep their share.
         """
         scope = "uniform" if self.scope == "uniform" else "local"
+        units = self.units if self.scope == "uniform" else self.units.keeping(self.units.needed)
         rate = 1 - self._keep if self.bounds else self.prune_rate
-        return Budget(self.units, rate, "per-kind", scope, self.round_to, self.bounds)
+        return Budget(units, rate, "per-kind", scope, self.round_to, self.bounds)
 
     def project(self, probabilities: Tensor) -> Tensor:
         """Projects probabilities z, (n,) float64, onto the relaxed budget: (n,) on the same device.
@@ -178,12 +180,14 @@ class Budget:
         first = best_of_groups(self.units, scores)
         for pool in self.pools:
             members = pool.members
+            needed = None if first is None else first[members]
             if self.round_to == 1:
-                needed = None if first is None else first[members]
                 kept = best_units(scores[members], pool.cost, pool.capacity, needed)
             else:
                 group, chunk = self.units.group[members], self._chunk[members]
-                kept = best_chunks(scores[members], pool.cost, pool.capacity, group, chunk)
+                kept = best_chunks(
+                    *(scores[members], pool.cost, pool.capacity, group, chunk), first=needed
+                )
             mask[members[kept]] = 1  # indices within the pool
         if self.allows(mask):
             return mask
@@ -192,6 +196,10 @@ class Budget:
     def allows(self, kept: Tensor) -> bool:
         """Tells if all bounds allow a mask or probabilities, (n,)."""
         return allows(self.bounds, kept)
+
+    def keeps_enough(self, mask: Tensor) -> bool:
+        """Tells if a mask (n,) keeps what every mask is to keep of each group."""
+        return bool((self.units.kept_counts(mask[None].cpu())[0] >= self.units.least).all())
 
     def kept_share(self, masks: Tensor) -> Tensor:
         """Computes the kept share that the budget limits: masks (K, n) -> (K,) float64.

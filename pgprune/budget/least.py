@@ -40,7 +40,7 @@ def most_shifts(units: PruningUnits, z: Tensor) -> Tensor | None:
 
 
 def check_least(units: PruningUnits, pools: Sequence[Pool], cost: Tensor, rate: float) -> None:
-    """Refuses a budget that has no room for the experts that a token uses.
+    """Refuses a budget that has no room for what every mask keeps.
 
     Args:
         units: of the model.
@@ -60,7 +60,78 @@ def check_least(units: PruningUnits, pools: Sequence[Pool], cost: Tensor, rate: 
     costs = [int(pool.cost.sum()) for pool in pools]
     worst = max(need / cost for need, cost in zip(needed, costs, strict=True))
     most = math.floor(1e4 * (1 - worst)) / 1e4
-    raise PruningError(
-        f"prune rate {rate} leaves fewer experts in a layer than the "
-        f"{int(units.least.max())} that each token uses; choose a rate of at most {most:g}"
-    )
+    if torch.equal(units.least, units.needed):
+        what = f"fewer experts in a layer than the {int(units.least.max())} that each token uses"
+    else:
+        what = "less than --keep-at-least and --keep-layers ask for"
+    remedy = f"choose a rate of at most {most:g}" if most > 0 else "choose scope global"
+    raise PruningError(f"prune rate {rate:.6g} leaves {what}; {remedy}")
+
+
+def asked_least(
+    units: PruningUnits, at_least: Sequence[str] | None, layers: str | None
+) -> PruningUnits:
+    """Returns the units with what is asked to stay of them.
+
+    Args:
+        units: of the model.
+        at_least: shares of kinds, such as ``heads=0.5``, that each layer keeps; None for none.
+        layers: layers that stay whole, such as ``0,1,-1``; None for none.
+
+    Raises:
+        PruningError: a kind or a layer that the model does not have.
+    """
+    if at_least is None and layers is None:
+        return units
+    shares = dict(map(share_of_kind, at_least or ()))
+    if unknown := shares.keys() - set(units.kinds):
+        raise PruningError(
+            f"--keep-at-least {unknown.pop()} is no kind of unit of granularity "
+            f"{units.granularity}; these are {', '.join(units.kinds)}"
+        )
+    whole = set()
+    for layer in layers_of(layers or ""):
+        if not -units.layers <= layer < units.layers:
+            raise PruningError(
+                f"--keep-layers {layer} is no layer of the model, which has {units.layers}: 0 to "
+                f"{units.layers - 1}, or -1 for the last"
+            )
+        whole.add(layer % units.layers)
+    asked = [1.0 if g.layer in whole else shares.get(g.kind, 0.0) for g in units.groups]
+    counts = [
+        math.ceil(share * size - 1e-9) for share, size in zip(asked, units.sizes, strict=True)
+    ]
+    return units.keeping(torch.tensor(counts))
+
+
+def share_of_kind(text: str) -> tuple[str, float]:
+    """Reads ``heads=0.5``: a kind of unit and the share that stays.
+
+    Raises:
+        PruningError: it is no such text.
+    """
+    kind, _, share = text.partition("=")
+    try:
+        value = float(share)
+    except ValueError:
+        value = -1
+    if not kind or not 0 < value <= 1:
+        raise PruningError(
+            f"--keep-at-least {text!r} is not of the form KIND=SHARE with a share above 0 and at "
+            "most 1; write, for example, heads=0.5"
+        )
+    return kind, value
+
+
+def layers_of(text: str) -> list[int]:
+    """Reads ``0,1,-1``: indices of layers.
+
+    Raises:
+        PruningError: it is no such text.
+    """
+    try:
+        return [int(word) for word in text.split(",") if text]
+    except ValueError:
+        raise PruningError(
+            f"--keep-layers {text!r} is no list of layers; write, for example, 0,1,-1"
+        ) from None

@@ -68,7 +68,7 @@ class Limits:
         if bool((chunk == 1).all()):
             kept = best_within(scores, self.weight, self.cost, self.capacity, first)
         else:
-            kept = best_chunks(scores, self.cost, self.capacity, group, chunk, self.weight)
+            kept = best_chunks(scores, self.cost, self.capacity, group, chunk, self.weight, first)
         mask[kept] = 1
         return mask
 

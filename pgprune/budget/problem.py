@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pgprune.budget.bounds import bounds_of
 from pgprune.budget.budget import BUDGETS, SCOPES, Budget
+from pgprune.budget.least import asked_least, layers_of, share_of_kind
 from pgprune.budget.targets import parse_targets
 from pgprune.budget.times import Tables, kept_table
 from pgprune.data.calibration import open_calibration
@@ -48,6 +49,15 @@ class PruningConfig(Config):
         "in place of a rate: parameters<=100M, memory<=6GB@8x8192; all must hold",
         unset="the prune rate",
         metavar="TARGET",
+    )
+    keep_at_least: tuple[str, ...] | None = option(
+        None,
+        "share of a kind that each layer keeps at least, as in heads=0.5",
+        unset="nothing",
+        metavar="KIND=SHARE",
+    )
+    keep_layers: str | None = option(
+        None, "layers that stay whole, as in 0,1,-1", unset="none", metavar="LAYERS"
     )
     granularity: str = option(
         "heads+channels", "units that a mask bit keeps or prunes", choices=list(GRANULARITIES)
@@ -95,6 +105,9 @@ class PruningConfig(Config):
                 f"prune_rate {self.prune_rate} and target {' '.join(self.target or ())} both say "
                 "how much to prune; leave one of the two out"
             )
+        layers_of(self.keep_layers or "")
+        for text in self.keep_at_least or ():
+            share_of_kind(text)
         if self.scope == "auto":
             equal = "experts" in GRANULARITIES[self.granularity] and self.budget == "per-kind"
             object.__setattr__(self, "scope", "uniform" if equal else "global")
@@ -124,6 +137,7 @@ class PruningConfig(Config):
         Raises:
             PruningError: the units do not allow it, or no mask meets a target.
         """
+        units = asked_least(units, self.keep_at_least, self.keep_layers)
         if self.target is None:
             return Budget(units, self.prune_rate, self.budget, self.scope, self.round_to)
         bounds = bounds_of(parse_targets(self.target), model, units, biases, tables)
@@ -233,7 +247,11 @@ def make_problem(
     if language_model.device.type == "cpu":
         say_if_busy()
     check_sequence_length(language_model.config, data.longest)
-    units = PruningUnits.of(language_model, pruning.granularity, pruning.channel_block)
+    units = asked_least(
+        PruningUnits.of(language_model, pruning.granularity, pruning.channel_block),
+        pruning.keep_at_least,
+        pruning.keep_layers,
+    )
     budget = pruning.budget_of(language_model, units, biases, tables)
     with phase("reading the calibration text"):
         stream, validation = open_calibration(data, tokenizer, seed, parts)

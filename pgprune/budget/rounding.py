@@ -169,6 +169,7 @@ def best_chunks(
     group: Tensor,
     chunk: Tensor,
     weight: Tensor | None = None,
+    first: Tensor | None = None,
 ) -> Tensor:
     """Keeps chunks of units in descending order of worth, each if it still fits.
 
@@ -180,6 +181,7 @@ def best_chunks(
         chunk: how many units of its group are kept together, (p,) int64; the last units of a group,
             if fewer, are never kept.
         weight: of several bounds, as in ``best_within``, (p,).
+        first: units whose chunks are kept before all others, (p,) bool; None for none.
 
     Returns:
         The indices of the kept units, at most p.
@@ -187,6 +189,7 @@ def best_chunks(
     finite = scores.clamp(-_LARGEST, _LARGEST)
     rows = cost.view(-1, len(scores))  # (m, p)
     chunks, worths, costs, weights = list[Tensor](), list[Tensor](), list[Tensor](), list[Tensor]()
+    firsts = list[Tensor]()
     sizes = torch.unique_consecutive(group, return_counts=True)[1]
     for members in torch.arange(len(group)).split(sizes.tolist()):
         # 1. The members of a group, best first, without an incomplete last chunk.
@@ -199,15 +202,19 @@ def best_chunks(
         chunks.append(units)
         worths.append(sums / size)
         costs.append(rows[:, units].sum(2))
+        least = 0 if first is None else -(-int(first[members].sum()) // size)
+        firsts.append(torch.arange(len(units)) < least)
         if weight is not None:
             weights.append(weight[units].sum(1))
     # 3. Chunks of all groups compete for the capacity, as single units do.
     worth, costs_of_all = torch.cat(worths), torch.cat(costs, dim=1)
+    needed = None if first is None else torch.cat(firsts)
     kept = torch.zeros(len(worth), dtype=torch.bool)
     if weight is None:
-        best = best_units(worth, costs_of_all, capacity)
+        best = best_units(worth, costs_of_all, capacity, needed)
     else:
-        best = best_within(worth, torch.cat(weights), costs_of_all, torch.as_tensor(capacity))
+        limits = torch.as_tensor(capacity)
+        best = best_within(worth, torch.cat(weights), costs_of_all, limits, needed)
     kept[best] = True
     of_group = kept.split([len(units) for units in chunks])
     return torch.cat([units[best].flatten() for units, best in zip(chunks, of_group, strict=True)])

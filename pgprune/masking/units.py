@@ -1,7 +1,9 @@
 """The units that mask bits keep or prune: their flat order, their groups, their parameters."""
 
+import copy
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -121,14 +123,25 @@ class PruningUnits:
         return torch.tensor([float(group.stop - group.start) for group in self.groups]).double()
 
     @cached_property
-    def least(self) -> Tensor:
-        """Units of each group that every mask within a budget keeps, (groups,) int64.
+    def needed(self) -> Tensor:
+        """Units of each group without which a layer does not run, (groups,) int64.
 
         A token uses a number of experts, and a layer keeps as many.
         """
         needs = {"experts": [shape.experts_per_token for shape in self.shapes]}
         none = [0] * self.layers
         return torch.tensor([needs.get(group.kind, none)[group.layer] for group in self.groups])
+
+    @cached_property
+    def least(self) -> Tensor:
+        """Units of each group that every mask within a budget keeps, (groups,) int64."""
+        return self.needed
+
+    def keeping(self, least: Tensor) -> Self:
+        """Returns the same units, of which every mask keeps some of each group, (groups,) int64."""
+        units = copy.copy(self)
+        units.__dict__["least"] = torch.maximum(self.needed, least)
+        return units
 
     @cached_property
     def active_cost(self) -> Tensor:

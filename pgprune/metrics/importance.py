@@ -34,8 +34,12 @@ class Importance:
         Layers that protect some units cannot keep equal shares; there, local scores count by rank.
         """
         if self.protected is None:
-            return (budget.local() if self.local else budget).round(self.scores)
+            mask = (budget.local() if self.local else budget).round(self.scores)
+            if budget.keeps_enough(mask):
+                return mask
         scores = ranks(budget.units, self.scores) if self.local else self.scores
+        if self.protected is None:
+            return budget.round(scores)
         return budget.round(scores.masked_fill(self.protected, math.inf))
 
     def transformed(self, units: PruningUnits, transform: Callable[[Tensor], Tensor]) -> Tensor:

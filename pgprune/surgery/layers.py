@@ -150,10 +150,10 @@ def zero_pruned(model: PreTrainedModel, units: PruningUnits, mask: Tensor) -> Pr
 def _check_least(units: PruningUnits, mask: Tensor) -> None:
     """Refuses masks that leave a layer too few experts to run."""
     kept = units.kept_counts(mask.cpu()[None])[0]  # (groups,)
-    for group in torch.nonzero(kept < units.least).flatten().tolist():
+    for group in torch.nonzero(kept < units.needed).flatten().tolist():
         raise PruningError(
             f"the mask keeps {int(kept[group])} experts in layer {units.groups[group].layer}, but "
-            f"each token uses {int(units.least[group])}; keep more of them"
+            f"each token uses {int(units.needed[group])}; keep more of them"
         )
 
 

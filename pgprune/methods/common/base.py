@@ -167,7 +167,14 @@ class Method:
             )
         with phase(f"method {self.name}"):
             pruned = self.prune(problem, windows, seed, config)
-        if not self.slices and not problem.budget.allows(pruned.mask):
+        if self.slices:
+            return pruned
+        if not problem.budget.keeps_enough(pruned.mask):
+            raise PruningError(
+                f"method {self.name} has a rule of its own for what layers keep, which "
+                "--keep-at-least and --keep-layers contradict; choose another method"
+            )
+        if not problem.budget.allows(pruned.mask):
             texts = " and ".join(bound.target.text for bound in bounds)
             raise PruningError(
                 f"method {self.name} has a rule of its own for what layers keep, which leads above "
