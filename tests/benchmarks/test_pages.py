@@ -26,6 +26,7 @@ PAGES = [
     ("gpu", "gpu", "benchmarks/gpu.py", "real_model.md"),
     ("real_model", "real_model", "benchmarks/real_model.py", "real_model.md"),
     ("families", "families", "benchmarks/families.py", "families.md"),
+    ("targets", "targets", "benchmarks/targets.py", "targets.md"),
 ]
 MARKERS = {  # of each record file: the places that it fills
     "comparison": {"comparison"},
@@ -38,6 +39,7 @@ MARKERS = {  # of each record file: the places that it fills
     "gpu": {"gpu", "gpu-learning"},
     "real_model": {"real-model"},
     "families": {"families"},
+    "targets": {"targets"},
 }
 
 
