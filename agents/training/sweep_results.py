@@ -8,7 +8,8 @@ from rich.console import Console
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
-from pgprune.budget.bounds import Bound, bounds_of
+from pgprune.budget.bound import Bound
+from pgprune.budget.bounds import bounds_of
 from pgprune.budget.problem import Problem
 from pgprune.budget.targets import parse_targets
 from pgprune.data.stream import DataConfig
