@@ -3,6 +3,7 @@ r"""Compares a sweep with separate runs at the same rates, and makes the table o
     python benchmarks/sweep.py --output DIR                         # the built-in model: core-hours
     python benchmarks/sweep.py --output DIR --model smollm2 \
         --options "--calibration c4 --evaluation wikitext2 c4 --evaluation-windows 64"
+    python benchmarks/sweep.py RUN SWEEP ... --output DIR           # adds finished ones to DIR
     python benchmarks/sweep.py --output DIR --report --into docs/sweep.md --figure FILE
 
 Each seed has a run at each rate, a sweep over the rates and a nested one, by the recommended agent.
@@ -18,11 +19,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from pgprune.runs.run import Run
-from pgprune.runs.sweep import Sweep
+from pgprune.runs.sweep import Sweep, is_sweep
 from pgprune.utils.command_line import ArgumentParser, from_arguments, run_command
 from pgprune.utils.figures import BEST, GREY, INITIAL, LEARNED, legend, plain_ticks, save_figure
 from pgprune.utils.jsonl import Record, add_line, read_lines
@@ -54,18 +56,20 @@ class SweepBenchmarkConfig(Config):
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measures what is missing, and shows the table of all records."""
-    config = from_arguments(
-        SweepBenchmarkConfig, ArgumentParser(__doc__, SweepBenchmarkConfig).parse_args(words)
-    )
+    parser = ArgumentParser(__doc__, SweepBenchmarkConfig)
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="finished runs and sweeps to add")
+    arguments = parser.parse_args(words)
+    config = from_arguments(SweepBenchmarkConfig, arguments)
     pages = [Path(page) for page in config.into or ()]
     for page in pages:
         check_page(page, MARKER)
     path = Path(config.output) / "sweep.jsonl"
     path.parent.mkdir(parents=True, exist_ok=True)
-    if not config.report:
-        for seed in config.seeds:
-            for kind in config.only:
-                measure(kind, seed, config, path)
+    for run in arguments.runs:
+        add(path, Path(run))
+    if not config.report and not arguments.runs:
+        for seed, kind in product(config.seeds, config.only):
+            measure(kind, seed, config, path)
     records = read_lines(path)
     text = table(records)
     for page in pages:
@@ -79,46 +83,59 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def measure(kind: str, seed: int, config: SweepBenchmarkConfig, path: Path) -> None:
     """Runs what is missing of a kind and a seed, and adds its records."""
-    records, name = read_lines(path), Path(config.model).name
-    known = {(it["kind"], it["seed"], it["rate"]) for it in records if it["model"] == name}
+    name = Path(config.model).name
     shared = ["--agent", "auto", "--model", config.model, "--seed", seed]
     shared += shlex.split(config.options)
     if kind == "separate":
         for rate in config.rates:
             output = path.parent / f"{name}-separate-{rate}-seed{seed}"
-            if (kind, seed, rate) not in known:
-                _train(output, *shared, "--prune-rate", rate)
-                add_line(path, _record(kind, seed, rate, Run.open(output)))
+            _train(output, *shared, "--prune-rate", rate)
+            add(path, output)
         return
     output = path.parent / f"{name}-{kind}-seed{seed}"
-    if (kind, seed, None) in known:
-        return
     nested = ["--nested"] if kind == "nested" else []
     _train(output, *shared, *nested, "--prune-rates", *config.rates)
-    sweep = Sweep.open(output)
-    for rate in config.rates:
-        if (kind, seed, rate) not in known:
-            add_line(path, _record(kind, seed, rate, Run.open(sweep.path_at(rate))))
-    costs = {name: sweep.results["shared"][name] for name in ("tokens", "seconds")}
-    about = {"kind": kind, "model": name, "seed": seed, "rate": None}
-    add_line(path, about | costs)  # last: all is there
+    add(path, output)
+
+
+def add(path: Path, source: Path) -> None:
+    """Adds the records of a finished run, or of a sweep, unless they are there."""
+    known = [_key(record) for record in read_lines(path)]
+    for record in _records(source):
+        if _key(record) not in known:
+            add_line(path, record)
+
+
+def _key(record: Record) -> tuple[Any, ...]:
+    return tuple(record[name] for name in ("kind", "model", "seed", "rate"))
+
+
+def _records(source: Path) -> list[Record]:
+    """Makes the records of a finished run, or of what is finished of a sweep."""
+    if not is_sweep(source):
+        return [_record("separate", Run.open(source))]
+    sweep = Sweep.open(source)
+    kind = "nested" if sweep.results["nested"] else "sweep"
+    found = [_record(kind, run) for run in map(Run.open, sweep.runs()) if run.finished]
+    shared = {name: found[0][name] for name in ("kind", "model", "seed")}
+    return [*found, shared | {"rate": None, "tokens": sweep.results["shared"]["tokens"]}]
 
 
 def _train(output: Path, *words: object) -> None:
-    """Does what is missing of a run or a sweep."""
+    """Does what is missing of a run or a sweep; a finished one is left as it is."""
     start = ["--resume", output] if output.exists() else [*words, "--output", output]
     subprocess.run([sys.executable, str(SCRIPT), *map(str, start), "--quiet"], check=True)
 
 
-def _record(kind: str, seed: int, rate: float, run: Run) -> Record:
+def _record(kind: str, run: Run) -> Record:
     """Reads what the table needs of a finished run."""
     results = json.loads((run.path / "results.json").read_text(encoding="utf-8"))
-    names = ("mask_evaluations", "tokens", "seconds", "perplexity")
+    names = ("mask_evaluations", "tokens", "perplexity")
     return {
         "kind": kind,
         "model": Path(results["model"]).name,
-        "seed": seed,
-        "rate": rate,
+        "seed": results["seed"],
+        "rate": results["prune_rate"]["requested"],
         "achieved": results["prune_rate"]["achieved"],
         "parameters": results["parameters"]["pruned"],
         **{name: results[name] for name in names},
@@ -143,8 +160,8 @@ def _of_model(records: Sequence[Record]) -> str:
     dense = ", ".join(f"{name} {models[0]['perplexity']['dense'][name]:.2f}" for name in sets)
     return (
         f"perplexity (dense: {dense}); differences in log-perplexity, seed by seed, are their mean "
-        f"(lowest to highest):\n\n{grid(head, rows)}\nWhat all rates took, the mean of the "
-        f"seeds:\n\n{grid(['', 'mask evaluations', 'tokens', 'minutes', 'seeds'], costs)}"
+        f"(lowest to highest):\n\n{grid(head, rows)}\nWhat all rates took, the mean of the seeds "
+        f"that have them all:\n\n{grid(['', 'mask evaluations', 'tokens', 'seeds'], costs)}"
     )
 
 
@@ -182,13 +199,20 @@ def _differences(values: dict[int, float], others: dict[int, float]) -> str:
 
 
 def _costs(records: Sequence[Record], kind: str) -> list[str]:
-    """Returns what a kind costs, the mean over its seeds."""
-    seeds = sorted({record["seed"] for record in records if record["kind"] == kind})
-    own = [record for record in records if record["kind"] == kind]
-    sums = [sum(it.get(name, 0) for it in own) / len(seeds) for name in ("tokens", "seconds")]
-    evaluations = sum(it.get("mask_evaluations", 0) for it in own) / len(seeds)
-    said = ", ".join(map(str, seeds))
-    return [TITLES[kind], f"{evaluations:,.0f}", f"{sums[0]:,.0f}", f"{sums[1] / 60:.1f}", said]
+    """Returns what a kind costs, the mean over the seeds that have all rates."""
+    rates = {record["rate"] for record in records} - {None}
+    of_seeds: dict[int, list[Record]] = {}
+    for record in records:
+        if record["kind"] == kind:
+            of_seeds.setdefault(record["seed"], []).append(record)
+    whole = {seed: own for seed, own in of_seeds.items() if rates <= {it["rate"] for it in own}}
+    if not whole:
+        return [TITLES[kind], "–", "–", "none yet"]
+    evaluations, tokens = (
+        sum(it.get(name, 0) for own in whole.values() for it in own) / len(whole)
+        for name in ("mask_evaluations", "tokens")
+    )
+    return [TITLES[kind], f"{evaluations:,.0f}", f"{tokens:,.0f}", ", ".join(map(str, whole))]
 
 
 def draw(records: Sequence[Record], path: Path) -> bool:

@@ -20,12 +20,11 @@ def bench() -> dict[str, Any]:
 def record(kind: str, seed: int, rate: float | None, value: float = 20.0) -> dict[str, Any]:
     found = {"kind": kind, "model": "builtin", "seed": seed, "rate": rate, "tokens": 1000}
     if rate is None:
-        return found | {"seconds": 60}
+        return found
     return found | {
         "achieved": rate,
         "parameters": 10_000,
         "mask_evaluations": 40,
-        "seconds": 60,
         "perplexity": {
             "dense": {"code": 10.0},
             "initial": {"code": 40.0},
@@ -41,8 +40,9 @@ def test_tables_have_differences_seed_by_seed_and_all_costs(bench):
     text = bench["table"](records)
     assert "**builtin**, perplexity (dense: code 10.00)" in text
     assert "| 0.3 | code | 40.00 | 20.50 | 20.70 | +0.0097 (+0.0095 to +0.0100) |" in text
-    assert "| separate runs | 40 | 1,000 | 1.0 | 0, 1 |" in text
-    assert "| sweep | 40 | 2,000 | 2.0 | 0, 1 |" in text
+    assert "| separate runs | 40 | 1,000 | 0, 1 |" in text
+    assert "| sweep | 40 | 2,000 | 0, 1 |" in text
+    assert "| sweep | – | – | none yet |" in bench["table"]([*records, record("nested", 0, 0.5)])
 
 
 def test_what_is_there_is_not_measured_again(bench, tmp_path, monkeypatch):
@@ -50,19 +50,22 @@ def test_what_is_there_is_not_measured_again(bench, tmp_path, monkeypatch):
 
     def train(output: Path, *words: object) -> None:
         started.append((output.name, words[-2:]))
-        output.mkdir()
+        output.mkdir(exist_ok=True)
         (output / "config.yaml").write_text("{}")
-        found = record("", 0, 0.3)
-        found |= {"prune_rate": {"achieved": 0.3}, "parameters": {"pruned": 10_000}}
+        rate = {"requested": words[-1], "achieved": words[-1]}
+        found = record("", 0, 0.3) | {"prune_rate": rate, "parameters": {"pruned": 10_000}}
         (output / "results.json").write_text(json.dumps(found))
 
     monkeypatch.setitem(bench["measure"].__globals__, "_train", train)
     words = [f"--output={tmp_path}", "--only", "separate", "--rates", "0.3", "0.5", "--seeds", "0"]
     assert bench["main"](words) == 0
     assert started[0] == ("builtin-separate-0.3-seed0", ("--prune-rate", 0.3))
-    assert len(started) == len(read_lines(tmp_path / "sweep.jsonl")) == 2
-    assert bench["main"](words) == 0
-    assert len(started) == 2
+    assert bench["main"](words) == 0, "which resumes what is finished"
+    assert len(read_lines(tmp_path / "sweep.jsonl")) == 2
+    assert (
+        bench["main"]([f"--output={tmp_path}", str(tmp_path / "builtin-separate-0.3-seed0")]) == 0
+    )
+    assert len(read_lines(tmp_path / "sweep.jsonl")) == 2
 
 
 def test_the_figure_needs_no_kind_in_particular(bench, tmp_path):
