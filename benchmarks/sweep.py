@@ -195,7 +195,8 @@ def _differences(values: dict[int, float], others: dict[int, float]) -> str:
     each = [math.log(values[seed] / others[seed]) for seed in values if seed in others]
     if not each:
         return "–"
-    return f"{statistics.fmean(each):+.4f} ({min(each):+.4f} to {max(each):+.4f})"
+    spread = f" ({min(each):+.4f} to {max(each):+.4f})" if len(each) > 1 else ""
+    return f"{statistics.fmean(each):+.4f}{spread}"
 
 
 def _costs(records: Sequence[Record], kind: str) -> list[str]:
@@ -220,13 +221,14 @@ def draw(records: Sequence[Record], path: Path) -> bool:
     model = records[0]["model"]
     models = [it for it in records if it["rate"] is not None and it["model"] == model]
     sets = list(models[0]["perplexity"]["dense"])
+    lines_of_panels = math.ceil(len(sets) / 2)
     lines = [("separate", "initial", "one-shot", INITIAL, "o-")]
     looks = {"separate": (GREY, "s--"), "sweep": (LEARNED, "o-"), "nested": (BEST, "^-")}
     lines += [(kind, "pruned", TITLES[kind], *looks[kind]) for kind in KINDS]
 
     def fill(figure: Any) -> None:
-        panels = figure.subplots(1, len(sets), squeeze=False)[0]
-        for panel, text in zip(panels, sets, strict=True):
+        panels = figure.subplots(lines_of_panels, 2, squeeze=False, sharex=True)
+        for panel, text in zip(panels.flat, sets, strict=False):
             for kind, row, title, color, style in lines:
                 x, y = [], []
                 for rate in _rates(models):
@@ -239,9 +241,9 @@ def draw(records: Sequence[Record], path: Path) -> bool:
             panel.axhline(models[0]["perplexity"]["dense"][text], color=GREY, label="dense")
             panel.set(yscale="log", xlabel="parameters (million)", ylabel=f"perplexity, {text}")
             plain_ticks(panel.yaxis)
-        legend(figure, panels)
+        legend(figure, panels.flat)
 
-    return save_figure(path, (1.8 + 3.6 * len(sets), 3.4), fill)
+    return save_figure(path, (9.0, 0.4 + 2.9 * lines_of_panels), fill)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ PAGES = [
     ("gpu", "gpu", "benchmarks/gpu.py", "performance.md"),
     ("gpu", "gpu", "benchmarks/gpu.py", "real_model.md"),
     ("real_model", "real_model", "benchmarks/real_model.py", "real_model.md"),
+    ("sweep", "sweep", "benchmarks/sweep.py", "sweep.md"),
     ("families", "families", "benchmarks/families.py", "families.md"),
     ("targets", "targets", "benchmarks/targets.py", "targets.md"),
 ]
@@ -38,6 +39,7 @@ MARKERS = {  # of each record file: the places that it fills
     "tuning": {"tuning"},
     "gpu": {"gpu", "gpu-learning"},
     "real_model": {"real-model"},
+    "sweep": {"sweep"},
     "families": {"families"},
     "targets": {"targets"},
 }
