@@ -41,10 +41,13 @@ class Blocks:
         self._driver = LayerDriver(model.get_submodule(decoder), name, family.tuples)
 
     def parameters(self, layer: int, block: str) -> list[nn.Parameter]:
-        """Returns all weights of a block, with its norms."""
+        """Returns all weights of a block, with its norms; none of one that adds nothing."""
         prefixes = block_names((block,), self._family)
-        named = self.layers[layer].named_parameters()
-        return [parameter for name, parameter in named if name.startswith(prefixes)]
+        end = self._family.output if block == "attention" else self._family.down
+        named = dict(self.layers[layer].named_parameters())
+        if not any(name.startswith(f"{end}.") for name in named):
+            return []  # no unit is left, and what its norm does reaches nothing
+        return [parameter for name, parameter in named.items() if name.startswith(prefixes)]
 
     def embedded(self, ids: Tensor) -> Tensor:
         """Returns the states of windows before the first layer, (b, T, D)."""

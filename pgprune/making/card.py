@@ -3,9 +3,11 @@
 import re
 from pathlib import Path
 
+from pgprune.budget.targets import Target
 from pgprune.making.state import State
 from pgprune.making.table import RECOVERED, SEARCH, Row, table
 from pgprune.runs.model_card import CARD, perplexity_text, public_name, public_names
+from pgprune.runs.results_file import read_results
 from pgprune.utils.files import read_text, saving, write_file
 from pgprune.utils.markdown import grid, plain
 from pgprune.utils.progress import duration
@@ -82,6 +84,7 @@ def _page(path: Path, state: State, section: str) -> str:
         section.rstrip("\n"),
         "## What is here",
         grid(["", ""], folders).rstrip("\n"),
+        *_targets(path),
         *_loading(path, state),
         "## How to make it again",
         f"```\n{_public(state)}\n```",
@@ -98,6 +101,16 @@ def _loading(path: Path, state: State) -> list[str]:
     if (path / "gguf").is_dir():
         lines.append("llama-cli -m gguf/model.gguf")
     return ["Load it from this directory:", "```\n" + "\n".join(lines) + "\n```"] if lines else []
+
+
+def _targets(path: Path) -> list[str]:
+    """Says what the targets were, and what the mask of the search comes to."""
+    results = read_results(path / SEARCH) or {}
+    lines = [
+        [f"`{each['target']}`", Target.parse(each["target"]).said(each["reached"])]
+        for each in results.get("targets", ())
+    ]
+    return ["## Targets", grid(["asked", "reached"], lines).rstrip("\n")] if lines else []
 
 
 def _public(state: State) -> str:

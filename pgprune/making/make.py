@@ -23,7 +23,7 @@ from pgprune.losses.windows import model_losses
 from pgprune.making.card import write_cards
 from pgprune.making.config import MakeConfig, search_settings
 from pgprune.making.forecast import Forecast
-from pgprune.making.recovery import recover
+from pgprune.making.recovery import recover, trained
 from pgprune.making.state import State
 from pgprune.making.table import RECOVERED, SEARCH
 from pgprune.runs.any_model import load_any
@@ -68,6 +68,9 @@ class Plan:
             self.loaded = Loaded(self.settings)
             check_formats(self.loaded, config)
             self.forecast = Forecast.of(self.loaded)
+        if config.recovery_minutes is not None:
+            weights = self.forecast.parameters * self.forecast.itemsize
+            trained(self.forecast, self.loaded.problem.lm.device, weights)  # refuses
 
 
 class Make:

@@ -100,13 +100,19 @@ def plan(forecast: Forecast, minutes: float) -> dict[str, Any]:
     }
 
 
-def trained(forecast: Forecast, device: torch.device) -> str:
+def trained(forecast: Forecast, device: torch.device, loaded: int = 0) -> str:
     """Returns which weights there is memory to train: of the layers, or adapters.
+
+    Args:
+        forecast: with the sizes of teacher and student.
+        device: of both.
+        loaded: bytes in use now, which will be free by then.
 
     Raises:
         ResourceError: not even adapters.
     """
     free = free_memory(device)
+    free = None if free is None else free + loaded
     if free is None or forecast.training_memory("layers") <= free:
         return "layers"
     if forecast.training_memory("lora") <= free:

@@ -94,6 +94,17 @@ def test_errors_fall_and_the_states_come_closer_to_the_dense_ones():
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.parametrize("pattern", ["all heads of layer 1", "all channels of layer 1"])
+def test_a_block_without_units_is_left_as_it_is(pattern):
+    work = local(pruned("qwen3", pattern), tiny_model("qwen3"))  # without biases
+    work.run(never, lambda: None)
+    gone = (1, "attention" if "heads" in pattern else "mlp")
+    places = [(layer, block) for layer in LAYERS for block in BLOCKS]
+    assert [(each.layer, each.block) for each in work.errors] == [
+        place for place in places if place != gone
+    ]
+
+
 def test_weights_that_are_worse_on_held_out_windows_are_not_kept():
     model = tiny_model("llama").requires_grad_(False)
     before = copy.deepcopy(model.state_dict())

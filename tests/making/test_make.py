@@ -138,6 +138,11 @@ def test_cards_are_written_again_without_a_second_table(made):
         (["{model}", "--output={new}", "--prune-rate=1.5"], "1.5"),
         (["{model}", "--output={new}", "--formats", "hf", "hf"], "name one twice"),
         (["{model}", "--output={new}", "--formats=onnx"], "onnx"),
+        (["{model}", "--output={new}", "--target=memory<=6"], "needs a unit"),
+        (
+            ["{model}", "--output={new}", "--sequence-length=16", "--target=parameters<=9"],
+            "cannot be met",
+        ),
         (["{model}", "--output={new}", "--recovery-minutes=-1"], "-1"),
         (["--resume={made}", "--prune-rate=0.5"], "--prune-rate has no effect"),
         (["{model}", "--resume={made}"], "has no effect"),
