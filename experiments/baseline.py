@@ -191,6 +191,8 @@ class Baseline:
             known["parameters"]["pruned"] = pruned.notes["parameters"]
             del known["parameters"]["masked"]
             known["prune_rate"]["achieved"] = pruned.notes["prune_rate"]
+            for target in known.get("targets", ()):  # of parameters, as no other fits
+                target["reached"] = pruned.notes["parameters"]
         return {
             "method": settings.method.method,
             **known,

@@ -41,14 +41,7 @@ def bounds_of(
         PruningError: the dense model meets all targets; the memory of its cache is unknown; there
             is no table of times of this device.
     """
-    added = _missing_biases(model, units) if biases else 0
-    makers = {"parameters": _parameters, "memory": _memory}
-    bounds = tuple(
-        time_bound(target, tables(target, model, units), units)
-        if target.quantity in TIMES
-        else makers[target.quantity](target, model, units, added)
-        for target in targets
-    )
+    bounds = tuple(bound_of(target, model, units, biases, tables) for target in targets)
     if bounds and all(bound.rate <= 0 for bound in bounds):
         met = ", ".join(
             f"{bound.target.text} ({bound.target.said(bound.value(units.ones()))})"
@@ -56,6 +49,21 @@ def bounds_of(
         )
         raise PruningError(f"the dense model meets the target already: {met}; ask for less")
     return bounds
+
+
+def bound_of(
+    target: Target,
+    model: PreTrainedModel,
+    units: PruningUnits,
+    biases: bool = False,
+    tables: Tables = kept_table,
+) -> Bound:
+    """Makes the bound of one target, which the dense model may meet; as ``bounds_of``."""
+    if target.quantity in TIMES:
+        return time_bound(target, tables(target, model, units), units)
+    added = _missing_biases(model, units) if biases else 0
+    make = _parameters if target.quantity == "parameters" else _memory
+    return make(target, model, units, added)
 
 
 def tightest(bounds: Sequence[Bound]) -> Bound:

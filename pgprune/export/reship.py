@@ -5,7 +5,7 @@ same calibration text. The result is evaluated on the evaluation text of the run
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from typing import Any
@@ -13,8 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pgprune.budget.bounds import bound_of
+from pgprune.budget.targets import Target
 from pgprune.data.calibration import open_calibration
 from pgprune.data.stream import DataConfig
+from pgprune.errors import PruningError
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.models.load import ModelConfig, choose_dtype, move_model
 from pgprune.repair.choice import ChosenRepair, chosen_repair
@@ -133,7 +136,22 @@ def _results(loaded: LoadedRun, found: Perplexities, added: int) -> dict[str, An
     counts = results["parameters"]
     counts["masked"] = counts["dense"] - units.pruned_parameters(loaded.mask)
     counts["pruned"] = counts["masked"] + added
+    if "targets" in results:
+        results["targets"] = list(_reached(loaded, results["targets"], added))
     return results
+
+
+def _reached(
+    loaded: LoadedRun, targets: Sequence[Mapping[str, Any]], added: int
+) -> Iterator[dict[str, Any]]:
+    """Yields the run's targets with what is reached, without times that were measured elsewhere."""
+    for each in targets:
+        target = Target.parse(each["target"])
+        try:
+            bound = bound_of(target, loaded.model, loaded.units)
+        except PruningError:  # no table of times of this device
+            continue
+        yield {**each, "reached": bound.value(loaded.mask, added)}
 
 
 def _note(

@@ -44,6 +44,7 @@ def test_an_export_with_equal_layers_stays_within_the_targets(unrated, tmp_path)
     assert not command("export", run, "--uniform", f"--output={out}")
     model = AutoModelForCausalLM.from_pretrained(out)
     assert sum(weight.numel() for weight in model.parameters()) <= 11500
+    assert results(run)["targets"][0]["reached"] == results(run)["parameters"]["pruned"]
     assert len({layer.mlp.down_proj.in_features for layer in model.model.layers}) == 1
 
 
