@@ -20,7 +20,7 @@ LEARNING_RATE = 1e-3
 
 # Step sizes by the width of the model: Adam's best one falls with 1 / width (Yang et al. 2022,
 # arXiv 2203.03466). The factors were measured on the built-in model (docs/recovery.md).
-_ADAPTERS, _WEIGHTS, _BLOCKS = 1.6, 0.16, 0.16
+_ADAPTERS, _WEIGHTS, _BLOCKS = 1.6, 0.16, 0.48
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ PAGES = [
     ("sweep", "sweep", "benchmarks/sweep.py", "sweep.md"),
     ("families", "families", "benchmarks/families.py", "families.md"),
     ("targets", "targets", "benchmarks/targets.py", "targets.md"),
+    ("distillation", "distillation", "benchmarks/distillation.py", "recovery.md"),
 ]
 MARKERS = {  # of each record file: the places that it fills
     "comparison": {"comparison"},
@@ -42,6 +43,7 @@ MARKERS = {  # of each record file: the places that it fills
     "sweep": {"sweep"},
     "families": {"families"},
     "targets": {"targets"},
+    "distillation": {"distillation"},
 }
 
 
