@@ -47,7 +47,7 @@ class DistillationConfig(Config):
         0.0, "share of the text's cross-entropy in the loss", minimum=0, below=1
     )
     hidden_loss_weight: float = option(
-        4.0, "weight of the error of the states after each kept layer", minimum=0, maximum=1000
+        16.0, "weight of the error of the states after each kept layer", minimum=0, maximum=1000
     )
 
 
