@@ -111,6 +111,9 @@ class LLMPruningEnv(gym.Env[npt.NDArray[np.float32], npt.NDArray[np.int8]]):
     | `rotate_values`       | bool    | `True`             | values: change of basis first       |
     | `channel_block`       | int     | `1`                | neighbouring channels in one unit   |
     | `prune_rate`          | float   | `0.4`              | share to remove                     |
+    | `target`              | tuple   | `None`             | in its place: `("memory<=6GB",)`    |
+    | `keep_at_least`       | tuple   | `None`             | of each layer: `("heads=0.5",)`     |
+    | `keep_layers`         | str     | `None`             | that stay whole: `"0,1,-1"`         |
     | `budget`              | str     | `"per-kind"`       | or `units` or `parameters`          |
     | `scope`               | str     | `"auto"`           | `global`, `local` or `uniform`      |
     | `round_to`            | int     | `1`                | channels of a layer: multiples of N |

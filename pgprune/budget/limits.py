@@ -75,6 +75,8 @@ class Limits:
 
 def allows(bounds: Sequence[Bound], kept: Tensor) -> bool:
     """Tells if bounds allow a mask or probabilities, (n,)."""
+    if not bounds:  # a copy from a device would wait for it
+        return True
     host = kept.to("cpu", torch.float64)
     return all(
         float(host @ bound.cost.double()) <= bound.capacity * (1 + _EXACT) for bound in bounds
