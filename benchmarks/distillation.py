@@ -11,19 +11,18 @@ DIR and every result a line of DIR/distillation.jsonl, so the command can be kil
 
 import argparse
 import json
-import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from recovery import command
+
 from pgprune.utils.jsonl import add_line
 from pgprune.utils.markdown import grid, renew, spread
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 WAYS = {
     "distilled": ("--local", "--distill"),
     "distilled-alone": ("--distill",),
@@ -74,7 +73,7 @@ def measure(run: Path, way: str, options: argparse.Namespace) -> None:
         words += ["--precision", options.precision, *WAYS[way]]
         if way == "lora" and options.lora_learning_rate:
             words += ["--learning-rate", options.lora_learning_rate]
-        _command("finetune.py", run, *words)
+        command("finetune.py", run, *words)
     done = json.loads((output / "finetuning.json").read_text())
     add_line(options.output / RECORDS, record_of(name, way, results, done))
 
@@ -179,22 +178,6 @@ def _recovered(stage: str, records: list[dict[str, Any]], texts: list[str]) -> s
             dense, before, after = (log(rows[row][text]) for row in ("dense", "pruned", stage))
             shares.append((before - after) / (before - dense))
     return f"{mean(shares):.0%}"
-
-
-def _command(script: str, *options: object) -> None:
-    """Runs a command of the project; Ctrl-C kills it, and its checkpoint is resumed from."""
-    words = [sys.executable, str(SCRIPTS / script), *map(str, options)]
-    print("$", script, *words[2:], file=sys.stderr, flush=True)
-    # In another session Ctrl-C does not reach it: it is killed, and keeps no half of the work.
-    process = subprocess.Popen(words, start_new_session=True)
-    try:
-        if process.wait():
-            sys.exit(f"{script} failed with status {process.returncode}")
-    except BaseException:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -49,7 +49,7 @@ def measure(seed: int, options: argparse.Namespace) -> None:
         start = ["--resume", run] if run.exists() else ["--output", run, "--seed", seed]
         if not run.exists():
             start += ["--prune-rate", options.prune_rate, "--total-timesteps", options.timesteps]
-        _command("train_agent.py", *start, "--quiet")
+        command("train_agent.py", *start, "--quiet")
     one_shot(run, model_of("wanda-sp", seed, options))
     for method in METHODS:
         output = finetuned_of(method, seed, options)
@@ -60,7 +60,7 @@ def measure(seed: int, options: argparse.Namespace) -> None:
             settings += ["--sequence-length", options.sequence_length, "--resume"]
             settings += ["--learning-rate", options.learning_rate]
             model = model_of(method, seed, options)
-            _command("finetune.py", model, "--output", output, *settings)
+            command("finetune.py", model, "--output", output, *settings)
 
 
 def one_shot(run: Path, output: Path) -> None:
@@ -143,8 +143,8 @@ def _dense(options: argparse.Namespace, sets: list[str]) -> list[str]:
     return cells
 
 
-def _command(script: str, *options: object) -> None:
-    """Runs a command of the project; Ctrl-C kills it, as it would else keep half of the work."""
+def command(script: str, *options: object) -> None:
+    """Runs a script of the project; Ctrl-C kills it, as it would else keep half of the work."""
     words = [sys.executable, str(SCRIPTS / script), *map(str, options)]
     print("$", script, *words[2:], file=sys.stderr, flush=True)
     # In another session Ctrl-C does not reach it: it is killed, and keeps no half of the work.

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
@@ -64,10 +63,10 @@ def take_out(source: str, output: Path) -> int:
     check_new(output)
     place, config = _config(source)
     tokenizer = load_tokenizer(place, config.text_config)
-    whole = _load(place)
+    whole = _load_whole(source, place)
     part: Any = AutoModelForCausalLM.from_config(config.text_config, dtype=whole.dtype)
     part.model, part.lm_head = whole.model.language_model, whole.lm_head
-    part.config.tie_word_embeddings = _same(part.lm_head.weight, part.model.embed_tokens.weight)
+    part.config.tie_word_embeddings = part.lm_head.weight is part.model.embed_tokens.weight
     with saving(output), phase(f"writing {output}"), new_directory(output) as directory:
         part.save_pretrained(directory)
         tokenizer.save_pretrained(directory)
@@ -94,7 +93,7 @@ def put_back(source: str, pruned: str, output: Path) -> int:
     place, config = _config(source)
     part_config, _ = check_model(ModelConfig(pruned), pruned=True)
     _check_fit(source, config.text_config, pruned, part_config)
-    whole, part = _load(place), _load_part(pruned)
+    whole, part = _load_whole(source, place), _load(AutoModelForCausalLM, pruned)
     whole.model.language_model, whole.lm_head = part.model, part.lm_head
     part.config.use_cache = True  # evaluating masks does without
     whole.config.text_config = part.config
@@ -124,28 +123,27 @@ def _config(source: str) -> tuple[str, Any]:
     return place, config
 
 
-def _load(place: str) -> Any:
-    """Loads a model of text and images in the number format that it has."""
-    try:
-        with bars_as_phases():
-            whole: Any = AutoModelForImageTextToText.from_pretrained(
-                place, dtype="auto", use_safetensors=True, trust_remote_code=False
-            )
-        whole.model.language_model.embed_tokens, whole.lm_head  # noqa: B018 (has it these?)
-    except Exception as error:  # odd values in a model's files raise errors of all types
-        raise PruningError(unreadable(place, "weights", error)) from error
+def _load_whole(source: str, place: str) -> Any:
+    """Loads a model of text and images, and makes sure that its language part is in its place."""
+    whole = _load(AutoModelForImageTextToText, place)
+    base = getattr(whole, "model", None)
+    if not hasattr(base, "language_model") or not hasattr(whole, "lm_head"):
+        raise PruningError(
+            f"the language part of the model {source!r} ({type(whole).__name__}) is not in its "
+            "model.language_model and lm_head; save it as a causal LM by hand"
+        )
     return whole
 
 
-def _load_part(pruned: str) -> Any:
-    """Loads a pruned language part in the number format that it has."""
+def _load(loader: Any, place: str) -> Any:
+    """Loads a model by an auto class of transformers, in the number format that it has."""
     try:
         with bars_as_phases():
-            return AutoModelForCausalLM.from_pretrained(
-                pruned, dtype="auto", use_safetensors=True, trust_remote_code=False
+            return loader.from_pretrained(
+                place, dtype="auto", use_safetensors=True, trust_remote_code=False
             )
-    except Exception as error:
-        raise PruningError(unreadable(pruned, "weights", error)) from error
+    except Exception as error:  # odd values in a model's files raise errors of all types
+        raise PruningError(unreadable(place, "weights", error)) from error
 
 
 def _check_fit(source: str, own: Any, pruned: str, part: PretrainedConfig) -> None:
@@ -168,7 +166,3 @@ def _copy_files(place: Path, directory: Path) -> None:
     for file in sorted(place.iterdir()) if place.is_dir() else ():
         if file.is_file() and file.suffix not in _OWN and file.name not in _WRITTEN:
             shutil.copyfile(file, directory / file.name)
-
-
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.data_ptr() == other.data_ptr()

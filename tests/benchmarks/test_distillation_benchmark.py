@@ -57,7 +57,7 @@ def test_the_table_is_made_of_what_is_there(distillation, tmp_path, capsys, monk
         (output / "finetuning.json").write_text(json.dumps(found))
 
     calls = []
-    monkeypatch.setattr(distillation, "_command", command)
+    monkeypatch.setattr(distillation, "command", command)
     runs = [run(tmp_path, seed) for seed in (0, 1)]
     words = ["--output", str(tmp_path / "out"), "--tokens", "64k", "--run", *map(str, runs)]
     assert distillation.main(words) == 0

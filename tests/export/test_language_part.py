@@ -7,6 +7,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from helpers.command import command
 from helpers.tiny import CONFIGS, letters_tokenizer, tiny_model, tokens
 from pgprune import PruningError
+from pgprune.export import language_part
 from pgprune.export.language_part import put_back, take_out
 from pgprune.masking.units import PruningUnits
 from pgprune.models.load import ModelConfig, check_model, load_model
@@ -89,3 +90,12 @@ def test_nothing_is_overwritten(tmp_path):
     (tmp_path / "there").mkdir()
     with pytest.raises(PruningError, match="exists"):
         take_out("whole", tmp_path / "there")
+
+
+def test_a_language_part_in_another_place_is_said(tmp_path, monkeypatch):
+    whole_in(tmp_path / "whole")
+    other = tiny_model("llama")  # has no model.language_model
+    monkeypatch.setattr(language_part, "_load", lambda loader, place: other)
+    with pytest.raises(PruningError, match="is not in its model.language_model and lm_head; save"):
+        take_out(str(tmp_path / "whole"), tmp_path / "part")
+    assert not (tmp_path / "part").exists()
