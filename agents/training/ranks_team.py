@@ -123,6 +123,9 @@ class Ranks:
         self._waiting = True
         try:
             yield
+        except RankLost:
+            self._ignore_terminations()
+            raise
         finally:
             self._waiting = False
         if self._terminated:
@@ -134,7 +137,13 @@ class Ranks:
         if not self._waiting:
             self._end()
 
+    def _ignore_terminations(self) -> None:
+        """Lets this process save its work and say why it ends, whenever torchrun's SIGTERM comes."""
+        self._before = signal.SIG_IGN  # also once the connection is closed
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
     def _end(self) -> None:
+        self._ignore_terminations()
         gone = [str(line.other) for line in self._lines if line.is_broken()]
         raise RankLost(f"rank {', '.join(gone)} died" if gone else "the launcher ended the run")
 

@@ -70,12 +70,14 @@ def main(trouble: str) -> None:
         assert torch.equal(judge(masks, tokens()), alone(masks, tokens()))
         assert judge.lm.meter.tokens == alone.lm.meter.tokens
         assert fingerprint(judge(masks, tokens())) != fingerprint(judge.lm.losses(masks, tokens()))
+        said = "the same"
     except PruningError as error:
-        print(error)
-    else:
-        print("the same")
+        said = str(error)
     judge.stop()
     replicas.close()
+    if trouble == "killed":
+        signal.raise_signal(signal.SIGTERM)  # torchrun's may come at any time, also here
+    print(said)
 
 
 if __name__ == "__main__":
