@@ -22,6 +22,7 @@ def losses(compile_head: bool) -> torch.Tensor:
     return lm.losses(masks, tokens())
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
 def test_losses_are_the_same(monkeypatch):
     calls, compiled = [], scoring.compiled_head_and_loss(scoring.Finish())

@@ -35,6 +35,11 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
 
+def assert_equal_but_for_rounding(one: torch.Tensor, other: torch.Tensor) -> None:
+    """Some CPUs multiply parts of a matrix by another routine than the whole one."""
+    torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+
+
 def test_projections_are_plain_and_compute_what_they_did(model):
     stock, ids = copy.deepcopy(model), tokens()
     family, count = family_of(model.config), model.num_parameters()
@@ -42,7 +47,7 @@ def test_projections_are_plain_and_compute_what_they_did(model):
         for path in (family.query, family.key, family.value, family.output, family.down):
             assert type(linear_at(layer, path)) is nn.Linear
     with torch.no_grad():
-        assert torch.equal(model(ids).logits, stock(ids).logits)
+        assert_equal_but_for_rounding(model(ids).logits, stock(ids).logits)
     assert model.num_parameters() == count
     before = list(model.modules())
     assert all(one is two for one, two in zip(before, opened(model).modules(), strict=True))
@@ -56,7 +61,7 @@ def test_an_open_model_saves_and_loads_the_weights_of_a_closed_one(model, tmp_pa
     files = [load_file(tmp_path / name / "model.safetensors") for name in ("closed", "open")]
     assert same(*files)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "open", dtype=torch.float64)
-    assert torch.equal(loaded(tokens()).logits, model(tokens()).logits)
+    assert_equal_but_for_rounding(loaded(tokens()).logits, model(tokens()).logits)
     other = {name: weight + 1 for name, weight in stock.state_dict().items()}
     model.load_state_dict(other)
     assert same(model.state_dict(), other)

@@ -16,6 +16,7 @@ from bits_per_byte import DOMAINS, model_bits_per_byte
 from torch import Tensor, nn
 from train import AVERAGED_STEPS, BATCH_TOKENS, Batches, rate_share, write_facts
 from transformers import AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from pgprune.errors import PruningError
 
@@ -34,7 +35,7 @@ CONFIG = Qwen3MoeConfig(
     head_dim=16,
     max_position_embeddings=512,
     tie_word_embeddings=True,
-    router_aux_loss_coef=0.01,  # of ten times as many steps, 0.001 balances the experts
+    router_aux_loss_coef=0.01,
     bos_token_id=0,
     eos_token_id=1,
     pad_token_id=1,
@@ -77,8 +78,9 @@ def train(options: argparse.Namespace) -> None:
         started = time.perf_counter()
         ids = batches.at(step)
         with torch.autocast("cpu", torch.bfloat16):
-            result = model(input_ids=ids, labels=ids, output_router_logits=True, use_cache=False)
-        result.loss.backward()
+            result = model(input_ids=ids, output_router_logits=True, use_cache=False)
+            loss = model.loss_function(result.logits, ids, CONFIG.vocab_size)
+            (loss + CONFIG.router_aux_loss_coef * imbalance(result.router_logits)).backward()
         gradients = [part for weight in layer_weights(model) for part in parts(weight.grad)]
         for matrix, gradient in zip(matrices, gradients, strict=True):
             matrix.grad = gradient
@@ -91,7 +93,6 @@ def train(options: argparse.Namespace) -> None:
                 average[name].lerp_(weight, max(1 / AVERAGED_STEPS, 1 / (step + 1)))
         seconds += time.perf_counter() - started
         if (step + 1) % 20 == 0:
-            loss = result.loss - CONFIG.router_aux_loss_coef * result.aux_loss
             print(f"step {step + 1}, loss {loss:.3f}, {seconds:.0f} s", flush=True)
     model.load_state_dict(average, strict=False)  # the head is tied to the embedding
     facts: dict[str, Any] = {"steps": options.steps, "seed": options.seed, "seconds": seconds}
@@ -112,6 +113,21 @@ def new_model(seed: int) -> Qwen3MoeForCausalLM:
         torch.nn.init.zeros_(layer.self_attn.o_proj.weight)
         torch.nn.init.zeros_(layer.mlp.experts.down_proj)
     return model
+
+
+def imbalance(router_logits: tuple[Tensor, ...]) -> Tensor:
+    """Sums over layers how unevenly their routers send tokens to experts.
+
+    The loss of transformers is about the mean over layers: it is at its least while each layer
+    sends all to a few experts of its own. Training at scale balances each layer (Fedus et al. 2022,
+    "Switch Transformers", arXiv 2101.03961, Eq. 4).
+
+    Args:
+        router_logits: of each layer, (N, E).
+    """
+    count, used = CONFIG.num_experts, CONFIG.num_experts_per_tok
+    losses = [load_balancing_loss_func((logits,), count, used) for logits in router_logits]
+    return torch.stack([torch.as_tensor(loss) for loss in losses]).sum()
 
 
 def is_matrix(name: str, weight: Tensor) -> bool:
