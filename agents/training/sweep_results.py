@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from pgprune.budget.bound import Bound
-from pgprune.budget.bounds import bounds_of
+from pgprune.budget.bounds import bound_of
 from pgprune.budget.problem import Problem
-from pgprune.budget.targets import parse_targets
+from pgprune.budget.targets import Target
 from pgprune.data.stream import DataConfig
 from pgprune.errors import PruningError, printable
 from pgprune.evaluation.latency import LatencyConfig, measure
@@ -113,11 +113,9 @@ def memory_of(problem: Problem) -> Bound:
     assert isinstance(model, PreTrainedModel)
     length = getattr(model.config, "max_position_embeddings", None) or _CACHED
     try:
-        (target,) = parse_targets((f"memory<=1B@1x{min(_CACHED, length)}",))
-        (bound,) = bounds_of((target,), model, units)
+        return bound_of(Target.parse(f"memory<=1B@1x{min(_CACHED, length)}"), model, units)
     except PruningError:
-        (bound,) = bounds_of(parse_targets(("memory<=1B",)), model, units)
-    return bound
+        return bound_of(Target.parse("memory<=1B"), model, units)
 
 
 def times(sweep: Sweep, weight_bytes: int) -> dict[str, float]:

@@ -243,7 +243,6 @@ def make_problem(
         )
     kinds = GRANULARITIES.get(pruning.granularity, ())
     language_model, tokenizer = load_model(model, kinds=kinds)
-
     if language_model.device.type == "cpu":
         say_if_busy()
     check_sequence_length(language_model.config, data.longest)
@@ -261,22 +260,29 @@ def make_problem(
         windows = stream.first(_ROTATION_WINDOWS)
         rotations = fit_rotations(language_model, windows)
         rotate_values(language_model, rotations)
-    executor = pruning.executor
-    if executor == "auto" and pruning.kernels != "plain":
-        executor = "sliced"
-    elif executor == "auto":
-        tokens = data.batch_size * data.sequence_length
-        executor = choose_executor(
-            units,
-            budget.prune_rate,
-            masks_per_step,
-            tokens,
-            language_model.dtype,
-            language_model.device.type,
-        )
+    tokens = data.batch_size * data.sequence_length
+    executor = _executor_of(
+        pruning, language_model, units, budget.prune_rate, masks_per_step, tokens
+    )
     lm = MaskedLM(language_model, units, executor, pruning.kernels, pruning.compile_head)
     if rotations is not None:
         lm.meter.add(windows.numel())
     if is_found(language_model.config):
         check_masks(lm)
     return Problem(lm, units, budget, stream, validation, tokenizer, data, loaded, rotations)
+
+
+def _executor_of(
+    pruning: PruningConfig,
+    model: PreTrainedModel,
+    units: PruningUnits,
+    rate: float,
+    masks: int,
+    tokens: int,
+) -> str:
+    """Returns the executor that is asked for, or the cheaper one for masks of so many tokens."""
+    if pruning.executor != "auto":
+        return pruning.executor
+    if pruning.kernels != "plain":
+        return "sliced"
+    return choose_executor(units, rate, masks, tokens, model.dtype, model.device.type)

@@ -3,13 +3,15 @@
 import copy
 import itertools
 import re
+from collections.abc import Iterator
 
 import pytest
 import torch
 
 from helpers.inputs import inputs_of
-from helpers.mixtures import family_with
+from helpers.mixtures import MIXTURES, family_with
 from helpers.tiny import (
+    CONFIGS,
     layers_of,
     letters_tokenizer,
     projections_of,
@@ -18,6 +20,7 @@ from helpers.tiny import (
     toy_units,
     zeroed,
 )
+from helpers.tiny import FEW as FAMILIES_OF_ALL_TESTS
 from pgprune import PruningError
 from pgprune.budget.budget import Budget
 from pgprune.budget.problem import Problem
@@ -30,6 +33,7 @@ from pgprune.methods.two_ssp import split_rate
 from pgprune.metrics import METRICS
 from pgprune.metrics.base import EXPERTS
 from pgprune.metrics.initialization import initial_probabilities
+from pgprune.models.rows import FAMILIES as ROWS
 from pgprune.repair.repair import repaired
 
 WINDOWS = tokens(batch=6, length=12)
@@ -73,6 +77,32 @@ def loss_of(model, windows) -> float:
     ],
 )
 def test_every_method_prunes_every_family_within_the_budget(model, method, granularity):
+    assert_prunes_within_the_budget(model, method, granularity)
+
+
+def methods_of_the_other_families() -> Iterator[tuple[str, str, str]]:
+    """Families, methods and granularities that the row of the family does not refuse."""
+    for family in (CONFIGS | MIXTURES).keys() - FAMILIES_OF_ALL_TESTS:
+        row = ROWS[family]
+        for name, method in METHODS.items():
+            if name == "slicegpt" and not row.sliced:
+                continue
+            for granularity in method.granularities:
+                kinds = GRANULARITIES[granularity]
+                unfit = "channels" if row.experts else "experts"
+                if unfit not in kinds and not row.refused.keys() & set(kinds):
+                    yield family, name, granularity
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "method", "granularity"), sorted(methods_of_the_other_families())
+)
+def test_every_method_prunes_the_other_families_too(family, method, granularity):
+    assert_prunes_within_the_budget(tiny_model(family), method, granularity)
+
+
+def assert_prunes_within_the_budget(model, method, granularity) -> None:
     problem = problem_of(model, method, granularity=granularity)
     weights = copy.deepcopy(model.state_dict())
     pruned = prune(method, problem, **FEW, barrier=0)
