@@ -138,7 +138,7 @@ class Ranks:
             self._end()
 
     def _ignore_terminations(self) -> None:
-        """Lets this process save its work and say why it ends, whenever torchrun's SIGTERM comes."""
+        """Lets this process say why it ends, whenever the SIGTERM of torchrun comes."""
         self._before = signal.SIG_IGN  # also once the connection is closed
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
