@@ -62,8 +62,8 @@ def bound_of(
     if target.quantity in TIMES:
         return time_bound(target, tables(target, model, units), units)
     added = _missing_biases(model, units) if biases else 0
-    make = _parameters if target.quantity == "parameters" else _memory
-    return make(target, model, units, added)
+    make = {"parameters": _parameters, "active-parameters": _active, "memory": _memory}
+    return make[target.quantity](target, model, units, added)
 
 
 def tightest(bounds: Sequence[Bound]) -> Bound:
@@ -100,6 +100,22 @@ def _parameters(target: Target, model: PreTrainedModel, units: PruningUnits, add
 
     fixed = total - units.prunable + added
     return Bound(target, units.cost, fixed, math.floor(target.limit), measure)
+
+
+def _active(target: Target, model: PreTrainedModel, units: PruningUnits, added: int) -> Bound:
+    """Makes the bound of what a token uses: of the experts of a layer, a few."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    total -= sum(
+        (shape.experts - shape.experts_per_token) * (shape.expert_cost - shape.router_row_cost)
+        for shape in units.shapes
+    )
+    stays = units.cost - units.active_cost  # another expert takes the place of a pruned one
+
+    def measure(mask: Tensor, biases: int) -> int:
+        return total - units.pruned_parameters(mask) + int(stays[mask == 0].sum()) + biases
+
+    fixed = total - int(units.active_cost.sum()) + added
+    return Bound(target, units.active_cost, fixed, math.floor(target.limit), measure)
 
 
 def _memory(target: Target, model: PreTrainedModel, units: PruningUnits, added: int) -> Bound:

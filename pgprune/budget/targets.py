@@ -1,7 +1,8 @@
 """Targets: what a pruned model must come down to, as a text that a person writes.
 
-``parameters<=100M``, ``memory<=6GB@8x8192`` (weights, and the cache of keys and values of 8 texts
-of 8,192 tokens), ``prefill<=0.7@8x512`` and ``decode<=0.7@1x512`` (share of the dense model's
+``parameters<=100M``, ``active-parameters<=1B`` (those that a token uses in a mixture of experts),
+``memory<=6GB@8x8192`` (weights, and the cache of keys and values of 8 texts of 8,192 tokens),
+``prefill<=0.7@8x512`` and ``decode<=0.7@1x512`` (share of the dense model's
 time).
 """
 
@@ -30,6 +31,7 @@ _SIZES = ((1e9, "GB"), (1e6, "MB"), (1e3, "KB"))
 _SHARES = {"": 1, "%": 0.01}
 _QUANTITIES = {
     "parameters": _Quantity(_COUNTS, "refused", "parameters<=100M"),
+    "active-parameters": _Quantity(_COUNTS, "refused", "active-parameters<=1B"),
     "memory": _Quantity(_BYTES, "allowed", "memory<=6GB@8x8192"),
     "prefill": _Quantity(_SHARES, "needed", "prefill<=0.7@8x512"),
     "decode": _Quantity(_SHARES, "needed", "decode<=0.7@1x512"),
@@ -87,8 +89,8 @@ class Target:
 
     def said(self, value: float) -> str:
         """Says a value of the quantity with its unit."""
-        if self.quantity == "parameters":
-            return f"{value:,.0f} parameters"
+        if self.quantity in ("parameters", "active-parameters"):
+            return f"{value:,.0f} {self.quantity.replace('-', ' ')}"
         if self.quantity == "memory":
             size, unit = next(each for each in _SIZES if value >= each[0] or each[0] == 1e3)
             return f"{value / size:,.3f} {unit}"

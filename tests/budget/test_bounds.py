@@ -5,6 +5,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 
 from helpers.masks import case_of
+from helpers.mixtures import with_experts
 from helpers.pruned import parameters
 from helpers.tiny import masked_lm, tiny_model, tokens
 from pgprune import PruningError
@@ -48,6 +49,28 @@ def test_what_a_bound_counts_is_what_the_pruned_model_takes(family, granularity)
         for bound in (count, memory):
             kept = int(bound.cost[mask.bool()].sum())
             assert bound.fixed + kept >= bound.value(mask), f"{name}: costs are a promise"
+
+
+def active_parameters(model: PreTrainedModel) -> int:
+    """All parameters but those of the experts that a token does not use."""
+    unused = 0
+    for layer, router in with_experts(model).items():
+        experts = model.model.layers[layer].mlp.experts
+        of_one = sum(weight[0].numel() for weight in experts.parameters())
+        unused += (len(router.weight) - router.top_k) * of_one
+    return parameters(model) - unused
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "glm4_moe"])
+def test_what_a_token_uses_of_a_mixture(family):
+    case = case_of(tiny_model(family), "heads+experts")
+    (bound,) = bounds_of([Target.parse("active-parameters<=1")], case.model, case.units)
+    assert bound.fixed + bound.total == active_parameters(case.model) < parameters(case.model)
+    for mask in case.masks[::2]:
+        if (case.units.kept_counts(mask[None])[0] >= case.units.needed).all():
+            pruned = prune(case.model, case.units, mask)
+            kept = bound.fixed + int(bound.cost[mask.bool()].sum())
+            assert kept == bound.value(mask) == active_parameters(pruned)
 
 
 def test_costs_of_everything_are_the_dense_model():

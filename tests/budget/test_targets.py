@@ -30,7 +30,7 @@ def test_a_target_is_read(text, quantity, limit, batch, length):
     [
         ("100M", "not of the form QUANTITY<=VALUE"),
         ("parameters<100M", "not of the form"),
-        ("memroy<=6GB@8x8192", "limits 'memroy', which is none of parameters, memory"),
+        ("memroy<=6GB@8x8192", "limits 'memroy', which is none of parameters, active"),
         ("parameters<=-5M", "needs a number above 0, not '-5M'"),
         ("parameters<=0", "needs a number above 0"),
         ("parameters<=many", "needs a number above 0"),
