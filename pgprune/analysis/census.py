@@ -87,13 +87,13 @@ def _layer(name: str, family: Family) -> int | None:
 def _kind(name: str, family: Family) -> str:
     """Tells the kind of a parameter by its name."""
     if _layer(name, family) is None:
-        if family.positions is not None and _within(name, family.positions):
+        if any(_within(name, place) for place in (family.positions, *family.embeddings) if place):
             return "embeddings"
         return "norms" if _within(name, family.final_norm) else "other"
     path = name.removeprefix(f"{family.layers}.").partition(".")[2]
     if any(_within(path, norm) for norm in (*family.attention_norms, *family.mlp_norms)):
         return "norms"
-    if _within(path, family.attention):
+    if any(_within(path, place) for place in (family.attention, *(family.recurrent or ()))):
         return "attention"
     experts = family.experts
     of_mixture = experts is not None and any(
@@ -113,6 +113,7 @@ def _cache(model: PreTrainedModel, layers: int) -> list[int]:
     cache = model(input_ids=ids, use_cache=True).past_key_values
     found = [0] * layers
     for index, layer in enumerate(getattr(cache, "layers", ())[:layers]):
-        tensors = [part for part in (layer.keys, layer.values) if part is not None]
+        parts = (getattr(layer, name, None) for name in ("keys", "values"))  # not of a state
+        tensors = [part for part in parts if part is not None]
         found[index] = sum(part.numel() for part in tensors) // _PROBE
     return found

@@ -26,8 +26,8 @@ from pgprune.models.families import family_of
 from pgprune.models.shapes import LayerShape
 from pgprune.runs.finished import LoadedRun
 from pgprune.runs.model_card import base_name
-from pgprune.surgery.architecture import PrunedLayer
 from pgprune.surgery.portable import ghost_channels, portable_layers
+from pgprune.surgery.pruned_layer import PrunedLayer
 
 _FILLED = (
     "the heads of llama.cpp's {name} fill the width, so none can be pruned; choose --granularity "

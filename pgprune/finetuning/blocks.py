@@ -1,18 +1,22 @@
 """Runs each attention and each MLP of a pruned model by itself, on given states."""
 
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pgprune.errors import PruningError
 from pgprune.finetuning.lora import listed_family
 from pgprune.finetuning.objectives import Autocast
+from pgprune.inspection.base_model import base_model
 from pgprune.masking.executors import LayerCall
 from pgprune.masking.kept_weights import calling
 from pgprune.masking.layer_driver import LayerDriver
 from pgprune.models.families import decoder_layers
+from pgprune.models.family import Family
 from pgprune.models.residual import added
 from pgprune.surgery.cuts import block_names
 
@@ -30,20 +34,30 @@ class Blocks:
     Attributes:
         layers: of the model.
         parallel: whether both blocks of a layer read the states before it.
+
+    Raises:
+        PruningError: a layer is more than its blocks.
     """
 
     def __init__(self, model: PreTrainedModel, autocast: Autocast) -> None:
         self._model, self._autocast = model, autocast
-        self._family = family = listed_family(model.config)
+        family = listed_family(model.config)
+        if family.rest:
+            raise PruningError(
+                f"layers of the family {model.config.model_type!r} do more than their attention "
+                "and MLP, which --local fits one by one; finetune without --local"
+            )
         self.layers = decoder_layers(model, family)
+        self._families = [family.of(layer) for layer in self.layers]
         self.parallel = family.parallel
         decoder, _, name = family.layers.rpartition(".")
         self._driver = LayerDriver(model.get_submodule(decoder), name, family.tuples)
 
     def parameters(self, layer: int, block: str) -> list[nn.Parameter]:
         """Returns all weights of a block, with its norms; none of one that adds nothing."""
-        prefixes = block_names((block,), self._family)
-        end = self._family.output if block == "attention" else self._family.down
+        family = self._families[layer]
+        prefixes = block_names((block,), family)
+        end = family.output if block == "attention" else family.down
         named = dict(self.layers[layer].named_parameters())
         if not any(name.startswith(f"{end}.") for name in named):
             return []  # no unit is left, and what its norm does reaches nothing
@@ -65,8 +79,8 @@ class Blocks:
         Returns:
             (b, T, D).
         """
-        call = self._captured(ids)[1][layer]
-        path = self._family.output if block == "attention" else self._family.down
+        call, family = self._captured(ids)[1][layer], self._families[layer]
+        path = family.output if block == "attention" else family.down
         if path not in dict(call.layer.named_modules()):
             return torch.zeros_like(states)  # the block is pruned as a whole
         found: list[Tensor] = []
@@ -81,11 +95,12 @@ class Blocks:
                 if block == "attention":
                     call(states)
                 else:
-                    with calling(call.layer.get_submodule(self._family.attention), _nothing):
+                    nothing = partial(_nothing, family)
+                    with calling(call.layer.get_submodule(family.attention), nothing):
                         call(states)
         finally:
             hook.remove()
-        return added(call.layer, self._family, BLOCKS[block], found[0].view_as(states))
+        return added(call.layer, family, BLOCKS[block], found[0].view_as(states))
 
     @torch.no_grad()
     def _captured(self, ids: Tensor) -> tuple[Tensor, list[LayerCall]]:
@@ -97,7 +112,7 @@ class Blocks:
             return hidden
 
         with self._driver.layers_run_by(keep):
-            self._model.base_model(input_ids=ids, use_cache=False)
+            base_model(self._model)(input_ids=ids, use_cache=False)
         return captured[0]
 
 
@@ -105,6 +120,9 @@ class _Reached(Exception):
     """Ends the run of a layer at a module whose output is known by then."""
 
 
-def _nothing(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
+def _nothing(
+    family: Family, hidden_states: Tensor, *args: Any, **kwargs: Any
+) -> Tensor | tuple[Tensor, None]:
     """Stands in for attention: adds nothing to the stream."""
-    return torch.zeros_like(hidden_states), None
+    nothing = torch.zeros_like(hidden_states)
+    return nothing if family.alone else (nothing, None)

@@ -68,12 +68,12 @@ def projections(model: PreTrainedModel) -> list[str]:
         PruningError: the model has none, or its family is not listed.
     """
     family = listed_family(model.config)
-    paths = (family.query, family.key, family.value, family.output, *family.expand, family.down)
     paths_of_linears = [
         f"{family.layers}.{index}.{path}"
         for index, layer in enumerate(decoder_layers(model, family))
         for path, module in layer.named_modules()
-        if path.removesuffix(".linear") in paths and isinstance(module, nn.Linear)
+        if path.removesuffix(".linear") in family.of(layer).linears
+        and isinstance(module, nn.Linear)
     ]
     if not paths_of_linears:
         raise PruningError(

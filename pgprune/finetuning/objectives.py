@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pgprune.inspection.base_model import base_model
 from pgprune.losses.tokens import chunk_tokens, token_losses
 from pgprune.models.families import decoder_layers
 from pgprune.models.family import Family
@@ -69,7 +70,7 @@ def predicting(trained: Tensor) -> Tensor:
 
 def last_states(model: PreTrainedModel, ids: Tensor) -> Tensor:
     """Computes the states after the final norm of windows: (b, T) -> (b, T, D)."""
-    hidden: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    hidden: Tensor = base_model(model)(input_ids=ids, use_cache=False).last_hidden_state
     return hidden
 
 

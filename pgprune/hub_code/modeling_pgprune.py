@@ -11,6 +11,7 @@ for what a stock layer fuses).
 ``num_key_value_heads``, ``intermediate_size`` (``ffn_dim`` for OPT), ``skip`` for an attention or
 MLP block that is pruned with its norm, ``biases`` for projections that have a bias here but not in
 the dense model, and ``value_dims``, how many value dimensions each kv head keeps, if it is not all.
+``config.stock_layers`` holds the values of a layer that differ in the dense model already,
 ``config.block_norms`` names the norms of each block where they are not those of LLaMA, and
 ``config.mlp_module`` the module of an MLP that is not called so, and
 ``config.layout`` where everything is in layers whose stock class fuses projections.
@@ -35,7 +36,8 @@ _BLOCK_NORMS = {"attention": ["input_layernorm"], "mlp": ["post_attention_layern
 def _gated_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Module:
     """Builds a layer of the LLaMA kind: query, key, value, o; gate, up, down."""
     own = copy.copy(config.per_layer_config[index])
-    heads, channels, skip = own.num_attention_heads, own.intermediate_size, getattr(own, "skip", ())
+    heads, skip = own.num_attention_heads, getattr(own, "skip", ())
+    channels = getattr(own, "intermediate_size", 1)  # mixtures may have experts only
     if not heads:
         own.num_attention_heads = own.num_key_value_heads = 1  # the stock class needs heads
     own.intermediate_size = max(1, channels)
@@ -45,8 +47,8 @@ def _gated_layer(layer_class: type[nn.Module], config: Any, index: int) -> nn.Mo
         layer.self_attn = Headless()
     elif not heads:
         layer.self_attn = Headless(layer.self_attn)
-    else:
-        keep_values(layer.self_attn, getattr(own, "value_dims", ()))
+    elif kept := getattr(own, "value_dims", ()):
+        keep_values(layer.self_attn, kept)
     if "mlp" in skip:
         setattr(layer, getattr(own, "mlp_module", "mlp"), Constant())
     elif not channels:
@@ -95,17 +97,23 @@ def _layers(layer_class: type[nn.Module], config: Any) -> nn.ModuleList:
         for module in layer.modules():
             if hasattr(module, "config"):
                 module.config = config  # sees later changes of the attention kernel
-        attention: Any = layer.get_submodule(layout_of(config).attention)
-        attention.layer_idx = index
-        fit_head_counts(layer, config, index)
+        attention: Any = dict(layer.named_modules()).get(layout_of(config).attention)
+        if attention is not None:  # some models have layers with something else in its place
+            attention.layer_idx = index
+            fit_head_counts(layer, config, index)
     return layers
 
 
 def _without_layers(config: Any) -> Any:
-    """Returns a configuration without layers, which stock classes can build."""
+    """Returns a configuration without layers, which stock classes can build.
+
+    Where layers of the dense model differ, the rest of the model is made for all of them, and they
+    are replaced after they were built.
+    """
     bare = copy.copy(config)
-    bare.per_layer_config = None  # it must have as many layers as the model
-    bare.num_hidden_layers = 0
+    bare.per_layer_config = getattr(config, "stock_layers", None)
+    if not bare.is_heterogeneous:
+        bare.num_hidden_layers = 0
     return bare
 
 
@@ -152,7 +160,9 @@ class _PrunedCausalLM(transformers.PreTrainedModel):
     def __init__(self, config: Any) -> None:
         super().__init__(_without_layers(config))
         config._attn_implementation = self.config._attn_implementation
-        setattr(self, self.base_model_prefix, self._base_class(config))
+        parts, kind = self.named_children(), transformers.PreTrainedModel
+        base = next(name for name, part in parts if isinstance(part, kind))
+        setattr(self, base, self._base_class(config))  # base_model_prefix may be another name
         self.config = config
         self.post_init()
 

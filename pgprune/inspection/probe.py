@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgprune.errors import PruningError
+from pgprune.inspection.base_model import base_model
 
 PROBE_TOKENS = 6
 _FAR = 3.0  # times the largest output: past the flat part of an activation
@@ -45,7 +46,7 @@ def layer_inputs(model: PreTrainedModel, layers: nn.ModuleList, ids: Tensor) -> 
         for index, layer in enumerate(layers)
     ]
     try:
-        model.base_model(input_ids=ids, use_cache=False)
+        base_model(model)(input_ids=ids, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()

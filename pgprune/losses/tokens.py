@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from pgprune.errors import PruningError, first_line
+from pgprune.inspection.base_model import base_model
 
 T = TypeVar("T")
 
@@ -117,7 +118,7 @@ def sequence_losses(model: PreTrainedModel, input_ids: Tensor) -> Tensor:
     """Computes the mean next-token cross-entropy of each sequence: (B, T) -> (B,) in nats."""
     embeddings: Any = model.get_input_embeddings()
     ids = input_ids.to(embeddings.weight.device)
-    hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, D)
+    hidden = base_model(model)(input_ids=ids, use_cache=False).last_hidden_state  # (B, T, D)
     losses = token_losses(model, hidden[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
     return losses.view(len(ids), -1).mean(dim=1)
 
@@ -140,7 +141,7 @@ def next_token_logits(
     """
     embeddings: Any = model.get_input_embeddings()
     ids = input_ids.to(embeddings.weight.device)
-    output = model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+    output = base_model(model)(input_ids=ids, past_key_values=cache, use_cache=True)
     last = output.last_hidden_state[:, -1].contiguous()
     return logits_of(model, last), output.past_key_values
 

@@ -223,10 +223,11 @@ def _constant(layer: nn.Module, mask: LayerMask, path: str, kept: Tensor) -> Ten
 def routed(layer: nn.Module, mask: LayerMask) -> AbstractContextManager[None]:
     """Lets the router of a layer choose among kept experts only; others then compute nothing."""
     keep = mask.by_kind.get("experts")
-    if keep is None or mask.family.experts is None or not mask.shape.experts:
+    experts = mask.family.experts
+    if keep is None or experts is None or not mask.shape.experts:
         return nullcontext()
-    router = mask.family.experts.router_of(layer)
-    return calling(router, partial(route, router, router.forward, keep))
+    router = experts.router_of(layer)
+    return calling(router, partial(route, router, router.forward, experts.scored, keep))
 
 
 def attending(call: LayerCall, family: Family) -> AbstractContextManager[None]:
@@ -235,8 +236,8 @@ def attending(call: LayerCall, family: Family) -> AbstractContextManager[None]:
         return nullcontext()
     inputs, output = call.attention, linear_at(call.layer, family.output)
 
-    def forward(*args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        return output(inputs), None
+    def forward(*args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
+        return output(inputs) if family.alone else (output(inputs), None)
 
     return calling(call.layer.get_submodule(family.attention), forward)
 
@@ -291,8 +292,9 @@ def _no_attention(
 ) -> AbstractContextManager[None]:
     """Lets the attention module return a constant (D,) or zeros and compute nothing."""
 
-    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, None]:
-        nothing = torch.zeros_like(hidden_states)
-        return nothing if constant is None else nothing + constant, None
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor | tuple[Tensor, None]:
+        output = torch.zeros_like(hidden_states)
+        output = output if constant is None else output + constant
+        return output if family.alone else (output, None)
 
     return calling(layer.get_submodule(family.attention), forward)

@@ -161,7 +161,7 @@ def lay_out(layers: Iterable[nn.Module], family: Family) -> None:
     """
     for layer in layers:
         ends = {"heads", "channels"} & family.projections.keys()
-        for path in (family.projections[kind] for kind in ends):
+        for path in (family.of(layer).projections[kind] for kind in ends):
             weight = linear_at(layer, path).weight
             weight.data = weight.data.t().contiguous().t()
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from pgprune.data.token_meter import TokenMeter
 from pgprune.errors import PruningError
+from pgprune.inspection.base_model import base_model
 from pgprune.losses.divergence import Predictions, divergences, predictions
 from pgprune.losses.tokens import LogitsMemory, logits_of, token_losses
 from pgprune.masking.executors import LayerCall, executor_of, run_sliced
@@ -73,6 +74,7 @@ class MaskedLM:
         self.meter = TokenMeter()
         self.family = family_of(model.config)
         self._layers = decoder_layers(model, self.family)
+        self._families = [self.family.of(layer) for layer in self._layers]
         decoder, _, name = self.family.layers.rpartition(".")
         self._driver = LayerDriver(model.get_submodule(decoder), name, self.family.tuples)
         if executor == "sliced" and {"heads", "values", "channels"} & set(units.kinds):
@@ -160,11 +162,12 @@ class MaskedLM:
             prepared.append(calls)
         for index in track(range(self.units.layers), "layers"):
             calls = [chunk_calls[index] for chunk_calls in prepared]
-            seen = Observation(index, tuple(states), calls, self.family, self.device)
+            family = self._families[index]
+            seen = Observation(index, tuple(states), calls, family, self.device)
             yield seen
             if index == self.units.layers - 1:
                 return  # nothing asks for the states after the last layer
-            layer_mask = LayerMask(mask[None], self.units, index, self.family)
+            layer_mask = LayerMask(mask[None], self.units, index, family)
             states = list(seen.after(layer_mask, self._run))
 
     @torch.no_grad()
@@ -197,7 +200,8 @@ class MaskedLM:
                     attention, mlp = (part.view_as(before) for part in parts)
                     parts.clear()
                     between.append(before.to(attention.device, wide).add(attention).cpu())
-                    same = before.dtype == wide  # in which the layer has added them up
+                    # Whether what the layer gives is nothing but their sum in this format.
+                    same = before.dtype == wide and not self.family.rest
                     sums = states[chunk] if same else between[-1].to(mlp.device).add(mlp).cpu()
                     after.append(sums)
             yield between
@@ -206,7 +210,7 @@ class MaskedLM:
 
     def linear(self, layer: int, kind: str) -> nn.Linear:
         """Returns the projection whose inputs are ``heads`` or ``channels``, or the ``up`` one."""
-        return linear_at(self._layers[layer], self.family.projections[kind])
+        return linear_at(self._layers[layer], self._families[layer].projections[kind])
 
     def projection(self, layer: int, kind: str) -> Tensor:
         """Returns the weight of the projection whose inputs a kind of unit masks, (D, inputs)."""
@@ -252,14 +256,14 @@ class MaskedLM:
 
     def _hidden(self, masks: Tensor, input_ids: Tensor, fill: Fill | None = None) -> Tensor:
         """Computes the hidden states after the final norm under masks (K, n): (K, B, T, D)."""
-        refit, units, family = self._refit, self.units, self.family
+        refit, units, families = self._refit, self.units, self._families
         run = self._run if refit is None else run_sliced
         layers = range(units.layers)
         ids = send(input_ids, self.device)
 
         def run_tree_of_masks(hidden: Tensor, calls: list[LayerCall]) -> Tensor:
             by_layer = [
-                [LayerMask(mask[None], units, index, family, fill, refit) for index in layers]
+                [LayerMask(mask[None], units, i, families[i], fill, refit) for i in layers]
                 for mask in masks
             ]
             prepare(list(chain.from_iterable(by_layer)), self.device)
@@ -268,7 +272,7 @@ class MaskedLM:
         def run_batch_of_masks(hidden: Tensor, calls: list[LayerCall]) -> Tensor:
             states = hidden.unflatten(0, (len(masks), -1))  # (K, B, T, D)
             for index, call in enumerate(calls):
-                states = run(call, states, LayerMask(masks, units, index, family, fill))
+                states = run(call, states, LayerMask(masks, units, index, families[index], fill))
             return states.flatten(0, 1)
 
         if self.executor == "sliced" or refit is not None:
@@ -291,5 +295,6 @@ class MaskedLM:
     def _decode(self, input_ids: Tensor, run_layers: RunLayers) -> Tensor:
         """Runs the base model with a function in place of its layers: (N, T) -> (N, T, D)."""
         with self._driver.layers_run_by(run_layers):
-            output = self.model.base_model(input_ids=input_ids, use_cache=False)  # type: ignore
-        return output.last_hidden_state  # after the final norm
+            output = base_model(self.model)(input_ids=input_ids, use_cache=False)
+        states: Tensor = output.last_hidden_state
+        return states  # after the final norm

@@ -132,12 +132,14 @@ class Observation:
         for chunk, call in enumerate(self._calls):
             state = send(self.states[chunk], self._device)
             halves = self._kept.pop(chunk, None)
-            if halves and not partial and halves.mlp is not None and self._is_present(halves):
+            known = halves and halves.mlp is not None and self._is_present(halves)
+            if halves and known and not partial and not self._family.rest:
                 down = call.layer.get_submodule(self._family.down)
+                assert halves.mlp is not None and halves.output is not None
                 mlp = halves.mlp if channels is None else select(halves.mlp, channels, None)
-                assert halves.output is not None
                 mlp = added(call.layer, self._family, "channels", down(mlp))
-                after = state.to(halves.output.device) + halves.output + mlp  # as the layer
+                before = state.to(halves.output.device)
+                after = before + halves.output + mlp.view_as(before)  # as the layer
             else:
                 call = replace(call, attention=halves.attention if halves else None)
                 after = run(call, state[None], mask)[0]

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgprune.errors import PruningError, first_line
+from pgprune.inspection.base_model import base_model
 from pgprune.inspection.probe import probe_ids
 from pgprune.losses.tokens import logits_of
 from pgprune.masking.executors import EXECUTORS, multiplied
@@ -28,7 +29,7 @@ def pruned(lm: MaskedLM, mask: Tensor) -> Iterator[None]:
     family = family_of(lm.model.config)
     with ExitStack() as stack:
         for index, layer in enumerate(decoder_layers(lm.model, family)):
-            part = LayerMask(mask[None], lm.units, index, family)
+            part = LayerMask(mask[None], lm.units, index, family.of(layer))
             stack.enter_context(multiplied(layer, part))
             if "layer" in part.by_kind and not part.by_kind["layer"][0]:
                 hook = layer.register_forward_hook(_skip)
@@ -45,7 +46,7 @@ def check_logits(model: PreTrainedModel) -> None:
     """
     ids = probe_ids(model, 2)
     logits = model(input_ids=ids, use_cache=False).logits  # (B, T, vocabulary)
-    states = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    states = base_model(model)(input_ids=ids, use_cache=False).last_hidden_state
     if not same(logits_of(model, states), logits, logits):
         raise PruningError(
             f"the logits of the family {model.config.model_type!r} are not those of its head on "

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from pgprune.inspection.base_model import base_model
 from pgprune.losses.tokens import chunk_tokens, token_losses
 from pgprune.masking.executors import multiplied
 from pgprune.masking.layer_mask import LayerMask
@@ -42,7 +43,7 @@ def soft_losses(
     lm.meter.add(input_ids.numel())
     ids = input_ids.to(lm.device)
     with _multiplied(lm, mask):
-        output = lm.model.base_model(input_ids=ids, use_cache=False)  # type: ignore[operator]
+        output = base_model(lm.model)(input_ids=ids, use_cache=False)
     hidden = output.last_hidden_state[:, :-1].flatten(0, 1)  # (B*(T-1), D)
     losses = _token_losses(lm.model, hidden, ids[:, 1:].flatten(), chunk)
     losses = losses.view(len(ids), -1).mean(dim=1).to(lm.device)  # (B,)
@@ -57,7 +58,7 @@ def _multiplied(lm: MaskedLM, mask: Tensor) -> Iterator[None]:
     family = family_of(lm.model.config)
     with ExitStack() as stack:
         for index, layer in enumerate(decoder_layers(lm.model, family)):
-            layer_mask = LayerMask(mask[None], lm.units, index, family)
+            layer_mask = LayerMask(mask[None], lm.units, index, family.of(layer))
             stack.enter_context(multiplied(layer, layer_mask, _scale))
             if "layer" in layer_mask.by_kind:
                 hook = partial(_scale_residual, layer_mask.by_kind["layer"][0])

@@ -11,10 +11,11 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.observation import Observation
 from pgprune.metrics.base import EXPERTS, mean_absolute, metric, per_unit, square_sum
 from pgprune.metrics.importance import Importance
+from pgprune.models.experts import Experts
 from pgprune.models.families import decoder_layers
 
-Gains = Callable[[Any, Tensor, Tensor, int], Tensor]
-"""(experts, tokens (t, D) that are sent to one, router weights (t,), its index) -> (t,)"""
+Gains = Callable[[Experts, Any, Tensor, Tensor, int], Tensor]
+"""(family's, experts, tokens (t, D) that are sent to one, router weights (t,), index) -> (t,)"""
 
 
 @metric("reap", EXPERTS)
@@ -23,8 +24,9 @@ def reap(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance
     """Scores an expert by what it adds: router weight times the norm of its output.
 
     The score is the mean of g_e(x) |f_e(x)| over the tokens x that the router sends to the expert,
-    with the weight g after renormalisation where the architecture has one; 0 without tokens. Scores
-    are of the dense model and compare within a layer. Heads are scored as by Wanda-sp, in the dense
+    with the weight g after renormalisation where the architecture has one (where it weighs inputs,
+    of |f_e(g_e(x) x)|); 0 without tokens. Scores are of the dense model and compare within a
+    layer. Heads are scored as by Wanda-sp, in the dense
     model.
 
     Source: Lasby et al. 2025, "REAP the Experts" (arXiv 2510.13999), Eq. 9.
@@ -37,16 +39,16 @@ def reap(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance
 @torch.no_grad()
 def expert_frequency(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance:
     """Scores an expert by the share of tokens that the router sends to it, else as ``reap``."""
-    scores, _ = _sums(lm, windows, lambda experts, states, weights, index: torch.ones_like(weights))
+    scores, _ = _sums(lm, windows, lambda *sent: torch.ones_like(sent[3]))
     experts = lm.units.kind == lm.units.kinds.index("experts")
     return Importance(scores / torch.where(experts, windows.numel(), 1), local=True)
 
 
-def _added(experts: Any, states: Tensor, weights: Tensor, index: int) -> Tensor:
+def _added(of: Experts, experts: Any, states: Tensor, weights: Tensor, index: int) -> Tensor:
     """Computes router weight times output norm for tokens (t, D) of one expert: (t,)."""
-    where = torch.full((len(states), 1), index, device=states.device)
-    outputs = experts(states, where, torch.ones_like(states[:, :1]))  # (t, D)
-    return weights.double() * outputs.double().norm(dim=1)
+    if of.scored:  # the weight is in the inputs
+        states, weights = states * weights[:, None], torch.ones_like(weights)
+    return weights.double() * of.outputs(experts, states, index).double().norm(dim=1)
 
 
 def _sums(lm: MaskedLM, windows: Tensor, gains: Gains) -> tuple[Tensor, Tensor]:
@@ -82,8 +84,9 @@ def _routed(lm: MaskedLM, seen: Observation, gains: Gains) -> Iterator[tuple[int
     router, experts = paths.router_of(layer), layer.get_submodule(paths.experts)
     for _, inputs in seen.inputs:
         states = inputs.flatten(0, 1)  # (b*T, D)
-        _, weights, indices = router(states)  # (b*T, k)
+        weights, indices = paths.chosen(router, states)  # (b*T, k)
         for index in range(len(router.weight)):
             tokens, slots = torch.nonzero(indices == index, as_tuple=True)
             if len(tokens):
-                yield index, gains(experts, states[tokens], weights[tokens, slots], index)
+                sent = weights[tokens, slots]  # (t,)
+                yield index, gains(paths, experts, states[tokens], sent, index)

@@ -32,7 +32,8 @@ def unit_sums(lm: MaskedLM, salience: Salience) -> Tensor:
         if group.start == group.stop:
             continue
         here = slice(group.start, group.stop)
-        for parameter, dim in _parts(layers[group.layer], family, group.kind):
+        layer = layers[group.layer]
+        for parameter, dim in _parts(layer, family.of(layer), group.kind):
             values = salience(parameter, dim).to("cpu", torch.float64)
             if group.kind == "values":  # a column of o for each query head of a kv head
                 shape = lm.units.shapes[group.layer]

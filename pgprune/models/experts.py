@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Routed = tuple[Tensor, Tensor, Tensor]
-"""Logits (N, E), weights of the chosen experts (N, k) and their indices (N, k) of N tokens."""
+Forward = Callable[[Tensor], tuple[Tensor, ...]]
+"""Of a router for N tokens (N, D): logits (N, E), weights of the chosen experts (N, k) and their
+indices (N, k); of one that is ``scored``, scores (N, E) and logits (N, E)."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Experts:
         first_dense: name of the number of layers with a plain MLP in front of the others; None
             without one.
         groups: name of the number of groups of which a token uses a few; None without them.
+        moe_layers: name of the list of layers with experts; None where it is not told like this.
+        scored: whether the router gives all experts a score (N, E), 0 for those that a token does
+            not use, and then the logits; each expert gets all tokens, multiplied by its scores.
     """
 
     router: str = "mlp.gate"
@@ -38,14 +42,35 @@ class Experts:
     step: str | None = None
     first_dense: str | None = None
     groups: str | None = None
+    moe_layers: str | None = None
+    scored: bool = False
 
     def router_of(self, layer: nn.Module) -> Any:
         """Returns the router of a layer; None where the layer has a plain MLP."""
         parent, _, name = self.router.rpartition(".")
         return getattr(layer.get_submodule(parent), name, None)
 
+    def chosen(self, router: Any, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns the weights (N, k) and indices (N, k) of the experts of tokens (N, D)."""
+        given = router(states)
+        weights, indices = given[0].topk(router.top_k) if self.scored else given[1:]
+        return weights, indices
 
-def route(router: Any, forward: Callable[[Tensor], Routed], keep: Tensor, states: Tensor) -> Routed:
+    def outputs(self, experts: Any, states: Tensor, index: int) -> Tensor:
+        """Runs one expert on its inputs: (t, D) -> (t, D)."""
+        if not self.scored:
+            where = torch.full((len(states), 1), index, device=states.device)
+            given: Tensor = experts(states, where, torch.ones_like(states[:, :1]))
+            return given
+        slots = states.new_zeros(experts.num_experts, *states.shape)  # (E, t, D)
+        slots[index] = states
+        given = experts(slots.flatten(0, 1)).view_as(slots)[index]
+        return given
+
+
+def route(
+    router: Any, forward: Forward, scored: bool, keep: Tensor, states: Tensor
+) -> tuple[Tensor, ...]:
     """Chooses among kept experts only, for each of K masks on its share of the tokens.
 
     The stock router runs with the rows of kept experts, so that its softmax, its choice and its
@@ -54,23 +79,34 @@ def route(router: Any, forward: Callable[[Tensor], Routed], keep: Tensor, states
     Args:
         router: the stock module.
         forward: of the router as it is.
+        scored: as in ``Experts``.
         keep: masks, (K, E).
         states: of all tokens, (K * N, D).
 
     Returns:
-        As the stock router; what a mask prunes has the logit -inf. If fewer experts are kept than
-        a token uses, the choice ends in experts of weight 0.
+        As the stock router; what a mask prunes has the logit -inf, or the score 0. If fewer experts
+        are kept than a token uses, the choice ends in experts of weight 0.
     """
+    choose = _score_some if scored else _route_one
     of_masks = states.reshape(len(keep), -1, states.shape[-1])  # (K, N, D)
     kept = [row.nonzero().flatten() for row in keep.bool()]
-    parts = [_route_one(router, forward, *each) for each in zip(kept, of_masks, strict=True)]
-    logits, scores, indices = (torch.cat(part) for part in zip(*parts, strict=True))
-    return logits, scores, indices
+    parts = [choose(router, forward, *each) for each in zip(kept, of_masks, strict=True)]
+    return tuple(torch.cat(part) for part in zip(*parts, strict=True))
 
 
-def _route_one(
-    router: Any, forward: Callable[[Tensor], Routed], kept: Tensor, states: Tensor
-) -> Routed:
+def _score_some(router: Any, forward: Forward, kept: Tensor, states: Tensor) -> tuple[Tensor, ...]:
+    """Computes scores (N, E) and logits (N, E) of tokens (N, D) for the experts (r,)."""
+    rows, size = kept.to(states.device), (len(states), len(router.weight))
+    whole = states.new_zeros(size), states.new_full(size, -torch.inf)
+    if not len(kept):
+        return whole
+    with _only(router, rows, min(router.top_k, len(kept))):
+        narrow = forward(states)
+    pairs = zip(whole, narrow, strict=True)
+    return tuple(every.to(some.dtype).index_copy(1, rows, some) for every, some in pairs)
+
+
+def _route_one(router: Any, forward: Forward, kept: Tensor, states: Tensor) -> tuple[Tensor, ...]:
     """Chooses among the experts (r,) for tokens (N, D)."""
     used, count = router.top_k, len(router.weight)
     if len(kept) == count:
@@ -95,7 +131,8 @@ def _only(router: Any, rows: Tensor, chosen: int) -> Iterator[None]:
     before = router.top_k, router.num_experts, router._parameters, router._buffers
     router.top_k, router.num_experts = chosen, len(rows)
     for name in ("_parameters", "_buffers"):
-        kept = {key: part[rows] for key, part in getattr(router, name).items()}
+        dense = getattr(router, name)
+        kept = {key: None if part is None else part[rows] for key, part in dense.items()}
         setattr(router, name, kept)
     try:
         yield

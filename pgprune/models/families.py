@@ -106,8 +106,11 @@ def projection_of(model: nn.Module, layer: int, kind: str) -> nn.Linear | None:
         kind: ``heads``, ``channels`` or ``up``.
     """
     family = family_of(model.config)
-    layers, path = decoder_layers(model, family), family.projections.get(kind)
-    return linear_at(layers[layer], path) if path is not None and layer < len(layers) else None
+    layers = decoder_layers(model, family)
+    if layer >= len(layers):
+        return None
+    path = family.of(layers[layer]).projections.get(kind)
+    return None if path is None else linear_at(layers[layer], path)
 
 
 def decoder_layers(model: nn.Module, family: Family) -> nn.ModuleList:

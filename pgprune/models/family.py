@@ -1,8 +1,10 @@
 """What a model family is to all code: where in a Hugging Face architecture everything is."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
+
+from torch import nn
 
 from pgprune.hub_code.fused import Fused
 from pgprune.models.experts import Experts
@@ -50,9 +52,16 @@ class Family:
             without sliding window and biases.
         final_norm: the norm before the head, from the causal LM.
         positions: learned position embeddings, from the causal LM; None without them.
+        embeddings: further modules that embed tokens, for each layer, from the causal LM.
         gguf: llama.cpp's architecture for the pruned model; None without one.
         experts: where the experts of a mixture are; None where every token uses the whole MLP.
         tuples: whether a layer returns a tuple, with the states first.
+        recurrent: the module that is in the place of attention in layers of another kind, and its
+            output projection; a cache does not count tokens there. None without such layers.
+        alone: whether the attention module returns its output alone, and not in a tuple.
+        rest: whether a layer does more than to add to the states what its blocks give.
+        own_width: values of a layer whose MLP is as wide as ``channel_count`` says, where some
+            layers of the dense model multiply it.
         refused: why units of a kind cannot be pruned, after "because", by their kind.
     """
 
@@ -82,10 +91,22 @@ class Family:
     stand_in: str | None = None
     final_norm: str = "model.norm"
     positions: str | None = None
+    embeddings: tuple[str, ...] = ()
     gguf: str | None = None
     experts: Experts | None = None
     tuples: bool = False
+    recurrent: tuple[str, str] | None = None
+    alone: bool = False
+    rest: bool = False
+    own_width: Mapping[str, Any] = field(default_factory=dict)
     refused: Mapping[str, str] = field(default_factory=dict)
+
+    def of(self, layer: nn.Module) -> "Family":
+        """Returns the paths in one layer, which may be of the other kind."""
+        if self.recurrent is None or not hasattr(layer, self.recurrent[0]):
+            return self
+        attention, output = self.recurrent
+        return replace(self, attention=attention, output=output, alone=True)
 
     @property
     def gated(self) -> bool:
@@ -104,6 +125,12 @@ class Family:
         others = ("attention_norms", "mlp_norms", "channel_count", "head_counts", "fused")
         values = {name: getattr(self, name) for name in (*paths, *others)}
         return values | {"layers": self.layers.rpartition(".")[2]}
+
+    @property
+    def linears(self) -> tuple[str, ...]:
+        """Paths of all projections that are known, from a layer."""
+        paths = (self.query, self.key, self.value, self.output, *self.expand, self.down)
+        return tuple(path for path in paths if path)
 
     @property
     def projections(self) -> dict[str, str]:
@@ -130,6 +157,12 @@ REFUSED = (
         True,
         "GPT-2 whose attention depends on the number of its layer (scale_attn_by_inverse_layer_idx"
         "=true) is not supported, because pruned layers change these numbers; take another model",
+    ),
+    (
+        "enable_moe_block",
+        True,
+        "Gemma 4 with experts beside the MLP of each layer (enable_moe_block=true) is not "
+        "supported, because one norm ends both; take another size",
     ),
     (
         "add_cross_attention",

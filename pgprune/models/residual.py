@@ -44,7 +44,7 @@ def additions(layer: nn.Module, family: Family) -> Iterator[list[Tensor]]:
 
     hooks = [
         layer.get_submodule(path).register_forward_hook(partial(hook, kind))
-        for kind, path in (("heads", family.output), ("channels", family.down))
+        for kind, path in (("heads", family.of(layer).output), ("channels", family.down))
     ]
     try:
         yield parts

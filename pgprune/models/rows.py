@@ -42,6 +42,7 @@ _OLMO = replace(
     bos=False,
     refused=dict.fromkeys(("heads", "values"), _WIDE_NORMS),
 )
+_MORE_THAN_STATES = "its layer unpacks what an MLP returns beside the states"
 _MIXTURE = replace(_LLAMA, expand=(), down="mlp", sliced=False, gguf=None, experts=Experts())
 
 _IN_GROUPS = Experts(
@@ -53,6 +54,17 @@ def _no_heads(reason: str) -> dict[str, str]:
     """Says for a family why neither heads nor their value dimensions can be pruned."""
     return {"heads": reason, "values": reason}
 
+
+_GATED_DELTA = replace(
+    _LLAMA,
+    query="",
+    key="",
+    value="",
+    recurrent=("linear_attn", "linear_attn.out_proj"),
+    sliced=False,
+    gguf=None,
+    refused=_no_heads("most of its layers have a recurrent state in place of keys and values"),
+)
 
 FAMILIES: dict[str, Family] = {
     "llama": replace(_LLAMA, stock_heads="divisor", stand_in="mistral"),
@@ -79,12 +91,33 @@ FAMILIES: dict[str, Family] = {
     "gemma": replace(_LLAMA, sliced=False, bos=True, gguf=None),
     "gemma2": replace(_GEMMA, gguf="gemma2"),
     "gemma3_text": replace(_GEMMA, gguf="gemma3"),
+    "gemma4_text": replace(
+        _GEMMA,
+        query="",
+        key="",
+        value="",
+        rest=True,
+        embeddings=(
+            "model.embed_tokens_per_layer",
+            "model.per_layer_model_projection",
+            "model.per_layer_projection_norm",
+        ),
+        own_width={"use_double_wide_mlp": False},
+        refused={
+            **_no_heads("its layers differ in the size of heads, and some share keys and values"),
+            **dict.fromkeys(
+                ("attention", "mlp"), "a layer without blocks would still scale the states"
+            ),
+            "layer": "its last layer and those that lend keys and values to others must stay",
+        },
+    ),
     "granite": replace(_LLAMA, multiplier="residual_multiplier", sliced=False, gguf="granite"),
     "smollm3": replace(_LLAMA, layer_lists=("layer_types", "no_rope_layers"), gguf=None),
     "olmo2": _OLMO,
     "olmo3": _OLMO,
     "ministral3": replace(_LLAMA, gguf=None),
     "seed_oss": _LLAMA,
+    "qwen3_5_text": _GATED_DELTA,
     "hunyuan_v1_dense": replace(_LLAMA, gguf=None),
     "arcee": replace(_LLAMA, expand=("mlp.up_proj",), stock_heads="divisor", gguf=None),
     "qwen3_moe": replace(
@@ -106,12 +139,32 @@ FAMILIES: dict[str, Family] = {
         multiplier="residual_multiplier",
         experts=Experts("block_sparse_moe.router", "block_sparse_moe.experts"),
     ),
+    "llama4_text": replace(
+        _MIXTURE,
+        down="feed_forward",
+        layer_lists=("layer_types", "no_rope_layers"),
+        experts=Experts(
+            "feed_forward.router", "feed_forward.experts", moe_layers="moe_layers", scored=True
+        ),
+        refused={"mlp": _MORE_THAN_STATES},
+    ),
+    "qwen3_next": replace(
+        _GATED_DELTA,
+        expand=(),
+        down="mlp",
+        experts=Experts(
+            count="num_experts", dense_layers="mlp_only_layers", step="decoder_sparse_step"
+        ),
+    ),
+    "qwen3_5_moe_text": replace(
+        _GATED_DELTA, expand=(), down="mlp", experts=Experts(count="num_experts")
+    ),
     "gpt_oss": replace(
         _MIXTURE,
         experts=Experts("mlp.router"),
         refused={
             **_no_heads("each query head has a sink beside its projections"),
-            "mlp": "its layer unpacks what an MLP returns beside the states",
+            "mlp": _MORE_THAN_STATES,
         },
     ),
     "glm4_moe": replace(_MIXTURE, experts=_IN_GROUPS),

@@ -66,8 +66,9 @@ def layer_shapes(model: nn.Module) -> Iterator[LayerShape]:
     Raises:
         PruningError: the model's family is unknown.
     """
-    family = family_of(getattr(model, "config", None))
-    for layer in decoder_layers(model, family):
+    whole = family_of(getattr(model, "config", None))
+    for layer in decoder_layers(model, whole):
+        family = whole.of(layer)
         kv_heads, per_group, head_dim = head_sizes(layer, family)
         query, key, value = (
             _row_cost(layer, path) for path in (family.query, family.key, family.value)

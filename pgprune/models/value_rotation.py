@@ -26,6 +26,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from pgprune.inspection.base_model import base_model
 from pgprune.models.families import decoder_layers, family_of, head_sizes, linear_at
 from pgprune.utils.progress import phase, track
 
@@ -67,7 +68,7 @@ def fit_rotations(model: nn.Module, windows: Tensor, pass_tokens: int = 2048) ->
         chunks = windows.split(max(1, pass_tokens // windows.shape[1]))
         with phase("rotation of values"):
             for chunk in track(chunks, "windows", unit="batches"):
-                model.base_model(input_ids=chunk.to(device), use_cache=False)  # type: ignore[operator]
+                base_model(model)(input_ids=chunk.to(device), use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()

@@ -6,7 +6,7 @@ if all layers have the same numbers of heads, channels and experts. Otherwise it
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor
@@ -27,34 +27,16 @@ from pgprune.models.load import PRUNED
 from pgprune.models.proof import FAILURES
 from pgprune.models.registration import pruned_classes
 from pgprune.surgery.generation_settings import savable_generation_config
+from pgprune.surgery.pruned_layer import (
+    PrunedLayer,
+    counting_types,
+    kept_values,
+    layers_with_experts,
+    overrides_of,
+)
 
 CLASS_KEYS = ("model_type", "architectures", "transformers_version", "auto_map")
 """Values of a configuration that belong to its class and are not copied to another class."""
-
-
-@dataclass(frozen=True)
-class PrunedLayer:
-    """One layer of a pruned model.
-
-    Attributes:
-        index: of the layer in the dense model; of two merged layers, the one with attention.
-        kv_heads: number of kv heads, 0 if none is kept.
-        channels: number of MLP channels, 0 if none is kept.
-        skip: the blocks that are pruned with their norms: of ``attention`` and ``mlp``.
-        weights: copies of the weights, by their names in a stock layer.
-        biases: projections that have a bias here and none in the dense model.
-        value_dims: how many value dimensions each kv head keeps; empty if all keep all.
-        experts: number of experts, 0 in a layer without them.
-    """
-
-    index: int
-    kv_heads: int
-    channels: int
-    skip: tuple[str, ...]
-    weights: dict[str, Tensor]
-    biases: tuple[str, ...] = ()
-    value_dims: tuple[int, ...] = ()
-    experts: int = 0
 
 
 def assemble(
@@ -161,13 +143,17 @@ def _config(
     for name in family.layer_lists:
         if values.get(name) is not None:
             values[name] = [values[name][layer.index] for layer in layers]
-    values |= _dense_layers(dense, units, layers, family)
+    if family.recurrent is not None:
+        values["layer_types"] = counting_types(values["layer_types"], layers)
+    values |= layers_with_experts(dense, units, layers, family)
     values["pgprune"] = {
         "granularity": units.granularity,
         "layers": kept,
         "dense_layers": units.layers,
     }
-    overrides = [_overrides(layer, units, dense, family) for layer in layers]
+    if "per_layer_config" in values:  # layers of the dense model differ
+        values["per_layer_config"] = kept_values(values["per_layer_config"], kept)
+    overrides = [overrides_of(layer, units, dense, family) for layer in layers]
     if any(override.get("num_attention_heads") is not None for override in overrides):
         values["head_dim"] = units.shapes[0].head_dim  # no longer the width over the heads
     if stock := _stock(dense, units, layers):
@@ -191,28 +177,16 @@ def _config(
         values["biases"] = []  # transformers needs a value for the layers without added biases
     if any("value_dims" in override for override in overrides):
         values["value_dims"] = []
+    if stock_layers := values.pop("per_layer_config", {}):
+        values["stock_layers"] = stock_layers
+    own_values = (stock_layers.get(new, {}) | override for new, override in enumerate(overrides))
     config: PretrainedConfig = classes.config(
         **values,
-        per_layer_config={new: values for new, values in enumerate(overrides) if values},
+        per_layer_config={new: each for new, each in enumerate(own_values) if each},
         allow_global_per_layer_attribute_access=True,  # tools print the dense values
         auto_map=classes.auto_map,
     )
     return config
-
-
-def _dense_layers(
-    dense: PretrainedConfig, units: PruningUnits, layers: list[PrunedLayer], family: Family
-) -> dict[str, Any]:
-    """Returns the configuration values that say which layers have no experts."""
-    names = family.experts
-    if names is None:
-        return {}
-    plain = [new for new, layer in enumerate(layers) if not units.shapes[layer.index].experts]
-    if names.first_dense is not None:
-        return {names.first_dense: len(plain)}
-    if names.dense_layers is None or names.step is None:
-        return {}
-    return {names.dense_layers: plain, names.step: 1}
 
 
 def _stock(dense: PretrainedConfig, units: PruningUnits, layers: list[PrunedLayer]) -> str | None:
@@ -233,32 +207,6 @@ def _stock(dense: PretrainedConfig, units: PruningUnits, layers: list[PrunedLaye
     return stock_type(dense, units, kv_heads, biases)
 
 
-def _overrides(
-    layer: PrunedLayer, units: PruningUnits, dense: PretrainedConfig, family: Family
-) -> dict[str, Any]:
-    """Returns the values of one layer that differ from the dense ones, by configuration key."""
-    shape = units.shapes[layer.index]
-    values: dict[str, Any] = {"skip": list(layer.skip)} if layer.skip else {}
-    if "attention" not in layer.skip and layer.kv_heads != shape.kv_heads:
-        values["num_attention_heads"] = layer.kv_heads * shape.query_heads_per_group
-        if hasattr(dense, "num_key_value_heads"):  # OPT has none: a kv head is a head
-            values["num_key_value_heads"] = layer.kv_heads
-    if "mlp" not in layer.skip and layer.channels != shape.channels:
-        if not family.channel_count:
-            raise PruningError(
-                f"no entry of a {dense.model_type!r} configuration is the width of its MLPs, so "
-                "none can be narrower; use --granularity layers, or --format masked"
-            )
-        values[family.channel_count] = layer.channels
-    if family.experts is not None and "mlp" not in layer.skip and layer.experts != shape.experts:
-        values[family.experts.count] = layer.experts
-    if layer.biases:
-        values["biases"] = list(layer.biases)
-    if layer.value_dims:
-        values["value_dims"] = list(layer.value_dims)
-    return values
-
-
 def _weights(
     model: PreTrainedModel, layers: list[PrunedLayer], family: Family
 ) -> Iterator[tuple[str, Tensor]]:
@@ -270,5 +218,5 @@ def _weights(
         for name, weight in layer.weights.items():
             path, _, kind = name.rpartition(".")
             if layer.value_dims and path in (family.value, family.output):
-                path = f"{path}.linear"  # see keep_values of the code that travels
-            yield f"{family.layers}.{new}.{path}.{kind}", weight
+                name = f"{path}.linear.{kind}"  # see keep_values of the code that travels
+            yield f"{family.layers}.{new}.{name}", weight

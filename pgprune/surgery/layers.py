@@ -20,7 +20,7 @@ from pgprune.models.families import decoder_layers, family_of, is_found
 from pgprune.models.family import Family
 from pgprune.models.shapes import LayerShape
 from pgprune.repair.repair import Repair
-from pgprune.surgery.architecture import PrunedLayer, assemble
+from pgprune.surgery.architecture import assemble
 from pgprune.surgery.cuts import (
     LayerPlan,
     block_names,
@@ -30,6 +30,7 @@ from pgprune.surgery.cuts import (
     value_cuts,
 )
 from pgprune.surgery.found import check_pruned
+from pgprune.surgery.pruned_layer import PrunedLayer
 
 
 def plan_layers(units: PruningUnits, mask: Tensor, family: Family) -> list[LayerPlan]:
@@ -105,8 +106,8 @@ def pruned_layers(
             layers[plan.index],
             plan,
             units.shapes[plan.index],
-            family,
-            changes.parameters(plan.index, family),
+            family.of(layers[plan.index]),
+            changes.parameters(plan.index, family.of(layers[plan.index])),
         )
         for plan in plan_layers(units, mask, family)
     ]
@@ -129,7 +130,7 @@ def zero_pruned(model: PreTrainedModel, units: PruningUnits, mask: Tensor) -> Pr
         )
     for index, layer in enumerate(layers):
         plan = plans.get(index, LayerPlan(index, None, None, None, ("attention", "mlp")))
-        gone = block_names(plan.skip, family)
+        gone = block_names(plan.skip, family.of(layer))
         for name, parameter in layer.named_parameters():
             if name.startswith(gone):
                 parameter.zero_()

@@ -22,9 +22,9 @@ from pgprune.models.families import decoder_layers, family_of
 from pgprune.models.family import Family
 from pgprune.models.shapes import LayerShape
 from pgprune.repair.repair import Repair
-from pgprune.surgery.architecture import PrunedLayer
 from pgprune.surgery.cuts import block_names, channel_cuts, head_cuts
 from pgprune.surgery.layers import pruned_layers
+from pgprune.surgery.pruned_layer import PrunedLayer
 
 GHOST_CHANNELS = 32
 """Channels of a ghost MLP, the fewest that quantised formats can pack."""
@@ -144,8 +144,9 @@ def _with_ghosts(
 ) -> PrunedLayer:
     """Adds ghosts for all parameters that a layer lacks."""
     ghosts: dict[str, Tensor] = dict(dense.named_parameters())
+    first = torch.arange(1)  # kv group; where heads are unknown, all of them are one
     for cuts in (
-        head_cuts(torch.zeros(1, dtype=torch.int64), shape, family, dense),  # kv group 0
+        head_cuts(first, shape, family, dense) if family.query else (),
         channel_cuts(torch.arange(min(channels, shape.channels)), shape, family, dense),
     ):
         for name, dim, index in cuts:

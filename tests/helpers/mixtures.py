@@ -6,10 +6,13 @@ from transformers import (
     Glm4MoeConfig,
     GptOssConfig,
     GraniteMoeConfig,
+    Llama4TextConfig,
     MixtralConfig,
     OlmoeConfig,
     Qwen2MoeConfig,
+    Qwen3_5MoeTextConfig,
     Qwen3MoeConfig,
+    Qwen3NextConfig,
 )
 
 from pgprune.models.families import family_of
@@ -32,6 +35,17 @@ _GROUPS = {
     "first_k_dense_replace": 1,
     "n_group": 1,
     "topk_group": 1,
+}
+_GATED_DELTA = {
+    "head_dim": 8,
+    "layer_types": ["linear_attention", "full_attention", "full_attention"],
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 5,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "moe_intermediate_size": 6,
+    "shared_expert_intermediate_size": 5,
+    "num_experts": 4,
 }
 MIXTURES = {
     "qwen3_moe": Qwen3MoeConfig(
@@ -60,6 +74,22 @@ MIXTURES = {
         **_SMALL, head_dim=10, intermediate_size=6, num_local_experts=4, sliding_window=5
     ),
     "glm4_moe": Glm4MoeConfig(**_SMALL, **_GROUPS, head_dim=10),
+    "llama4_text": Llama4TextConfig(
+        **_SMALL,
+        head_dim=10,
+        intermediate_size=6,
+        intermediate_size_mlp=12,
+        num_local_experts=4,
+        moe_layers=[0, 2],
+        no_rope_layers=[1, 0, 1],
+        attention_chunk_size=5,
+        floor_scale=4,
+        attn_scale=0.5,
+    ),
+    "qwen3_next": Qwen3NextConfig(
+        **_SMALL, **_GATED_DELTA, intermediate_size=12, mlp_only_layers=[2]
+    ),
+    "qwen3_5_moe_text": Qwen3_5MoeTextConfig(**_SMALL, **_GATED_DELTA),
     "deepseek_v3": DeepseekV3Config(
         **_SMALL | {"num_key_value_heads": 4},
         **_GROUPS,

@@ -15,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
     Gemma3TextConfig,
+    Gemma4TextConfig,
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
@@ -31,6 +32,7 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen3_5TextConfig,
     Qwen3Config,
     SeedOssConfig,
     SmolLM3Config,
@@ -69,6 +71,20 @@ CONFIGS = {
         **_GROUPED, **_MIXED, head_dim=8, attn_logit_softcapping=8.0, final_logit_softcapping=20.0
     ),
     "gemma3_text": Gemma3TextConfig(**_GROUPED, **_MIXED, head_dim=10, query_pre_attn_scalar=12),
+    "gemma4_text": Gemma4TextConfig(
+        **_COMMON | {"num_hidden_layers": 4},
+        num_key_value_heads=2,
+        intermediate_size=12,
+        head_dim=8,
+        global_head_dim=12,
+        sliding_window=5,
+        layer_types=["sliding_attention", "full_attention"] * 2,
+        num_kv_shared_layers=2,
+        use_double_wide_mlp=True,
+        vocab_size_per_layer_input=VOCABULARY,
+        hidden_size_per_layer_input=6,
+        final_logit_softcapping=20.0,
+    ),
     "gemma": GemmaConfig(**_GROUPED, head_dim=10),
     "granite": GraniteConfig(
         **_GROUPED,
@@ -87,6 +103,15 @@ CONFIGS = {
     "seed_oss": SeedOssConfig(**_GROUPED, head_dim=10),
     "hunyuan_v1_dense": HunYuanDenseV1Config(**_GROUPED, head_dim=10, attention_bias=True),
     "arcee": ArceeConfig(**_GROUPED, mlp_bias=True),
+    "qwen3_5_text": Qwen3_5TextConfig(
+        **_GROUPED,
+        head_dim=8,
+        layer_types=["linear_attention", "full_attention", "full_attention"],
+        linear_key_head_dim=6,
+        linear_value_head_dim=5,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+    ),
     "phi3": Phi3Config(**_GROUPED, pad_token_id=0, partial_rotary_factor=0.5, sliding_window=6),
     "phi": PhiConfig(**_GROUPED, bos_token_id=0, eos_token_id=2),
     "gpt_neox": GPTNeoXConfig(**_COMMON, intermediate_size=12, rotary_pct=0.5),
@@ -153,8 +178,10 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
 
 def projections_of(model: PreTrainedModel, layer: int) -> tuple[nn.Linear, nn.Linear]:
     """The attention output projection and the MLP down projection."""
-    _, *paths = PATHS.get(model.config.model_type, PATHS["other"])
-    return tuple(layers_of(model)[layer].get_submodule(path) for path in paths)
+    _, output, down = PATHS.get(model.config.model_type, PATHS["other"])
+    module = layers_of(model)[layer]
+    output = "linear_attn.out_proj" if hasattr(module, "linear_attn") else output
+    return module.get_submodule(output), module.get_submodule(down)
 
 
 def inputs_of_unit(units: PruningUnits, group: Group, unit: int) -> list[int]:

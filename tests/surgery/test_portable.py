@@ -15,10 +15,11 @@ from pgprune.export.export import ExportConfig, export
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.families import family_of
-from pgprune.surgery.architecture import PrunedLayer, assemble
+from pgprune.surgery.architecture import assemble
 from pgprune.surgery.cuts import block_names
 from pgprune.surgery.layers import prune
 from pgprune.surgery.portable import ghost_channels, portable_layers
+from pgprune.surgery.pruned_layer import PrunedLayer
 
 GHOST = 2  # channels, of 12
 
