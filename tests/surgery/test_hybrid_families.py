@@ -28,6 +28,7 @@ def mask_without(units: PruningUnits, kind: str, layers: set[int]) -> torch.Tens
 
 
 @pytest.mark.parametrize("family", HYBRID)
+@torch.no_grad()
 @pytest.mark.parametrize("layers", [{0}, {1, 2}, {0, 1, 2}], ids=["recurrent", "full", "all"])
 def test_a_model_without_attention_still_counts_tokens(family, layers, tmp_path):
     """Caches take the text's length from layers of full attention, which stand in for pruned."""
