@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pgprune.errors import PruningError
 from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.units import GRANULARITIES
 from pgprune.repair.fit import DAMPING
 from pgprune.repair.least_squares import LeastSquares
 from pgprune.repair.projection import Projection
@@ -92,7 +93,7 @@ def check_units(granularity: str) -> None:
     Raises:
         PruningError: they are whole blocks, layers or experts.
     """
-    if granularity in ("blocks", "layers", "experts", "heads+experts"):
+    if {"attention", "layer", "experts"} & set(GRANULARITIES[granularity]):
         raise PruningError(
             f"a least-squares reward is about heads and channels, not granularity {granularity}; "
             "choose reward plain, or granularity heads+channels"

@@ -16,6 +16,7 @@ from pgprune.envs.judge import Judge
 from pgprune.errors import PruningError, check_choice
 from pgprune.masking.layer_mask import Fill
 from pgprune.masking.masked_lm import MaskedLM
+from pgprune.masking.units import GRANULARITIES
 from pgprune.metrics.flap import dense_moments
 
 REWARDS = ("plain", "repaired")
@@ -35,7 +36,7 @@ def check_reward(reward: str, loss: str, granularity: str) -> None:
     """
     check_choice("reward", reward, REWARDS)
     check_choice("loss", loss, LOSSES)
-    if reward == "repaired" and granularity in ("layers", "experts", "heads+experts"):
+    if reward == "repaired" and {"layer", "experts"} & set(GRANULARITIES.get(granularity, ())):
         raise PruningError(
             "reward repaired is about biases that make up for what is pruned, but a pruned layer "
             "or expert has none; choose reward plain or a granularity other than "

@@ -210,7 +210,7 @@ class Baseline:
 
     def _write(self, run: Run, pruned: Pruned, results: dict[str, Any]) -> None:
         units, budget = self.problem.units, self.problem.budget
-        tensors: dict[str, Tensor] = {"mask": pruned.mask} | self.problem.basis()
+        tensors: dict[str, Tensor] = {"mask": pruned.mask} | self.problem.basis.tensors()
         if pruned.importance is not None:
             tensors["scores"] = pruned.importance.scores
         run.write_mask(tensors, units.describe())

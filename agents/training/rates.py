@@ -26,7 +26,8 @@ def check_sweep(settings: Settings, arguments: argparse.Namespace) -> None:
 
     Raises:
         PruningError: another prune rate, an agent that cannot start from an answer at another rate,
-            a start that raises the rate itself, or several processes.
+            a start that raises the rate itself, numbers of units that need not shrink together, or
+            several processes.
     """
     for name in given(PruningConfig, arguments).keys() & {"prune_rate", "target"}:
         raise PruningError(
@@ -44,6 +45,11 @@ def check_sweep(settings: Settings, arguments: argparse.Namespace) -> None:
         raise PruningError(
             f"--init {PROGRESSIVE} raises the prune rate itself, and so do --prune-rates; choose "
             "another --init"
+        )
+    if settings.sweep.nested and {"experts", "channels"} <= set(settings.kinds):
+        raise PruningError(
+            "--nested keeps parts of a larger model, but one with fewer experts may have more "
+            "channels of each; leave it out, or choose --granularity experts"
         )
     if settings.run.ray_actors is not None or world_size() > 1:
         raise PruningError(

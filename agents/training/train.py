@@ -259,7 +259,7 @@ class Training:
         self._count()
         with run.saving():
             chosen.save(run.path / RunFile.REPAIR)
-        run.write_mask(tensors | self._problem.basis(), self._problem.units.describe())
+        run.write_mask(tensors | self._problem.basis.tensors(), self._problem.units.describe())
         plot(run, self._problem, self.record)
         results = summarise(
             settings, self._problem, self._windows, self.record, agent, completed, chosen

@@ -4,7 +4,8 @@ Scores live in pools that share one capacity. ``per-kind`` has a pool for each k
 ``units`` (Eq. 1 of arXiv 2406.10576) and ``parameters`` have one; the scope ``local`` splits each
 pool by layer (Sect. 5.2), and ``uniform`` gives all layers the same capacity, rounded down. A unit
 costs one, or its parameters where the budget counts parameters, or those of them that a token uses.
-Every layer keeps as many experts as a token uses.
+Every layer keeps as many experts as a token uses. Of experts and channels, whose numbers multiply,
+``product`` finds the shares.
 
 Targets are bounds over all units, which hold beside the pools. The rate is then the smallest at
 which equal shares of everything meet them. Pools have its shares, and where kinds share a pool,
@@ -25,6 +26,7 @@ from pgprune.budget.bounds import check_bounds, tightest
 from pgprune.budget.least import best_of_groups, check_least, most_shifts
 from pgprune.budget.limits import Limits, allows
 from pgprune.budget.pool import Pool, pools_of
+from pgprune.budget.product import check_product, kept_shares
 from pgprune.budget.projection import no_numbers, ordinary, project_pool
 from pgprune.budget.rounding import (
     best_chunks,
@@ -69,6 +71,7 @@ class Budget:
         bounds: Sequence[Bound] = (),
     ) -> None:
         _check(prune_rate, kind, scope)
+        check_product(units.kinds, kind, scope, bool(bounds))
         check_round_to(units, round_to)
         if scope == "uniform":
             check_uniform(units, kind)
@@ -84,15 +87,18 @@ class Budget:
         self.prune_rate = float(prune_rate)
         self._keep = Fraction(1 - rate)
         self.target_share = float(self._keep)
+        shares = dict.fromkeys(units.kinds, self._keep)
+        if units.multiply:
+            shares = kept_shares(units, self._keep, round_to)
+        own = [float(shares[kind]) for kind in units.kinds]
+        self._shift = self.target_share - torch.tensor(own, dtype=torch.float64)  # (kinds,)
         self.cost = self._cost()  # (n,)
         self._chunk = torch.ones_like(units.cost)  # units that are kept together, (n,)
         if round_to > 1:
             channels = units.kind == units.kinds.index("channels")
             self._chunk[channels] = round_to // units.channel_block
         parts = kind == "per-kind" or (kind == "units" and not self.bounds)
-        self.pools = pools_of(
-            units, self.cost, self._keep, kind, scope, self._chunk if parts else None
-        )
+        self.pools = pools_of(units, self.cost, shares, kind, scope, self._chunk if parts else None)
         self._on_device: dict[torch.device, list[tuple[Tensor, Tensor, float]]] = {}
         self._check_pools()
 
@@ -204,14 +210,16 @@ class Budget:
     def kept_share(self, masks: Tensor) -> Tensor:
         """Computes the kept share that the budget limits: masks (K, n) -> (K,) float64.
 
-        With ``per-kind`` it is the largest kept share of any kind, else the cost-weighted share
-        of all units. If a bound is exceeded by more, it is the target share and that.
+        With ``per-kind`` it is the largest kept share of any kind, moved to where the target is if
+        kinds multiply, else the cost-weighted share of all units. If a bound is exceeded by more,
+        it is the target share and that.
         """
         if self.kind != "per-kind":
             cost = self.cost.to(masks.device, torch.float64)  # (n,)
             shares = masks.to(torch.float64) @ cost / cost.sum()
         else:
-            shares = self.units.kind_shares(masks).amax(dim=1)
+            shift = send(self._shift, masks.device)
+            shares = (self.units.kind_shares(masks) + shift).amax(dim=1)
         for bound in self.bounds:
             cost = bound.cost.to(masks.device, torch.float64)
             over = (masks.to(torch.float64) @ cost - bound.capacity) / bound.total

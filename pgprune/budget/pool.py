@@ -1,6 +1,7 @@
 """Pools: the parts of a budget, whose units share one capacity each."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -33,7 +34,7 @@ class Pool:
 def pools_of(
     units: PruningUnits,
     cost: Tensor,
-    keep: Fraction,
+    keep: Mapping[str, Fraction],
     kind: str,
     scope: str,
     chunk: Tensor | None,
@@ -43,7 +44,7 @@ def pools_of(
     Args:
         units: the units to choose from.
         cost: of each unit, (n,) int64.
-        keep: the share of each pool's cost that stays.
+        keep: the share of a pool's cost that stays, by kind.
         kind: ``per-kind`` for a pool for each kind.
         scope: ``global``, else a pool for each layer; with ``uniform`` of the same capacity.
         chunk: how many units are kept together, (n,), where a capacity is a number of units; None
@@ -58,7 +59,7 @@ def pools_of(
             torch.nonzero((by_kind == k) & (layer == level)).flatten()
             for level in layer[by_kind == k].unique()
         ]
-        shares = [keep * int(cost[index].sum()) for index in members]
+        shares = [keep[units.kinds[k]] * int(cost[index].sum()) for index in members]
         if chunk is None:
             capacities = [math.floor(share) for share in shares]
         else:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from pgprune.budget.bounds import bounds_of
 from pgprune.budget.budget import BUDGETS, SCOPES, Budget
 from pgprune.budget.least import asked_least, layers_of, share_of_kind
+from pgprune.budget.product import check_product
 from pgprune.budget.targets import parse_targets
 from pgprune.budget.times import Tables, kept_table
 from pgprune.data.calibration import open_calibration
@@ -20,6 +22,7 @@ from pgprune.data.stream import (
     check_sequence_length,
 )
 from pgprune.errors import PruningError
+from pgprune.masking.basis import Basis
 from pgprune.masking.executor_choice import choose_executor
 from pgprune.masking.executors import EXECUTORS
 from pgprune.masking.kept_weights import KERNELS, check_kernels
@@ -28,7 +31,6 @@ from pgprune.masking.pruned import check_masks
 from pgprune.masking.units import GRANULARITIES, PruningUnits
 from pgprune.models.families import is_found
 from pgprune.models.load import ModelConfig, fingerprint, load_model
-from pgprune.models.value_rotation import fit_rotations, rotate_values
 from pgprune.utils.devices import choose_device, say_if_busy
 from pgprune.utils.options import Config, option
 from pgprune.utils.progress import phase
@@ -36,7 +38,7 @@ from pgprune.utils.progress import phase
 TOKENS_PER_TIMESTEP = 1024
 """Tokens of one mask evaluation: one mask on the paper's batch of 8 x 128 tokens."""
 
-_ROTATION_WINDOWS = 128  # of calibration text, or as many as there are
+_BASIS_WINDOWS = 128  # of calibration text, or as many as there are
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,8 @@ class PruningConfig(Config):
         if self.scope == "auto":
             equal = "experts" in GRANULARITIES[self.granularity] and self.budget == "per-kind"
             object.__setattr__(self, "scope", "uniform" if equal else "global")
+        kinds = GRANULARITIES.get(self.granularity, ())
+        check_product(kinds, self.budget, self.scope, self.target is not None)
 
     @property
     def amount(self) -> str:
@@ -157,8 +161,7 @@ class Problem:
         tokenizer: of the model.
         data: options of calibration and evaluation text.
         model_fingerprint: of the model as it was loaded.
-        rotations: basis of the value dimensions of each layer and kv head in the model, as
-            ``fit_rotations`` returns it; None for that of the model as it was loaded.
+        basis: that the units are in; the model was changed to it.
     """
 
     lm: MaskedLM
@@ -169,15 +172,11 @@ class Problem:
     tokenizer: PreTrainedTokenizerBase
     data: DataConfig
     model_fingerprint: str = ""
-    rotations: Tensor | None = None
+    basis: Basis = Basis()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Problem":
         """Returns the problem itself: copies of an environment share the frozen model."""
         return self
-
-    def basis(self) -> dict[str, Tensor]:
-        """Returns what a saved mask needs to be read again beside its units: ``rotations``."""
-        return {} if self.rotations is None else {"rotations": self.rotations}
 
     @classmethod
     def make(cls, seed: int = 0, masks_per_step: int = 2, **options: Any) -> "Problem":
@@ -255,21 +254,18 @@ def make_problem(
     with phase("reading the calibration text"):
         stream, validation = open_calibration(data, tokenizer, seed, parts)
     loaded = fingerprint(*language_model.parameters())
-    rotations = None
-    if pruning.rotate_values and "values" in units.kinds:
-        windows = stream.first(_ROTATION_WINDOWS)
-        rotations = fit_rotations(language_model, windows)
-        rotate_values(language_model, rotations)
+    windows = partial(stream.first, _BASIS_WINDOWS)
+    basis = Basis.fitted(language_model, units, windows, pruning.rotate_values)
+    basis.apply(language_model)
     tokens = data.batch_size * data.sequence_length
     executor = _executor_of(
         pruning, language_model, units, budget.prune_rate, masks_per_step, tokens
     )
     lm = MaskedLM(language_model, units, executor, pruning.kernels, pruning.compile_head)
-    if rotations is not None:
-        lm.meter.add(windows.numel())
+    lm.meter.add(len(basis.tensors()) and windows().numel())
     if is_found(language_model.config):
         check_masks(lm)
-    return Problem(lm, units, budget, stream, validation, tokenizer, data, loaded, rotations)
+    return Problem(lm, units, budget, stream, validation, tokenizer, data, loaded, basis)
 
 
 def _executor_of(

@@ -43,7 +43,7 @@ def check_round_to(units: PruningUnits, round_to: int) -> None:
             "one that is"
         )
     for layer, shape in enumerate(units.shapes):
-        if shape.channels < round_to:
+        if 0 < shape.channels < round_to:
             raise PruningError(
                 f"round_to {round_to} is more than the {shape.channels} channels of layer {layer}, "
                 "which could only lose them all; choose a smaller one"
@@ -76,7 +76,7 @@ def check_uniform(units: PruningUnits, budget: str) -> None:
         raise PruningError(
             f"scope uniform is about numbers of heads, channels or experts, but granularity "
             f"{units.granularity} prunes whole ones; choose heads+channels, heads, channels, "
-            "experts or heads+experts"
+            "experts, heads+experts or experts+channels"
         )
     if budget != "per-kind":
         raise PruningError(

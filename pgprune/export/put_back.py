@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pgprune.errors import PruningError
 from pgprune.models.families import decoder_layers, family_of
@@ -50,11 +51,7 @@ def with_weights(loaded: LoadedRun, source: str) -> LoadedRun:
             for name, weight in own.named_parameters():
                 name = name.replace(".linear.", ".")  # of projections with fewer value dimensions
                 parameter: Any = layer.get_parameter(name)
-                if name in cuts:
-                    dim, index = cuts[name]
-                    parameter.index_copy_(dim, index, weight)
-                else:
-                    parameter.copy_(weight)
+                _put(parameter, list(cuts.get(name, {}).items()), weight)
         for name, weight in model.named_parameters():
             if not name.startswith(f"{family.layers}."):
                 dense.get_parameter(name).copy_(weight)
@@ -64,3 +61,14 @@ def with_weights(loaded: LoadedRun, source: str) -> LoadedRun:
             "their layers differ; give the output of pgprune finetune for this run"
         ) from error
     return replace(loaded, repair=None, notes=(*loaded.notes, _NOTE))
+
+
+def _put(parameter: Tensor, cuts: list[tuple[int, Tensor]], weight: Tensor) -> None:
+    """Puts a weight where its numbers were cut out of a parameter."""
+    if not cuts:
+        parameter.copy_(weight)
+        return
+    (dim, index), *rest = cuts
+    part = parameter.index_select(dim, index)
+    _put(part, rest, weight)
+    parameter.index_copy_(dim, index, part)

@@ -26,7 +26,7 @@ from pgprune.masking.kept_weights import (
     gathered,
 )
 from pgprune.masking.layer_mask import KeptRows, LayerMask
-from pgprune.models.experts import route
+from pgprune.masking.mixtures import mixed
 from pgprune.models.families import linear_at
 from pgprune.models.family import Family
 from pgprune.utils.transfer import send
@@ -88,10 +88,10 @@ def run_sliced(
         attention = _no_attention(layer, mask.family, constant)
     else:
         attention = attending(call, mask.family)
-    mlp = routed(layer, mask)
+    mlp = mixed(layer, mask)
     if rows.channels is not None and mask.family.experts is None:
         weights += _sliced_channels(layer, mask, rows.channels)
-    elif rows.channels is not None:
+    elif rows.channels is not None and "channels" not in mask.by_kind:
         mlp = calling(layer.get_submodule(mask.family.down), torch.zeros_like)
     with attention, mlp, products(weights):
         return call(state)[None]
@@ -113,9 +113,11 @@ def select(tensor: Tensor, keep: Tensor, fill: Tensor | None) -> Tensor:
 
 @contextmanager
 def multiplied(layer: nn.Module, mask: LayerMask, multiply: Multiply = select) -> Iterator[None]:
-    """Multiplies what blocks of a layer get and give, and lets its router choose, by masks."""
+    """Multiplies what blocks of a layer get and give by masks, and lets them choose its experts."""
     family = mask.family
-    inputs = {family.output: mask.output_columns(), family.down: mask.by_kind.get("channels")}
+    inputs = {family.output: mask.output_columns()}
+    if family.experts is None:
+        inputs[family.down] = mask.by_kind.get("channels")
     outputs = {family.output: mask.by_kind.get("attention"), family.down: mask.by_kind.get("mlp")}
     hooks = [
         _multiply_inputs(layer.get_submodule(path), keep, mask.fill.get(path), multiply)
@@ -127,7 +129,7 @@ def multiplied(layer: nn.Module, mask: LayerMask, multiply: Multiply = select) -
         if keep is not None
     ]
     try:
-        with routed(layer, mask):
+        with mixed(layer, mask):
             yield
     finally:
         for hook in hooks:
@@ -218,16 +220,6 @@ def _constant(layer: nn.Module, mask: LayerMask, path: str, kept: Tensor) -> Ten
     if bias is None:
         return None
     return torch.zeros_like(bias) if {"attention", "mlp"} & mask.by_kind.keys() else bias
-
-
-def routed(layer: nn.Module, mask: LayerMask) -> AbstractContextManager[None]:
-    """Lets the router of a layer choose among kept experts only; others then compute nothing."""
-    keep = mask.by_kind.get("experts")
-    experts = mask.family.experts
-    if keep is None or experts is None or not mask.shape.experts:
-        return nullcontext()
-    router = experts.router_of(layer)
-    return calling(router, partial(route, router, router.forward, experts.scored, keep))
 
 
 def attending(call: LayerCall, family: Family) -> AbstractContextManager[None]:

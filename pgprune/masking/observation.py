@@ -128,7 +128,7 @@ class Observation:
             run: the executor, for what has to be computed.
         """
         partial = {kind: keep for kind, keep in mask.by_kind.items() if not bool(keep.all())}
-        channels = partial.pop("channels", None)
+        channels = None if self._family.experts else partial.pop("channels", None)
         for chunk, call in enumerate(self._calls):
             state = send(self.states[chunk], self._device)
             halves = self._kept.pop(chunk, None)

@@ -23,6 +23,7 @@ GRANULARITIES: dict[str, tuple[str, ...]] = {
     "layers": ("layer",),
     "experts": ("experts",),
     "heads+experts": ("heads", "experts"),
+    "experts+channels": ("experts", "channels"),
 }
 """The kinds of unit of each granularity, in their order within a layer."""
 
@@ -113,9 +114,14 @@ class PruningUnits:
         return torch.tensor([group.layer for group in self.groups])[self.group]
 
     @property
+    def multiply(self) -> bool:
+        """Whether a layer has the parameters of one kind of unit times those of the other."""
+        return {"experts", "channels"} <= set(self.kinds)
+
+    @property
     def prunable(self) -> int:
         """Parameters of all units together: what a prune rate is a share of."""
-        return int(self.cost.sum())
+        return int(self.cost.sum()) - self._shared_parameters(torch.zeros(self.n))
 
     @cached_property
     def sizes(self) -> Tensor:
@@ -126,9 +132,11 @@ class PruningUnits:
     def needed(self) -> Tensor:
         """Units of each group without which a layer does not run, (groups,) int64.
 
-        A token uses a number of experts, and a layer keeps as many.
+        A token uses a number of experts, and a layer keeps as many, with a channel at least.
         """
         needs = {"experts": [shape.experts_per_token for shape in self.shapes]}
+        if "experts" in self.kinds:
+            needs["channels"] = [min(1, shape.experts) for shape in self.shapes]
         none = [0] * self.layers
         return torch.tensor([needs.get(group.kind, none)[group.layer] for group in self.groups])
 
@@ -174,8 +182,9 @@ class PruningUnits:
         return torch.stack(shares, dim=1)
 
     def kept_parameters(self, mask: Tensor) -> int:
-        """Counts the parameters of the units that a mask (n,) keeps."""
-        return int(self.cost[mask.cpu().bool()].sum())
+        """Counts the parameters that are left of the units' under a mask (n,)."""
+        pruned = int(self.cost[~mask.cpu().bool()].sum()) - self._shared_parameters(mask.cpu())
+        return self.prunable - pruned
 
     def pruned_parameters(self, mask: Tensor) -> int:
         """Counts the parameters that are gone without the units that a mask (n,) prunes.
@@ -187,6 +196,17 @@ class PruningUnits:
     def prune_rate(self, mask: Tensor) -> float:
         """Computes the share of the prunable parameters that a mask (n,) prunes."""
         return 1 - self.kept_parameters(mask) / self.prunable
+
+    def _shared_parameters(self, mask: Tensor) -> int:
+        """Counts the parameters that units have in common which a mask (n,) prunes.
+
+        These are the pruned channels of pruned experts.
+        """
+        if not self.multiply:
+            return 0
+        pruned = (self.sizes - self.kept_counts(mask[None])[0]).long().view(self.layers, -1)
+        each = torch.tensor([shape.expert_channel_cost for shape in self.shapes])
+        return int((pruned.prod(1) * each).sum()) * self.channel_block
 
     def _idle_parameters(self, mask: Tensor) -> int:
         """Counts the rows of q and k of kv heads that keep no value dimension."""
@@ -255,13 +275,17 @@ def _count_and_cost(shape: LayerShape, kind: str, channel_block: int) -> tuple[i
 
 
 def _check_experts(shapes: list[LayerShape], granularity: str) -> None:
-    """Refuses experts of a model without them, and channels of one with experts."""
+    """Refuses experts of a model without them, and channels alone of one with experts."""
     mixture = any(shape.experts for shape in shapes)
-    unfit = "channels" if mixture else "experts"
-    if unfit in GRANULARITIES[granularity]:
-        fitting = [name for name, kinds in GRANULARITIES.items() if unfit not in kinds]
-        rest = [name for name in fitting if mixture or "experts" not in GRANULARITIES[name]]
-        what = "is a mixture of experts without channels" if mixture else "has no experts"
+    apart = "channels" if mixture else "experts"  # from experts, or at all
+    unfit = [
+        name
+        for name, kinds in GRANULARITIES.items()
+        if apart in kinds and not (mixture and "experts" in kinds)
+    ]
+    if granularity in unfit:
+        rest = [name for name in GRANULARITIES if name not in unfit]
+        what = "is a mixture, whose channels go with experts" if mixture else "has no experts"
         raise PruningError(
             f"granularity {granularity} does not fit, because the model {what}; choose "
             f"{', '.join(rest[:-1])} or {rest[-1]}"

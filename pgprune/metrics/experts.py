@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from pgprune.budget.budget import Budget
+from pgprune.masking.channel_order import channel_energies
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.observation import Observation
 from pgprune.metrics.base import EXPERTS, mean_absolute, metric, per_unit, square_sum
@@ -26,8 +27,8 @@ def reap(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> Importance
     The score is the mean of g_e(x) |f_e(x)| over the tokens x that the router sends to the expert,
     with the weight g after renormalisation where the architecture has one (where it weighs inputs,
     of |f_e(g_e(x) x)|); 0 without tokens. Scores are of the dense model and compare within a
-    layer. Heads are scored as by Wanda-sp, in the dense
-    model.
+    layer. Heads are scored as by Wanda-sp, in the dense model, and so are channels, of all experts
+    together.
 
     Source: Lasby et al. 2025, "REAP the Experts" (arXiv 2510.13999), Eq. 9.
     """
@@ -44,6 +45,24 @@ def expert_frequency(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -
     return Importance(scores / torch.where(experts, windows.numel(), 1), local=True)
 
 
+def of_channels(lm: MaskedLM, windows: Tensor) -> Tensor:
+    """Scores channels of experts by the size of what all of them add to the residual stream.
+
+    Returns:
+        Roots of sums of their energies (see ``channel_order``), and 0 of other units, (n,) float64.
+    """
+    scores = torch.zeros(lm.units.n, dtype=torch.float64)
+    if not lm.units.multiply:
+        return scores
+    lm.meter.add(windows.numel())
+    energies = channel_energies(lm.model, windows, lm.pass_tokens)
+    for group in lm.units.groups:
+        if group.kind == "channels" and group.stop > group.start:
+            here = energies[group.layer].sum(0).view(group.stop - group.start, -1)
+            scores[group.start : group.stop] = here.sum(1).sqrt()
+    return scores
+
+
 def _added(of: Experts, experts: Any, states: Tensor, weights: Tensor, index: int) -> Tensor:
     """Computes router weight times output norm for tokens (t, D) of one expert: (t,)."""
     if of.scored:  # the weight is in the inputs
@@ -55,10 +74,10 @@ def _sums(lm: MaskedLM, windows: Tensor, gains: Gains) -> tuple[Tensor, Tensor]:
     """Sums gains of experts over their tokens.
 
     Returns:
-        The sums, (n,) float64, with Wanda's scores of heads; and the number of tokens of each
-        expert, 1 of a head, (n,) float64.
+        The sums, (n,) float64, with Wanda's scores of heads and channels; and the number of tokens
+        of each expert, 1 of others, (n,) float64.
     """
-    sums = torch.zeros(lm.units.n, dtype=torch.float64)
+    sums = of_channels(lm, windows)
     counts = torch.ones_like(sums)
     for seen in lm.observe(lm.units.ones(), windows):
         for group in (group for group in lm.units.groups if group.layer == seen.layer):
@@ -68,7 +87,7 @@ def _sums(lm: MaskedLM, windows: Tensor, gains: Gains) -> tuple[Tensor, Tensor]:
                 column = mean_absolute(lm.projection(group.layer, "heads"))  # (inputs,)
                 energy = (squares / windows.numel()).sqrt()
                 sums[here] = per_unit(lm, group, column * energy).cpu()
-            elif group.stop > group.start:
+            elif group.kind == "experts" and group.stop > group.start:
                 counts[here] = 0
                 for index, each in _routed(lm, seen, gains):
                     sums[group.start + index] += each.double().sum().cpu()

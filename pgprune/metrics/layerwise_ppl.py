@@ -6,6 +6,7 @@ from torch import Tensor
 from pgprune.budget.budget import Budget
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.metrics.base import DEPTH, EXPERTS, finite, metric
+from pgprune.metrics.experts import of_channels
 from pgprune.metrics.importance import Importance
 from pgprune.utils.progress import track
 
@@ -21,17 +22,22 @@ def layerwise_ppl(lm: MaskedLM, windows: Tensor, budget: Budget, seed: int) -> I
 
     Source: Kim et al. 2024, Shortened LLaMA (Nota-NetsPresso/shortened-llm), PPL criterion. No
     layer is protected, as in the paper; the released script keeps the outer ones by default. For
-    experts, and heads beside them, the first 16 windows are used.
+    experts, and heads beside them, the first 16 windows are used. Channels beside experts, which
+    are too many and are in the order of what they add, are scored by that as for ``reap``.
     """
     units = lm.units
+    scores = of_channels(lm, windows)
     windows = windows[:_OF_EXPERTS] if "experts" in units.kinds else windows
-    scores = torch.zeros(units.n, dtype=torch.float64)
-    without = torch.ones(units.n, units.n) - torch.eye(units.n)  # (n, n), one unit gone in each
-    for unit in track(range(units.n), "without one unit", unit="units"):
+    tried = torch.arange(units.n)
+    if units.multiply:
+        tried = tried[units.kind == units.kinds.index("experts")]
+    for unit in track(tried.tolist(), "without one unit", unit="units"):
+        without = units.ones()[None]
+        without[0, unit] = 0
         for batch in windows.split(_BATCH):
-            loss = lm.losses(without[unit : unit + 1], batch)  # (1, B)
-            scores[unit] += finite(loss).sum().cpu()
-    return Importance(scores / len(windows))
+            scores[unit] += finite(lm.losses(without, batch)).sum().cpu()  # of (1, B)
+        scores[unit] /= len(windows)
+    return Importance(scores)
 
 
 def losses_without(lm: MaskedLM, mask: Tensor, parts: list[Tensor], windows: Tensor) -> Tensor:

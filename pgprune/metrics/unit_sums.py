@@ -33,6 +33,12 @@ def unit_sums(lm: MaskedLM, salience: Salience) -> Tensor:
             continue
         here = slice(group.start, group.stop)
         layer = layers[group.layer]
+        if group.kind == "channels" and family.experts is not None:
+            for part in family.experts.channel_parts(layer):
+                numbers = salience(layer.get_parameter(part.name), part.dim)
+                values = part.of_units(numbers.to("cpu", torch.float64))
+                sums[here] += values.view(group.stop - group.start, -1).sum(1)
+            continue
         for parameter, dim in _parts(layer, family.of(layer), group.kind):
             values = salience(parameter, dim).to("cpu", torch.float64)
             if group.kind == "values":  # a column of o for each query head of a kv head

@@ -1,8 +1,8 @@
-"""Mixtures of experts as data, and their stock routers with kept experts only."""
+"""Mixtures of experts as data, and their stock modules with kept experts and channels only."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 Forward = Callable[[Tensor], tuple[Tensor, ...]]
 """Of a router for N tokens (N, D): logits (N, E), weights of the chosen experts (N, k) and their
 indices (N, k); of one that is ``scored``, scores (N, E) and logits (N, E)."""
+
+_LINE_BYTES = 16
+_SHARED = {"gate_proj.weight": 0, "up_proj.weight": 0, "down_proj.weight": 1}
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,12 @@ class Experts:
         moe_layers: name of the list of layers with experts; None where it is not told like this.
         scored: whether the router gives all experts a score (N, E), 0 for those that a token does
             not use, and then the logits; each expert gets all tokens, multiplied by its scores.
+        inner: parameters of the module of experts that have numbers for each channel of an expert,
+            with the dimension of these.
+        paired: whether the numbers of a channel are neighbours there, else those of all gates come
+            first.
+        shared: MLP that every token uses and that the configuration makes as wide as some experts,
+            from a layer; None where it has a width of its own.
     """
 
     router: str = "mlp.gate"
@@ -44,6 +53,9 @@ class Experts:
     groups: str | None = None
     moe_layers: str | None = None
     scored: bool = False
+    inner: Mapping[str, int] = field(default_factory=lambda: {"gate_up_proj": 1, "down_proj": 2})
+    paired: bool = False
+    shared: str | None = None
 
     def router_of(self, layer: nn.Module) -> Any:
         """Returns the router of a layer; None where the layer has a plain MLP."""
@@ -66,6 +78,79 @@ class Experts:
         slots[index] = states
         given = experts(slots.flatten(0, 1)).view_as(slots)[index]
         return given
+
+    def width_of(self, layer: nn.Module) -> int:
+        """Returns the number of channels of each expert of a layer."""
+        experts = layer.get_submodule(self.experts)
+        return min(experts.get_parameter(name).shape[dim] for name, dim in self.inner.items())
+
+    def channel_parts(self, layer: nn.Module) -> Iterator["ChannelPart"]:
+        """Yields the parameters of a layer in which every channel has a share."""
+        width = self.width_of(layer)
+        parts = {f"{self.experts}.{name}": dim for name, dim in self.inner.items()}
+        if self.shared is not None:
+            parts |= {f"{self.shared}.{name}": dim for name, dim in _SHARED.items()}
+        for name, dim in parts.items():
+            yield ChannelPart(name, dim, layer.get_parameter(name).shape[dim], width, self.paired)
+
+
+@dataclass(frozen=True)
+class ChannelPart:
+    """A parameter in which the channels of a mixture have a share.
+
+    Attributes:
+        name: of the parameter, from a layer.
+        dim: the dimension along which channels are.
+        size: of that dimension, F * m.
+        width: number of channels, F.
+        paired: whether the numbers of a channel are neighbours.
+    """
+
+    name: str
+    dim: int
+    size: int
+    width: int
+    paired: bool
+
+    def index(self, channels: Tensor) -> Tensor:
+        """Returns where channels (c,) are, in the order of the parameter: (c * m,) on the host."""
+        chosen = self._places()[channels.cpu()]  # (c, m)
+        return (chosen if self.paired else chosen.T).flatten()
+
+    def of_units(self, values: Tensor) -> Tensor:
+        """Adds up numbers along the dimension by channel: (F * m,) -> (F,)."""
+        return values[self._places().to(values.device)].sum(1)
+
+    def narrow(self, dense: Tensor, channels: Tensor) -> Tensor:
+        """Copies what channels (c,) have of a parameter, and zeros after them."""
+        count, line = len(channels), max(1, _LINE_BYTES // dense.element_size())
+        width = max(1, -(-count // line)) * line
+        filled = nn.functional.pad(channels.cpu(), (0, width - count))
+        narrow = dense.index_select(self.dim, self.index(filled).to(dense.device))
+        zeros = replace(self, size=narrow.shape[self.dim], width=width)
+        index = zeros.index(torch.arange(count, width))
+        return narrow.index_fill_(self.dim, index.to(dense.device), 0)
+
+    def _places(self) -> Tensor:
+        """Returns where the numbers of each channel are, (F, m)."""
+        every = torch.arange(self.size)
+        return every.view(self.width, -1) if self.paired else every.view(-1, self.width).T
+
+
+@contextmanager
+def narrowed(layer: nn.Module, experts: Experts, channels: Tensor) -> Iterator[None]:
+    """Gives the experts of a layer some channels (c,) only while the body runs.
+
+    Channels of zeros fill rows up to 16 bytes, which grouped products of matrices ask for.
+    """
+    with ExitStack() as stack:
+        for part in experts.channel_parts(layer):
+            path, _, name = part.name.rpartition(".")
+            owner: Any = layer.get_submodule(path)
+            stack.callback(setattr, owner, "_parameters", owner._parameters)
+            narrow = part.narrow(owner._parameters[name], channels)
+            owner._parameters = {**owner._parameters, name: narrow}
+        yield
 
 
 def route(

@@ -35,7 +35,7 @@ class Family:
         layer_lists: values of the configuration that are lists with an entry for each layer.
         sliced: whether SliceGPT's layers compute what those of the family do.
         bos: whether every window of tokens begins with BOS, without which the model fails.
-        channel_count: name of the configuration's MLP width.
+        channel_count: name of the configuration's MLP width, or of that of its experts.
         head_counts: attributes of the attention module that must fit its projections, as
             ``count_heads`` takes them; none where the numbers follow from the shapes.
         head_dim: name of the attention module's width of a head.

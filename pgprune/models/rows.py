@@ -45,8 +45,12 @@ _OLMO = replace(
 _MORE_THAN_STATES = "its layer unpacks what an MLP returns beside the states"
 _MIXTURE = replace(_LLAMA, expand=(), down="mlp", sliced=False, gguf=None, experts=Experts())
 
+_NARROW = replace(_MIXTURE, channel_count="moe_intermediate_size")
 _IN_GROUPS = Experts(
-    count="n_routed_experts", first_dense="first_k_dense_replace", groups="n_group"
+    count="n_routed_experts",
+    first_dense="first_k_dense_replace",
+    groups="n_group",
+    shared="mlp.shared_experts",
 )
 
 
@@ -121,14 +125,14 @@ FAMILIES: dict[str, Family] = {
     "hunyuan_v1_dense": replace(_LLAMA, gguf=None),
     "arcee": replace(_LLAMA, expand=("mlp.up_proj",), stock_heads="divisor", gguf=None),
     "qwen3_moe": replace(
-        _MIXTURE, experts=Experts(dense_layers="mlp_only_layers", step="decoder_sparse_step")
+        _NARROW, experts=Experts(dense_layers="mlp_only_layers", step="decoder_sparse_step")
     ),
     "mixtral": _MIXTURE,
     "olmoe": replace(
         _MIXTURE, experts=Experts(count="num_experts"), refused=_no_heads(_WIDE_NORMS)
     ),
     "qwen2_moe": replace(
-        _MIXTURE,
+        _NARROW,
         experts=Experts(
             count="num_experts", dense_layers="mlp_only_layers", step="decoder_sparse_step"
         ),
@@ -144,12 +148,18 @@ FAMILIES: dict[str, Family] = {
         down="feed_forward",
         layer_lists=("layer_types", "no_rope_layers"),
         experts=Experts(
-            "feed_forward.router", "feed_forward.experts", moe_layers="moe_layers", scored=True
+            "feed_forward.router",
+            "feed_forward.experts",
+            moe_layers="moe_layers",
+            scored=True,
+            inner={"gate_up_proj": 2, "down_proj": 1},
+            shared="feed_forward.shared_expert",
         ),
         refused={"mlp": _MORE_THAN_STATES},
     ),
     "qwen3_next": replace(
         _GATED_DELTA,
+        channel_count="moe_intermediate_size",
         expand=(),
         down="mlp",
         experts=Experts(
@@ -157,19 +167,27 @@ FAMILIES: dict[str, Family] = {
         ),
     ),
     "qwen3_5_moe_text": replace(
-        _GATED_DELTA, expand=(), down="mlp", experts=Experts(count="num_experts")
+        _GATED_DELTA,
+        channel_count="moe_intermediate_size",
+        expand=(),
+        down="mlp",
+        experts=Experts(count="num_experts"),
     ),
     "gpt_oss": replace(
         _MIXTURE,
-        experts=Experts("mlp.router"),
+        experts=Experts(
+            "mlp.router",
+            inner={"gate_up_proj": 2, "gate_up_proj_bias": 1, "down_proj": 1},
+            paired=True,
+        ),
         refused={
             **_no_heads("each query head has a sink beside its projections"),
             "mlp": _MORE_THAN_STATES,
         },
     ),
-    "glm4_moe": replace(_MIXTURE, experts=_IN_GROUPS),
+    "glm4_moe": replace(_NARROW, experts=_IN_GROUPS),
     "deepseek_v3": replace(
-        _MIXTURE,
+        _NARROW,
         query="",
         key="",
         value="",

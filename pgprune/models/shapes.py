@@ -19,18 +19,20 @@ class LayerShape:
         kv_heads: kv heads; one kv group is a kv head with all its query heads.
         query_heads_per_group: query heads of one kv group.
         head_dim: width of one head.
-        channels: width of the MLP; 1 in a family with experts, where channels are no units.
+        channels: width of the MLP; of every expert in a layer with experts, and 0 in others of its
+            model, where channels are no units.
         kv_group_cost: parameters of one kv group: its rows of q, k, v with their biases, and its
             columns of the output projection.
         value_cost: parameters of one value dimension of a kv head: its row of v with its bias, and
             its columns of the output projection, one for each query head.
-        channel_cost: parameters of one channel.
+        channel_cost: parameters of one channel; in a layer with experts, of one in each of them.
         attention_cost: parameters of the whole attention block, norms and biases included.
         mlp_cost: parameters of the whole MLP block, norm and biases included.
         experts: experts of a mixture, 0 in a layer without.
         experts_per_token: how many of them a token uses.
         expert_cost: parameters of one expert with its row of the router.
         router_row_cost: parameters of that row.
+        expert_channel_cost: parameters of one channel of one expert.
     """
 
     kv_heads: int
@@ -46,6 +48,7 @@ class LayerShape:
     experts_per_token: int = 0
     expert_cost: int = 0
     router_row_cost: int = 0
+    expert_channel_cost: int = 0
 
     @property
     def query_key_cost(self) -> int:
@@ -99,13 +102,19 @@ def _experts(layer: nn.Module, family: Family) -> dict[str, int]:
     assert family.experts is not None
     router = family.experts.router_of(layer)
     if router is None:
-        return {"channels": 1, "channel_cost": 0}
+        return {"channels": 0, "channel_cost": 0}
     experts = layer.get_submodule(family.experts.experts)
     row = sum(part[0].numel() for part in router.parameters())
+    width, count = family.experts.width_of(layer), len(router.weight)
+    of_channels = sum(
+        layer.get_parameter(p.name).numel() for p in family.experts.channel_parts(layer)
+    )
+    of_experts = sum(experts.get_parameter(name).numel() for name in family.experts.inner)
     return {
-        "channels": 1,
-        "channel_cost": 0,
-        "experts": len(router.weight),
+        "channels": width,
+        "channel_cost": of_channels // width,
+        "expert_channel_cost": of_experts // (width * count),
+        "experts": count,
         "experts_per_token": int(router.top_k),
         "expert_cost": row + sum(part[0].numel() for part in experts.parameters()),
         "router_row_cost": row,

@@ -12,7 +12,6 @@ from pgprune.data.stream import DataConfig, evaluation_windows, first_windows
 from pgprune.errors import PruningError
 from pgprune.masking.units import PruningUnits
 from pgprune.models.load import ModelConfig, fingerprint, load_model
-from pgprune.models.value_rotation import rotate_values
 from pgprune.repair.repair import Repair, check_repair
 from pgprune.runs.files import RunFile
 from pgprune.runs.learned_mask import LearnedMask
@@ -24,10 +23,6 @@ from pgprune.surgery.stream_slices import Slices
 from pgprune.utils.manifest import Manifest
 
 _HALF = ("bfloat16", "float16")
-_ROTATED = (
-    "Before pruning, value dimensions were put into another basis than they have in the base "
-    "model, which changes nothing that it computes."
-)
 
 
 class FinishedRun(Run):
@@ -133,9 +128,7 @@ class FinishedRun(Run):
         self._check_model(asked.model, model, units, learned)
         slices, repair = self.slices(), self.repair()
         notes: tuple[str, ...] = () if slices is None else (str(slices),)
-        if learned.rotations is not None:
-            rotate_values(model, learned.rotations)
-            notes += (_ROTATED,)
+        notes += learned.basis.apply(model)
         if repair is not None:
             check_repair(model, repair)
         return LoadedRun(

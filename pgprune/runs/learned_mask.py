@@ -8,6 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pgprune.errors import PruningError, first_line
+from pgprune.masking.basis import Basis
 
 _TIE = 1e-9  # far less than probabilities differ by that are not saturated
 
@@ -25,8 +26,7 @@ class LearnedMask:
             they tie with a preference for what the initial mask keeps, or a method's scores. None
             where the run kept neither.
         probable: whether the scores are probabilities, which compare between layers.
-        rotations: basis of the value dimensions that the mask is over, as ``fit_rotations`` returns
-            it; None for that of the model as it is loaded.
+        basis: of the model that the mask is over.
     """
 
     mask: Tensor
@@ -35,7 +35,7 @@ class LearnedMask:
     parameters: int
     scores: Tensor | None
     probable: bool
-    rotations: Tensor | None = None
+    basis: Basis = Basis()
 
     @classmethod
     def read(cls, path: Path) -> "LearnedMask":
@@ -61,7 +61,7 @@ class LearnedMask:
                 int(described["parameters"]),
                 _scores(tensors),
                 "probabilities" in tensors,
-                tensors.get("rotations"),
+                Basis.of(tensors),
             )
             is_mask = mask.ndim == 1 and mask.dtype == torch.uint8
             if is_mask and bool(((mask == 0) | (mask == 1)).all()):

@@ -191,15 +191,20 @@ def _config(
 
 def _stock(dense: PretrainedConfig, units: PruningUnits, layers: list[PrunedLayer]) -> str | None:
     """Returns the stock architecture that holds the layers, or None."""
-    (kv_heads, channels), *others = {(layer.kv_heads, layer.channels) for layer in layers}
-    experts = {layer.experts for layer in layers if units.shapes[layer.index].experts}
+    mixture = any(shape.experts for shape in units.shapes)
+    kv_heads, *others = {layer.kv_heads for layer in layers}
+    widths = {
+        (layer.channels, layer.experts)
+        for layer in layers
+        if units.shapes[layer.index].experts or not mixture
+    }
     # Layers that differ, lack a block or have added biases or fewer values need a class of ours.
     if (
         others
-        or len(experts) > 1
+        or len(widths) > 1
         or not kv_heads
-        or not channels
-        or any(x.biases or x.value_dims for x in layers)
+        or any(not channels for channels, _ in widths)
+        or any(x.skip or x.biases or x.value_dims for x in layers)
     ):
         return None
     # The stand-in, Mistral, has no biases.

@@ -34,17 +34,17 @@ class LayerPlan:
 
 def layer_cuts(
     layer: nn.Module, plan: LayerPlan, shape: LayerShape, family: Family
-) -> dict[str, tuple[int, Tensor]]:
-    """Returns what a plan keeps of each parameter that it cuts: a dimension, indices along it."""
-    cuts = {}
+) -> dict[str, dict[int, Tensor]]:
+    """Returns what a plan keeps of each parameter that it cuts: indices along dimensions."""
+    cuts: dict[str, dict[int, Tensor]] = {}
     for kept, cuts_of in (
         (plan.heads, head_cuts),
         (plan.values, value_cuts),  # in place of the heads' cuts of v and o
-        (plan.channels, channel_cuts),
         (plan.experts, expert_cuts),
+        (plan.channels, channel_cuts),
     ):
         for name, dim, index in cuts_of(kept, shape, family, layer) if kept is not None else ():
-            cuts[name] = dim, index
+            cuts.setdefault(name, {})[dim] = index
     return cuts
 
 
@@ -83,6 +83,10 @@ def value_cuts(values: Tensor, shape: LayerShape, family: Family, layer: nn.Modu
 
 def channel_cuts(channels: Tensor, shape: LayerShape, family: Family, layer: nn.Module) -> Cuts:
     """Yields where channels (c,) are: names of parameters, dimensions, indices along them."""
+    if family.experts is not None:
+        for part in family.experts.channel_parts(layer):
+            yield part.name, part.dim, part.index(channels)
+        return
     for path in family.expand:
         for name, _ in layer.get_submodule(path).named_parameters():
             yield f"{path}.{name}", 0, channels

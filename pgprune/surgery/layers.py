@@ -153,8 +153,9 @@ def _check_least(units: PruningUnits, mask: Tensor) -> None:
     kept = units.kept_counts(mask.cpu()[None])[0]  # (groups,)
     for group in torch.nonzero(kept < units.needed).flatten().tolist():
         raise PruningError(
-            f"the mask keeps {int(kept[group])} experts in layer {units.groups[group].layer}, but "
-            f"each token uses {int(units.needed[group])}; keep more of them"
+            f"the mask keeps {int(kept[group])} {units.groups[group].kind} in layer "
+            f"{units.groups[group].layer}, but each token uses {int(units.needed[group])}; keep "
+            "more of them"
         )
 
 
@@ -208,11 +209,11 @@ def layer_weights(
     skipped = block_names(plan.skip, family)
     weights = {name: weight for name, weight in dense.items() if not name.startswith(skipped)}
     cuts = layer_cuts(layer, plan, shape, family)
-    for name, (dim, index) in cuts.items():
-        # index_select copies, so the result shares no memory with the dense model.
-        if len(index):
+    for name, along in cuts.items():
+        for dim, index in along.items():
+            # index_select copies, so the result shares no memory with the dense model.
             weights[name] = weights[name].index_select(dim, index.to(weights[name].device))
-        else:
+        if not weights[name].numel():
             del weights[name]  # a matrix without rows or columns
     return {  # what was neither cut nor replaced is still that of the dense model
         name: weight if name in cuts or name in changes else weight.clone()

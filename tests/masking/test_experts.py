@@ -19,7 +19,7 @@ from pgprune.models.registration import register
 from pgprune.surgery.layers import prune, zero_pruned
 from pgprune.surgery.portable import portable_layers
 
-GRANULARITIES = ["experts", "heads+experts", "values", "blocks", "layers"]
+GRANULARITIES = ["experts", "experts+channels", "heads+experts", "values", "blocks", "layers"]
 
 
 @pytest.fixture(params=list(MIXTURES))
@@ -141,7 +141,7 @@ def test_an_expert_owns_its_matrices_and_its_row_of_the_router(mixture):
 
 
 def test_granularities_that_do_not_fit_name_those_that_do(mixture):
-    with pytest.raises(PruningError, match="mixture of experts without channels; choose "):
+    with pytest.raises(PruningError, match="is a mixture, whose channels go with experts; choose "):
         PruningUnits.of(mixture, "channels")
     with pytest.raises(PruningError, match="has no experts; choose heads.channels"):
         PruningUnits.of(tiny_model("llama"), "heads+experts")

@@ -6,10 +6,12 @@ import torch
 from helpers.mixtures import MIXTURES, with_experts
 from helpers.tiny import masked_lm, tiny_model, tokens
 from pgprune.budget.budget import Budget
+from pgprune.masking.channel_order import channel_energies
 from pgprune.metrics import METRICS
 from pgprune.metrics.initialization import initial_probabilities, metric_name
 
 WINDOWS = tokens(batch=6, length=12)
+WITHOUT_LOSSES = ["reap", "expert-frequency", "random", "magnitude"]
 
 
 def plain_scores(model, name: str) -> list[list[float]]:
@@ -58,7 +60,7 @@ def test_scores_are_those_of_a_plain_computation(family, granularity, name):
 
 
 @pytest.mark.parametrize("scope", ["global", "local", "uniform"])
-@pytest.mark.parametrize("name", ["reap", "expert-frequency", "random", "magnitude"])
+@pytest.mark.parametrize("name", WITHOUT_LOSSES)
 @pytest.mark.parametrize("family", MIXTURES)
 def test_masks_and_starts_are_within_the_budget(family, name, scope):
     lm = masked_lm(tiny_model(family), "experts")
@@ -89,6 +91,37 @@ def test_an_expert_without_tokens_scores_nothing():
     for name in ("reap", "expert-frequency"):
         scores = METRICS[name](lm, WINDOWS, Budget(lm.units, 0.5), 0).scores.view(3, 4)
         assert int((scores[1] == 0).sum()) == 2
+
+
+@pytest.mark.parametrize("name", [*WITHOUT_LOSSES, "layerwise-ppl"])
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "glm4_moe"])
+def test_experts_and_their_channels_are_scored_and_rounded_together(family, name):
+    model = tiny_model(family)
+    lm = masked_lm(model, "experts+channels")
+    budget = Budget(lm.units, 0.4, scope="uniform")
+    importance = METRICS[name](lm, WINDOWS, budget, 0)
+    mask = importance.mask(budget)
+    assert float(budget.excess(mask[None])) == 0
+    assert lm.units.prune_rate(mask) >= 0.4
+    start = initial_probabilities(importance, budget)
+    assert float(budget.excess(start[None])) <= 1e-9
+    alone = masked_lm(model, "experts")
+    if name != "random":
+        experts = METRICS[name](alone, WINDOWS, Budget(alone.units, 0.4), 0).scores
+        torch.testing.assert_close(importance.scores[lm.units.kind == 0], experts)
+
+
+def test_channels_are_worth_what_those_of_all_experts_add():
+    lm = masked_lm(tiny_model("mixtral"), "experts+channels", channel_block=2)
+    found = METRICS["reap"](lm, WINDOWS, Budget(lm.units, 0.4, scope="uniform"), 0).scores
+    energies = channel_energies(lm.model, WINDOWS)[1].sum(0)  # (F,)
+    expected = energies.view(3, 2).sum(1).sqrt()
+    torch.testing.assert_close(found[(lm.units.layer == 1) & (lm.units.kind == 1)], expected)
+    weights = lm.model.model.layers[1].mlp.experts
+    size = weights.gate_up_proj.abs().sum((0, 2)).view(2, 3, 2).sum((0, 2))
+    size = size + weights.down_proj.abs().sum((0, 1)).view(3, 2).sum(1)
+    found = METRICS["magnitude"](lm, WINDOWS, Budget(lm.units, 0.4, scope="uniform"), 0).scores
+    torch.testing.assert_close(found[(lm.units.layer == 1) & (lm.units.kind == 1)], size.detach())
 
 
 def test_experts_start_from_the_loss_without_each():

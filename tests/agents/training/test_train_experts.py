@@ -38,6 +38,32 @@ def test_a_run_exports_a_stock_model_with_fewer_experts(agent, mixture, tmp_path
     assert float(error.abs().max()) <= 1e-4  # the export is in float32
 
 
+@pytest.mark.parametrize("agent", ["auto", "reinforce"])
+def test_a_run_exports_a_stock_model_with_fewer_channels_of_experts(agent, mixture, tmp_path):
+    run = tmp_path / "run"
+    options = ["--granularity=experts+channels", "--prune-rate=0.4", f"--agent={agent}"]
+    assert train(*mixture, *options, f"--output={run}", "--export=hf") == 0
+    found = results(run)
+    assert found["scope"] == "uniform"
+    assert found["prune_rate"]["achieved"] >= 0.4
+    assert found["perplexity"]["pruned"] == pytest.approx(found["perplexity"]["masked"], rel=1e-6)
+    loaded = AutoModelForCausalLM.from_pretrained(
+        run / "hf", dtype=torch.float64, experts_implementation="eager"
+    )
+    assert type(loaded).__name__ == "MixtralForCausalLM"
+    assert (loaded.config.num_local_experts, loaded.config.intermediate_size) == (3, 4)
+    assert numbers(run / "hf") == found["parameters"]["pruned"]
+    with torch.no_grad():
+        error = loaded(tokens()[:, :9] % 26).logits
+        error = error - load_any(str(run), dtype="float64").model(tokens()[:, :9] % 26).logits
+    assert float(error.abs().max()) <= 1e-4  # the export is in float32
+    command("export", run, "--uniform", f"--output={tmp_path / 'equal'}")
+    assert numbers(tmp_path / "equal") == numbers(run / "hf")
+    assert "channels of each expert were put into another order" in (
+        (run / "hf" / "README.md").read_text().replace("\n", " ")
+    )
+
+
 @pytest.mark.parametrize("method", ["reap", "expert-frequency"])
 def test_methods_of_experts_choose_their_own_granularity_and_scope(method, mixture, tmp_path):
     words = [word for word in mixture if "granularity" not in word and "total" not in word]
@@ -51,8 +77,14 @@ def test_methods_of_experts_choose_their_own_granularity_and_scope(method, mixtu
     ("options", "message"),
     [
         (["--prune-rate=0.6"], "the 2 that each token uses; choose a rate of at most 0.5"),
-        (["--granularity=heads+channels"], "mixture of experts without channels; choose heads"),
+        (
+            ["--granularity=heads+channels"],
+            "whose channels go with experts; choose heads",
+        ),
         (["--init=wanda-sp"], "does not score granularity 'experts'"),
+        (["--granularity=experts+channels", "--scope=global"], "choose budget per-kind and scope"),
+        (["--granularity=experts+channels", "--prune-rate=0.9"], "the least that a layer keeps"),
+        (["--granularity=experts+channels", "--init=flap"], "does not score granularity"),
         (["--reward=repaired"], "a pruned layer or expert has none|is about heads and channels"),
     ],
 )
