@@ -49,6 +49,12 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True, help="directory to write")
     parser.add_argument("--steps", type=int, default=500, help=f"of {BATCH_TOKENS} tokens each")
+    parser.add_argument(
+        "--balance",
+        choices=("layers", "mean"),
+        default="layers",
+        help="what sends equally many tokens to each expert: every layer, or their mean",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
@@ -80,7 +86,8 @@ def train(options: argparse.Namespace) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             result = model(input_ids=ids, output_router_logits=True, use_cache=False)
             loss = model.loss_function(result.logits, ids, CONFIG.vocab_size)
-            (loss + CONFIG.router_aux_loss_coef * imbalance(result.router_logits)).backward()
+            uneven = imbalance(result.router_logits, options.balance)
+            (loss + CONFIG.router_aux_loss_coef * uneven).backward()
         gradients = [part for weight in layer_weights(model) for part in parts(weight.grad)]
         for matrix, gradient in zip(matrices, gradients, strict=True):
             matrix.grad = gradient
@@ -95,7 +102,8 @@ def train(options: argparse.Namespace) -> None:
         if (step + 1) % 20 == 0:
             print(f"step {step + 1}, loss {loss:.3f}, {seconds:.0f} s", flush=True)
     model.load_state_dict(average, strict=False)  # the head is tied to the embedding
-    facts: dict[str, Any] = {"steps": options.steps, "seed": options.seed, "seconds": seconds}
+    facts: dict[str, Any] = {"seconds": seconds}
+    facts |= {name: getattr(options, name) for name in ("steps", "seed", "balance")}
     facts["held_out_bits_per_byte"] = {
         domain: model_bits_per_byte(model.eval(), tokenizer, domain, every=4) for domain in DOMAINS
     }
@@ -115,18 +123,20 @@ def new_model(seed: int) -> Qwen3MoeForCausalLM:
     return model
 
 
-def imbalance(router_logits: tuple[Tensor, ...]) -> Tensor:
-    """Sums over layers how unevenly their routers send tokens to experts.
+def imbalance(router_logits: tuple[Tensor, ...], balance: str) -> Tensor:
+    """Computes how unevenly routers send tokens to experts.
 
-    The loss of transformers is about the mean over layers: it is at its least while each layer
-    sends all to a few experts of its own. Training at scale balances each layer (Fedus et al. 2022,
-    "Switch Transformers", arXiv 2101.03961, Eq. 4).
+    Training at scale balances each layer (Fedus et al. 2022, "Switch Transformers", arXiv
+    2101.03961, Eq. 4). The loss that transformers computes is about the mean over layers, and at
+    its least also where each layer sends all tokens to a few experts of its own.
 
     Args:
         router_logits: of each layer, (N, E).
+        balance: ``layers``, the sum over layers, or ``mean``.
     """
+    parts = [(logits,) for logits in router_logits] if balance == "layers" else [router_logits]
     count, used = CONFIG.num_experts, CONFIG.num_experts_per_tok
-    losses = [load_balancing_loss_func((logits,), count, used) for logits in router_logits]
+    losses = [load_balancing_loss_func(part, count, used) for part in parts]
     return torch.stack([torch.as_tensor(loss) for loss in losses]).sum()
 
 

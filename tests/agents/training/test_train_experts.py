@@ -19,10 +19,16 @@ def mixture(tmp_path_factory):
     return [*as_options(arguments | SHORT), "--granularity=experts"]
 
 
-@pytest.mark.parametrize("agent", ["auto", "reinforce", "evolution"])
+OTHERS = ("cma-es --action=score", "sac --action=score", "td3 --action=score", "ppo", "a2c", "trpo")
+
+
+@pytest.mark.parametrize(
+    "agent",
+    ["auto", "reinforce", "evolution", *(pytest.param(a, marks=pytest.mark.slow) for a in OTHERS)],
+)
 def test_a_run_exports_a_stock_model_with_fewer_experts(agent, mixture, tmp_path):
     run = tmp_path / "run"
-    assert train(*mixture, f"--agent={agent}", f"--output={run}", "--export=hf") == 0
+    assert train(*mixture, *f"--agent={agent}".split(), f"--output={run}", "--export=hf") == 0
     found = results(run)
     assert found["scope"] == "uniform"
     assert found["perplexity"]["pruned"] == pytest.approx(found["perplexity"]["masked"], rel=1e-6)
@@ -85,6 +91,7 @@ def test_methods_of_experts_choose_their_own_granularity_and_scope(method, mixtu
         (["--granularity=experts+channels", "--scope=global"], "choose budget per-kind and scope"),
         (["--granularity=experts+channels", "--prune-rate=0.9"], "the least that a layer keeps"),
         (["--granularity=experts+channels", "--init=flap"], "does not score granularity"),
+        (["--agent=random-search"], "learns how much each layer keeps, which scope uniform fixes"),
         (["--reward=repaired"], "a pruned layer or expert has none|is about heads and channels"),
     ],
 )
