@@ -14,7 +14,7 @@ from pgprune.utils.process_ids import world_size
 
 _TOKENS = 2**17  # that levels are fitted on
 _WITHOUT_LEVELS = {
-    "granularity": ("blocks", "layers", "experts", "heads+experts"),
+    "granularity": ("blocks", "layers", "experts", "heads+experts", "experts+channels"),
     "scope": ("local", "uniform"),
     "repair": ("none", "bias"),
     "reward": ("plain", "repaired"),
