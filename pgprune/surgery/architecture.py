@@ -29,6 +29,7 @@ from pgprune.models.registration import pruned_classes
 from pgprune.surgery.generation_settings import savable_generation_config
 from pgprune.surgery.pruned_layer import (
     PrunedLayer,
+    counting,
     counting_types,
     kept_values,
     layers_with_experts,
@@ -67,6 +68,8 @@ def assemble(
 def _assembled(
     model: PreTrainedModel, units: PruningUnits, layers: list[PrunedLayer], family: Family
 ) -> PreTrainedModel:
+    if family.recurrent is not None:
+        layers = counting(model.config.layer_types, layers)
     config = _config(model.config, units, layers, family)
     if not config.model_type.startswith(PRUNED):
         layers = [_closed(layer, family, model.config) for layer in layers]

@@ -40,22 +40,22 @@ class PrunedLayer:
     experts: int = 0
 
 
-def counting_types(types: list[str], layers: list[PrunedLayer]) -> list[str]:
-    """Gives layers without attention the type of those whose caches count tokens.
+def counting(types: Sequence[str], layers: list[PrunedLayer]) -> list[PrunedLayer]:
+    """Adds a layer of nothing, which counts the tokens of a text, where no kept layer does.
 
-    Raises:
-        PruningError: no layer of this type is left.
+    Args:
+        types: of the layers of the dense model.
+        layers: that are kept.
     """
-    types = [
-        COUNTING if "attention" in layer.skip else own
-        for own, layer in zip(types, layers, strict=True)
-    ]
-    if COUNTING not in types:
-        raise PruningError(
-            f"the mask prunes all layers of the type {COUNTING!r}, without which a cache cannot "
-            "count tokens; prune less"
-        )
-    return types
+    if any("attention" in layer.skip or types[layer.index] == COUNTING for layer in layers):
+        return layers
+    return [*layers, PrunedLayer(layers[-1].index, 0, 0, ("attention", "mlp"), {})]
+
+
+def counting_types(types: Sequence[str], layers: list[PrunedLayer]) -> list[str]:
+    """Gives layers without attention the type of those whose caches count tokens."""
+    pairs = zip(types, layers, strict=True)
+    return [COUNTING if "attention" in layer.skip else own for own, layer in pairs]
 
 
 def kept_values(

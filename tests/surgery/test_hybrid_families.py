@@ -7,7 +7,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from helpers.masks import bound
-from helpers.pruned import equal_layers, in_pieces
+from helpers.pruned import equal_layers, in_pieces, parameters
 from helpers.tiny import CONFIGS, tiny_model, tokens
 from pgprune import PruningError
 from pgprune.finetuning.blocks import Blocks
@@ -28,15 +28,25 @@ def mask_without(units: PruningUnits, kind: str, layers: set[int]) -> torch.Tens
 
 
 @pytest.mark.parametrize("family", HYBRID)
+@pytest.mark.parametrize(
+    ("granularity", "kind", "layers"),
+    [
+        ("blocks", "attention", {0}),
+        ("blocks", "attention", {1, 2}),
+        ("blocks", "attention", {0, 1, 2}),
+        ("layers", "layer", {1, 2}),
+    ],
+)
 @torch.no_grad()
-@pytest.mark.parametrize("layers", [{0}, {1, 2}, {0, 1, 2}], ids=["recurrent", "full", "all"])
-def test_a_model_without_attention_still_counts_tokens(family, layers, tmp_path):
-    """Caches take the text's length from layers of full attention, which stand in for pruned."""
+def test_a_model_without_attention_still_counts_tokens(family, granularity, kind, layers, tmp_path):
+    """Caches take the text's length from layers of full attention, of which layer 1 and 2 are."""
     model, ids = tiny_model(family), tokens(batch=2)
-    units = PruningUnits.of(model, "blocks")
-    mask = mask_without(units, "attention", layers)
+    units = PruningUnits.of(model, granularity)
+    mask = mask_without(units, kind, layers)
     expected = MaskedLM(model, units).logits(mask[None], ids)[0]
-    prune(model, units, mask).save_pretrained(tmp_path)
+    pruned = prune(model, units, mask)
+    assert parameters(pruned) == parameters(model) - units.pruned_parameters(mask)
+    pruned.save_pretrained(tmp_path)
     loaded = AutoModelForCausalLM.from_pretrained(
         tmp_path, dtype=torch.float64, experts_implementation="eager"
     )
@@ -55,14 +65,6 @@ def test_a_model_without_attention_still_counts_tokens(family, layers, tmp_path)
     ]
     assert torch.equal(written[0], written[1])
     assert torch.equal(written[0], written[2][:, 3:])
-
-
-@pytest.mark.parametrize("family", HYBRID)
-def test_the_last_layer_with_full_attention_cannot_go(family):
-    model = tiny_model(family)
-    units = PruningUnits.of(model, "layers")
-    with pytest.raises(PruningError, match="type 'full_attention', .* prune less"):
-        prune(model, units, mask_without(units, "layer", {1, 2}))
 
 
 OWN = {"num_kv_shared_layers": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1}
