@@ -3,10 +3,10 @@
     python benchmarks/families.py --output DIR                      # minutes; --families for some
     python benchmarks/families.py --output DIR --report --into docs/families.md
 
-Every family has a tiny random model, that of its tests: three layers, all sliding windows shorter
-than the texts. A stock model with zeros in place of pruned weights is what masked and sliced
-evaluation, the cut model with a cache and without, and the cut model saved and loaded again are
-compared with, over all patterns of masks. A router would send tokens to experts of zeros, so in
+Every family has a tiny random model, that of its tests: three layers or four, all sliding windows
+shorter than the texts. A stock model with zeros in place of pruned weights is what masked and
+sliced evaluation, the cut model with a cache and without, and the cut model saved and loaded again
+are compared with, over all patterns of masks. A router would send tokens to experts of zeros, so in
 mixtures masked evaluation is what the others are compared with, over patterns that keep as many
 experts as a token uses. A record is one line of DIR/families.jsonl.
 """

@@ -65,7 +65,8 @@ def take_out(source: str, output: Path) -> int:
     tokenizer = load_tokenizer(place, config.text_config)
     whole = _load_whole(source, place)
     part: Any = AutoModelForCausalLM.from_config(config.text_config, dtype=whole.dtype)
-    part.model, part.lm_head = whole.model.language_model, whole.lm_head
+    (decoder, name), head = _places(whole)
+    part.model, part.lm_head = getattr(decoder, name), head.lm_head
     part.config.tie_word_embeddings = part.lm_head.weight is part.model.embed_tokens.weight
     with saving(output), phase(f"writing {output}"), new_directory(output) as directory:
         part.save_pretrained(directory)
@@ -94,7 +95,9 @@ def put_back(source: str, pruned: str, output: Path) -> int:
     part_config, _ = check_model(ModelConfig(pruned), pruned=True)
     _check_fit(source, config.text_config, pruned, part_config)
     whole, part = _load_whole(source, place), _load(AutoModelForCausalLM, pruned)
-    whole.model.language_model, whole.lm_head = part.model, part.lm_head
+    (decoder, name), head = _places(whole)
+    setattr(decoder, name, part.model)
+    head.lm_head = part.lm_head
     part.config.use_cache = True  # evaluating masks does without
     whole.config.text_config = part.config
     whole.config.tie_word_embeddings = part.config.tie_word_embeddings
@@ -126,13 +129,22 @@ def _config(source: str) -> tuple[str, Any]:
 def _load_whole(source: str, place: str) -> Any:
     """Loads a model of text and images, and makes sure that its language part is in its place."""
     whole = _load(AutoModelForImageTextToText, place)
-    base = getattr(whole, "model", None)
-    if not hasattr(base, "language_model") or not hasattr(whole, "lm_head"):
+    (decoder, name), head = _places(whole)
+    if not hasattr(decoder, name) or not hasattr(head, "lm_head"):
         raise PruningError(
-            f"the language part of the model {source!r} ({type(whole).__name__}) is not in its "
-            "model.language_model and lm_head; save it as a causal LM by hand"
+            f"the language part of the model {source!r} ({type(whole).__name__}) is neither in its "
+            "model.language_model and lm_head nor in its language_model; save it as a causal LM "
+            "by hand"
         )
     return whole
+
+
+def _places(whole: Any) -> tuple[tuple[Any, str], Any]:
+    """Returns the module and the name in it of the decoder of text, and the module of the head."""
+    causal_lm = getattr(whole, "language_model", None)
+    if hasattr(causal_lm, "lm_head"):  # of Llama 4
+        return (causal_lm, "model"), causal_lm
+    return (getattr(whole, "model", None), "language_model"), whole
 
 
 def _load(loader: Any, place: str) -> Any:

@@ -94,6 +94,7 @@ def _differences(
     config, heads = model.config, getattr(model.config, "num_attention_heads", 0)
     if (
         not config.model_type.startswith(PRUNED)
+        and not config.is_heterogeneous  # the dense model's configuration has several sizes
         and getattr(config, "head_dim", None) not in (None, config.hidden_size // heads)
         and not hasattr(type(config)(), "head_dim")
     ):

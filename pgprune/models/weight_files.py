@@ -86,6 +86,8 @@ def check_weights(directory: Path, config: PretrainedConfig) -> None:
     tensors = _tensors(directory, named)
     layers = {match[1] for name in tensors if (match := _LAYER.search(name))}
     configured = config.num_hidden_layers
+    if config.is_heterogeneous:  # a layer that lacks both blocks has no weights
+        configured -= sum(len(own.skip) == 2 for own in config.per_layer_config)
     if len(layers) != configured:
         raise PruningError(
             f"the weights of the model {str(directory)!r} are of {len(layers)} layers, but its "

@@ -5,6 +5,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from helpers.command import command
+from helpers.mixtures import MIXTURES
+from helpers.pruned import equal_layers
 from helpers.tiny import CONFIGS, letters_tokenizer, tiny_model, tokens
 from pgprune import PruningError
 from pgprune.export import language_part
@@ -22,17 +24,24 @@ SIGHT = {
     "patch_size": 14,
 }
 KINDS = {
-    "llava": ("llama", "clip_vision_model"),
-    "gemma3": ("gemma3_text", "siglip_vision_model"),
-    "mistral3": ("mistral", "pixtral"),
+    "llava": ("llama", "clip_vision_model", {}),
+    "gemma3": ("gemma3_text", "siglip_vision_model", {}),
+    "mistral3": ("mistral", "pixtral", {}),
+    "qwen3_5": (
+        "qwen3_5_text",
+        "qwen3_5_vision",
+        {"depth": 1, "num_heads": 2, "out_hidden_size": 32, "num_position_embeddings": 16},
+    ),
+    "gemma4": ("gemma4_text", "gemma4_vision", {"num_key_value_heads": 2, "head_dim": 8}),
+    "llama4": ("llama4_text", "llama4_vision_model", {"vision_output_dim": 16}),
 }
 
 
 def whole_in(folder, kind="llava"):
     """Saves a small model of text and images, with a processor's file."""
-    text, sight = KINDS[kind]
-    texts = CONFIGS[text].to_dict()
-    seen = SIGHT | {"model_type": sight}
+    text, sight, others = KINDS[kind]
+    texts = (CONFIGS | MIXTURES)[text].to_dict()
+    seen = SIGHT | {"model_type": sight} | others
     config = AutoConfig.for_model(kind, text_config=texts, vision_config=seen)
     torch.manual_seed(0)
     whole = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
@@ -40,6 +49,12 @@ def whole_in(folder, kind="llava"):
     letters_tokenizer().save_pretrained(folder)
     (folder / "preprocessor_config.json").write_text("{}")
     return whole
+
+
+def seeing_part(whole):
+    """The weights of what reads images, by name."""
+    parts = whole.state_dict().items()
+    return {n: part for n, part in parts if "language_model" not in n and "lm_head" not in n}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -52,8 +67,8 @@ def test_out_pruned_and_back(kind, tmp_path):
     language, _ = load_model(ModelConfig(str(tmp_path / "part")))
     assert torch.equal(language(tokens()).logits, whole(input_ids=tokens()).logits)
 
-    units = PruningUnits.of(language, "channels")
-    mask = (torch.arange(units.n) % 3 != 1).byte()  # as many channels in each layer
+    units = PruningUnits.of(language, "experts" if KINDS[kind][0] in MIXTURES else "channels")
+    mask = equal_layers(units, channels=8, experts=3)
     prune(language, units, mask).save_pretrained(tmp_path / "pruned")
     letters_tokenizer().save_pretrained(tmp_path / "pruned")
     words = ("--pruned", tmp_path / "pruned", "--output", tmp_path / "smaller")
@@ -61,8 +76,8 @@ def test_out_pruned_and_back(kind, tmp_path):
     smaller = AutoModelForImageTextToText.from_pretrained(tmp_path / "smaller")
     pruned = AutoModelForCausalLM.from_pretrained(tmp_path / "pruned")
     assert torch.equal(smaller(input_ids=tokens()).logits, pruned(tokens()).logits)
-    before, after = whole.model.vision_tower, smaller.model.vision_tower
-    assert all(map(torch.equal, before.parameters(), after.parameters()))
+    seeing, after = seeing_part(whole), seeing_part(smaller)
+    assert seeing and all(torch.equal(part, after[name]) for name, part in seeing.items())
     assert (tmp_path / "smaller" / "preprocessor_config.json").read_text() == "{}"
 
 
@@ -96,6 +111,6 @@ def test_a_language_part_in_another_place_is_said(tmp_path, monkeypatch):
     whole_in(tmp_path / "whole")
     other = tiny_model("llama")  # has no model.language_model
     monkeypatch.setattr(language_part, "_load", lambda loader, place: other)
-    with pytest.raises(PruningError, match="is not in its model.language_model and lm_head; save"):
+    with pytest.raises(PruningError, match="is neither in its model.language_model and lm_head"):
         take_out(str(tmp_path / "whole"), tmp_path / "part")
     assert not (tmp_path / "part").exists()

@@ -14,6 +14,7 @@ from pgprune.finetuning.blocks import Blocks
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.families import family_of
+from pgprune.models.weight_files import check_weights
 from pgprune.surgery.layers import prune
 
 HYBRID = ("qwen3_5_text", "qwen3_next", "qwen3_5_moe_text")
@@ -50,6 +51,7 @@ def test_a_model_without_attention_still_counts_tokens(family, granularity, kind
     loaded = AutoModelForCausalLM.from_pretrained(
         tmp_path, dtype=torch.float64, experts_implementation="eager"
     )
+    check_weights(tmp_path, loaded.config)  # as in every loading by pgprune
     for logits in (loaded(ids).logits, in_pieces(loaded, ids)):
         assert float((logits - expected).abs().max()) <= bound(model, cached=True)
     padded = torch.cat([torch.zeros(2, 3, dtype=torch.int64), ids], dim=1)
