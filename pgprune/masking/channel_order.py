@@ -5,24 +5,19 @@ makes no difference to the model, as a permutation of the channels of an expert 
 it computes. Here channel j of an expert is the one that adds the j-th most to the residual stream:
 sum_t (g_t a_tj)^2 |d_j|^2 over the tokens t of the expert, with the router's weight g, the input a
 of the down projection and its column d. MLPs that are as wide as some experts are ordered likewise.
-
-The stock module of experts computes a with its activation, clamps and biases where the identity is
-in place of its down projection.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pgprune.inspection.base_model import base_model
+from pgprune.masking.expert_downs import DOWN, down_inputs
 from pgprune.models.experts import ChannelPart, Experts
 from pgprune.models.families import decoder_layers, family_of
 from pgprune.utils.progress import phase, track
-
-_DOWN, _BIAS = "down_proj", "down_proj_bias"
 
 
 @torch.no_grad()
@@ -117,18 +112,18 @@ class _Sums:
             return
         stack.callback(self.mlp.register_forward_pre_hook(self._add).remove)
         if self.names.shared is not None:
-            down = self.layer.get_submodule(f"{self.names.shared}.{_DOWN}")
+            down = self.layer.get_submodule(f"{self.names.shared}.{DOWN}")
             stack.callback(down.register_forward_pre_hook(self._add_shared).remove)
 
     def energies(self) -> Tensor:
         """Returns the squares times those of the columns, (E + S, F)."""
         if self.router is None:
             return torch.zeros(0, 0).double()
-        down = self.experts.get_parameter(_DOWN)
-        outputs = 3 - self.names.inner[_DOWN]  # the other dimension but that of experts
+        down = self.experts.get_parameter(DOWN)
+        outputs = 3 - self.names.inner[DOWN]  # the other dimension but that of experts
         energies = [self.squares * down.double().square().sum(outputs).cpu()]
         if self.names.shared is not None:
-            weight = self.layer.get_parameter(f"{self.names.shared}.{_DOWN}.weight")  # (D, S * F)
+            weight = self.layer.get_parameter(f"{self.names.shared}.{DOWN}.weight")  # (D, S * F)
             of_shared = self.shared * weight.double().square().sum(0).cpu()
             energies.append(of_shared.view(-1, self.squares.shape[1]))
         return torch.cat(energies)
@@ -136,40 +131,13 @@ class _Sums:
     def _add(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         states = args[0].reshape(-1, args[0].shape[-1])  # (N, D)
         weights, chosen = self.names.chosen(self.router, states)  # (N, k)
-        for first in range(0, self.squares.shape[1], states.shape[1]):
-            with self._inputs_as_outputs(first):
-                for expert, squares in enumerate(self.squares[:, first : first + states.shape[1]]):
-                    tokens, slots = torch.nonzero(chosen == expert, as_tuple=True)
-                    sent = weights[tokens, slots, None], states[tokens]  # (t, 1), (t, D)
-                    if len(tokens):
-                        squares += self._squares(*sent, expert)[: len(squares)]
-
-    def _squares(self, weights: Tensor, states: Tensor, expert: int) -> Tensor:
-        """Sums squares over tokens of what an expert returns for its inputs, (D,)."""
-        if self.names.scored:  # the weight is in the inputs
-            states, weights = states * weights, torch.ones_like(weights)
-        returned = self.names.outputs(self.experts, states, expert) * weights
-        return returned.double().square().sum(0).cpu()
+        for expert, squares in enumerate(self.squares):
+            tokens, slots = torch.nonzero(chosen == expert, as_tuple=True)
+            if len(tokens):
+                sent = states[tokens], weights[tokens, slots]  # (t, D), (t,)
+                inputs = down_inputs(self.names, self.experts, expert, *sent)
+                squares += inputs[:, : len(squares)].double().square().sum(0).cpu()
 
     def _add_shared(self, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         total = args[0].flatten(0, -2).double().square().sum(0).cpu()  # (S * F,)
         self.shared = self.shared + total if len(self.shared) else total
-
-    @contextmanager
-    def _inputs_as_outputs(self, first: int) -> Iterator[None]:
-        """Lets the experts return inputs of their down projections, from the first one on."""
-        dense = self.experts._parameters
-        down = dense[_DOWN]
-        dim = self.names.inner[_DOWN]
-        count = min(down.shape[dim] - first, down.shape[3 - dim])
-        identity = torch.zeros_like(down[0])  # (D, F), or transposed
-        rows = torch.arange(count, device=down.device)
-        identity[(rows, rows + first) if dim == 2 else (rows + first, rows)] = 1
-        changed = {_DOWN: identity.expand_as(down)}
-        if _BIAS in dense:
-            changed[_BIAS] = torch.zeros_like(dense[_BIAS])
-        self.experts._parameters = dense | changed
-        try:
-            yield
-        finally:
-            self.experts._parameters = dense

@@ -64,7 +64,10 @@ class Experts:
 
     def chosen(self, router: Any, states: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the weights (N, k) and indices (N, k) of the experts of tokens (N, D)."""
-        given = router(states)
+        return self.chosen_of(router, router(states))
+
+    def chosen_of(self, router: Any, given: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Returns weights and indices as ``chosen`` of what the router has given."""
         weights, indices = given[0].topk(router.top_k) if self.scored else given[1:]
         return weights, indices
 

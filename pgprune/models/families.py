@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from pgprune.errors import PruningError
 from pgprune.models.family import REFUSED, Family
@@ -113,6 +113,23 @@ def projection_of(model: nn.Module, layer: int, kind: str) -> nn.Linear | None:
     return None if path is None else linear_at(layers[layer], path)
 
 
+def refitted_of(model: nn.Module, layer: int, kind: str) -> tuple[Tensor, Tensor | None] | None:
+    """Returns the weight and the bias that a repair refits; None if the model lacks them.
+
+    Args:
+        model: a causal LM of a known family.
+        layer: index of the layer.
+        kind: a key of ``Family.refitted``.
+    """
+    family = family_of(model.config)
+    layers = decoder_layers(model, family)
+    names = family.of(layers[layer]).refitted.get(kind) if layer < len(layers) else None
+    if names is None:
+        return None
+    weight, bias = (_parameter_at(layers[layer], name) for name in names)
+    return None if weight is None else (weight, bias)
+
+
 def decoder_layers(model: nn.Module, family: Family) -> nn.ModuleList:
     """Returns the list of decoder layers of a causal LM, and opens what is fused in them."""
     layers = model.get_submodule(family.layers)
@@ -137,8 +154,20 @@ def head_sizes(layer: nn.Module, family: Family) -> tuple[int, int, int]:
 
 def linear_at(layer: nn.Module, path: str) -> nn.Linear:
     """Returns a projection of a layer, as ``get_submodule`` does in ten times the time."""
-    module: Any = layer
-    for name in path.split("."):
-        module = module._modules[name]
+    module = module_at(layer, path)
     assert isinstance(module, nn.Linear), f"{path} is not a linear projection"
     return module
+
+
+def module_at(layer: nn.Module, path: str) -> Any:
+    """Returns a module of a layer, None if there is none; else as ``linear_at``."""
+    module: Any = layer
+    for name in path.split("."):
+        module = None if module is None else module._modules.get(name)
+    return module
+
+
+def _parameter_at(layer: nn.Module, name: str) -> Tensor | None:
+    path, _, own = name.rpartition(".")
+    found: Tensor | None = getattr(module_at(layer, path), own, None)
+    return found

@@ -144,6 +144,21 @@ class Family:
         gated = {"up": self.expand[-1]} if self.gated else {}
         return {"heads": self.output, "channels": self.down} | gated
 
+    @property
+    def refitted(self) -> dict[str, tuple[str, str]]:
+        """Names, in a layer, of the weight and the bias that a repair refits, by kind.
+
+        They are those of the projections and, in a mixture, of the down projections of all
+        experts together (``experts``).
+        """
+        names = {
+            kind: (f"{path}.weight", f"{path}.bias") for kind, path in self.projections.items()
+        }
+        if self.experts is None:
+            return names
+        module = self.experts.experts
+        return names | {"experts": (f"{module}.down_proj", f"{module}.down_proj_bias")}
+
 
 REFUSED = (
     (

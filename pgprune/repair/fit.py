@@ -12,9 +12,9 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import Group
 from pgprune.repair.damping import best_damped
 from pgprune.repair.least_squares import LeastSquares
-from pgprune.repair.projection import KINDS, Projection
+from pgprune.repair.mixture import Mixture, tokens_of_fit
+from pgprune.repair.projection import KINDS, Projection, Solution
 from pgprune.repair.refit import (
-    Solution,
     best_in_turns,
     best_weights,
     mean_bias,
@@ -49,7 +49,9 @@ def fit_repair(
     ``least-squares`` refits the weights, and the bias if there is one, so that the hidden states
     after each block are as close as possible to those of the dense model. The errors of earlier
     layers are part of this target, so blocks that lost nothing compensate for pruned ones. A
-    projection that lost all its inputs keeps its bias only, if it has one.
+    projection that lost all its inputs keeps its bias only, if it has one. In a mixture, the down
+    projections of kept experts are refitted on the tokens that reach them
+    (``pgprune.repair.expert_descent``).
 
     ``alternating`` does the same, and refits the down and up projections of gated MLPs in turns
     (``pgprune.repair.gated_mlp``). It holds the activations of one MLP for all the text.
@@ -79,9 +81,18 @@ def fit_repair(
 
     chosen = Counter[float]()  # projections by their damping
 
+    def solve_mixture(mixture: Mixture) -> Solution:
+        if mixture.held_out is None:
+            return mixture.fit(damping)
+        best, solution = mixture.best_fit()
+        chosen[best] += 1
+        return solution
+
     def solve(projection: Projection) -> Solution:
         if projection.intact:
             return {}
+        if isinstance(projection, Mixture):
+            return solve_mixture(projection)
         best = None if projection.held_out is None else best_damped(projection)
         if best is not None:
             chosen[best.damping] += 1
@@ -96,7 +107,9 @@ def fit_repair(
     with phase(f"repair {how}"):
         if how == "bias":
             return _refit(lm, mask, windows, _bias, "projection")
-        repair = _refit(lm, mask, windows, solve, "stream", held_out, relative)
+        if lm.family.experts is not None:
+            lm.meter.add(tokens_of_fit(windows, held_out))
+        repair = _refit(lm, mask, windows, solve, "stream", held_out, relative, mixtures=True)
     if chosen:
         words = (f"{each:g} in {n:,}" for each, n in sorted(chosen.items()))
         note(
@@ -170,6 +183,7 @@ def _refit(
     target: str,
     held_out: Tensor | None = None,
     relative: bool = False,
+    mixtures: bool = False,
 ) -> Repair:
     """Runs ``refit_layers`` and collects the solutions, on the CPU in the model's number format."""
     repair = Repair()
@@ -183,7 +197,7 @@ def _refit(
                 repair.biases[projection.seen.layer, kind] = bias.to("cpu", lm.dtype)
         return solution
 
-    refit_layers(lm, mask, windows, solve_and_collect, target, held_out, relative)
+    refit_layers(lm, mask, windows, solve_and_collect, target, held_out, relative, mixtures)
     return repair
 
 

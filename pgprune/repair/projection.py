@@ -23,6 +23,14 @@ BLOCKS = {"heads": "attention", "channels": "mlp"}
 """The block whose last projection it is, by kind."""
 
 
+Change = tuple[Tensor | None, Tensor | None]
+"""New weight and bias of a projection, None where it stays; (outputs, inputs) and (outputs,)."""
+
+Solution = dict[str, Change]
+"""Changes by kind: ``heads``, ``channels`` or ``up``, the up projection of a gated MLP; of a
+mixture ``experts``, the down projections of all its experts as they are stored."""
+
+
 class KeptMoments(NamedTuple):
     """Second moments of what a projection keeps.
 
@@ -104,6 +112,15 @@ class Projection:
         before = layers < self.seen.layer if self.kind == "heads" else layers <= self.seen.layer
         return bool(self.kept.all() and self.mask[before].all())
 
+    @property
+    def pruned(self) -> Solution:
+        """The parameters after pruning: kept columns, or zeros if the block is pruned."""
+        weight, bias = self.linear.weight, self.linear.bias
+        if self.gone:
+            nothing = None if bias is None else torch.zeros_like(bias)
+            return {self.kind: (torch.zeros_like(weight), nothing)}
+        return {self.kind: (weight.where(self.kept_inputs.to(weight.device), 0), None)}
+
     def targets(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Yields its inputs, (b, T, inputs), and the wanted outputs for them, chunk by chunk.
 
@@ -129,10 +146,7 @@ class Projection:
         """Yields inputs and targets as ``targets``, and how much each token counts, (b, T)."""
         for chunk, (inputs, *before) in enumerate(self._seen()):
             output = self._dense_output(inputs)
-            weights = self._token_weights(chunk, inputs, before) if self.relative else None
-            if output is not None:  # errors count as they are in the stream
-                steepness = slope(self.seen.module, self.lm.family, self.kind, output)[..., 0]
-                weights = steepness.square() * (1 if weights is None else weights)
+            weights = self._token_weights(chunk, inputs, before, output)
             yield inputs, self._missing(chunk, before, output), weights
 
     def _dense_output(self, inputs: Tensor) -> Tensor | None:
@@ -140,7 +154,20 @@ class Projection:
         adds = adds_its_output(self.lm.family, self.kind)
         return None if adds else run_linear(self.linear, inputs)
 
-    def _token_weights(self, chunk: int, inputs: Tensor, before: Sequence[Tensor]) -> Tensor:
+    def _token_weights(
+        self, chunk: int, inputs: Tensor, before: Sequence[Tensor], output: Tensor | None
+    ) -> Tensor | None:
+        """Computes how much each token counts, (b, T); None if all count once.
+
+        Errors count as they are in the stream, of which the output may be a steep function.
+        """
+        weights = self._relative_weights(chunk, inputs, before) if self.relative else None
+        if output is None:
+            return weights
+        steepness = slope(self.seen.module, self.lm.family, self.kind, output)[..., 0]
+        return steepness.square() * (1 if weights is None else weights)
+
+    def _relative_weights(self, chunk: int, inputs: Tensor, before: Sequence[Tensor]) -> Tensor:
         """Computes one over the mean square of the wanted states after the block, (b, T).
 
         The next norm divides by its root, so an error of the same size matters less to a token with

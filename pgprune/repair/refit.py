@@ -15,15 +15,11 @@ from torch import Tensor, nn
 from pgprune.errors import PruningError
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.observation import Observation
+from pgprune.models.families import module_at
 from pgprune.repair.least_squares import LeastSquares
-from pgprune.repair.projection import KINDS, Projection, run_linear, wide
+from pgprune.repair.mixture import Mixture
+from pgprune.repair.projection import KINDS, Change, Projection, Solution, run_linear, wide
 from pgprune.utils.memory import give_back
-
-Change = tuple[Tensor | None, Tensor | None]
-"""A projection's new weight (outputs, inputs) and bias (outputs,), None where it stays."""
-
-Solution = dict[str, Change]
-"""Changes by kind: ``heads``, ``channels`` or ``up``, the up projection of a gated MLP."""
 
 
 def refit_layers(
@@ -34,6 +30,7 @@ def refit_layers(
     target: str,
     held_out: Tensor | None = None,
     relative: bool = False,
+    mixtures: bool = False,
 ) -> None:
     """Solves for all projections that are not gone, layer by layer.
 
@@ -51,6 +48,8 @@ def refit_layers(
         held_out: more windows (M, T), which run through the refitted layers for the projections'
             ``held_out``; ``solve`` may compare solutions there, and fits none to them.
         relative: whether the error of a token counts relative to its wanted hidden state.
+        mixtures: whether ``solve`` gets a ``Mixture`` for the experts of a layer, which stay as
+            they are otherwise.
 
     Raises:
         PruningError: no calibration text.
@@ -65,14 +64,18 @@ def refit_layers(
 
     def changes(kind: str, *seen: Observation) -> list[tuple[str, Change]]:
         # In a function, so that the wanted states are freed before more are computed.
-        views = zip(seen, dense, strict=True)
+        wanted = [next(states) for states in dense]
+        plain = kind in lm.family.projections
+        if not plain and not (mixtures and lm.units.shapes[seen[0].layer].experts):
+            return []
+        made = Projection if plain else Mixture
         first, *rest = (
-            Projection(lm, mask, view, kind, next(states), relative=relative)
-            for view, states in views
+            made(lm, mask, view, kind, states, relative=relative)
+            for view, states in zip(seen, wanted, strict=True)
         )
         projection = replace(first, held_out=rest[0]) if rest else first
         solution = {} if projection.gone else solve(projection)
-        return [*_pruned(projection).items(), *solution.items()]
+        return [*projection.pruned.items(), *solution.items()]
 
     with ExitStack() as refitted:
         # Pruned columns are zeros in what the solutions leave, so no mask has to act on them.
@@ -81,12 +84,9 @@ def refit_layers(
             refitted.close()  # observe has run the previous layer with its refitted weights
             give_back()  # states of all the text come and go, and would leave holes in memory
             for kind in KINDS:
-                if kind not in lm.family.projections:  # the MLP of a mixture stays as it is
-                    for states in dense:
-                        next(states)
-                    continue
                 for name, change in changes(kind, seen, *held):
-                    refitted.enter_context(holding(lm.linear(seen.layer, name), *change))
+                    names = lm.family.of(seen.module).refitted[name]
+                    refitted.enter_context(holding(seen.module, names, *change))
 
 
 def mean_bias(projection: Projection) -> Solution:
@@ -136,28 +136,27 @@ def best_in_turns(projection: Projection, damping: float) -> Solution:
 
 
 @contextmanager
-def holding(linear: nn.Linear, weight: Tensor | None, bias: Tensor | None) -> Iterator[None]:
-    """Gives a projection another weight and bias while the body runs; None changes nothing."""
-    dense = linear.weight, linear.bias
+def holding(
+    layer: nn.Module, names: tuple[str, str], weight: Tensor | None, bias: Tensor | None
+) -> Iterator[None]:
+    """Gives a layer another weight and bias while the body runs; None changes nothing.
+
+    Args:
+        layer: the decoder layer.
+        names: of its weight and bias, from the layer.
+        weight: of the shape that the dense one has.
+        bias: also where there is no dense one.
+    """
+    module = module_at(layer, names[0].rpartition(".")[0])
+    own, other = (name.rpartition(".")[2] for name in names)
+    dense = {name: getattr(module, name) for name in (own, other) if hasattr(module, name)}
     if weight is not None:
-        laid_out = torch.empty_like(dense[0]).copy_(weight)  # with the strides of the dense weight
-        linear.weight = nn.Parameter(laid_out, requires_grad=False)
+        laid_out = torch.empty_like(dense[own]).copy_(weight)  # with the strides of the dense one
+        setattr(module, own, nn.Parameter(laid_out, requires_grad=False))
     if bias is not None:
-        linear.bias = nn.Parameter(bias.to(dense[0]), requires_grad=False)
+        setattr(module, other, nn.Parameter(bias.to(dense[own]), requires_grad=False))
     try:
         yield
     finally:
-        linear.weight, linear.bias = dense
-
-
-def _pruned(projection: Projection) -> Solution:
-    """Returns the parameters after pruning: kept columns, or zeros if the block is pruned."""
-    weight, bias = projection.linear.weight, projection.linear.bias
-    if projection.gone:
-        return {
-            projection.kind: (
-                torch.zeros_like(weight),
-                None if bias is None else torch.zeros_like(bias),
-            )
-        }
-    return {projection.kind: (weight.where(projection.kept_inputs.to(weight.device), 0), None)}
+        for name, parameter in dense.items():
+            setattr(module, name, parameter)

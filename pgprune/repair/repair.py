@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from pgprune.errors import PruningError
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.models.families import projection_of
+from pgprune.models.families import decoder_layers, refitted_of
 from pgprune.models.family import Family
+from pgprune.repair.projection import Change
 from pgprune.repair.refit import holding
 from pgprune.utils.files import tensor_bytes, write_file
 
@@ -22,12 +23,14 @@ class Repair:
     """New weights and biases of projections, by layer and kind.
 
     The kind ``heads`` is the attention output projection, ``channels`` the MLP down projection,
-    ``up`` the up projection of a gated MLP, whose outputs are channels.
+    ``up`` the up projection of a gated MLP, whose outputs are channels, ``experts`` the down
+    projections of all experts of a mixture.
 
     Attributes:
-        weights: new weights of the dense shape, (outputs, inputs), zero for what is pruned; on the
-            CPU.
-        biases: new biases, (outputs,), which replace dense ones or are added; on the CPU.
+        weights: new weights of the dense shape, (outputs, inputs) or (experts, outputs, inputs) as
+            the model stores it, zero for what is pruned; on the CPU.
+        biases: new biases, (outputs,) or (experts, outputs), which replace dense ones or are
+            added; on the CPU.
     """
 
     weights: dict[tuple[int, str], Tensor] = field(default_factory=dict)
@@ -36,9 +39,9 @@ class Repair:
     def parameters(self, layer: int, family: Family) -> dict[str, Tensor]:
         """Returns the new parameters of one layer, by their names in it."""
         return {
-            f"{path}.{name}": tensors[layer, kind]
-            for kind, path in family.projections.items()
-            for name, tensors in self._by_name().items()
+            name: tensors[layer, kind]
+            for kind, names in family.refitted.items()
+            for name, tensors in zip(names, (self.weights, self.biases), strict=True)
             if (layer, kind) in tensors
         }
 
@@ -88,10 +91,12 @@ def repaired(lm: MaskedLM, repair: Repair) -> Iterator[None]:
         PruningError: the repair is of another model.
     """
     check_repair(lm.model, repair)
+    layers = decoder_layers(lm.model, lm.family)
     with ExitStack() as stack:
-        for key in sorted(repair.weights.keys() | repair.biases.keys()):
-            new = repair.weights.get(key), repair.biases.get(key)
-            stack.enter_context(holding(lm.linear(*key), *new))
+        for layer, kind in sorted(repair.weights.keys() | repair.biases.keys()):
+            new = repair.weights.get((layer, kind)), repair.biases.get((layer, kind))
+            names = lm.family.of(layers[layer]).refitted[kind]
+            stack.enter_context(holding(layers[layer], names, *new))
         yield
 
 
@@ -102,14 +107,18 @@ def check_repair(model: nn.Module, repair: Repair) -> None:
         PruningError: the repair is of another model.
     """
     for layer, kind in sorted(repair.weights.keys() | repair.biases.keys()):
-        linear = projection_of(model, layer, kind)
-        weight, bias = repair.weights.get((layer, kind)), repair.biases.get((layer, kind))
-        fits = linear is not None and (  # None: no such projection
-            (weight is None or weight.shape == linear.weight.shape)
-            and (bias is None or bias.shape == (linear.out_features,))
-        )
-        if not fits:
+        dense, key = refitted_of(model, layer, kind), (layer, kind)
+        new = repair.weights.get(key), repair.biases.get(key)
+        if dense is None or not _fits(new, dense):
             raise PruningError(
                 f"the repair's {kind} of layer {layer} are of another model; take the repair of "
                 "the run that pruned this one"
             )
+
+
+def _fits(new: Change, dense: tuple[Tensor, Tensor | None]) -> bool:
+    """Tells if a new weight and bias have the shapes of the dense ones."""
+    weight, bias = dense
+    shapes = weight.shape, weight.shape[:1] if bias is None else bias.shape
+    pairs = zip(new, shapes, strict=True)
+    return all(each is None or each.shape == shape for each, shape in pairs)

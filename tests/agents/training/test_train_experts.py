@@ -8,6 +8,7 @@ from helpers.command import as_options, command, refused, results, train
 from helpers.finished_run import numbers
 from helpers.tiny import tiny_arguments, tokens
 from pgprune.runs.any_model import load_any
+from pgprune.runs.finished import FinishedRun
 
 SHORT = {"evaluation_windows": 8, "init_samples": 16, "total_timesteps": 1}
 
@@ -77,6 +78,28 @@ def test_methods_of_experts_choose_their_own_granularity_and_scope(method, mixtu
     assert command("prune_baseline", *words, f"--method={method}", f"--output={tmp_path}/run") == 0
     found = results(tmp_path / "run")
     assert (found["granularity"], found["scope"]) == ("experts", "uniform")
+
+
+def test_a_repaired_run_exports_a_stock_model_of_the_same_loss(mixture, tmp_path):
+    words = [word for word in mixture if not word.startswith(("--total", "--init"))]
+    words += ["--method=random", "--seed=2"]  # worse than the dense model, which repairs imitate
+    words += ["--repair=least-squares", "--method-samples=16", "--export=hf"]
+    run = tmp_path / "run"
+    assert command("prune_baseline", *words, f"--output={run}") == 0
+    found = results(run)
+    losses = found["repair"]["held_out_loss"]
+    assert found["repair"]["shipped"] and losses["repaired"] < losses["masked"] - 0.01
+    assert found["perplexity"]["pruned"] != found["perplexity"]["masked"]
+    loaded = AutoModelForCausalLM.from_pretrained(run / "hf", dtype=torch.float64)
+    loaded.set_experts_implementation("eager")
+    assert type(loaded).__name__ == "MixtralForCausalLM"
+    assert numbers(run / "hf") == found["parameters"]["pruned"] == found["parameters"]["masked"]
+    reloaded = load_any(str(run), dtype="float64").model
+    dense = FinishedRun.open(run).load().model
+    with torch.no_grad():
+        logits = [model(tokens() % 26).logits for model in (loaded, reloaded, dense.double())]
+    assert float((logits[0] - logits[1]).abs().max()) <= 1e-4  # the export is in float32
+    assert float((logits[0] - logits[2]).abs().max()) > 1e-2
 
 
 @pytest.mark.parametrize(
