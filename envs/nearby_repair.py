@@ -19,9 +19,10 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import GRANULARITIES
 from pgprune.repair.fit import DAMPING
 from pgprune.repair.least_squares import LeastSquares
-from pgprune.repair.projection import Projection, Solution
+from pgprune.repair.projection import Projection
 from pgprune.repair.refit import best_weights, refit_layers
 from pgprune.repair.repair import Repair
+from pgprune.repair.solution import Solution
 from pgprune.utils.progress import phase
 
 

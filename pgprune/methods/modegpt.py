@@ -11,9 +11,10 @@ from pgprune.metrics.importance import ranks
 from pgprune.metrics.shortgpt import block_influence
 from pgprune.repair.fit import DAMPING
 from pgprune.repair.least_squares import LeastSquares
-from pgprune.repair.projection import Projection, Solution
+from pgprune.repair.projection import Projection
 from pgprune.repair.refit import refit_layers
 from pgprune.repair.repair import Repair
+from pgprune.repair.solution import Solution
 
 _MOST = 0.8  # of a layer that is pruned, if the prune rate leaves a choice
 

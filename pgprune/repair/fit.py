@@ -13,7 +13,7 @@ from pgprune.masking.units import Group
 from pgprune.repair.damping import best_damped
 from pgprune.repair.least_squares import LeastSquares
 from pgprune.repair.mixture import Mixture, tokens_of_fit
-from pgprune.repair.projection import KINDS, Projection, Solution
+from pgprune.repair.projection import KINDS, Projection
 from pgprune.repair.refit import (
     best_in_turns,
     best_weights,
@@ -22,6 +22,7 @@ from pgprune.repair.refit import (
     refit_layers,
 )
 from pgprune.repair.repair import Repair
+from pgprune.repair.solution import Solution
 from pgprune.utils.progress import note, phase
 
 REPAIRS = ("bias", "least-squares", "alternating")

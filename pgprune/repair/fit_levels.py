@@ -10,9 +10,10 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.repair.fit import DAMPING
 from pgprune.repair.least_squares import LeastSquares
 from pgprune.repair.levels import GroupLevels, Levels, path_of
-from pgprune.repair.projection import Projection, Solution
+from pgprune.repair.projection import Projection
 from pgprune.repair.refit import refit_layers
 from pgprune.repair.removal import removals
+from pgprune.repair.solution import Solution
 from pgprune.utils.files import make_folder, tensor_bytes, write_file
 from pgprune.utils.progress import phase
 

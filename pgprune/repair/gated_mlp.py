@@ -5,11 +5,12 @@ fixed up projection U, and linear in U for a fixed V. So V is solved exactly fro
 and U by a few steps of preconditioned conjugate gradients, in turns.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pgprune.repair.least_squares import LeastSquares, SecondMoments
 
@@ -156,3 +157,19 @@ class GatedMLP:
     def _sum(self, of_chunk: Callable[[Tokens], Tensor]) -> Tensor:
         """Adds up a function of chunks."""
         return sum(map(of_chunk, self._tokens[1:]), of_chunk(self._tokens[0]))
+
+
+@contextmanager
+def giving_ones(linear: nn.Linear) -> Iterator[list[Tensor]]:
+    """Lets a projection return ones while the body runs, and yields a list of its inputs."""
+    seen: list[Tensor] = []
+
+    def replace(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        seen.append(args[0])
+        return torch.ones_like(output)
+
+    hook = linear.register_forward_hook(replace)
+    try:
+        yield seen
+    finally:
+        hook.remove()

@@ -16,7 +16,8 @@ from pgprune.models.experts import Experts
 from pgprune.models.residual import adds_its_output
 from pgprune.repair.damping import DAMPINGS
 from pgprune.repair.expert_descent import SWEEPS, ExpertDescent, Tokens
-from pgprune.repair.projection import Projection, Solution, group_of, wide
+from pgprune.repair.projection import Projection, group_of, wide
+from pgprune.repair.solution import Solution
 
 
 @dataclass(frozen=True)

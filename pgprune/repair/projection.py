@@ -1,7 +1,6 @@
 """A projection of the pruned model with its inputs there and its targets."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,22 +12,15 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.observation import Observation
 from pgprune.masking.units import Group, PruningUnits
 from pgprune.models.residual import added, adds_its_output, slope, wanted_output
-from pgprune.repair.gated_mlp import GatedMLP, Tokens
+from pgprune.repair.gated_mlp import GatedMLP, Tokens, giving_ones
 from pgprune.repair.least_squares import LeastSquares, SecondMoments
+from pgprune.repair.solution import Solution
 
 KINDS = ("heads", "channels")
 """Projections by the kind of unit in their inputs, in the order in which a layer runs them."""
 
 BLOCKS = {"heads": "attention", "channels": "mlp"}
 """The block whose last projection it is, by kind."""
-
-
-Change = tuple[Tensor | None, Tensor | None]
-"""New weight and bias of a projection, None where it stays; (outputs, inputs) and (outputs,)."""
-
-Solution = dict[str, Change]
-"""Changes by kind: ``heads``, ``channels`` or ``up``, the up projection of a gated MLP; of a
-mixture ``experts``, the down projections of all its experts as they are stored."""
 
 
 class KeptMoments(NamedTuple):
@@ -254,7 +246,7 @@ class Projection:
             for channels, wanted in self.targets()
         ]
         tokens = []
-        with _giving_ones(up) as up_inputs:  # g * 1 = g: the down projection gets the gates
+        with giving_ones(up) as up_inputs:  # g * 1 = g: the down projection gets the gates
             family = self.lm.family
             for target, gates in zip(targets, self.seen.until(family.down), strict=True):
                 inputs = wide(up_inputs.pop()).flatten(0, -2)
@@ -295,19 +287,3 @@ def group_of(units: PruningUnits, layer: int, kind: str) -> Group | None:
     """Returns the group of a layer's units in a projection or block, or None without such units."""
     groups = (group for group in units.groups if (group.layer, group.projection) == (layer, kind))
     return next(groups, None)
-
-
-@contextmanager
-def _giving_ones(linear: nn.Linear) -> Iterator[list[Tensor]]:
-    """Lets a projection return ones while the body runs, and yields a list of its inputs."""
-    seen: list[Tensor] = []
-
-    def replace(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        seen.append(args[0])
-        return torch.ones_like(output)
-
-    hook = linear.register_forward_hook(replace)
-    try:
-        yield seen
-    finally:
-        hook.remove()

@@ -18,7 +18,8 @@ from pgprune.masking.observation import Observation
 from pgprune.models.families import module_at
 from pgprune.repair.least_squares import LeastSquares
 from pgprune.repair.mixture import Mixture
-from pgprune.repair.projection import KINDS, Change, Projection, Solution, run_linear, wide
+from pgprune.repair.projection import KINDS, Projection, run_linear, wide
+from pgprune.repair.solution import Change, Solution
 from pgprune.utils.memory import give_back
 
 

@@ -13,8 +13,8 @@ from pgprune.errors import PruningError
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.models.families import decoder_layers, refitted_of
 from pgprune.models.family import Family
-from pgprune.repair.projection import Change
 from pgprune.repair.refit import holding
+from pgprune.repair.solution import Change
 from pgprune.utils.files import tensor_bytes, write_file
 
 
