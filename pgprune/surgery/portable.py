@@ -24,7 +24,7 @@ from pgprune.models.shapes import LayerShape
 from pgprune.repair.repair import Repair
 from pgprune.surgery.cuts import block_names, channel_cuts, head_cuts
 from pgprune.surgery.layers import pruned_layers
-from pgprune.surgery.pruned_layer import PrunedLayer
+from pgprune.surgery.pruned_layer import PrunedLayer, counting
 
 GHOST_CHANNELS = 32
 """Channels of a ghost MLP, the fewest that quantised formats can pack."""
@@ -51,8 +51,9 @@ def portable_layers(
         PruningError: as ``pruned_layers``; or a layer of a mixture of experts lacks a block.
     """
     family = family_of(model.config)
+    types = model.config.layer_types if family.recurrent is not None else ()
     if family.experts is not None:
-        return _whole(pruned_layers(model, units, mask, repair))
+        return _whole(counting(types, pruned_layers(model, units, mask, repair)))
     dense = decoder_layers(model, family)
     acting = [
         _widened(_acting(layer, family), units.shapes[layer.index], family)
@@ -60,10 +61,13 @@ def portable_layers(
     ]
     # A model needs at least one layer, even if none computes anything.
     kept = [layer for layer in acting if layer.weights] or acting[:1]
-    return [
-        _with_ghosts(layer, dense[layer.index], units.shapes[layer.index], family, channels)
-        for layer in (kept if family.parallel else _merged(kept))
-    ]
+
+    def filled(layer: PrunedLayer) -> PrunedLayer:
+        index = layer.index
+        return _with_ghosts(layer, dense[index], units.shapes[index], family, channels)
+
+    whole = [filled(layer) for layer in (kept if family.parallel else _merged(kept))]
+    return [layer if layer.weights else filled(layer) for layer in counting(types, whole)]
 
 
 def _whole(layers: list[PrunedLayer]) -> list[PrunedLayer]:

@@ -41,15 +41,17 @@ class PrunedLayer:
 
 
 def counting(types: Sequence[str], layers: list[PrunedLayer]) -> list[PrunedLayer]:
-    """Adds a layer of nothing, which counts the tokens of a text, where no kept layer does.
+    """Puts a layer of nothing, which counts the tokens of a text, where no kept layer does.
 
     Args:
         types: of the layers of the dense model.
-        layers: that are kept.
+        layers: that are kept, in order.
     """
-    if any("attention" in layer.skip or types[layer.index] == COUNTING for layer in layers):
+    counts = ("attention" in layer.skip or types[layer.index] == COUNTING for layer in layers)
+    if COUNTING not in types or any(counts):
         return layers
-    return [*layers, PrunedLayer(layers[-1].index, 0, 0, ("attention", "mlp"), {})]
+    empty = PrunedLayer(types.index(COUNTING), 0, 0, ("attention", "mlp"), {})
+    return sorted([*layers, empty], key=lambda layer: layer.index)
 
 
 def counting_types(types: Sequence[str], layers: list[PrunedLayer]) -> list[str]:

@@ -15,7 +15,9 @@ from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
 from pgprune.models.families import family_of
 from pgprune.models.weight_files import check_weights
+from pgprune.surgery.architecture import assemble
 from pgprune.surgery.layers import prune
+from pgprune.surgery.portable import portable_layers
 
 HYBRID = ("qwen3_5_text", "qwen3_next", "qwen3_5_moe_text")
 
@@ -67,6 +69,20 @@ def test_a_model_without_attention_still_counts_tokens(family, granularity, kind
     ]
     assert torch.equal(written[0], written[1])
     assert torch.equal(written[0], written[2][:, 3:])
+
+
+@pytest.mark.parametrize(("kind", "layers"), [("attention", {0}), ("layer", {1, 2})])
+@torch.no_grad()
+def test_portable_layers_of_a_hybrid_count_tokens_too(kind, layers):
+    model, ids = tiny_model("qwen3_5_text"), tokens()
+    units = PruningUnits.of(model, "layers" if kind == "layer" else "blocks")
+    mask = mask_without(units, kind, layers)
+    expected = MaskedLM(model, units).logits(mask[None], ids)[0]
+    whole = portable_layers(model, units, mask)
+    assert not any(layer.skip for layer in whole)
+    portable = assemble(model, units, whole)
+    for logits in (portable(ids).logits, in_pieces(portable, ids)):
+        assert float((logits - expected).abs().max()) <= bound(model, cached=True)
 
 
 OWN = {"num_kv_shared_layers": 0, "attention_k_eq_v": True, "num_global_key_value_heads": 1}
