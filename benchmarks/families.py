@@ -39,7 +39,7 @@ from helpers.tiny import CONFIGS, tiny_model  # noqa: E402
 
 MARKER = "families"
 GRANULARITIES = ("heads+channels", "values+channels", "channels", "blocks", "layers")
-OF_MIXTURES = ("experts", "heads+experts", "values", "blocks", "layers")
+OF_MIXTURES = ("experts", "experts+channels", "heads+experts", "values", "blocks", "layers")
 FORMATS = ("float64", "float32", "bfloat16")
 
 

@@ -12,6 +12,7 @@ from helpers.pruned import parameters
 from helpers.tiny import tiny_model, toy_units
 from pgprune import PruningError
 from pgprune.budget.budget import Budget
+from pgprune.budget.least import asked_least
 from pgprune.budget.problem import PruningConfig
 from pgprune.masking.units import PruningUnits
 from pgprune.surgery.layers import prune
@@ -88,8 +89,14 @@ def test_other_rates_and_layers_have_the_same_budget():
     budget = Budget(UNITS, 0.5, scope="uniform")
     assert kept(budget.local()) == kept(budget)
     assert kept(budget.with_rate(0.2)) == kept(Budget(UNITS, 0.2, scope="uniform"))
-    most = UNITS.keeping(torch.tensor([5, 0] * 3))
-    assert kept(Budget(most, 0.5, scope="uniform"))[0] >= 5
+
+
+def test_experts_that_must_stay_become_narrower():
+    units = asked_least(UNITS, ["experts=1"], None)
+    assert kept(Budget(units, 0.5, scope="uniform")) == (6, 4)
+    assert left(6, 4) <= 0.5 * TOTAL < left(6, 6)
+    with pytest.raises(PruningError, match="less than 6 experts of 2 channels, .* at most 0.724"):
+        Budget(units, 0.8, scope="uniform")
 
 
 def test_probabilities_are_projected_to_the_same_numbers():

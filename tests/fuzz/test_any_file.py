@@ -82,7 +82,7 @@ def is_plain(text: str) -> bool:
 
 
 def mask_files() -> st.SearchStrategy[bytes]:
-    names = ["mask", "probabilities", "scores", "initial", "rotations"]
+    names = ["mask", "probabilities", "scores", "initial", "rotations", "order"]
     kinds = [torch.uint8, torch.bool, torch.int64, torch.float64, torch.bfloat16]
     tensor = st.builds(
         lambda values, kind: torch.tensor(values).to(kind),
