@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pgprune.inspection.base_model import base_model
 from pgprune.masking.expert_downs import DOWN, down_inputs
-from pgprune.models.experts import ChannelPart, Experts
+from pgprune.models.experts import Experts
 from pgprune.models.families import decoder_layers, family_of
 from pgprune.utils.progress import phase, track
 
@@ -100,7 +100,6 @@ class _Sums:
         self.layer, self.names = layer, names
         self.mlp = layer.get_submodule(down)
         self.router = names.router_of(layer)
-        self.parts: list[ChannelPart] = []
         self.squares = self.shared = torch.zeros(0)
         if self.router is not None:
             self.experts: Any = layer.get_submodule(names.experts)
