@@ -64,9 +64,10 @@ def down_inputs(
         weights: of the router, (t,).
 
     Returns:
-        Those by which ``down_of`` gives what the expert adds, (t, F) or (t, F + 1).
+        Those by which ``down_of`` gives what the expert adds, (t, F) or (t, F + 1), in at least
+        float32.
     """
-    weights = weights[:, None].to(states)
+    weights = weights[:, None]
     if names.scored:  # the weight is in the states
         states, weights = states * weights, torch.ones_like(weights)
     stored = experts.get_parameter(DOWN)
@@ -81,6 +82,7 @@ def down_inputs(
             own[DOWN] = (rows.T.contiguous() if _transposed(names) else rows)[None]
             parts.append(names.outputs(experts, states, 0))
     inputs = torch.cat(parts, dim=1)[:, :width]
+    inputs = inputs.to(torch.promote_types(inputs.dtype, torch.float32))
     return F.pad(inputs, (0, int(biased)), value=1.0) * weights
 
 

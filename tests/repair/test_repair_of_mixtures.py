@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM
 
+from helpers.far_device import FarDevice, take
 from helpers.masks import bound
 from helpers.mixtures import MIXTURES, with_experts
 from helpers.pruned import equal_layers
@@ -182,3 +183,12 @@ def test_tokens_are_counted():
     assert lm.meter.tokens == (5 + 5) * WINDOWS.numel()
     lm, *_ = fitted("mixtral", held_out=WINDOWS[:4])
     assert lm.meter.tokens == (5 + 14) * WINDOWS.numel() + (5 + 5) * WINDOWS[:4].numel()
+
+
+def test_weights_on_a_gpu_are_the_same():
+    lm, mask, near = fitted("gpt_oss", WINDOWS[:8])
+    with FarDevice():
+        take(lm.model)
+        far = fit_repair(lm, mask, WINDOWS[:8], "least-squares", DAMPING)
+    torch.testing.assert_close(far.weights, near.weights)
+    torch.testing.assert_close(far.biases, near.biases)
