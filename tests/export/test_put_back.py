@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from helpers.finished_run import assert_close, run_of_pattern
+from helpers.finished_run import assert_close, finished_run, run_of_pattern
 from helpers.gguf_models import gguf_run, small_model
 from helpers.masks import patterns
+from helpers.pruned import equal_layers
 from helpers.tiny import tiny_model, tokens
 from pgprune import PruningError
 from pgprune.export.export import ExportConfig, export
@@ -43,6 +44,17 @@ def test_every_format_has_the_finetuned_weights(family, pattern, granularity, tm
         loaded = load_any(str(written), device="cpu", dtype="float64")
         assert_close(loaded.model(tokens()).logits, expected)
         assert "was finetuned" in (written / "README.md").read_text()
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "glm4_moe"])
+def test_weights_of_fewer_and_narrower_experts_return_to_their_places(family, tmp_path):
+    model = tiny_model(family)
+    units = PruningUnits.of(model, "experts+channels")
+    run = finished_run(tmp_path, model, units, equal_layers(units, experts=3, channels=4))
+    expected = finetuned(export(run, ExportConfig()), tmp_path / "finetuned")
+    written = export(run, ExportConfig(output=f"{tmp_path}/hf", weights=f"{tmp_path}/finetuned"))
+    loaded = load_any(str(written), device="cpu", dtype="float64")
+    assert_close(loaded.model(tokens()).logits, expected)
 
 
 @pytest.mark.parametrize("option", [{"uniform": True}, {"round_to": 2}, {"repair": "none"}])

@@ -257,6 +257,10 @@ def test_a_run_has_no_rates(undisturbed):
         (["--prune-rates", "0.3", "0.5", "--ray-actors=2"], "one process"),
         (["--prune-rates", "0.3", "0.5", "--init=random-progressive"], "raises the prune rate"),
         (["--nested"], "not given"),
+        (
+            ["--prune-rates", "0.3", "0.5", "--nested", "--granularity=experts+channels"],
+            "with fewer experts may have more channels",
+        ),
     ],
 )
 def test_mistakes_are_refused_before_a_sweep_exists(more, says, options, tmp_path):
