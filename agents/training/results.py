@@ -117,6 +117,8 @@ def next_commands(results: dict[str, Any], run: Run) -> list[str]:
     agent = results["agent"]
     asked = run.sections.get("model", {}).get("family", "known")
     again = model if asked == "known" else f"{model} --family {asked}"
+    if "experts" in results["granularity"]:  # the default is for models without
+        again += f" --granularity {results['granularity']}"
     higher = min(0.9, results["prune_rate"]["requested"] + 0.1)
     compare = f"pgprune bench-inference {model} {path}    # how much faster it is"
     smaller = f"pgprune export {path}    # the smaller model, for transformers"

@@ -46,10 +46,14 @@ def test_a_run_exports_a_stock_model_with_fewer_experts(agent, mixture, tmp_path
 
 
 @pytest.mark.parametrize("agent", ["auto", "reinforce"])
-def test_a_run_exports_a_stock_model_with_fewer_channels_of_experts(agent, mixture, tmp_path):
+def test_a_run_exports_a_stock_model_with_fewer_channels_of_experts(
+    agent, mixture, tmp_path, capsys
+):
     run = tmp_path / "run"
     options = ["--granularity=experts+channels", "--prune-rate=0.4", f"--agent={agent}"]
     assert train(*mixture, *options, f"--output={run}", "--export=hf") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--granularity experts+channels --prune-rate 0.5 # prune more" in said
     found = results(run)
     assert found["scope"] == "uniform"
     assert found["prune_rate"]["achieved"] >= 0.4
