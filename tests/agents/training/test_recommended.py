@@ -33,6 +33,11 @@ def test_without_levels_nothing_is_chosen(word):
     assert chosen("--agent=auto", word) == {}
 
 
+def test_experts_are_repaired():
+    assert chosen("--agent=auto", "--granularity=heads+experts") == {"repair": "least-squares"}
+    assert chosen("--agent=auto", "--granularity=experts", "--repair=none") == {}
+
+
 def test_levels_are_fitted_on_as_many_tokens_whatever_the_length_of_windows():
     assert chosen("--agent=auto")["repair_samples"] == 1024
     assert chosen("--agent=auto", "--sequence-length=2048")["repair_samples"] == 64
