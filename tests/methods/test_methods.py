@@ -50,6 +50,7 @@ def problem_of(model, method, rate=0.34, granularity=None, **budget) -> Problem:
     """A problem of a method's own kind."""
     units = PruningUnits.of(model, granularity or METHODS[method].granularities[0])
     budget.setdefault("kind", METHODS[method].budgets[0])
+    budget.setdefault("scope", "uniform" if units.multiply else "global")
     tokenizer = letters_tokenizer()
     stream = CalibrationStream(TextWindows(["thequickbrownfoxjumps" * 9] * 9, tokenizer, 12), 6)
     lm = MaskedLM(model, units)

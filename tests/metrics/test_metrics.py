@@ -27,6 +27,7 @@ from pgprune.metrics import METRICS
 def problem(model, granularity="heads+channels", rate=0.5, **options):
     units = PruningUnits.of(model, granularity, options.pop("channel_block", 1))
     lm = MaskedLM(model, units, options.pop("executor", "masked"))
+    options.setdefault("scope", "uniform" if units.multiply else "global")
     return lm, tokens(batch=6, length=12), Budget(units, rate, **options)
 
 
