@@ -64,7 +64,12 @@ def check_least(units: PruningUnits, pools: Sequence[Pool], cost: Tensor, rate: 
         what = f"fewer experts in a layer than the {int(units.least.max())} that each token uses"
     else:
         what = "less than --keep-at-least and --keep-layers ask for"
-    remedy = f"choose a rate of at most {most:g}" if most > 0 else "choose scope global"
+    kinds = len(units.kinds)  # groups come layer by layer, kind by kind
+    whole = any((least[k::kinds] == 1).all() for k in range(kinds))
+    elsewhere = (
+        "keep less of a kind, or choose another --granularity" if whole else "choose scope global"
+    )
+    remedy = f"choose a rate of at most {most:g}" if most > 0 else elsewhere
     raise PruningError(f"prune rate {rate:.6g} leaves {what}; {remedy}")
 
 

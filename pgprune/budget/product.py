@@ -75,11 +75,13 @@ def kept_shares(units: PruningUnits, keep: Fraction, round_to: int) -> dict[str,
         if channels >= fewest:
             pairs.append((experts, channels))
     if not pairs:
-        largest = 1 - parameters(least, fewest) / parameters(most, width)
+        share = 1 - parameters(least, fewest) / parameters(most, width)
+        largest = math.floor(1e4 * share) / 1e4
+        remedy = f"choose a rate of at most {largest:g}" if largest > 0 else "keep less of a kind"
         raise PruningError(
             f"prune rate {float(1 - keep):.6g} leaves less than {least} experts of "
-            f"{fewest} channels, the least that a layer keeps; choose a rate of at most "
-            f"{math.floor(1e4 * largest) / 1e4:g}, or granularity layers"
+            f"{fewest} channels, the least that a layer keeps; {remedy}, or choose granularity "
+            "layers"
         )
 
     def shares(pair: tuple[int, int]) -> tuple[Fraction, Fraction]:

@@ -108,9 +108,10 @@ def _scores(loaded: LoadedRun, uniform: bool) -> Tensor:
     learned = loaded.learned
     # Scores of a method need not compare between layers; uniform masks compare within one only.
     if learned.scores is None or not (learned.probable or uniform):
+        other = "" if learned.scores is None else "add --uniform, or "
         raise PruningError(
-            f"the run {loaded.run.path} kept no probabilities that could be rounded again; search "
-            "once more with --scope uniform or --round-to"
+            f"the run {loaded.run.path} kept no probabilities that could be rounded again; {other}"
+            "search once more with --scope uniform or --round-to"
         )
     return learned.scores
 

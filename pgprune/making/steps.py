@@ -32,7 +32,7 @@ def steps(forecast: Forecast, config: MakeConfig) -> list[Step]:
         + _FITTING * forecast.fitted / per * forecast.seconds
         + _ROWS * forecast.judged / per * forecast.seconds
     )
-    what = f"{forecast.evaluations:,} masks, with refitted weights"
+    what = f"{forecast.evaluations:,} masks, and weights refitted to what is kept"
     found = [Step("search", "search", what, search, weights)]
     if config.recovery_minutes is not None:
         tokens = plan(forecast, config.recovery_minutes)["tokens"]

@@ -69,3 +69,16 @@ def test_a_rate_that_leaves_less_names_the_largest():
     with pytest.raises(PruningError, match="choose a rate of at most 0.25"):
         Budget(units, 0.5)
     Budget(units, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("at_least", "layers", "scope", "remedy"),
+    [
+        (["heads=0.5"], None, "global", "choose a rate of at most 0.5"),
+        (["heads=1"], None, "global", "keep less of a kind, or choose another --granularity"),
+        (None, "0", "local", "choose scope global"),
+    ],
+)
+def test_what_leaves_no_room_names_what_would(at_least, layers, scope, remedy):
+    with pytest.raises(PruningError, match=f"layers ask for; {remedy}"):
+        Budget(asked_least(UNITS, at_least, layers), 0.6, scope=scope)

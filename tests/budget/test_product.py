@@ -139,3 +139,9 @@ def test_options_that_add_up_are_refused_before_a_model_is_loaded(options, messa
     with pytest.raises(PruningError, match=message):
         PruningConfig(granularity="experts+channels", **options)
     assert PruningConfig(granularity="experts+channels").scope == "uniform"
+
+
+def test_units_that_must_all_stay_leave_no_rate():
+    units = asked_least(UNITS, ["experts=1", "channels=1"], None)
+    with pytest.raises(PruningError, match="a layer keeps; keep less of a kind, or choose gran"):
+        Budget(units, 0.2, scope="uniform")
