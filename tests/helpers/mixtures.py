@@ -1,5 +1,6 @@
 """Configurations of small mixtures of experts, with experts as units in place of channels."""
 
+import torch
 from torch import nn
 from transformers import (
     DeepseekV3Config,
@@ -112,3 +113,17 @@ def with_experts(model) -> dict[int, nn.Module]:
     router_of = family_of(model.config).experts.router_of
     routers = {index: router_of(layer) for index, layer in enumerate(model.model.layers)}
     return {index: router for index, router in routers.items() if router is not None}
+
+
+@torch.no_grad()
+def mlp_inputs(model, windows: torch.Tensor) -> dict[int, torch.Tensor]:
+    """What the MLP of each layer of a dense model gets, (N, T, D), by the layer's index."""
+    seen: dict[int, torch.Tensor] = {}
+    hooks = [
+        layer.mlp.register_forward_pre_hook(lambda m, args, i=i: seen.update({i: args[0]}))
+        for i, layer in enumerate(model.model.layers)
+    ]
+    model(windows)
+    for hook in hooks:
+        hook.remove()
+    return seen

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from helpers.mixtures import MIXTURES
+from helpers.mixtures import MIXTURES, mlp_inputs
 from helpers.tiny import tiny_model, tokens
 from pgprune.masking.channel_order import channel_energies, fit_order, order_channels
 from pgprune.models.families import family_of
@@ -35,15 +35,7 @@ def test_an_ordered_model_computes_what_it_did_with_the_first_channels_on_top(mi
 @pytest.mark.parametrize("width", [6, 40])  # narrower and wider than the stream of 32
 def test_energies_are_those_of_a_plain_computation(width):
     model = tiny_model("mixtral", intermediate_size=width)
-    seen = {}
-    hooks = [
-        layer.mlp.register_forward_pre_hook(lambda m, args, i=i: seen.update({i: args[0]}))
-        for i, layer in enumerate(model.model.layers)
-    ]
-    with torch.no_grad():
-        model(WINDOWS)
-    for hook in hooks:
-        hook.remove()
+    seen = mlp_inputs(model, WINDOWS)
     for i, found in enumerate(channel_energies(model, WINDOWS)):
         mlp = model.model.layers[i].mlp
         expected = torch.zeros(4, width).double()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers.mixtures import MIXTURES, with_experts
+from helpers.mixtures import MIXTURES, mlp_inputs, with_experts
 from helpers.tiny import masked_lm, tiny_model, tokens
 from pgprune.budget.budget import Budget
 from pgprune.masking.channel_order import channel_energies
@@ -16,15 +16,7 @@ WITHOUT_LOSSES = ["reap", "expert-frequency", "random", "magnitude"]
 
 def plain_scores(model, name: str) -> list[list[float]]:
     """Scores of the experts of each layer, token by token."""
-    seen: dict[int, torch.Tensor] = {}
-    hooks = [
-        layer.mlp.register_forward_pre_hook(lambda m, args, i=i: seen.update({i: args[0]}))
-        for i, layer in enumerate(model.model.layers)
-    ]
-    with torch.no_grad():
-        model(WINDOWS)
-    for hook in hooks:
-        hook.remove()
+    seen = mlp_inputs(model, WINDOWS)
     scores = []
     for i, layer in enumerate(model.model.layers):
         if not hasattr(layer.mlp, "experts"):
