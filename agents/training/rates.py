@@ -8,6 +8,7 @@ from pgprune.agents.training.factory import WarmStart
 from pgprune.agents.training.settings import Settings
 from pgprune.budget.problem import PruningConfig
 from pgprune.errors import PruningError
+from pgprune.masking.units import kinds_multiply
 from pgprune.metrics.initialization import PROGRESSIVE
 from pgprune.runs.sweep import Sweep
 from pgprune.utils.command_line import given
@@ -46,7 +47,7 @@ def check_sweep(settings: Settings, arguments: argparse.Namespace) -> None:
             f"--init {PROGRESSIVE} raises the prune rate itself, and so do --prune-rates; choose "
             "another --init"
         )
-    if settings.sweep.nested and {"experts", "channels"} <= set(settings.kinds):
+    if settings.sweep.nested and kinds_multiply(settings.kinds):
         raise PruningError(
             "--nested keeps parts of a larger model, but one with fewer experts may have more "
             "channels of each; leave it out, or choose --granularity experts"

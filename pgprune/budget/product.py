@@ -12,7 +12,7 @@ from collections.abc import Collection
 from fractions import Fraction
 
 from pgprune.errors import PruningError
-from pgprune.masking.units import PruningUnits
+from pgprune.masking.units import PruningUnits, kinds_multiply
 
 _LINE = 8  # channels, where the dense number is a multiple: fills 16 bytes in half precision
 
@@ -23,7 +23,7 @@ def check_product(kinds: Collection[str], budget: str, scope: str, targets: bool
     Raises:
         PruningError: layers may differ, kinds may trade, or there are targets.
     """
-    if not {"experts", "channels"} <= set(kinds):
+    if not kinds_multiply(kinds):
         return
     if targets:
         raise PruningError(

@@ -1,6 +1,7 @@
 """The units that mask bits keep or prune: their flat order, their groups, their parameters."""
 
 import copy
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -26,6 +27,11 @@ GRANULARITIES: dict[str, tuple[str, ...]] = {
     "experts+channels": ("experts", "channels"),
 }
 """The kinds of unit of each granularity, in their order within a layer."""
+
+
+def kinds_multiply(kinds: Collection[str]) -> bool:
+    """Tells if a layer has the parameters of one kind of unit times those of the other."""
+    return {"experts", "channels"} <= set(kinds)
 
 
 @dataclass(frozen=True)
@@ -115,8 +121,8 @@ class PruningUnits:
 
     @property
     def multiply(self) -> bool:
-        """Whether a layer has the parameters of one kind of unit times those of the other."""
-        return {"experts", "channels"} <= set(self.kinds)
+        """Whether numbers of its kinds multiply, as ``kinds_multiply`` says."""
+        return kinds_multiply(self.kinds)
 
     @property
     def prunable(self) -> int:

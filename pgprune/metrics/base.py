@@ -17,7 +17,7 @@ from pgprune.utils.progress import phase
 ALL = tuple(GRANULARITIES)
 FINE = ("heads+channels", "heads", "channels", "values+channels", "values")
 DEPTH = ("layers", "blocks")
-EXPERTS = ("experts", "heads+experts", "experts+channels")
+EXPERTS = tuple(name for name, kinds in GRANULARITIES.items() if "experts" in kinds)
 """Sets of granularities for metrics and methods; the first one is a method's default."""
 
 _HOPELESS = 1e3  # nats, far above the loss of guessing (ln 100,000 is 11.5)

@@ -63,11 +63,11 @@ def of_channels(lm: MaskedLM, windows: Tensor) -> Tensor:
     return scores
 
 
-def _added(of: Experts, experts: Any, states: Tensor, weights: Tensor, index: int) -> Tensor:
+def _added(names: Experts, experts: Any, states: Tensor, weights: Tensor, index: int) -> Tensor:
     """Computes router weight times output norm for tokens (t, D) of one expert: (t,)."""
-    if of.scored:  # the weight is in the inputs
+    if names.scored:  # the weight is in the inputs
         states, weights = states * weights[:, None], torch.ones_like(weights)
-    return weights.double() * of.outputs(experts, states, index).double().norm(dim=1)
+    return weights.double() * names.outputs(experts, states, index).double().norm(dim=1)
 
 
 def _sums(lm: MaskedLM, windows: Tensor, gains: Gains) -> tuple[Tensor, Tensor]:
