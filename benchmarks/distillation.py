@@ -71,6 +71,8 @@ def measure(run: Path, way: str, options: argparse.Namespace) -> None:
         words = ["--output", output, "--tokens", options.tokens, "--resume"]
         words += ["--sequence-length", options.sequence_length, "--batch-size", options.batch_size]
         words += ["--precision", options.precision, *WAYS[way]]
+        words += ["--attn-implementation", options.attn_implementation]
+        words += ["--micro-batch-size", options.micro_batch_size]
         if way == "lora" and options.lora_learning_rate:
             words += ["--learning-rate", options.lora_learning_rate]
         command("finetune.py", run, *words)
@@ -192,6 +194,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=16, help="windows an update (default 16)")
     add("--lora-learning-rate", type=float, help="of LoRA on text (default that of finetune)")
     add("--precision", default="auto", help="as of finetune (default auto)")
+    add("--attn-implementation", default="sdpa", help="as of finetune (default sdpa)")
+    add("--micro-batch-size", type=int, default=4, help="as of finetune (default 4)")
     add("--ways", nargs="+", choices=WAYS, default=["distilled", "lora"], help="what is measured")
     add("--report", action="store_true", help="measure nothing, show what there is")
     add("--into", type=Path, metavar="PAGE", help="renew the table of this page")

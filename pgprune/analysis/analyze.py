@@ -23,7 +23,8 @@ from pgprune.masking.units import GRANULARITIES, PruningUnits
 from pgprune.metrics import METRICS
 from pgprune.metrics.base import EXPERTS, FINE
 from pgprune.models.families import is_found
-from pgprune.models.load import DTYPES, PRUNED, ModelConfig, check_model, load_model
+from pgprune.models.load import DTYPES, ModelConfig, check_model, load_model
+from pgprune.models.read_config import PRUNED
 from pgprune.models.value_rotation import fit_rotations, rotate_values
 from pgprune.runs.any_model import load_any, run_at
 from pgprune.runs.finished import export_dtype

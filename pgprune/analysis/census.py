@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from pgprune.models.families import family_of
 from pgprune.models.family import Family
-from pgprune.models.load import PRUNED
+from pgprune.models.read_config import PRUNED
 from pgprune.models.rows import FAMILIES
 
 KINDS = ("embeddings", "attention", "mlp", "experts", "norms", "head", "other")

@@ -19,7 +19,8 @@ from transformers import (
 
 from pgprune.errors import PruningError
 from pgprune.inspection.checkpoint_kind import check_floats
-from pgprune.models.load import PRUNED, ModelConfig, check_model
+from pgprune.models.load import ModelConfig, check_model
+from pgprune.models.read_config import PRUNED
 from pgprune.models.source import find_source, unreadable
 from pgprune.models.vocabulary import load_tokenizer
 from pgprune.models.weight_files import share_weights

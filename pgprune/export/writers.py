@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from pgprune.export.gguf import context_length, write_gguf
 from pgprune.masking.masked_lm import MaskedLM
-from pgprune.models.load import PRUNED
+from pgprune.models.read_config import PRUNED
 from pgprune.models.weight_files import share_weights
 from pgprune.repair.repair import Repair, repaired
 from pgprune.runs.finished import LoadedRun

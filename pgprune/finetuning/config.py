@@ -42,6 +42,7 @@ class FinetuningConfig(Config):
         "number format of the weights and the result; auto is float32 on the CPU",
         choices=["auto", "float32", "bfloat16", "float64"],
     )
+    attn_implementation: str = same_option(ModelConfig, "attn_implementation", "sdpa")
     seed: int = option(0, "seed of all random numbers", minimum=0, maximum=SEEDS)
     resume: bool = option(False, "resume the same command from its last checkpoint")
     checkpoint_every: int = option(50, "updates between checkpoints", minimum=1)

@@ -112,7 +112,12 @@ class Finetuning:
     def _run(self) -> dict[str, Any]:
         """Finetunes and writes where no other process does."""
         settings, config = self._settings, self._settings.finetuning
-        loaded = load_any(self._source, device=config.device, dtype=config.dtype)
+        loaded = load_any(
+            self._source,
+            device=config.device,
+            dtype=config.dtype,
+            attn_implementation=config.attn_implementation,
+        )
         parameters = loaded.parameters
         teacher = None if self._teacher is None else self._teacher.load()
         layers = self._layers(loaded)
@@ -217,6 +222,7 @@ class Finetuning:
             *(self._source, run, settings.distillation.teacher, config, self._tokenizer),
             device=asked.device,
             dtype=asked.dtype,
+            attn_implementation=asked.attn_implementation,
         )
         device = choose_device(asked.device)
         dtype = choose_dtype(ModelConfig(teacher.name, asked.device, asked.dtype), device)

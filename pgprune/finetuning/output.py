@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 from transformers import PreTrainedModel
 
-from pgprune.models.load import PRUNED
+from pgprune.models.read_config import PRUNED
 from pgprune.models.weight_files import share_weights
 from pgprune.runs.any_model import LoadedModel
 from pgprune.runs.files import RunFile

@@ -9,7 +9,8 @@ from safetensors import safe_open
 from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from pgprune.errors import PruningError, ResourceError
-from pgprune.models.load import PRUNED, ModelConfig, check_model, load_model
+from pgprune.models.load import ModelConfig, check_model, load_model
+from pgprune.models.read_config import PRUNED
 from pgprune.runs.finished import FinishedRun
 from pgprune.runs.model_card import public_name
 from pgprune.utils.files import user_path
@@ -29,6 +30,7 @@ class Teacher:
         tokenizer: of the source.
         device: as ``ModelConfig``, and so is ``dtype``.
         dtype: of the student.
+        attn_implementation: as ``ModelConfig``.
 
     Attributes:
         name: of the model, as the user or the run typed it.
@@ -48,12 +50,15 @@ class Teacher:
         *,
         device: str,
         dtype: str,
+        attn_implementation: str = "sdpa",
     ) -> None:
         if asked is None and run is not None:
             own = replace(run.config("model", ModelConfig), device_map=None)
         else:
             own = ModelConfig(_named(source, config) if asked is None else asked)
-        self._model = replace(own, device=device, dtype=dtype)
+        self._model = replace(
+            own, device=device, dtype=dtype, attn_implementation=attn_implementation
+        )
         self.name = own.model
         self.config, its_tokenizer = check_model(self._model, pruned=True)
         if its_tokenizer.get_vocab() != tokenizer.get_vocab():

@@ -15,8 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 from transformers import (
-    CONFIG_MAPPING,
-    AutoConfig,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoModelForCausalLM,
     PretrainedConfig,
     PreTrainedModel,
@@ -24,11 +23,11 @@ from transformers import (
 )
 
 from pgprune.errors import PruningError, first_line
-from pgprune.inspection.checkpoint_kind import check_floats, check_kind
 from pgprune.models.discovery import settle_family
-from pgprune.models.families import check_kinds, check_layers, family_of
+from pgprune.models.families import check_kinds
 from pgprune.models.gguf_model import check_tensors, read_gguf_model
-from pgprune.models.registration import attention_kernel, register
+from pgprune.models.read_config import read_config
+from pgprune.models.registration import attention_kernel
 from pgprune.models.rows import FAMILIES
 from pgprune.models.source import Source, find_source, unreadable
 from pgprune.models.vocabulary import begin_windows, guard_vocabulary, load_tokenizer
@@ -50,9 +49,6 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
-
-PRUNED = "pgprune_"
-"""Prefix of the ``model_type`` of pruned models."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,7 @@ def check_model(
         found = read_gguf_model(gguf)
         found.config.use_cache = False  # masks are evaluated on whole windows
         return found.config, begin_windows(found.tokenizer, found.config)
-    model_config = _read_config(source.place, pruned, config.family)
+    model_config = read_config(source.place, pruned, config.family)
     if dtype == "auto":  # the checkpoint decides
         check_dtype(model_config.dtype, device)
     if Path(source.place).is_dir():
@@ -157,12 +153,13 @@ def load_model(
     placement = {"device_map": config.device_map} if config.device_map else {}
     if torch.float64 in (dtype, model_config.dtype):  # unknown to grouped products of experts
         model_config._experts_implementation = "eager"
+    kind: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(model_config)]
     with phase(f"loading {config.model}"):
         model = _load_weights(
             source,
             config=model_config,
             dtype=dtype,
-            attn_implementation=attention_kernel(model_config, config.attn_implementation),
+            attn_implementation=attention_kernel(kind, config.attn_implementation),
             **placement,
         )
     # accelerate leaves weights that fit nowhere on the meta device.
@@ -217,56 +214,6 @@ def _check_device_map(config: ModelConfig) -> None:
         raise PruningError(
             "device_map auto needs the package accelerate; run `pip install accelerate`"
         )
-
-
-def _read_config(source: str, pruned: bool, choice: str) -> PretrainedConfig:
-    """Reads the configuration of a known family, of a pruned model, or of one to be found.
-
-    Args:
-        source: a directory or a hub id.
-        pruned: whether exports of pgprune are allowed, and others that are only to be measured.
-        choice: as ``ModelConfig.family``.
-    """
-    try:
-        raw, _ = PretrainedConfig.get_config_dict(source)
-        family = str(raw.get("model_type"))
-    except Exception as error:  # a list in place of an object, or one nested too deeply
-        raise PruningError(unreadable(source, "configuration", error)) from error
-    check_floats(source, raw)
-    dense = family.removeprefix(PRUNED).removeprefix("slicegpt_")  # the family before pruning
-    known = dense in FAMILIES or (dense in CONFIG_MAPPING and "layout" in raw)  # or found
-    is_pruned = known and family.startswith(PRUNED)
-    if is_pruned:
-        if not pruned:
-            raise PruningError(f"the model {source!r} is already pruned; give the dense model")
-        register(dense)  # so that it loads like any other model
-    # Before transformers reads it, which fails otherwise on families that it does not know.
-    if not is_pruned and family not in FAMILIES:
-        check_kind(source, raw, FAMILIES)
-        if choice == "known" and not pruned:
-            raise PruningError(
-                f"the model {source!r} is of the family {family!r}, which pgprune does not list; "
-                "--family auto finds where its layers are and proves it, known families are "
-                f"{', '.join(FAMILIES)}"
-            )
-    if not isinstance(raw.get("pgprune", {}), dict):
-        raise PruningError(f"the config.json of {source!r} is damaged (pgprune); restore it")
-    check_layers(raw, f"config.json of the model {source!r}")
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-        if family in FAMILIES:
-            family_of(config)  # raises for variants that cannot be pruned
-    except PruningError:
-        raise
-    except Exception as error:  # configuration classes raise errors of many types
-        raise PruningError(unreadable(source, "configuration", error)) from error
-    if not is_pruned:
-        # Code of the model's own is never run, so what is made of the model must not ask for it.
-        config.__dict__.pop("auto_map", None)
-    config.use_cache = False  # masks are evaluated on whole windows
-    config.return_dict = True  # a tuple has no names
-    config.output_attentions = False  # which only the slowest attention kernel can
-    return config
 
 
 def _load_weights(source: Source, **options: Any) -> PreTrainedModel:

@@ -6,7 +6,10 @@ own, whose import takes seconds and loads torch.
 
 import importlib
 from functools import cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CODE = "modeling_pgprune"
 """The module of ``pgprune.hub_code`` that is copied into exported models."""
@@ -68,12 +71,9 @@ def _classes(file: str, brand: str, model_type: str) -> PrunedClasses:
     return classes
 
 
-def attention_kernel(config: Any, wanted: str) -> str:
-    """Returns ``eager`` in place of ``sdpa`` for a model that needs soft-capping (Gemma 2)."""
-    import transformers
-
-    model: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    return "eager" if wanted == "sdpa" and not model._supports_sdpa else wanted
+def attention_kernel(kind: "type[PreTrainedModel]", wanted: str) -> str:
+    """Returns ``eager`` in place of ``sdpa`` for models that need soft-capping (Gemma 2)."""
+    return "eager" if wanted == "sdpa" and not kind._supports_sdpa else wanted
 
 
 def register(model_type: str = "") -> None:

@@ -11,13 +11,14 @@ from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from pgprune.masking.pruned import check_logits
 from pgprune.models.load import (
-    PRUNED,
     ModelConfig,
     check_model,
     choose_dtype,
     load_model,
     move_model,
 )
+from pgprune.models.read_config import PRUNED
+from pgprune.models.registration import attention_kernel
 from pgprune.models.rows import FAMILIES
 from pgprune.runs.files import RunFile
 from pgprune.runs.finished import FinishedRun
@@ -143,5 +144,5 @@ def _load_run(
     # The run is exported in its own format; the user may evaluate it in another.
     if dtype != "auto":
         model = model.to(dtype)  # type: ignore[arg-type]
-    model.set_attn_implementation(config.attn_implementation)
+    model.set_attn_implementation(attention_kernel(type(model), config.attn_implementation))
     return move_model(model, device).eval().requires_grad_(False), loaded.tokenizer

@@ -23,8 +23,8 @@ from pgprune.inspection.configurations import values_of_layers
 from pgprune.masking.units import PruningUnits
 from pgprune.models.families import family_of, is_found
 from pgprune.models.family import Family
-from pgprune.models.load import PRUNED
 from pgprune.models.proof import FAILURES
+from pgprune.models.read_config import PRUNED
 from pgprune.models.registration import pruned_classes
 from pgprune.surgery.generation_settings import savable_generation_config
 from pgprune.surgery.pruned_layer import (

@@ -67,6 +67,19 @@ def test_blocks_alone(run, config, data, options):
     assert not list(run.path.glob("*.checkpoint.*"))
 
 
+def test_either_attention_kernel_learns_the_same(run, config, data, options):
+    sdpa, eager = (
+        finetune(
+            run.path,
+            replace(config, attn_implementation=kernel, output=str(run.path / kernel)),
+            data,
+            **options,
+        )
+        for kernel in ("sdpa", "eager")
+    )
+    assert sdpa["loss"] == pytest.approx(eager["loss"], rel=1e-4)
+
+
 def test_weights_that_are_worse_than_before_are_not_shipped(
     run, config, data, options, monkeypatch
 ):

@@ -78,6 +78,11 @@ def test_options_reach_the_model(run, exported):
         assert loaded.model.config._attn_implementation == "eager"
 
 
+def test_a_run_of_a_model_that_needs_eager_attention(tmp_path):
+    run = run_of_pattern(tmp_path, "layer 0 and some", tiny_model("gemma2"))
+    assert load_any(str(run.path)).model.config._attn_implementation == "eager"
+
+
 def test_the_code_in_an_exported_directory_is_never_run(exported):
     (exported / MANIFEST).unlink()  # as earlier versions left it
     expected = logits(exported)
