@@ -7,7 +7,8 @@
 
 Random scores are rounded to a mask within each target, it is cut out, and the smaller model and
 the dense one are measured in turn. Speed depends on how much each layer keeps, not on which units.
-Memory is that of the tensors: parameters, and keys and values of a batch that was read.
+Memory is that of the tensors: parameters, and keys and values of a batch that was read; in brackets
+the share of it by which the resident memory of a new process grows.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from memory_growth import memory_growth
 from transformers import DynamicCache, PreTrainedModel
 
 from pgprune.budget.bounds import bounds_of
@@ -112,7 +114,8 @@ def measure(model: PreTrainedModel, target: Target, config: TargetsConfig) -> Re
         spread = time_ratio(smaller, model, target, config)
         return record | {"measured": spread.median, "quartiles": [spread.low, spread.high]}
     if target.quantity == "memory":
-        return record | {"measured": tensor_bytes_of(smaller, target)}
+        growth = memory_growth(smaller, target.batch, target.length)
+        return record | {"measured": tensor_bytes_of(smaller, target), "growth": growth}
     return record | {"measured": record["parameters"]}
 
 
@@ -153,6 +156,7 @@ def table(records: Sequence[Record]) -> str:
         said = Target.parse(record["target"]).said
         low, high = record.get("quartiles", (None, None))
         spread = "" if low is None else f" ({low:.3f} to {high:.3f})"
+        spread += f" ({record['growth'] / record['measured']:.1%})" if "growth" in record else ""
         kept = record["parameters"] / record["dense_parameters"]
         rows.append(
             [
@@ -167,7 +171,7 @@ def table(records: Sequence[Record]) -> str:
         ", ".join(f"{name} {value}" for name, value in record["machine"].items())
         for record in records
     }
-    head = ["model", "target", "as counted", "measured (quartiles)", "parameters kept"]
+    head = ["model", "target", "as counted", "measured (quartiles; growth)", "parameters kept"]
     return f"{grid(head, rows)}\nMeasured on {'; '.join(sorted(machines))}; seed 0.\n"
 
 
