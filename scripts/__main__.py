@@ -46,7 +46,7 @@ def main() -> NoReturn:
     # Imported only now: torch and transformers take seconds.
     begin()
     command = import_module(f"pgprune.commands.{COMMANDS[name]}")
-    run_command(command.main, replicas=name == "train")
+    run_command(command.main, replicas=name in ("train", "finetune"))
 
 
 def answer(word: str) -> None:

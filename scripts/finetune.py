@@ -5,6 +5,7 @@
     pgprune finetune runs/NAME                            # LoRA on its own calibration text
     pgprune finetune runs/NAME --data alpaca.json         # on instructions
     pgprune finetune DIR --distill --teacher MODEL --output DIR
+    torchrun --nproc-per-node=2 -m pgprune.commands finetune runs/NAME --distill    # on two GPUs
 
 MODEL is a finished run, which is pruned in memory, or a model: an export, a dense directory, a hub
 id or `builtin`. The result is a new directory with the same number of parameters, which
@@ -25,9 +26,11 @@ from typing import get_type_hints
 from transformers.utils import logging
 
 from pgprune.finetuning.finetune import Finetuning
+from pgprune.finetuning.processes import one_voice
 from pgprune.finetuning.settings import FinetuningSettings
 from pgprune.finetuning.view import print_finetuning
 from pgprune.utils.command_line import ArgumentParser, run_command
+from pgprune.utils.process_ids import rank
 from pgprune.utils.progress import note
 from pgprune.utils.progress_view import showing
 
@@ -41,17 +44,18 @@ def main() -> int:
     """Parses the options, finetunes, and prints the results."""
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    arguments = make_parser().parse_args()
-    settings = FinetuningSettings.from_arguments(arguments)
-    with showing(settings.finetuning.quiet) as console:
-        try:
-            finetuning = Finetuning(arguments.model, settings)
-            note(f"finetuning {arguments.model} into {finetuning.output}")
-            record = finetuning.run()
-        except KeyboardInterrupt:
-            note("interrupted; --resume continues from the last checkpoint")
-            return 130
-        print_finetuning(record, console)
+    with one_voice():
+        arguments = make_parser().parse_args()
+        settings = FinetuningSettings.from_arguments(arguments)
+        with showing(settings.finetuning.quiet or rank() > 0) as console:
+            try:
+                finetuning = Finetuning(arguments.model, settings)
+                note(f"finetuning {arguments.model} into {finetuning.output}")
+                record = finetuning.run()
+            except KeyboardInterrupt:
+                note("interrupted; --resume continues from the last checkpoint")
+                return 130
+            print_finetuning(record, console)
     return 0
 
 
@@ -63,4 +67,4 @@ def make_parser() -> ArgumentParser:
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(main, replicas=True)

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pgprune.errors import PruningError
-from pgprune.finetuning.lora import listed_family
 from pgprune.finetuning.objectives import Autocast
+from pgprune.finetuning.parts import listed_family
 from pgprune.inspection.base_model import base_model
 from pgprune.masking.executors import LayerCall
 from pgprune.masking.kept_weights import calling

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from pgprune.errors import PruningError
 from pgprune.utils.files import read_checkpoint, saving, write_checkpoint
+from pgprune.utils.process_ids import rank
 from pgprune.utils.progress import note
 
 State = tuple[dict[str, Tensor], dict[str, Any]]
@@ -44,11 +45,13 @@ class Checkpoint:
             )
 
     def save(self, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-        """Writes a state in the place of the last.
+        """Writes a state in the place of the last; of several processes, the main one does.
 
         Raises:
             PruningError: the disk is full or refuses.
         """
+        if rank() > 0:
+            return
         with saving(self.path, ", then repeat the same command with --resume"):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_checkpoint(self.path, tensors, record)

@@ -12,6 +12,7 @@ from pgprune.runs.finished import FinishedRun
 from pgprune.runs.model_card import public_name
 from pgprune.utils.files import user_path
 from pgprune.utils.options import SEEDS, Config, option, same_option
+from pgprune.utils.progress import note
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,14 @@ class FinetuningConfig(Config):
     resume: bool = option(False, "resume the same command from its last checkpoint")
     checkpoint_every: int = option(50, "updates between checkpoints", minimum=1)
     quiet: bool = option(False, "print only errors")
+
+
+def length_of(asked: int, model_config: PretrainedConfig) -> int:
+    """Limits the length of windows to the model's context, and says so."""
+    limit = getattr(model_config, "max_position_embeddings", None) or asked
+    if asked > limit:
+        note(f"--sequence-length is {limit:,}, the model's context, and not {asked:,}")
+    return min(asked, limit)
 
 
 def output_of(source: str, run: FinishedRun | None, asked: str | None) -> Path:

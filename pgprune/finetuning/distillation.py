@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pgprune.finetuning.lora import listed_family
 from pgprune.finetuning.objectives import (
     Autocast,
     backward_by_chunks,
@@ -23,6 +22,7 @@ from pgprune.finetuning.objectives import (
     predicting,
     states_after,
 )
+from pgprune.finetuning.parts import listed_family
 from pgprune.losses.divergence import divergences_from, predictions, tempered
 from pgprune.losses.tokens import LogitsMemory, each_chunk
 from pgprune.utils.options import Config, option

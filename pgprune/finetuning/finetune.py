@@ -19,9 +19,10 @@ from pgprune.data.stream import check_sequence_length, evaluation_windows, first
 from pgprune.errors import PruningError
 from pgprune.finetuning.batches import open_data
 from pgprune.finetuning.checkpoint import Checkpoint
-from pgprune.finetuning.config import data_of, evaluation_of, output_of, refuse_zeros
-from pgprune.finetuning.lora import listed_family
+from pgprune.finetuning.config import data_of, evaluation_of, length_of, output_of, refuse_zeros
 from pgprune.finetuning.output import RECORD_FILE, add_to_run, write_finetuned
+from pgprune.finetuning.parts import listed_family
+from pgprune.finetuning.processes import agreed, check_alike, join, shared
 from pgprune.finetuning.settings import FinetuningSettings
 from pgprune.finetuning.stages import Stage, Work, fit_blocks, train
 from pgprune.finetuning.teacher import Teacher, check_memory
@@ -38,7 +39,8 @@ from pgprune.utils.ctrl_c import ctrl_c
 from pgprune.utils.devices import choose_device
 from pgprune.utils.files import check_new, saving
 from pgprune.utils.memory import peak_memory
-from pgprune.utils.progress import note, phase
+from pgprune.utils.process_ids import rank, world_size
+from pgprune.utils.progress import phase
 
 
 class Finetuning:
@@ -59,6 +61,7 @@ class Finetuning:
         self._started = time.monotonic()
         self._source, self._settings = source, settings
         config, data = settings.finetuning, settings.data
+        join(config.device)
         run = run_at(source)
         self.output = output_of(source, run, config.output)
         self._checkpoint = Checkpoint(self.output, "", config.resume)
@@ -82,7 +85,7 @@ class Finetuning:
         else:
             self._sets = evaluation_windows(self._evaluation, self._tokenizer)
         with phase("reading the training data"):
-            self._open_data(self._length(data.sequence_length, model_config))
+            self._open_data(length_of(data.sequence_length, model_config))
 
     def run(self) -> dict[str, Any]:
         """Finetunes and writes, from the checkpoints with ``resume``.
@@ -103,6 +106,9 @@ class Finetuning:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
+        if rank() > 0:  # the main process holds it
+            yield
+            return
         lock = self.output.with_name(f".{self.output.name}.lock")
         with saving(self.output):
             lock.parent.mkdir(parents=True, exist_ok=True)
@@ -126,6 +132,8 @@ class Finetuning:
         self._checkpoint.note_absence(self._local_checkpoint)
         resumed = self._checkpoint.load(asked)
         resumed_local = self._local_checkpoint.load(asked)
+        reached = {"checkpoint": [each and each[1] for each in (resumed, resumed_local)]}
+        check_alike(asked | reached)
         earlier = (resumed or resumed_local or ({}, {}))[1]
         before = earlier.get("seconds", 0.0)
         # A resumed command has measured this already.
@@ -145,7 +153,8 @@ class Finetuning:
             return Work(*models, self._batches, self._held, record, seconds)
 
         stages = list[Stage]()
-        with ctrl_c() as interrupted:
+        with ctrl_c() as pressed:
+            interrupted = agreed(pressed)
             if settings.local.local:
                 stages.append(
                     fit_blocks(work(), self._local_checkpoint, resumed_local, interrupted)
@@ -166,6 +175,8 @@ class Finetuning:
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions(),
         }
+        if rank() > 0:
+            return result
         with phase(f"writing {self.output}"):
             write_finetuned(self.output, loaded, loaded.model, result)
         # After the directory is complete; a failure here loses nothing of it.
@@ -201,6 +212,7 @@ class Finetuning:
             "parameters": loaded.parameters,
             "dtype": str(loaded.model.dtype).removeprefix("torch."),
             "device": loaded.model.device.type,
+            "processes": world_size(),
             "evaluation": {
                 "source": evaluation.evaluation,
                 "sequence_length": evaluation.sequence_length,
@@ -212,7 +224,7 @@ class Finetuning:
     def _perplexities(
         self, loaded: LoadedModel, row: str, until_sure: bool = False
     ) -> Perplexities:
-        compute = partial(model_losses, loaded.model)
+        compute = shared(partial(model_losses, loaded.model))
         return measured(compute, [row], self._sets, until_sure=until_sure)
 
     def _check_teacher(self, run: FinishedRun | None, config: PretrainedConfig) -> Teacher:
@@ -257,13 +269,6 @@ class Finetuning:
             windows = second_domain(other, tokenizer, length, validation.validation_windows)
             self._held = {"training text": held, "other text": windows}
             self._held_of = dict(zip(self._held, (source, other), strict=True))
-
-    def _length(self, asked: int, model_config: PretrainedConfig) -> int:
-        """Limits the window length to the model's context."""
-        limit = getattr(model_config, "max_position_embeddings", None) or asked
-        if asked > limit:
-            note(f"--sequence-length is {limit:,}, the model's context, and not {asked:,}")
-        return min(asked, limit)
 
     def _check_output(self) -> None:
         if self._settings.finetuning.resume and (self.output / RECORD_FILE).exists():

@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 from pgprune.finetuning.blocks import BLOCKS, Blocks
 from pgprune.finetuning.distillation import relative_errors
 from pgprune.finetuning.objectives import Autocast
+from pgprune.finetuning.processes import own, sum_gradients, summed
 from pgprune.finetuning.training import device_of
 from pgprune.masking.masked_lm import MaskedLM
 from pgprune.masking.units import PruningUnits
@@ -206,8 +207,12 @@ class LocalDistillation:
                 done = (turn * per_pass + step) / (config.local_passes * per_pass)
                 optimizer.param_groups[0]["lr"] = self._highest * (1 + math.cos(math.pi * done)) / 2
                 optimizer.zero_grad()
-                found = self._after(index, block, some, read, states)
-                relative_errors(found, right[some]).mean().backward()
+                mine = own(torch.tensor(some)).tolist()
+                if mine:
+                    found = self._after(index, block, mine, read, states)
+                    share = relative_errors(found, right[mine]).sum()
+                    (share / (len(some) * right.shape[1])).backward()
+                sum_gradients(parameters)
                 optimizer.step()
             error = self._held_out(index, block, read, states, right)
             if error < best:
@@ -225,11 +230,12 @@ class LocalDistillation:
         """Computes a block's error: the mean over the texts of that over their tokens."""
         errors, start = [], self._text.trained
         for count in self._text.domains:
-            found = []
-            for some in _batches(range(start, start + count), self._config.local_batch_size):
+            mine = own(torch.arange(start, start + count)).tolist()
+            total = torch.zeros((), dtype=torch.float64)
+            for some in _batches(mine, self._config.local_batch_size):
                 after = self._after(index, block, some, read, states)
-                found.append(relative_errors(after, right[some]).double().flatten())
-            errors.append(float(torch.cat(found).mean()))
+                total += relative_errors(after, right[some]).double().sum().cpu()
+            errors.append(float(summed(total)) / (count * right.shape[1]))
             start += count
         return sum(errors) / len(errors)
 

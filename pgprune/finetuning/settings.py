@@ -9,11 +9,12 @@ from pgprune.errors import PruningError
 from pgprune.finetuning.config import FinetuningConfig
 from pgprune.finetuning.distillation import DistillationConfig
 from pgprune.finetuning.local import LocalConfig
-from pgprune.finetuning.lora import LoraConfig, check_peft
+from pgprune.finetuning.parts import LoraConfig, check_peft
 from pgprune.finetuning.training import TrainingConfig
 from pgprune.finetuning.validation import ValidationConfig
 from pgprune.utils.command_line import from_arguments
 from pgprune.utils.options import Config
+from pgprune.utils.process_ids import local_world_size, world_size
 
 LEARNING_RATE = 1e-3
 """Of plain finetuning by LoRA."""
@@ -62,6 +63,23 @@ class FinetuningSettings:
             raise PruningError(f"--tokens and --{name} contradict each other; give one of them")
         if self.trains and self.train == "lora":
             check_peft()
+        self._check_processes()
+
+    def _check_processes(self) -> None:
+        """Checks that each process has windows to compute, and a device."""
+        sizes = {"batch-size": self.training.batch_size} if self.trains else {}
+        sizes |= {"local-batch-size": self.local.local_batch_size} if self.local.local else {}
+        for name, size in sizes.items():
+            if size < world_size():
+                raise PruningError(
+                    f"{world_size()} processes cannot share the {size} windows of an update; start "
+                    f"at most {size}, or choose a larger --{name}"
+                )
+        if local_world_size() > 1 and ":" in self.finetuning.device:
+            raise PruningError(
+                f"device {self.finetuning.device} would hold all {local_world_size()} processes of "
+                "a host; choose cuda or auto, which give each a device of its own"
+            )
 
     @classmethod
     def from_arguments(cls, arguments: Namespace) -> Self:

@@ -9,13 +9,12 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from pgprune.finetuning.all_weights import Weights
 from pgprune.finetuning.batches import Batches
 from pgprune.finetuning.checkpoint import Checkpoint, State
 from pgprune.finetuning.distillation import Distillation
 from pgprune.finetuning.local import LocalDistillation
-from pgprune.finetuning.lora import Adapters, listed_family
 from pgprune.finetuning.objectives import CrossEntropy, Objective, autocast
+from pgprune.finetuning.parts import Adapters, Weights, listed_family
 from pgprune.finetuning.settings import FinetuningSettings
 from pgprune.finetuning.training import Trainer, device_of, recomputing
 from pgprune.finetuning.validation import Keeper

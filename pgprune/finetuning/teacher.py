@@ -15,6 +15,7 @@ from pgprune.runs.finished import FinishedRun
 from pgprune.runs.model_card import public_name
 from pgprune.utils.files import user_path
 from pgprune.utils.memory import free_memory
+from pgprune.utils.process_ids import local_world_size
 
 _SLICED = f"{PRUNED}slicegpt"
 
@@ -138,6 +139,8 @@ def check_memory(
     if trained != "lora":
         # Float32 weights in the place of those, gradients, two moments, the best weights.
         needed += student * (4 * 5 - size)
+    if device.type == "cpu":
+        needed *= local_world_size()  # which share the memory of the host
     if needed > free:
         lower = "--train lora, " if trained != "lora" else ""
         raise ResourceError(

@@ -20,10 +20,12 @@ from transformers import PreTrainedModel
 from pgprune.errors import PruningError
 from pgprune.finetuning.batches import Batches
 from pgprune.finetuning.objectives import Objective
+from pgprune.finetuning.processes import own, sum_gradients, summed
 from pgprune.models.families import decoder_layers
 from pgprune.models.family import Family
 from pgprune.utils.memory import within_memory
 from pgprune.utils.options import Config, option
+from pgprune.utils.process_ids import rank
 
 
 @dataclass(frozen=True)
@@ -142,17 +144,20 @@ class Trainer:
         Raises:
             PruningError: the loss is not finite, or the memory does not suffice.
         """
-        ids, trained = (each.to(self._device) for each in self._batches.at(self.step))
-        size, count = self._config.micro_batch_size, int(trained[:, 1:].sum())
+        batch, size = self._batches.at(self.step), self._config.micro_batch_size
+        count = int(batch[1][:, 1:].sum())
+        ids, trained = (own(each).to(self._device) for each in batch)
         backward = partial(self._objective.backward, self.part.model)
         self._optimizer.zero_grad()
         # The mean is over the trained tokens of the whole batch, however it is split.
         with (
-            seeded(self._seed, self.step + 1, self._device),
+            seeded(self._seed, self.step + 1, self._device, rank()),
             within_memory("choose a smaller --micro-batch-size, or --gradient-checkpointing"),
         ):
-            parts = zip(ids.split(size), trained.split(size), strict=True)
-            loss = sum(backward(*part, count) for part in parts)
+            parts = zip(ids.split(size), trained.split(size), strict=True) if len(ids) else ()
+            share = sum(backward(*part, count) for part in parts)
+            sum_gradients(self.part.parameters.values())
+        loss = float(summed(torch.tensor(share, dtype=torch.float64)))
         if not math.isfinite(loss):
             raise PruningError(
                 f"the loss of step {self.step + 1} is {loss}; choose a learning_rate below "
@@ -164,7 +169,7 @@ class Trainer:
             group["lr"] = step_size(self._config, self._highest, self.step, self.total)
         self._optimizer.step()
         self.step += 1
-        self.tokens += ids.numel()
+        self.tokens += batch[0].numel()
         self.losses.append(loss)
         return loss
 
@@ -212,10 +217,10 @@ def device_of(model: PreTrainedModel) -> torch.device:
 
 
 @contextmanager
-def seeded(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """Makes everything random within a step a function of (seed, step)."""
+def seeded(seed: int, step: int, device: torch.device, process: int = 0) -> Iterator[None]:
+    """Makes everything random within a step a function of (seed, step, process)."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         # A resumed training draws the dropout that an uninterrupted one draws.
-        torch.manual_seed(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]))
+        torch.manual_seed(int(np.random.SeedSequence([seed, step, process]).generate_state(1)[0]))
         yield

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pgprune.data.calibration import VALIDATION_WINDOWS
 from pgprune.finetuning.batches import open_text
+from pgprune.finetuning.processes import shared
 from pgprune.losses.windows import model_losses, window_losses
 from pgprune.utils.options import Config, option
 from pgprune.utils.progress import note
@@ -137,11 +138,9 @@ class Keeper:
 
 def held_out_losses(model: PreTrainedModel, sets: Mapping[str, Tensor]) -> dict[str, float]:
     """Computes the mean loss of each set of windows (V, T), in nats."""
-    compute = partial(model_losses, model)
-    return {
-        name: float(window_losses(compute, windows, label="validation").mean())
-        for name, windows in sets.items()
-    }
+    losses = partial(window_losses, partial(model_losses, model), label="validation")
+    compute = shared(losses)
+    return {name: float(compute(windows).mean()) for name, windows in sets.items()}
 
 
 def _mean(look: Mapping[str, Any]) -> float:

@@ -7,8 +7,8 @@ from torch.nn.utils import parameters_to_vector
 from helpers.finetuning_toy import pruned, same, trained, trainer, weights, windows
 from helpers.tiny import VOCABULARY, exact_norms, layers_of, tiny_model
 from pgprune.finetuning.distillation import Distillation, DistillationConfig
-from pgprune.finetuning.lora import listed_family
 from pgprune.finetuning.objectives import CrossEntropy, autocast, states_after
+from pgprune.finetuning.parts import listed_family
 from pgprune.finetuning.training import recomputing
 
 EXACT = {"rtol": 0, "atol": 1e-11}

@@ -10,8 +10,8 @@ from helpers.finetuning_toy import pruned
 from helpers.tiny import tiny_model, tokens
 from pgprune.finetuning.blocks import BLOCKS, Blocks
 from pgprune.finetuning.local import LocalConfig, LocalDistillation
-from pgprune.finetuning.lora import listed_family
 from pgprune.finetuning.objectives import autocast
+from pgprune.finetuning.parts import listed_family
 from pgprune.models.families import decoder_layers
 
 PLAIN = autocast("full", torch.device("cpu"))

@@ -13,7 +13,7 @@ from helpers.finetuning_toy import trainer as trainer_of
 from helpers.masks import patterns
 from helpers.tiny import tiny_model, tokens
 from pgprune import PruningError
-from pgprune.finetuning.lora import LoraConfig, projections
+from pgprune.finetuning.parts import LoraConfig, projections
 from pgprune.masking.units import PruningUnits
 from pgprune.models.registration import sliced_classes
 from pgprune.surgery.layers import prune

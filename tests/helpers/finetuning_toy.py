@@ -12,12 +12,11 @@ from helpers.masks import patterns
 from helpers.tiny import tiny_model, tokens
 from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.data.training_data import TrainingWindows
-from pgprune.finetuning.all_weights import Weights
 from pgprune.finetuning.batches import EpochBatches
 from pgprune.finetuning.config import FinetuningConfig
 from pgprune.finetuning.finetune import Finetuning
-from pgprune.finetuning.lora import Adapters, LoraConfig
 from pgprune.finetuning.objectives import CrossEntropy, autocast
+from pgprune.finetuning.parts import Adapters, LoraConfig, Weights
 from pgprune.finetuning.settings import FinetuningSettings
 from pgprune.finetuning.training import Trainer, TrainingConfig
 from pgprune.losses.windows import model_perplexity

@@ -12,8 +12,10 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from multiprocessing import get_context
+from pathlib import Path
 from typing import IO, Any
 
+import pytest
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone")
@@ -85,6 +87,19 @@ class Forked:
         sys.argv = words
         sys.path.insert(0, os.path.dirname(words[0]))  # as Python does for a script
         start(words[0], run_name="__main__")
+
+
+def process_of(rank: int, launcher: Forked) -> int:
+    """The number of a launched process to the system."""
+    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
+    if not children.exists():
+        pytest.skip("this system does not list the children of a process")
+    return [int(child) for child in children.read_text().split()][rank]
+
+
+def complaints(err: str) -> list[str]:
+    """The messages of the command, without what torchrun says."""
+    return [line for line in err.splitlines() if line.startswith("error: ")]
 
 
 def _read(file: IO[str]) -> str:

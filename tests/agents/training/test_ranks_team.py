@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from helpers.command import SCRIPT, assert_same_run, logged, results, train, wait_for
-from helpers.forked import TORCHRUN, Forked
+from helpers.forked import TORCHRUN, Forked, complaints, process_of
 from pgprune.errors import PruningError
 from pgprune.runs.progress import read_progress
 from pgprune.runs.run import Run
@@ -41,19 +41,6 @@ def finished_anew(*options: str) -> str:
     done = subprocess.run([*LAUNCH, *options], env=ONE_THREAD, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
-
-
-def process_of(rank: int, launcher: Forked) -> int:
-    """The number of a launched process to the system."""
-    children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
-    if not children.exists():
-        pytest.skip("this system does not list the children of a process")
-    return [int(child) for child in children.read_text().split()][rank]
-
-
-def complaints(err: str) -> list[str]:
-    """The messages of the command, without what torchrun says."""
-    return [line for line in err.splitlines() if line.startswith("error: ")]
 
 
 @pytest.fixture(scope="module")

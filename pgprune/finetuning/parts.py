@@ -1,6 +1,7 @@
-"""Low-rank adapters (LoRA) of all projections of a frozen model, which are merged in the end.
+"""The part of a model that is trained: low-rank adapters (LoRA), or weights themselves.
 
-The adapters are those of peft (Hu et al. 2022, arXiv 2106.09685).
+The adapters are those of peft (Hu et al. 2022, arXiv 2106.09685), of all projections of a frozen
+model; they are merged into it in the end.
 """
 
 import warnings
@@ -125,6 +126,40 @@ class Adapters:
         """Adds the adapters to the weights and removes them; returns the model."""
         merged: PreTrainedModel = self._adapted.merge_and_unload(safe_merge=True)
         return merged.eval().requires_grad_(False)
+
+
+class Weights:
+    """Weights of a model, as a ``Trainable``.
+
+    Weights of 16 bits are trained in float32, as most steps are below their last bit; ``merge``
+    rounds them.
+
+    Args:
+        model: a causal LM without gradients; ``merge`` gives it back.
+        layers: whether only the weights of the layers are trained: no embeddings, head, final norm.
+
+    Attributes:
+        model: the model.
+        parameters: its trained weights by name.
+
+    Raises:
+        PruningError: the model is in float16.
+    """
+
+    def __init__(self, model: PreTrainedModel, layers: bool) -> None:
+        refuse_float16(model)
+        prefix = f"{listed_family(model.config).layers}." if layers else ""
+        self._dtype, self.model = model.dtype, model
+        if model.dtype.itemsize < 4:
+            model.float()
+        self.parameters = {n: p for n, p in model.named_parameters() if n.startswith(prefix)}
+        for parameter in self.parameters.values():
+            parameter.requires_grad_()
+
+    def merge(self) -> PreTrainedModel:
+        """Returns the model in its number format, without gradients."""
+        self.model.zero_grad()
+        return self.model.to(self._dtype).requires_grad_(False)  # type: ignore[arg-type]
 
 
 def refuse_float16(model: PreTrainedModel) -> None:
