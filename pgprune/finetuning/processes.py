@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 
-from pgprune.errors import PruningError, ResourceError, first_line
+from pgprune.errors import PruningError, ResourceError
 from pgprune.utils.devices import choose_device
 from pgprune.utils.process_ids import rank, world_size
 
@@ -93,8 +93,6 @@ def summed(tensor: Tensor) -> Tensor:
 
 def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Gives each process the sums of all gradients; where no process has one, there is none."""
-    if world_size() == 1:
-        return
     trained = list(parameters)
     present = summed(torch.tensor([float(each.grad is not None) for each in trained]))
     for parameter in (each for each, count in zip(trained, present, strict=True) if count):
@@ -104,8 +102,6 @@ def sum_gradients(parameters: Iterable[nn.Parameter]) -> None:
 
 def shared(compute: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """Makes all processes compute losses of windows together, (B, T) -> (1, B)."""
-    if world_size() == 1:
-        return compute
 
     def losses(ids: Tensor) -> Tensor:
         rows, found = own(torch.arange(len(ids))), torch.zeros(1, len(ids), dtype=torch.float64)
@@ -118,8 +114,6 @@ def shared(compute: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
 
 def agreed(here: Callable[[], bool]) -> Callable[[], bool]:
     """Makes something true in all processes as soon as it is true in one."""
-    if world_size() == 1:
-        return here
     return lambda: bool(summed(torch.tensor(float(here()))))
 
 
@@ -181,4 +175,4 @@ def _lost() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise ResourceError(f"{_ENDED} ({first_line(error)})") from error
+        raise ResourceError(_ENDED) from error
