@@ -15,7 +15,7 @@ from helpers.forked import TORCHRUN, Forked, complaints, process_of
 from pgprune import PruningError
 from pgprune.finetuning.config import FinetuningConfig
 from pgprune.finetuning.local import LocalConfig
-from pgprune.finetuning.processes import join
+from pgprune.finetuning.processes import check_alike, join
 from pgprune.finetuning.settings import FinetuningSettings
 from pgprune.finetuning.training import TrainingConfig
 
@@ -95,6 +95,7 @@ def test_kill_minus_9_of_one_process_ends_the_command_which_one_process_resumes(
     assert json.loads((output / "finetuning.json").read_text())["completed"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_was_learned(words, tmp_path):
     output, checkpoint = tmp_path / "new", tmp_path / "new.checkpoint.safetensors"
     process = launch(*words, *LONG, f"--output={output}")
@@ -141,6 +142,14 @@ def two(monkeypatch) -> None:
 def test_what_processes_cannot_share(change, says, two):
     with pytest.raises(PruningError, match=says):
         FinetuningSettings(**change)
+
+
+def test_a_host_has_other_files(two, monkeypatch):
+    right = {"model": "a", "data": "b"}
+    monkeypatch.setattr("accelerate.utils.broadcast_object_list", lambda facts: [right])
+    check_alike(dict(right))
+    with pytest.raises(PruningError, match="it has another data than the main process; give all"):
+        check_alike(right | {"data": "c"})
 
 
 def test_accelerate_is_missing(two, monkeypatch):
