@@ -139,13 +139,16 @@ def check_memory(
     if trained != "lora":
         # Float32 weights in the place of those, gradients, two moments, the best weights.
         needed += student * (4 * 5 - size)
-    if device.type == "cpu":
-        needed *= local_world_size()  # which share the memory of the host
-    if needed > free:
+    # The processes of a host share its memory, and have a GPU each.
+    copies = local_world_size() if device.type == "cpu" else 1
+    if needed * copies > free:
         lower = "--train lora, " if trained != "lora" else ""
+        lower += "fewer processes, " if copies > 1 else ""
+        whose = f" of {copies} processes" if copies > 1 else ""
         raise ResourceError(
-            f"teacher and student need {needed / 1e9:.1f} GB of memory and their activations, but "
-            f"{free / 1e9:.1f} GB are free; choose {lower}--dtype bfloat16, or another --device"
+            f"teacher and student{whose} need {needed * copies / 1e9:.1f} GB of memory and their "
+            f"activations, but {free / 1e9:.1f} GB are free; choose {lower}--dtype bfloat16, "
+            "or another --device"
         )
 
 

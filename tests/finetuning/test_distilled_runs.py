@@ -163,9 +163,18 @@ def test_a_teacher_whose_states_do_not_compare(run, config, data, tmp_path, opti
     assert record["completed"]
 
 
-def test_too_little_memory_says_what_to_lower(run, config, data, monkeypatch):
-    monkeypatch.setattr("pgprune.finetuning.teacher.free_memory", lambda device: 1000)
-    message = "need 0.0 GB of memory .* choose --train lora, --dtype bfloat16, or another --device"
+@pytest.mark.parametrize(
+    ("processes", "free", "message"),
+    [
+        ("1", 1000, "student need 0.0 GB .* choose --train lora, --dtype bfloat16, or another"),
+        ("999", 10**6, "student of 999 processes need 0.2 GB .* lora, fewer processes, --dtype"),
+    ],
+)
+def test_too_little_memory_says_what_to_lower(
+    processes, free, message, run, config, data, monkeypatch
+):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    monkeypatch.setattr("pgprune.finetuning.teacher.free_memory", lambda device: free)
     refuses(message, run.path, config, data, distillation=DISTILL, training=WEIGHTS)
 
 
