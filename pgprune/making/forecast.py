@@ -10,6 +10,7 @@ import torch
 from pgprune.agents.training.loaded import Loaded
 from pgprune.budget.problem import TOKENS_PER_TIMESTEP
 from pgprune.data.training_data import TrainingDataConfig
+from pgprune.finetuning.objectives import autocast
 from pgprune.utils.progress import phase
 
 _ROUNDS = 2  # of evaluations that are timed; the first one warms up, the faster one counts
@@ -24,6 +25,7 @@ class Forecast:
     Attributes:
         seconds: of the dense model on 1,024 tokens.
         masked_seconds: of a mask within the budget on 1,024 tokens.
+        bfloat16_seconds: of the dense model, with products in bfloat16.
         parameters: of the dense model.
         kept: parameters that such a mask leaves.
         itemsize: bytes of a weight.
@@ -35,6 +37,7 @@ class Forecast:
 
     seconds: float
     masked_seconds: float
+    bfloat16_seconds: float
     parameters: int
     kept: int
     itemsize: int
@@ -45,7 +48,7 @@ class Forecast:
 
     @classmethod
     def of(cls, loaded: Loaded) -> "Forecast":
-        """Measures two evaluations of the model that is loaded."""
+        """Measures three evaluations of the model that is loaded."""
         settings, problem = loaded.settings, loaded.problem
         lm, units = problem.lm, problem.units
         batch = problem.stream.head(problem.stream.batch_size)
@@ -53,14 +56,16 @@ class Forecast:
         mask = problem.budget.round(scores.double())
         tokens = lm.meter.tokens
         with phase("measuring an evaluation"):
-            dense, masked = (
-                _fastest(partial(lm.losses, mask[None], batch)) for mask in (units.ones(), mask)
-            )
+            whole = partial(lm.losses, units.ones()[None], batch)
+            dense, masked = _fastest(whole), _fastest(partial(lm.losses, mask[None], batch))
+            with autocast("bfloat16", lm.device)():
+                rounded = _fastest(whole)
         lm.meter.tokens = tokens  # no cost of the search
         per, usual = TOKENS_PER_TIMESTEP / batch.numel(), TrainingDataConfig().sequence_length
         return cls(
             seconds=dense * per,
             masked_seconds=masked * per,
+            bfloat16_seconds=rounded * per,
             parameters=lm.parameters,
             kept=lm.parameters - units.pruned_parameters(mask),
             itemsize=lm.dtype.itemsize,
@@ -85,9 +90,14 @@ class Forecast:
         return self.kept / self.parameters
 
     @property
-    def window_seconds(self) -> float:
-        """Seconds of the dense model on a window that is trained on."""
-        return self.seconds * self.window / TOKENS_PER_TIMESTEP
+    def precision(self) -> str:
+        """Number format of the products of the recovery, as ``--precision`` of finetuning."""
+        return "bfloat16" if self.bfloat16_seconds < self.seconds else "auto"
+
+    @property
+    def teaching_seconds(self) -> float:
+        """Seconds of the dense model on 1,024 tokens in that format."""
+        return min(self.seconds, self.bfloat16_seconds)
 
     def recovery_tokens(self, seconds: float) -> int:
         """Returns how many tokens the dense model can teach in some seconds.
@@ -95,7 +105,7 @@ class Forecast:
         The teacher and the student run forward, and the student backward, which takes twice its
         time forward.
         """
-        update = self.seconds * (1 + 3 * self.share) * 1.1  # and AdamW
+        update = self.teaching_seconds * (1 + 3 * self.share) * 1.1  # and AdamW
         return max(1, int(seconds / update * TOKENS_PER_TIMESTEP))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from pgprune.budget.problem import TOKENS_PER_TIMESTEP
 from pgprune.data.training_data import TrainingDataConfig
 from pgprune.errors import ResourceError
 from pgprune.finetuning.config import FinetuningConfig
@@ -47,7 +48,8 @@ def recover(run: Path, output: Path, state: State, save: Callable[[], object]) -
     assert minutes is not None
     if "recovery" not in state.stages:
         train = trained(state.forecast, choose_device(model.device))
-        state.stages["recovery"] = plan(state.forecast, minutes) | {"train": train}
+        found = {"train": train, "precision": state.forecast.precision}
+        state.stages["recovery"] = plan(state.forecast, minutes) | found
         save()
     decided = state.stages["recovery"]
     formats = choices_of(FinetuningConfig.__dataclass_fields__["dtype"]) or ()
@@ -62,7 +64,7 @@ def recover(run: Path, output: Path, state: State, save: Callable[[], object]) -
             resume=left,
         ),
         TrainingDataConfig(tokens=str(decided["tokens"])),
-        TrainingConfig(train=decided["train"]),
+        TrainingConfig(train=decided["train"], precision=decided["precision"]),
         distillation=DistillationConfig(distill=True),
         local=LocalConfig(local=True, local_windows=local) if local else LocalConfig(),
         validation=ValidationConfig(
@@ -81,12 +83,15 @@ def plan(forecast: Forecast, minutes: float) -> dict[str, Any]:
         ``validation_windows`` of each of two texts, and ``validate_every``, in updates.
     """
     usual, seconds = LocalConfig(), 60 * minutes
+    windows = forecast.window / TOKENS_PER_TIMESTEP  # in 1,024 tokens
     # The dense states once; each pass forward and backward; and each block forward, twice.
-    per_window = forecast.window_seconds * (1 + forecast.share * (3 * usual.local_passes + 2))
+    per_window = (
+        windows * forecast.teaching_seconds * (1 + forecast.share * (3 * usual.local_passes + 2))
+    )
     local = min(usual.local_windows, int(_LOCAL * seconds / per_window))
     local = local if local >= _FEWEST else 0
     seconds -= local * per_window
-    both = 2 * forecast.share * forecast.window_seconds  # a held-out window of each text
+    both = 2 * forecast.share * windows * forecast.seconds  # a held-out window of each text
     held = int(_VALIDATION * seconds / (_LOOKS[0] * both))
     held = min(max(held, 4), ValidationConfig().validation_windows)
     looks = min(max(int(_VALIDATION * seconds / (held * both)), _LOOKS[0]), _LOOKS[1])
