@@ -40,8 +40,11 @@ AUTO = {"a tenth": "auto:total-timesteps=250", "all": "auto"}
 REPAIRED = {
     "a tenth": f"auto:total-timesteps=50,{_REWARD},reward-refit=3",
     "all": f"auto:total-timesteps=2640,{_REWARD}",
+    "levels": "auto:total-timesteps=400,reward=levels,loss=kl,repair-samples=1024",
 }
 """The recommended agent by its share of tokens; for repaired masks, rewarded as such.
+
+What it chooses by itself, levels, has the same units and budget as the others here.
 
 Looks at the validation batch, moments for the rewards and the repair of a second mask cost tokens,
 too, so that a tenth of them allows fewer evaluations than 300, and all of them fewer than 3,000.
@@ -52,6 +55,7 @@ ROUNDS = {
     "all": [AUTO["all"]],
     "steps": [],
     "all-repaired": [REPAIRED["all"]],
+    "levels": [REPAIRED["levels"]],
 }
 """What is measured together, beside the paper's agent; ``steps`` are its own around the best."""
 

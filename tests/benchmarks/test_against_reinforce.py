@@ -41,8 +41,8 @@ def test_both_agents_have_the_same_tasks_and_seeds(against):
     every = {cell.method for cell in cells}
     steps = {against.reinforce(step) for step in (0.016, 0.032, 0.064)}
     assert every == {*steps, *against.AUTO.values(), *against.REPAIRED.values()}
-    assert len(cells) == (5 + 2) * 3 * 3
-    assert sum("total-timesteps=" in agent for agent in every) == 3
+    assert len(cells) == (6 + 2) * 3 * 3
+    assert sum("total-timesteps=" in agent for agent in every) == 4
 
 
 def test_a_cell_takes_the_step_with_the_best_mean_of_the_most_seeds(against):
@@ -66,7 +66,7 @@ def test_tokens_count_from_the_start_of_the_other_agent(against):
         own["curve"][0]["tokens"], own["tokens"] = start, end
         found.append(own)
     row = against.tables(Scores(found)).splitlines()[-1]
-    assert row.endswith("| 1.025 |"), "205 of 200, as what it spends on its own start counts"
+    assert "| 1.025 |" in row, "205 of 200, as what it spends on its own start counts"
 
 
 def test_tables_pair_the_runs_of_a_seed(against):
