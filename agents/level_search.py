@@ -75,8 +75,10 @@ class LevelSearch(Agent):
     def start_from(self, learned: Mapping[str, Tensor], mask: Tensor) -> None:
         """Starts from what a search of the same levels has learned at another prune rate.
 
-        Its mask is scaled to the budget, and then improved by its sensitivities within the first
-        trust region. The scaled one is the choice before, which actions compare with.
+        Its mask is scaled to the budget, and then improved by its sensitivities within a trust
+        region. This move stands for the first round: a run that has few actions left and moves
+        once more than others ends above its start. The scaled one is the choice before, which
+        actions compare with.
 
         Args:
             learned: the tensors of its ``state``.
@@ -85,6 +87,7 @@ class LevelSearch(Agent):
         self.sums = learned["sums"].clone()
         kept = self.budget.units.kept_counts(mask[None])[0].tolist()
         self.choice = nearest(self.levels, self.budget, scaled(kept, self.budget))
+        self.round = 1
         self._move()
 
     def mask(self) -> Tensor:

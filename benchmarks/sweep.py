@@ -34,6 +34,8 @@ from pgprune.utils.options import Config, option
 MARKER = "sweep"
 KINDS = ("separate", "sweep", "nested")
 TITLES = {"separate": "separate runs", "sweep": "sweep", "nested": "nested sweep"}
+BARS = {"sweep": 0.01, "nested": 0.03}
+"""Of the difference to separate runs: the share of their log-perplexity that it is to be within."""
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train_agent.py"
 
 
@@ -154,14 +156,17 @@ def _of_model(records: Sequence[Record]) -> str:
     sets = list(models[0]["perplexity"]["dense"])
     kinds = [kind for kind in KINDS if any(it["kind"] == kind for it in models)]
     head = ["rate", "text", "one-shot", *(TITLES[kind] for kind in kinds)]
-    head += [f"{TITLES[kind]} − separate" for kind in kinds if kind != "separate"]
+    for kind in kinds:
+        if kind in BARS:
+            head += [f"{TITLES[kind]} − separate", f"within {BARS[kind]:.0%}"]
     rows = [_row(models, rate, name, kinds) for rate in _rates(models) for name in sets]
     costs = [_costs(records, kind) for kind in kinds]
     dense = ", ".join(f"{name} {models[0]['perplexity']['dense'][name]:.2f}" for name in sets)
     return (
         f"perplexity (dense: {dense}); differences in log-perplexity, seed by seed, are their mean "
-        f"(lowest to highest):\n\n{grid(head, rows)}\nWhat all rates took, the mean of the seeds "
-        f"that have them all:\n\n{grid(['', 'mask evaluations', 'tokens', 'seeds'], costs)}"
+        f"(lowest to highest), and what they are of the log-perplexity of separate runs:\n\n"
+        f"{grid(head, rows)}\nWhat all rates took, the mean of the seeds that have them all:\n\n"
+        f"{grid(['', 'mask evaluations', 'tokens', 'seeds'], costs)}"
     )
 
 
@@ -174,8 +179,8 @@ def _row(records: Sequence[Record], rate: float, text: str, kinds: Sequence[str]
     first = dict(_values(records, kinds[0], rate, text, "initial"))
     row = [f"{rate:g}", text, _mean(first), *(_mean(by_kind[kind]) for kind in kinds)]
     for kind in kinds:
-        if kind != "separate":
-            row.append(_differences(by_kind[kind], by_kind.get("separate", {})))
+        if kind in BARS:
+            row += _differences(by_kind[kind], by_kind.get("separate", {}), BARS[kind])
     return row
 
 
@@ -191,12 +196,16 @@ def _mean(values: dict[int, float]) -> str:
     return f"{statistics.fmean(values.values()):.2f}" if values else "–"
 
 
-def _differences(values: dict[int, float], others: dict[int, float]) -> str:
-    each = [math.log(values[seed] / others[seed]) for seed in values if seed in others]
-    if not each:
-        return "–"
+def _differences(values: dict[int, float], others: dict[int, float], bar: float) -> list[str]:
+    """Returns the difference in log-perplexity, and what it is of that of the others."""
+    pairs = [(math.log(values[it]), math.log(others[it])) for it in values if it in others]
+    if not pairs:
+        return ["–", "–"]
+    each = [value - other for value, other in pairs]
     spread = f" ({min(each):+.4f} to {max(each):+.4f})" if len(each) > 1 else ""
-    return f"{statistics.fmean(each):+.4f}{spread}"
+    share = statistics.fmean(value / other - 1 for value, other in pairs)
+    verdict = "better" if share < -bar else "yes" if share <= bar else "no"
+    return [f"{statistics.fmean(each):+.4f}{spread}", f"{verdict}, {share:+.2%}"]
 
 
 def _costs(records: Sequence[Record], kind: str) -> list[str]:

@@ -15,7 +15,7 @@ from helpers.command import Crash, assert_same_run, results, train
 from helpers.layered import left_to_gain, loss
 from helpers.tiny import AdditiveLM, toy_problem, toy_units
 from pgprune import PruningError
-from pgprune.agents.level_search import LevelSearch, scores_of_levels
+from pgprune.agents.level_search import RADII, SHARES, LevelSearch, scores_of_levels
 from pgprune.agents.levels.start import starts
 from pgprune.agents.training import final_mask, levels
 from pgprune.agents.training.train import Training
@@ -91,15 +91,38 @@ def assert_on_budget(agent: LevelSearch) -> None:
 
 
 def test_a_search_goes_on_where_it_was_saved(tmp_path):
-    whole = searching().learn(6)
-    saved = searching()
+    assert_goes_on(searching(), searching(), tmp_path / "agent.safetensors", rate=0.4)
+
+
+def test_so_does_one_that_started_from_a_neighbour(tmp_path):
+    assert_goes_on(started(), started(), tmp_path / "agent.safetensors", rate=0.6)
+
+
+def assert_goes_on(whole: LevelSearch, saved: LevelSearch, path: Path, rate: float) -> None:
+    whole.learn(6)
     saved.learn(6, lambda agent, _: agent.steps < 9)
-    saved.save(tmp_path / "agent.safetensors")
-    resumed = searching()
-    resumed.load(tmp_path / "agent.safetensors")
+    saved.save(path)
+    resumed = searching(rate=rate)
+    resumed.load(path)
     resumed.learn(6)
     assert torch.equal(resumed.choice, whole.choice)
     assert torch.equal(resumed.sums, whole.sums)
+
+
+def started() -> LevelSearch:
+    """A search that starts from the answer of another at a lower rate."""
+    before = searching(rate=0.3).learn(12)
+    agent = searching(rate=0.6)
+    agent.start_from(before.state()[0], before.mask())
+    return agent
+
+
+def test_a_start_from_a_neighbour_stands_for_the_first_round():
+    agent, rounds = started(), list[float]()
+    assert 0 < int((agent.choice - agent.previous).abs().max()) <= RADII[1]
+    agent.learn(6, lambda _, figures: rounds.append(figures["train/round"]))
+    first = round(len(rounds) * sum(SHARES[:2]))
+    assert rounds == [1.0] * (first - 1) + [2.0] * (len(rounds) - first + 1)
 
 
 def test_a_worse_choice_is_taken_back():

@@ -39,10 +39,28 @@ def test_tables_have_differences_seed_by_seed_and_all_costs(bench):
     records += [record("sweep", seed, None) for seed in (0, 1)]
     text = bench["table"](records)
     assert "**builtin**, perplexity (dense: code 10.00)" in text
-    assert "| 0.3 | code | 40.00 | 20.50 | 20.70 | +0.0097 (+0.0095 to +0.0100) |" in text
+    assert (
+        "| 0.3 | code | 40.00 | 20.50 | 20.70 | +0.0097 (+0.0095 to +0.0100) | yes, +0.32% |"
+        in text
+    )
     assert "| separate runs | 40 | 1,000 | 0, 1 |" in text
     assert "| sweep | 40 | 2,000 | 0, 1 |" in text
     assert "| sweep | – | – | none yet |" in bench["table"]([*records, record("nested", 0, 0.5)])
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "verdict"),
+    [
+        ("sweep", 20.5, "yes, +0.82%"),
+        ("sweep", 21.0, "no, +1.63%"),
+        ("nested", 21.0, "yes, +1.63%"),
+        ("nested", 22.0, "no, +3.18%"),
+        ("sweep", 19.0, "better, -1.71%"),
+    ],
+)
+def test_a_difference_is_a_share_of_the_log_perplexity(kind, value, verdict, bench):
+    text = bench["table"]([record("separate", 0, 0.3, 20.0), record(kind, 0, 0.3, value)])
+    assert f"| {verdict} |" in text
 
 
 def test_what_is_there_is_not_measured_again(bench, tmp_path, monkeypatch):
