@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from pgprune.budget.level_grid import start_counts
 from pgprune.budget.problem import Problem
 from pgprune.data.stream import DataConfig, evaluation_windows
 from pgprune.masking.units import PruningUnits
@@ -77,9 +76,10 @@ def main() -> None:
 def fit(problem: Problem, windows: Tensor) -> dict[str, Way]:
     """Chooses and refits the units of every way, in one pass over the layers."""
     lm, units = problem.lm, problem.units
+    share = 1 - problem.budget.prune_rate
     numbers = {
-        (group.layer, group.kind): int(count)
-        for group, count in zip(units.groups, start_counts(problem.budget), strict=True)
+        (group.layer, group.kind): round(share * (group.stop - group.start))
+        for group in units.groups
     }
     ways = dict[str, Way]()
 
