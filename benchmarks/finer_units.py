@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from fine_problem import add_model, fine_problem
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -48,17 +49,9 @@ _KINDS = {
 def main() -> None:
     """Prints one row for each choice of units."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="builtin")
-    parser.add_argument("--calibration", default="builtin")
-    parser.add_argument("--windows", type=int, default=96)
+    add_model(parser)
     options = parser.parse_args()
-    problem = Problem.make(
-        model=options.model,
-        calibration=options.calibration,
-        granularity="values+channels",
-        budget="parameters",
-        prune_rate=0.25,
-    )
+    problem = fine_problem(options)
     windows = problem.stream.head(options.windows)
     curves = of_levels(problem, windows)
     for found, more in zip(curves, of_queries_and_keys(problem.lm, windows), strict=True):

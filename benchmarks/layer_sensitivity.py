@@ -22,6 +22,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from fine_problem import add_model, fine_problem
 from torch import Tensor
 
 from pgprune.agents.levels.knapsack import cheapest
@@ -76,18 +77,10 @@ class Losses:
 def main() -> None:
     """Prints the two tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", default="builtin")
-    parser.add_argument("--calibration", default="builtin")
-    parser.add_argument("--windows", type=int, default=96, help="that levels are fitted on")
+    add_model(parser)
     parser.add_argument("--judged", type=int, default=12, help="other windows, for the losses")
     options = parser.parse_args()
-    problem = Problem.make(
-        model=options.model,
-        calibration=options.calibration,
-        granularity="values+channels",
-        budget="parameters",
-        prune_rate=0.25,
-    )
+    problem = fine_problem(options)
     windows = problem.stream.head(options.windows + options.judged)
     with tempfile.TemporaryDirectory() as folder:
         kept, _ = level_grid(problem.budget)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
+from fine_problem import add_model, fine_problem
 from torch import Tensor
 
 from pgprune.budget.problem import Problem
@@ -48,20 +49,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--model", default="builtin")
-    add("--calibration", default="builtin")
+    add_model(parser)
     add("--evaluation", default="builtin")
     add("--prune-rate", type=float, default=0.25)
-    add("--windows", type=int, default=96, help="of calibration text (default 96)")
     add("--evaluation-windows", type=int, default=24, help="of each text (default 24)")
     options = parser.parse_args()
-    problem = Problem.make(
-        model=options.model,
-        calibration=options.calibration,
-        granularity="values+channels",
-        budget="parameters",
-        prune_rate=options.prune_rate,
-    )
+    problem = fine_problem(options, options.prune_rate)
     data = DataConfig(evaluation=options.evaluation, evaluation_windows=options.evaluation_windows)
     texts = evaluation_windows(data, problem.tokenizer)
     ways = fit(problem, problem.stream.head(options.windows))
