@@ -4,10 +4,8 @@ Weights and the cache of keys and values are what stays; what a pass through the
 is given back before memory is measured.
 """
 
-import ctypes
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from multiprocessing import get_context
 
 import torch
@@ -15,7 +13,7 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 import pgprune
 from pgprune.losses.tokens import next_token_logits
-from pgprune.utils.memory import memory_now, read_once
+from pgprune.utils.memory import give_back, memory_now, read_once
 
 
 def memory_growth(model: PreTrainedModel, batch: int, length: int) -> int:
@@ -39,9 +37,11 @@ def _growth(folder: str, batch: int, length: int) -> int:
     pgprune.register()
     # A first time, for what libraries keep of any model and any pass through it.
     _loaded(folder, min(batch, 1), 2)
-    before = _settled_memory()
+    give_back()
+    before = memory_now(torch.device("cpu"))
     held = _loaded(folder, batch, length)
-    after = _settled_memory()
+    give_back()
+    after = memory_now(torch.device("cpu"))
     del held
     return after - before
 
@@ -50,14 +50,13 @@ def _loaded(folder: str, batch: int, length: int) -> tuple[PreTrainedModel, Dyna
     """Loads a model, and the cache of a batch that it has read."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     read_once(model.parameters())
+    return model, cache_of(model, batch, length)
+
+
+@torch.inference_mode()
+def cache_of(model: PreTrainedModel, batch: int, length: int) -> DynamicCache:
+    """Reads a batch of texts of some length; returns the cache, which is empty without a batch."""
     cache = DynamicCache(config=model.config)
     if batch:
         next_token_logits(model, torch.zeros(batch, length, dtype=torch.int64), cache)
-    return model, cache
-
-
-def _settled_memory() -> int:
-    """Returns the resident memory, without what the allocator holds for later."""
-    with suppress(OSError, AttributeError):  # other systems than glibc's
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-    return memory_now(torch.device("cpu"))
+    return cache

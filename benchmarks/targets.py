@@ -17,8 +17,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from memory_growth import memory_growth
-from transformers import DynamicCache, PreTrainedModel
+from memory_growth import cache_of, memory_growth
+from transformers import PreTrainedModel
 
 from pgprune.budget.bounds import bounds_of
 from pgprune.budget.budget import BUDGETS, Budget
@@ -26,7 +26,6 @@ from pgprune.budget.targets import TIMES, Target
 from pgprune.evaluation.latency import generate
 from pgprune.evaluation.time_table import times
 from pgprune.evaluation.timing import CLOCKS, Clock, Spread, measure_in_turn
-from pgprune.losses.tokens import next_token_logits
 from pgprune.masking.units import PruningUnits
 from pgprune.models.load import ModelConfig, load_model
 from pgprune.surgery.layers import prune
@@ -137,16 +136,12 @@ def time_ratio(
     return Spread.of_ratios(first, second)
 
 
-@torch.inference_mode()
 def tensor_bytes_of(model: PreTrainedModel, target: Target) -> int:
     """Counts the bytes of parameters, and of keys and values of a batch that was read."""
     total = sum(weight.nbytes for weight in model.parameters())
-    if target.batch:
-        cache = DynamicCache(config=model.config)
-        next_token_logits(model, torch.zeros(target.batch, target.length, dtype=torch.int64), cache)
-        layers = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
-        total += sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
-    return total
+    layers = cache_of(model, target.batch, target.length).layers
+    held = [layer for layer in layers if getattr(layer, "keys", None) is not None]
+    return total + sum(layer.keys.nbytes + layer.values.nbytes for layer in held)
 
 
 def table(records: Sequence[Record]) -> str:
